@@ -1,0 +1,85 @@
+"""Every Celery setting. Celery's default loader reads this file: `celery worker -Q embed`.
+
+Tasks are acknowledged when they start, not when they end, unlike what is usual for long work. The
+ledger in the database knows each shard's owner and lease, and a reconciler sends again what was
+lost, which the Redis transport needs anyway: it can lose a message between BRPOP and its own
+bookkeeping. Late acknowledgement would add three troubles and no safety: a task longer than the
+visibility timeout runs twice; a worker with a running task dies when Redis does (kombu 5.7.0);
+and an acknowledged result waits for a Redis that is away.
+"""
+
+from pipeline.settings import load_settings
+
+_settings = load_settings()
+_PREFIX = "imgrec:"
+
+imports = ("workers.lifecycle", "workers.embed", "workers.index", "workers.query")
+
+broker_url = _settings.redis_url
+result_backend = _settings.redis_url
+
+# Queue names only: Celery then publishes without a binding table, which a wiped Redis would lose.
+task_routes = {
+    "imgrec.embed_shard": {"queue": "embed"},
+    "imgrec.merge_shards": {"queue": "index"},
+    "imgrec.query_image": {"queue": "query"},
+    "imgrec.pictures": {"queue": "query"},
+}
+
+# Never pickle: who can write to Redis would own the workers.
+task_serializer = "json"
+result_serializer = "json"
+accept_content = ["json", "msgpack"]  # msgpack carries the bytes of query images
+result_accept_content = ["json"]
+
+task_acks_late = False
+worker_prefetch_multiplier = 1
+worker_disable_prefetch = True  # take a message only when a slot is free
+
+# Threads: torch, onnxruntime and CUDA must not be used before a fork, so there is none.
+worker_pool = "threads"
+worker_pool_start_method = "spawn"  # for those who choose prefork
+worker_concurrency = 1  # workers.lifecycle raises it for a worker of the query queue alone
+
+worker_hijack_root_logger = True
+worker_log_format = "%(asctime)s %(levelname)s %(message)s"
+worker_task_log_format = "%(asctime)s %(levelname)s %(message)s"
+worker_redirect_stdouts = False
+worker_send_task_events = False
+
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None  # outlast any outage
+worker_cancel_long_running_tasks_on_connection_loss = False
+broker_transport_options = {
+    "global_keyprefix": _PREFIX,
+    # Concerns only messages taken but not started; a started one is acknowledged.
+    "visibility_timeout": 60,
+    "unacked_restore_interval": 5,
+    "unacked_restore_throttle": 1,
+    "unacked_mutex_expire": 60,
+    "health_check_interval": 15,
+    "socket_timeout": 30,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "max_connections": 4 * _settings.query_concurrency,
+}
+result_backend_transport_options = {
+    "global_keyprefix": _PREFIX,
+    "retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.2},
+}
+result_backend_always_retry = True  # or the result of a task that ends in an outage is lost
+result_backend_max_retries = 60
+result_expires = 3600
+redis_socket_timeout = 30
+redis_socket_connect_timeout = 3
+redis_socket_keepalive = True
+redis_retry_on_timeout = True
+redis_backend_health_check_interval = 15
+
+task_publish_retry = True
+task_publish_retry_policy = {
+    "max_retries": 2,
+    "interval_start": 0,
+    "interval_step": 0.2,
+    "interval_max": 0.5,
+}

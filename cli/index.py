@@ -1,0 +1,99 @@
+"""Commands about index versions."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.output import facts, print_json, say, table
+
+if TYPE_CHECKING:
+    from pipeline.versions import Version, VersionStore
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def index() -> None:
+    """List, inspect and roll back index versions."""
+
+
+@index.command("list")
+@json_option
+def list_versions(as_json: bool) -> None:
+    """List the versions that are kept."""
+    store = _store()
+    current, found = store.current_name(), store.versions()
+    if as_json:
+        objects = [_object(version, current) for version in found]
+        print_json({"current": current, "versions": objects})
+        return
+    rows = [
+        [
+            "*" if version.name == current else "",
+            version.name,
+            version.manifest["images"],
+            version.manifest["index"]["factory"],
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.manifest["created_at"])),
+            version.manifest["root"],
+        ]
+        for version in found
+    ]
+    columns = ["", "version", "images", "index", "made", "folder"]
+    table("Index versions (* is published)", columns, rows, {"images"})
+
+
+@index.command()
+@click.argument("version", required=False)
+@json_option
+def info(version: str | None, as_json: bool) -> None:
+    """Show what a version holds, after reading all of it against its digests."""
+    store = _store()
+    opened = store.open(version) if version else store.current()
+    store.verify(opened)
+    answer = _object(opened, store.current_name())
+    if as_json:
+        print_json(answer)
+        return
+    facts(f"Index {opened.name}", list(answer.items()))
+    say("Every file matches its digest.")
+
+
+@index.command()
+@click.argument("version", required=False)
+@json_option
+def rollback(version: str | None, as_json: bool) -> None:
+    """Publish VERSION again, or the version before the current one."""
+    old, new = _store().rollback(version)
+    if as_json:
+        print_json({"from": old, "to": new.name})
+    else:
+        say(f"Published {new.name} in place of {old}; queries see it from their next call.")
+
+
+def _store() -> VersionStore:
+    from pipeline.settings import load_settings
+    from pipeline.versions import VersionStore
+
+    return VersionStore(load_settings().index_dir)
+
+
+def _object(version: Version, current: str | None) -> dict[str, Any]:
+    manifest = version.manifest
+    return {
+        "version": version.name,
+        "published": version.name == current,
+        "images": manifest["images"],
+        "dimension": manifest["dimension"],
+        "index": manifest["index"]["factory"],
+        "nprobe": manifest["index"]["nprobe"],
+        "recall_at_10": manifest["index"]["recall_at_10"],
+        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+        "fingerprint": manifest["fingerprint"]["id"],
+        "made_with": manifest["fingerprint"]["summary"],
+        "job_id": manifest["job_id"],
+        "root": manifest["root"],
+        "created_at": manifest["created_at"],
+    }

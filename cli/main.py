@@ -1,0 +1,108 @@
+"""`imgrec`: the list of commands, and the one place where an error becomes an exit code.
+
+Commands are imported when they run, so that `imgrec --help` needs nothing but click.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    # name: (module, attribute, one line of help; a test compares it with the command's own)
+    "up": ("cli.up", "up", "Start Redis and the workers on this machine."),
+    "down": ("cli.up", "down", "Stop what 'imgrec up --detach' started."),
+    "enqueue-rebuild": ("cli.rebuild", "enqueue_rebuild", "Index a folder of product images."),
+    "status": ("cli.rebuild", "status", "Show how far a rebuild is."),
+    "jobs": ("cli.rebuild", "jobs", "List the rebuilds."),
+    "failures": ("cli.rebuild", "failures", "List the images that a rebuild left out."),
+    "cancel": ("cli.rebuild", "cancel", "Stop a rebuild; what was published stays."),
+    "query": ("cli.query", "query", "Find the products that look like an image."),
+    "result": ("cli.query", "result", "Show the answer of an earlier query."),
+    "index": ("cli.index", "index", "List, inspect and roll back index versions."),
+    "health": ("cli.health", "health", "Tell whether this machine's workers are alive."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help, and imports one when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, COMMANDS, 1)
+            hint = f" Did you mean '{near[0]}'?" if near else " See 'imgrec --help'."
+            ctx.fail(f"There is no command '{name}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="imgrec")
+def imgrec(debug: bool) -> None:
+    """Recommend visually similar products: a folder of photos becomes a searchable index."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command; print an error as one sentence and exit with its code.
+
+    0 done, 1 failed, 2 wrong use, 3 not ready (no index), 4 a server is away.
+    """
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args
+    try:
+        code = imgrec.main(
+            [arg for arg in args if arg != "--debug"], "imgrec", standalone_mode=False
+        )
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # `imgrec jobs | head`: the reader has seen enough
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    from pipeline.errors import ImgrecError
+
+    if isinstance(error, ImgrecError):
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    click.echo(
+        f"Error: unexpected {type(error).__name__}: {error} (a bug: run again with --debug "
+        "and report the traceback).",
+        err=True,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    main()

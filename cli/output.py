@@ -1,0 +1,65 @@
+"""Show things: one JSON object on stdout for programs; tables and sentences for people."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PIPE_WIDTH = 200
+
+
+def print_json(value: Any) -> None:
+    """Print one object on stdout, and nothing else."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """Tell people something, on stderr, out of the way of what a program reads."""
+    click.echo(text, err=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]], numbers: set[str]) -> None:
+    """Print a table on stdout; `numbers` names the columns that are set to the right."""
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        right = column in numbers
+        grid.add_column(column, justify="right" if right else "left", overflow="fold")
+    _print(grid, rows)
+
+
+def facts(title: str, pairs: list[tuple[str, Any]]) -> None:
+    """Print names and values, a line each, on stdout."""
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", show_header=False, box=None)
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    _print(grid, [list(pair) for pair in pairs])
+
+
+def _print(grid: Table, rows: list[list[Any]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    console = Console()
+    # A pipe has no width; the default of 80 would break paths and ids that grep looks for.
+    Console(width=None if console.is_terminal else PIPE_WIDTH).print(grid)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people read them: 4.2 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

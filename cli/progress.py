@@ -1,0 +1,82 @@
+"""Show a rebuild's progress: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cli.output import duration, say
+
+if TYPE_CHECKING:
+    from pipeline.store.jobs import Job, Progress
+
+PLAIN_EVERY_S = 10.0  # between two lines where no bar can be drawn
+SETTLE_S = 0.5  # a rate measured over less is noise
+
+Show = Callable[["Job", "Progress"], None]
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Show]:
+    """Yield the function that shows a job's progress."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    rate = _Rate()
+    if quiet:
+        yield lambda job, progress: None
+        return
+    if not console.is_terminal:
+        yield _Lines(rate)
+        return
+    from rich import progress as widgets
+
+    columns = (
+        widgets.TextColumn("{task.description:9}"),
+        widgets.BarColumn(),
+        widgets.MofNCompleteColumn(),
+        widgets.TextColumn("{task.fields[facts]}"),
+    )
+    with widgets.Progress(*columns, console=console) as bar:
+        task = bar.add_task("planned", total=None, facts="")
+
+        def draw(job: Job, progress: Progress) -> None:
+            done, total = progress.looked_at, progress.images
+            facts = rate.facts(progress)
+            bar.update(task, description=job.state, total=total, completed=done, facts=facts)
+
+        yield draw
+
+
+class _Rate:
+    """Images per second since this watch began; what was reused before does not count."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def facts(self, progress: Progress) -> str:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, progress.looked_at)
+        elapsed, done = now - self._start[0], progress.looked_at - self._start[1]
+        counts = f"reused {progress.reused}, skipped {progress.skipped}"
+        if done <= 0 or elapsed < SETTLE_S:
+            return counts
+        left = (progress.images - progress.looked_at) * elapsed / done
+        return f"{done / elapsed:.1f} images/s, {counts}, {duration(left)} left"
+
+
+class _Lines:
+    """The same facts for a log file."""
+
+    def __init__(self, rate: _Rate) -> None:
+        self._rate = rate
+        self._next = time.monotonic() + PLAIN_EVERY_S
+
+    def __call__(self, job: Job, progress: Progress) -> None:
+        facts = self._rate.facts(progress)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_EVERY_S
+            say(f"{job.state}: {progress.looked_at} of {progress.images} images, {facts}")

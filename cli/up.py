@@ -1,0 +1,151 @@
+"""Commands that start and stop everything on one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+from filelock import FileLock, Timeout
+
+from cli.output import say
+from pipeline.errors import ImgrecError, WrongUse
+from pipeline.files import write_atomic
+from pipeline.settings import Settings, load_settings
+
+READY_S = 120.0  # the first import of torch and rembg on a cold disk takes most of it
+DOWN_S = 90.0
+
+
+@click.command()
+@click.option(
+    "--embed-workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many."
+)
+@click.option("--detach", is_flag=True, help="Return when everything is ready; 'down' stops it.")
+def up(embed_workers: int, detach: bool) -> None:
+    """Start Redis and the workers on this machine.
+
+    Uses the Redis at REDIS_URL, or starts one with its data below DATA_DIR. A worker that dies is
+    started again. Ctrl-C stops everything.
+    """
+    settings = load_settings()
+    run = settings.data_dir / "run"
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / "up.lock", timeout=0)
+    try:
+        with lock:
+            if not detach:
+                _supervise(settings, embed_workers, run)
+                return
+    except Timeout as error:
+        raise WrongUse(
+            f"'imgrec up' already runs for {settings.data_dir} (process {_pid(run)}): "
+            "'imgrec down' stops it."
+        ) from error
+    _detach(run, embed_workers)
+
+
+@click.command()
+def down() -> None:
+    """Stop what 'imgrec up --detach' started."""
+    run = load_settings().data_dir / "run"
+    if not _is_running(run):
+        say("Nothing runs here.")
+        return
+    pid = _pid(run)
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_S
+    while _is_running(run):
+        if time.monotonic() > deadline:
+            raise ImgrecError(f"Process {pid} does not end; see {run / 'up.log'}.")
+        time.sleep(0.1)
+    say("Stopped.")
+
+
+def _supervise(settings: Settings, embed_workers: int, run: Path) -> None:
+    from cli.stack import Stack
+
+    stack = Stack(settings, embed_workers, lambda line: click.echo(line, color=False))
+    stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    _write(run, ready=False)
+    ready = False
+    try:
+        stack.start()
+        while not stopping:
+            stack.tend()
+            if not ready and stack.ready():
+                ready = True
+                _write(run, ready=True)
+                click.echo("Ready. Ctrl-C stops everything.")
+            time.sleep(0.2)
+        click.echo("Stopping ...")
+    finally:
+        stack.stop()
+        (run / "up.json").unlink(missing_ok=True)
+
+
+def _detach(run: Path, embed_workers: int) -> None:
+    log = run / "up.log"
+    (run / "up.json").unlink(missing_ok=True)
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "up", "--embed-workers", str(embed_workers)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + READY_S
+    while not _read(run).get("ready"):
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+            raise ImgrecError(f"Starting failed: {lines[-1].removeprefix('Error: ')}")
+        if time.monotonic() > deadline:
+            process.terminate()
+            process.wait()
+            raise ImgrecError(f"Not ready after {READY_S:.0f} s, stopped; see {log}.")
+        time.sleep(0.1)
+    say(f"Running in the background (process {process.pid}); log: {log}. Stop: 'imgrec down'.")
+
+
+def _write(run: Path, ready: bool) -> None:
+    write_atomic(run / "up.json", json.dumps({"pid": os.getpid(), "ready": ready}).encode())
+
+
+def _read(run: Path) -> dict[str, int]:
+    try:
+        facts: dict[str, int] = json.loads((run / "up.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return facts
+
+
+def _pid(run: Path) -> int:
+    pid = _read(run).get("pid")
+    if pid is None:
+        raise ImgrecError("'imgrec up' is just starting or ending; try again in a moment.")
+    return pid
+
+
+def _is_running(run: Path) -> bool:
+    """Tell whether a supervisor holds the lock; a pid file alone could name a stranger."""
+    if not (run / "up.lock").exists():
+        return False
+    try:
+        with FileLock(run / "up.lock", timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -1,0 +1,71 @@
+"""Let concurrent queries share one forward pass, without making a lone one wait."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+log = logging.getLogger(__name__)
+
+Vector = NDArray[np.float32]
+BUG_EXIT = 70  # sysexits.h: internal software error
+
+
+class Batcher:
+    """One thread that embeds whatever has gathered while the previous batch was computed."""
+
+    def __init__(
+        self, embed: Callable[[Sequence[Image.Image]], NDArray[np.float32]], batch_size: int
+    ) -> None:
+        self._embed = embed
+        self._batch_size = batch_size
+        self._waiting: queue.Queue[tuple[Image.Image, Future[Vector]]] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._thread.start()
+
+    def embed(self, image: Image.Image, timeout_s: float) -> Vector:
+        """Return the (d,) float32 unit vector of one picture.
+
+        Raises:
+            TimeoutError: not within `timeout_s`.
+        """
+        future: Future[Vector] = Future()
+        self._waiting.put((image, future))
+        return future.result(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                batch = [self._waiting.get()]
+                while len(batch) < self._batch_size:
+                    try:
+                        batch.append(self._waiting.get_nowait())
+                    except queue.Empty:
+                        break
+                self._answer(batch)
+        except BaseException:
+            # Without this thread each query would time out in a process that looks healthy.
+            log.critical("The embedding thread died; ending the process.", exc_info=True)
+            os._exit(BUG_EXIT)
+
+    def _answer(self, batch: list[tuple[Image.Image, Future[Vector]]]) -> None:
+        try:
+            vectors = self._embed([image for image, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            log.warning("A batch of %d failed (%s); trying each alone.", len(batch), error)
+            for item in batch:
+                self._answer([item])
+            return
+        for (_, future), vector in zip(batch, vectors, strict=True):
+            future.set_result(vector)

@@ -1,0 +1,252 @@
+"""Turn the images of a shard into vectors: read ahead in threads, embed in batches, keep order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import BadImage
+from pipeline.images import ImageFile, Limits, decode, read_image, sha256
+from pipeline.preprocess import Prepared
+from pipeline.shards import ShardVectors
+
+Vector = NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """The model: CLIP in production, a toy in unit tests."""
+
+    dim: int
+
+    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]: ...
+
+
+class VectorCache(Protocol):
+    """What already knows a content hash: the published version, the shared cache."""
+
+    def get(self, digest: str) -> Vector | None: ...
+
+    def put(self, vectors: dict[str, Vector]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One row of the ledger; a warning is indexed all the same."""
+
+    path: str
+    stage: str
+    reason: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a worker process holds ready for every shard."""
+
+    encoder: Encoder
+    prepare: Callable[[Image.Image], Prepared]
+    limits: Limits
+    bg_color: tuple[int, int, int]
+    batch_size: int
+    threads: int
+
+
+@dataclass
+class ShardResult:
+    """What came out of one shard; `embedded` and `reused` count the good images."""
+
+    vectors: ShardVectors
+    failures: list[Failure] = field(default_factory=list)
+    embedded: int = 0
+    reused: int = 0
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One image after its thread: a known vector, pixels for the model, or a failure."""
+
+    digest: str = ""
+    vector: Vector | None = None
+    prepared: Prepared | None = None
+    failure: Failure | None = None
+
+
+def embed_shard(
+    root: Path,
+    images: Sequence[ImageFile],
+    tools: Tools,
+    cache: VectorCache,
+    *,
+    check: Callable[[int], None],
+    save: Callable[[str, Image.Image], None] | None = None,
+) -> ShardResult:
+    """Embed the images of one shard; a bad image becomes a failure and the rest goes on.
+
+    Threads read, hash, decode and preprocess at most two batches ahead of the model, so memory
+    is bounded whatever the shard's size.
+
+    Args:
+        check: called with the number of images done, between images; raises to stop.
+        save: gets each prepared picture, with its path (`--save-preprocessed`); pictures whose
+            vector is known are then prepared too.
+    """
+    digests: dict[int, str] = {}
+    vectors: dict[int, Vector] = {}
+    failures: list[Failure] = []
+    embedded = 0
+    batch: list[tuple[int, _Read]] = []
+
+    def flush() -> None:
+        nonlocal embedded
+        prepared = [read.prepared.image for _, read in batch if read.prepared]
+        fresh = tools.encoder.embed_images(prepared)
+        for (position, read), vector in zip(batch, fresh, strict=True):
+            vectors[position], digests[position] = vector, read.digest
+        embedded += len(batch)
+        cache.put({read.digest: vectors[position] for position, read in batch})
+        batch.clear()
+
+    def read_one(image: ImageFile) -> _Read:
+        return _read(root, image, tools, cache, save)
+
+    ahead = 2 * tools.batch_size
+    for position, read in enumerate(_look_ahead(read_one, images, tools.threads, ahead)):
+        check(position)
+        if read.failure:
+            failures.append(read.failure)
+        if read.vector is not None:
+            vectors[position], digests[position] = read.vector, read.digest
+        elif read.prepared is not None:
+            batch.append((position, read))
+        if len(batch) == tools.batch_size:
+            flush()
+    if batch:
+        flush()
+    check(len(images))
+    positions = sorted(vectors)
+    return ShardResult(
+        vectors=ShardVectors(
+            np.array(positions, np.int32),
+            np.array([digests[position] for position in positions], "S64"),
+            np.stack([vectors[position] for position in positions])
+            if positions
+            else np.zeros((0, tools.encoder.dim), np.float32),
+        ),
+        failures=failures,
+        embedded=embedded,
+        reused=len(positions) - embedded,
+    )
+
+
+def embed_alone(
+    root: Path,
+    images: Sequence[ImageFile],
+    tools: Tools,
+    cache: VectorCache,
+    *,
+    check: Callable[[int], None],
+    save: Callable[[str, Image.Image], None] | None = None,
+    begin: Callable[[int], bool],
+    end: Callable[[int], None],
+) -> ShardResult:
+    """Embed a shard that has crashed its worker: one image at a time, each announced before.
+
+    Args:
+        begin: called with a position before its image; False leaves the image out as a failure,
+            because the worker died each time when it ran alone.
+        end: called after an image that left the worker alive.
+    """
+    results: list[tuple[int, ShardResult]] = []
+    failures: list[Failure] = []
+    for position, image in enumerate(images):
+        check(position)
+        if not begin(position):
+            reason = "the worker process died each time when it worked on this image alone"
+            failures.append(Failure(image.path, "crash", reason))
+            continue
+        try:
+            result = embed_shard(root, [image], tools, cache, check=lambda done: None, save=save)
+        except (MemoryError, RuntimeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            failures.append(Failure(image.path, "embed", reason))
+        else:
+            results.append((position, result))
+            failures += result.failures
+        end(position)
+    check(len(images))
+    good = [(position, result) for position, result in results if len(result.vectors.positions)]
+    empty = np.zeros((0, tools.encoder.dim), np.float32)
+    return ShardResult(
+        vectors=ShardVectors(
+            np.array([position for position, _ in good], np.int32),
+            np.array([result.vectors.sha256[0] for _, result in good], "S64"),
+            np.concatenate([empty, *(result.vectors.vectors for _, result in good)]),
+        ),
+        failures=failures,
+        embedded=sum(result.embedded for _, result in good),
+        reused=sum(result.reused for _, result in good),
+    )
+
+
+def _read(
+    root: Path,
+    image: ImageFile,
+    tools: Tools,
+    cache: VectorCache,
+    save: Callable[[str, Image.Image], None] | None,
+) -> _Read:
+    try:
+        data = read_image(confined(root, image.path), tools.limits)
+        digest = sha256(data)
+        known = cache.get(digest)
+        if known is not None and save is None:
+            return _Read(digest, vector=known)
+        prepared = tools.prepare(decode(data, tools.limits, tools.bg_color))
+    except BadImage as error:
+        return _Read(failure=Failure(image.path, error.stage, error.reason))
+    if save is not None:
+        save(image.path, prepared.image)
+    warning = None
+    if prepared.warning:
+        warning = Failure(image.path, "preprocess", prepared.warning, warning=True)
+    if known is not None:
+        return _Read(digest, vector=known, failure=warning)
+    return _Read(digest, prepared=prepared, failure=warning)
+
+
+def confined(root: Path, path: str) -> Path:
+    """Return the real place of `path` below `root`.
+
+    Raises:
+        BadImage: `..` or a link leads out of the folder.
+    """
+    folder = root.resolve()
+    full = (folder / path).resolve()
+    if not full.is_relative_to(folder):
+        raise BadImage("the path leads out of the products folder", "read")
+    return full
+
+
+def _look_ahead(
+    work: Callable[[ImageFile], _Read], images: Sequence[ImageFile], threads: int, ahead: int
+) -> Iterator[_Read]:
+    """Yield `work(image)` in order, computed by threads at most `ahead` images in front."""
+    waiting: deque[Future[_Read]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+    try:
+        for image in images:
+            waiting.append(pool.submit(work, image))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,81 @@
+"""Every error that imgrec raises on purpose, and the exit code that each one means.
+
+    ImgrecError                1  tried and failed
+    ├── WrongUse               2  what was asked for cannot work: a missing folder, a bad option
+    │   └── BadImage           2  one picture cannot be used (in a rebuild: one row of the ledger)
+    ├── SetupError             1  a model, its weights or a library cannot be loaded
+    ├── FingerprintMismatch    1  vectors of two kinds would be compared
+    ├── IndexBroken            1  files of a version or a shard do not match their digests
+    ├── JobFailed              1  a rebuild ended without a published version
+    ├── TimedOut               1  the answer did not come in time; the work goes on
+    ├── IndexMissing           3  nothing was published yet
+    └── ServerAway             4  Redis, the database or every worker is away
+
+A message is one sentence: what, which file or id, the limit, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class ImgrecError(Exception):
+    """A failure that a sentence explains; anything else is a bug."""
+
+    exit_code = 1
+
+
+class WrongUse(ImgrecError):
+    """Refuse input that can never work."""
+
+    exit_code = 2
+
+
+class BadImage(WrongUse):
+    """One picture that cannot be used, with the stage that found out: find, read, decode, ..."""
+
+    def __init__(self, reason: str, stage: str = "decode") -> None:
+        super().__init__(reason, stage)  # all arguments, or it breaks when it crosses a process
+        self.reason = reason
+        self.stage = stage
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class SetupError(ImgrecError):
+    """A model, its weights or a library is missing; nothing was tried yet."""
+
+
+class FingerprintMismatch(ImgrecError):
+    """Two sets of vectors were made by different models or preprocessing."""
+
+
+class IndexBroken(ImgrecError):
+    """Stored files contradict their manifest."""
+
+
+class JobFailed(ImgrecError):
+    """A rebuild ended without publishing."""
+
+
+class TimedOut(ImgrecError):
+    """The wait ended before the work did."""
+
+
+class IndexMissing(ImgrecError):
+    """No index version was published yet."""
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        message: str = (
+            "FAISS index not found. Rebuild index first using 'enqueue-rebuild' command."
+        ),
+    ) -> None:
+        super().__init__(message)
+
+
+class ServerAway(ImgrecError):
+    """Redis, the database or all workers of a queue do not answer."""
+
+    exit_code = 4

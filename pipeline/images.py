@@ -1,0 +1,179 @@
+"""Find, read and decode pictures; nothing that a stranger put into a file gets past this page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import BadImage, WrongUse
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MIN_SIDE = 8  # below this there is no product to see, only a tracking pixel
+WORK_SIDE = 1024  # decoded pictures are reduced to this: four times what a 224 px model sees
+
+# Our own limit is checked from the header, before any pixel is decoded, and is lower than Pillow's;
+# Pillow's would be a second, unconfigurable one.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One picture below a folder: its posix path from there, bytes, modification time in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture may cost."""
+
+    max_pixels: int
+    max_bytes: int
+
+
+def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
+    """Yield the pictures below `root`, sorted folder by folder, hidden ones left out.
+
+    A file that cannot even be listed is yielded as (shown path, error). Links to folders are not
+    followed: they may form circles; links to files are.
+    """
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable(root)):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith(".") or Path(name).suffix.lower() not in SUFFIXES:
+                continue
+            full = Path(folder, name)
+            path = full.relative_to(root).as_posix()
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+                yield shown, BadImage("the file name is not UTF-8: rename the file", "find")
+                continue
+            try:
+                stat = full.stat()
+            except OSError as error:
+                yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
+                continue
+            yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+
+
+def _refuse_unreadable(root: Path) -> Callable[[OSError], None]:
+    def refuse(error: OSError) -> None:
+        # A folder that is skipped in silence would drop its products from the index.
+        where = error.filename or root
+        raise WrongUse(f"The folder {where} cannot be read: {error.strerror}.") from error
+
+    return refuse
+
+
+def read_image(path: Path, limits: Limits) -> bytes:
+    """Return the file's bytes.
+
+    Raises:
+        BadImage: missing, unreadable, empty or larger than `limits.max_bytes`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > limits.max_bytes:
+            raise BadImage(
+                f"the file has {size:,} bytes, the limit MAX_IMAGE_BYTES is {limits.max_bytes:,}",
+                "read",
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"the file cannot be read: {error.strerror}", "read") from error
+    if not data:
+        raise BadImage("the file is empty (0 bytes)", "read")
+    return data
+
+
+def sha256(data: bytes) -> str:
+    """Return the content hash that names a picture in every cache."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Image.Image:
+    """Decode to 8-bit RGB, turned upright, at most `WORK_SIDE` pixels on the longer side.
+
+    First frame of an animation; alpha is laid on `background`; 16-bit, CMYK, palette and gray
+    pictures become RGB.
+
+    Raises:
+        BadImage: no image of a known format, too small, too many pixels, cut off, broken.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise BadImage(f"the file is no image of a known format ({', '.join(FORMATS)})") from error
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError) as error:
+        raise BadImage(f"the image header is broken: {error}") from error
+    with image:
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise BadImage(
+                f"the image has {width}x{height} = {width * height:,} pixels, "
+                f"the limit MAX_IMAGE_PIXELS is {limits.max_pixels:,}"
+            )
+        if min(width, height) < MIN_SIDE:
+            raise BadImage(
+                f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
+            )
+        try:
+            # JPEG only: decode at 1/2, 1/4 or 1/8 where that is still larger than WORK_SIDE.
+            image.draft(None, (WORK_SIDE, WORK_SIDE))
+            image.load()
+            # Before the modes change: converting drops the EXIF block that holds the rotation.
+            upright = ImageOps.exif_transpose(image)
+            rgb = _to_rgb(upright, background)
+        except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError) as error:
+            if "truncated" in str(error).lower():
+                raise BadImage("the image is cut off (truncated file)") from error
+            raise BadImage(f"the image is broken: {error}") from error
+    rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return rgb
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, (*background, 255))
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale 16- or 32-bit gray to 0..255; the type does not say how much of its range is used."""
+    values = np.nan_to_num(pixels.astype(np.float64))
+    top = float(values.max(initial=0))
+    if top <= 1.0 and pixels.dtype.kind == "f":
+        scale = 255.0
+    elif top <= 255:
+        scale = 1.0
+    elif top <= 65_535:
+        scale = 255.0 / 65_535
+    else:
+        scale = 255.0 / top
+    return np.clip(values * scale, 0, 255).astype(np.uint8)
+
+
+def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    """Return the picture as JPEG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

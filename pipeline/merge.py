@@ -1,0 +1,214 @@
+"""Join the shards of a job into the next index version and publish it, at least once, once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import index
+from pipeline.errors import IndexBroken, JobFailed
+from pipeline.failpoints import failpoint
+from pipeline.files import file_sha256
+from pipeline.settings import Settings
+from pipeline.shards import read_shard
+from pipeline.store.jobs import DoneShard, Job
+from pipeline.versions import Contents, Version, VersionStore
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge came to: a published version, or shards whose files must be made again."""
+
+    version: str | None = None
+    broken: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The rows that one shard brings; its vectors are read only when they are laid down."""
+
+    paths: list[str]
+    files: NDArray[np.int64]
+    sha256: NDArray[np.bytes_]
+    vectors: Callable[[], NDArray[np.float32]]
+
+
+def merge(
+    job: Job,
+    shards: list[DoneShard],
+    settings: Settings,
+    versions: VersionStore,
+    check: Callable[[], None],
+) -> Merged:
+    """Publish a job's vectors. The caller holds `versions.lock()`.
+
+    A second run after a crash finds what the first had finished: a version that names this job is
+    published as it is.
+
+    Args:
+        check: called between steps; raises to stop.
+
+    Raises:
+        JobFailed: no good image, or a later job has published already.
+        IndexBroken: the base version or the new index contradict themselves.
+    """
+    done = [v for v in versions.versions() if v.manifest["job_id"] == job.id]
+    if done:
+        versions.point_to(done[-1])
+        return Merged(done[-1].name)
+    _require_newest(job, versions)
+    base = versions.open(job.base_version) if job.base_version else None
+    if base and any(shard.rows for shard in shards):
+        _verify(base)
+    blocks, broken = _read_all(settings.jobs_dir / job.id, shards, base)
+    if broken:
+        return Merged(broken=broken)
+    check()
+    workspace = versions.workspace()
+    try:
+        contents = _join(blocks, workspace / "vectors.npy")
+        current = versions.current_name()
+        if current and not job.full and _same(contents, versions.open(current), job.fingerprint):
+            return Merged(current)
+        check()
+        kind = _write(contents, workspace, settings)
+        check()
+        failpoint("merge.before_commit")
+        version = versions.commit(
+            workspace,
+            {
+                "job_id": job.id,
+                "job_created_at": job.created_at,
+                "created_at": time.time(),
+                "root": str(job.root),
+                "images": len(contents.paths),
+                "dimension": int(contents.vectors.shape[1]),
+                "index": kind.parameters(),
+                "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
+            },
+        )
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    failpoint("merge.before_pointer")
+    versions.point_to(version)
+    failpoint("merge.after_pointer")
+    return Merged(version.name)
+
+
+def _require_newest(job: Job, versions: VersionStore) -> None:
+    for version in versions.versions():
+        if version.manifest["job_created_at"] > job.created_at:
+            raise JobFailed(
+                f"A later job, {version.manifest['job_id']}, has already published "
+                f"{version.name}; this older one would hide it. Run the rebuild again to have it."
+            )
+
+
+def _read_all(
+    folder: Path, shards: list[DoneShard], base: Version | None
+) -> tuple[list[_Block], list[int]]:
+    """Describe the rows of every shard; return them, and the numbers of unreadable shards."""
+    blocks, broken = [], []
+    for shard in shards:
+        if shard.rows:
+            blocks.append(_reused(shard, base))
+            continue
+        try:
+            blocks.append(_embedded(folder, shard))
+        except IndexBroken:
+            broken.append(shard.n)
+    return blocks, broken
+
+
+def _reused(shard: DoneShard, base: Version | None) -> _Block:
+    if base is None:
+        raise IndexBroken(f"Shard {shard.n} reuses rows, but its job names no base version.")
+    rows = np.array(shard.rows)
+    return _Block(
+        paths=[base.paths[row] for row in rows],
+        files=np.asarray(base.files[rows]),
+        sha256=np.asarray(base.sha256[rows]),
+        vectors=lambda: np.asarray(base.vectors[rows]),
+    )
+
+
+def _embedded(folder: Path, shard: DoneShard) -> _Block:
+    name, digest = shard.file or "", shard.sha256 or ""
+    piece = read_shard(folder, name, digest)
+    good = [shard.images[position] for position in piece.positions]
+    facts = np.array([[image.size, image.mtime_ns] for image in good], np.int64)
+    return _Block(
+        paths=[image.path for image in good],
+        files=facts.reshape(len(good), 2),
+        sha256=piece.sha256,
+        vectors=lambda: read_shard(folder, name, digest).vectors,
+    )
+
+
+def _join(blocks: list[_Block], file: Path) -> Contents:
+    """Lay all rows into one mapped array, sorted by path; one shard's vectors in memory."""
+    paths = [path for block in blocks for path in block.paths]
+    if not paths:
+        raise JobFailed(
+            "No image of the folder could be used, so nothing was published: "
+            "'imgrec failures JOB' tells why."
+        )
+    order = np.array(sorted(range(len(paths)), key=paths.__getitem__))
+    ordered = [paths[row] for row in order]
+    twice = [path for path, following in pairwise(ordered) if path == following]
+    if twice:
+        raise IndexBroken(f"The plan of this job names {twice[0]!r} twice: run the rebuild again.")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    dim = next(block.vectors().shape[1] for block in blocks if block.paths)
+    vectors = np.lib.format.open_memmap(file, "w+", np.float32, (len(paths), dim))
+    start = 0
+    for block in blocks:
+        end = start + len(block.paths)
+        if block.paths:
+            vectors[place[start:end]] = block.vectors()
+        start = end
+    vectors.flush()
+    facts = np.concatenate([block.files for block in blocks])[order]
+    hashes = np.concatenate([block.sha256 for block in blocks])[order]
+    return Contents(ordered, facts, hashes, vectors)
+
+
+def _verify(base: Version) -> None:
+    for name in ("vectors.npy", "sha256.npy", "files.npy", "id_to_filename.json"):
+        if file_sha256(base.folder / name) != base.manifest["files"][name]["sha256"]:
+            raise IndexBroken(
+                f"{base.folder / name} changed on disk, so its vectors cannot be reused: "
+                "run 'imgrec enqueue-rebuild --full'."
+            )
+
+
+def _same(contents: Contents, current: Version, fingerprint: str | None) -> bool:
+    """Tell whether the published version already holds exactly these rows."""
+    return (
+        current.fingerprint == fingerprint
+        and current.paths == contents.paths
+        and np.array_equal(current.files, contents.files)
+        and np.array_equal(current.sha256, contents.sha256)
+    )
+
+
+def _write(contents: Contents, workspace: Path, settings: Settings) -> index.IndexKind:
+    built, kind = index.build(contents.vectors, settings.flat_max_vectors, settings.threads)
+    index.self_check(built, contents.vectors)
+    index.save(built, workspace / "index.bin")
+    names = {str(row): path for row, path in enumerate(contents.paths)}
+    (workspace / "id_to_filename.json").write_text(
+        json.dumps(names, ensure_ascii=False), encoding="utf-8"
+    )
+    np.save(workspace / "sha256.npy", contents.sha256)
+    np.save(workspace / "files.npy", contents.files)
+    return kind

@@ -1,0 +1,107 @@
+"""From a decoded picture to the square that the model sees; pure functions of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.settings import Settings
+
+# Part of every fingerprint: raise it when a line below changes what the model sees.
+VERSION = 1
+
+Remover = Callable[[Image.Image], Image.Image]
+"""RGB picture -> mask in mode L of the same size: 255 is product, 0 is background."""
+
+FOREGROUND = 128  # mask values from here up count as product
+# A cut-out outside of these shares of the picture is a failure of the mask, not a product.
+MIN_KEPT, MAX_KEPT = 0.01, 0.98
+# U2Net leaves striped cloth half transparent: such a mask has many values in the middle.
+UNSURE_LOW, UNSURE_HIGH = 32, 224
+MAX_UNSURE = 0.5
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The parameters that decide what the model sees; a part of the fingerprint."""
+
+    size: tuple[int, int]
+    padding: float
+    bg_color: tuple[int, int, int]
+    rembg_model: str | None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Preprocessing:
+        return cls(
+            size=settings.preprocess_size,
+            # Margin belongs to the cut-out: without one there is none, and it must not split
+            # otherwise equal fingerprints.
+            padding=settings.preprocess_padding if settings.use_bg_removal else 0.0,
+            bg_color=settings.preprocess_bg_color,
+            rembg_model=settings.rembg_model if settings.use_bg_removal else None,
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        return {"version": VERSION, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the model sees, and a warning where it is not what was asked for."""
+
+    image: Image.Image
+    warning: str | None = None
+
+
+def prepare(image: Image.Image, spec: Preprocessing, remover: Remover | None) -> Prepared:
+    """Return the picture as the model shall see it, RGB of `spec.size`.
+
+    With a remover: cut out, lay on the background colour, crop tightly, pad to the target's shape
+    with a margin of `spec.padding` times the longer side, resize. Without, or when the cut-out is
+    implausible: pad, resize.
+    """
+    if remover is None:
+        return Prepared(_fit(image, spec, padding=0.0))
+    mask = remover(image)
+    problem = implausible(mask)
+    if problem:
+        return Prepared(
+            _fit(image, spec, padding=0.0),
+            f"background removal {problem}; the uncut image was used",
+        )
+    canvas = Image.new("RGB", image.size, spec.bg_color)
+    cut = Image.composite(image, canvas, mask)
+    box = mask.point(lambda value: 255 if value >= FOREGROUND else 0).getbbox()
+    return Prepared(_fit(cut.crop(box), spec, padding=spec.padding))
+
+
+def implausible(mask: Image.Image) -> str | None:
+    """Say in a few words what is wrong with a mask; None for a good one."""
+    values = np.asarray(mask)
+    kept = float((values >= FOREGROUND).mean())
+    if kept < MIN_KEPT:
+        return f"kept almost nothing ({kept:.1%} of the pixels)"
+    if kept > MAX_KEPT:
+        return f"kept almost everything ({kept:.1%} of the pixels)"
+    touched = values > UNSURE_LOW
+    unsure = float((touched & (values < UNSURE_HIGH)).sum() / max(1, int(touched.sum())))
+    if unsure > MAX_UNSURE:
+        return f"left the product half transparent ({unsure:.0%} of its pixels)"
+    return None
+
+
+def _fit(image: Image.Image, spec: Preprocessing, padding: float) -> Image.Image:
+    """Pad to the target's aspect ratio, plus `padding` on each side, and resize to it."""
+    target_width, target_height = spec.size
+    margin = round(padding * max(image.size))
+    inner_width, inner_height = image.width + 2 * margin, image.height + 2 * margin
+    aspect = target_width / target_height
+    width = max(inner_width, round(inner_height * aspect))
+    height = max(inner_height, round(inner_width / aspect))
+    canvas = Image.new("RGB", (width, height), spec.bg_color)
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas.resize(spec.size, Image.Resampling.LANCZOS)

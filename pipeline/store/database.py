@@ -1,0 +1,167 @@
+"""Run the same SQL on SQLite and on PostgreSQL; make and migrate the schema.
+
+SQL is written with `?` for values. A connection lives for one transaction: nothing to reconnect
+after a server's restart, nothing shared between threads or over a fork.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.errors import ImgrecError, ServerAway
+
+Row = dict[str, Any]
+SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a PostgreSQL schema change
+
+
+class Transaction(Protocol):
+    """What a repository writes its SQL against."""
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]: ...
+
+    def many(self, sql: str, values: Sequence[Sequence[Any]]) -> None: ...
+
+
+class Database:
+    """A database by its URL; the schema is made at first use."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._ready = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Commit at the end, roll back on an error.
+
+        Raises:
+            ServerAway: the database cannot be opened, or was lost on the way.
+        """
+        with self._lock:
+            if not self._ready:
+                with self._open() as transaction:
+                    _migrate(transaction)
+                self._ready = True
+        with self._open() as transaction:
+            yield transaction
+
+    def _open(self) -> Any:
+        if self.url.startswith("sqlite:///"):
+            return _sqlite(Path(self.url.removeprefix("sqlite:///")))
+        return _postgres(self.url)
+
+
+class _SqliteTransaction:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        return [dict(row) for row in self._connection.execute(sql, values)]
+
+    def many(self, sql: str, values: Sequence[Sequence[Any]]) -> None:
+        self._connection.executemany(sql, values)
+
+    def migration_lock(self) -> None:
+        """BEGIN IMMEDIATE already keeps other writers out."""
+
+
+@contextmanager
+def _sqlite(file: Path) -> Iterator[_SqliteTransaction]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(file, timeout=30, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise ServerAway(f"The database {file} cannot be opened: {error}.") from error
+    with closing(connection):
+        connection.row_factory = sqlite3.Row
+        try:
+            # WAL: readers never wait for the writer; NORMAL still survives kill -9.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("BEGIN IMMEDIATE")
+            yield _SqliteTransaction(connection)
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise ServerAway(f"The database {file} does not work: {error}.") from error
+        except sqlite3.DatabaseError as error:
+            raise ServerAway(f"The file {file} is no usable database: {error}.") from error
+
+
+class _PostgresTransaction:
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        self._cursor.execute(_percent(sql), values)
+        return list(self._cursor.fetchall()) if self._cursor.description else []
+
+    def many(self, sql: str, values: Sequence[Sequence[Any]]) -> None:
+        self._cursor.executemany(_percent(sql), values)
+
+    def migration_lock(self) -> None:
+        self.rows("SELECT pg_advisory_xact_lock(?)", (SCHEMA_LOCK,))
+
+
+@contextmanager
+def _postgres(url: str) -> Iterator[_PostgresTransaction]:
+    import psycopg
+    from psycopg.rows import dict_row
+
+    try:
+        with (
+            psycopg.connect(url, connect_timeout=5, row_factory=dict_row) as connection,
+            connection.cursor() as cursor,
+        ):
+            yield _PostgresTransaction(cursor)
+    except psycopg.OperationalError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ServerAway(
+            f"The database {without_password(url)} does not answer: {reason}. Start it, or "
+            "correct DATABASE_URL."
+        ) from error
+
+
+def without_password(url: str) -> str:
+    """Return a URL that may be shown."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def _percent(sql: str) -> str:
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+def _migrate(transaction: Any) -> None:
+    transaction.migration_lock()
+    transaction.rows("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+    found = transaction.rows("SELECT MAX(version) AS version FROM schema_version")
+    have = int(found[0]["version"] or 0)
+    sections = _sections()
+    if have > max(sections):
+        raise ImgrecError(
+            f"The database has schema version {have}, this imgrec knows up to {max(sections)}: "
+            "update imgrec."
+        )
+    for version in sorted(sections):
+        if version > have:
+            for statement in sections[version]:
+                transaction.rows(statement)
+            transaction.rows("INSERT INTO schema_version VALUES (?)", (version,))
+
+
+def _sections() -> dict[int, list[str]]:
+    """Read schema.sql -> {version: statements}."""
+    text = files("pipeline.store").joinpath("schema.sql").read_text()
+    parts = re.split(r"^-- version (\d+)$", text, flags=re.MULTILINE)
+    sections = {}
+    for number, body in zip(parts[1::2], parts[2::2], strict=True):
+        bare = re.sub(r"--.*", "", body)
+        statements = [statement.strip() for statement in bare.split(";")]
+        sections[int(number)] = [statement for statement in statements if statement]
+    return sections

@@ -1,0 +1,59 @@
+-- The one schema, for SQLite and PostgreSQL. Each section runs once, in order; never edit a
+-- section that was released: add the next one.
+
+-- version 1
+CREATE TABLE jobs (
+    id            TEXT PRIMARY KEY,
+    root          TEXT NOT NULL,              -- absolute products folder
+    state         TEXT NOT NULL,              -- planned running merging published failed cancelled
+    plan_done     INTEGER NOT NULL DEFAULT 0, -- 0 while the folder is still being listed
+    options       TEXT NOT NULL,              -- JSON: full, save_preprocessed
+    fingerprint   TEXT,                       -- NULL until known; set once
+    fingerprint_summary TEXT,                 -- the same for people
+    base_version  TEXT,                       -- the version whose vectors the plan reuses
+    index_version TEXT,                       -- what was published
+    error         TEXT,                       -- why it failed, a sentence
+    lease_until   DOUBLE PRECISION NOT NULL DEFAULT 0,  -- of the planner, then of the indexer
+    created_at    DOUBLE PRECISION NOT NULL,  -- seconds since the epoch, as all times here
+    finished_at   DOUBLE PRECISION
+);
+
+CREATE TABLE shards (
+    job_id       TEXT NOT NULL REFERENCES jobs(id),
+    n            INTEGER NOT NULL,
+    kind         TEXT NOT NULL,               -- embed: images to read; reuse: rows of base_version
+    state        TEXT NOT NULL,               -- pending queued running done
+    items        TEXT NOT NULL,               -- JSON: [[path, bytes, mtime_ns], ...] or [row, ...]
+    images       INTEGER NOT NULL,
+    progress     INTEGER NOT NULL DEFAULT 0,  -- images looked at so far
+    embedded     INTEGER NOT NULL DEFAULT 0,
+    reused       INTEGER NOT NULL DEFAULT 0,
+    attempts     INTEGER NOT NULL DEFAULT 0,  -- starts that did not end; counted before the work
+    owner        TEXT,                        -- the claim that holds the lease
+    lease_until  DOUBLE PRECISION NOT NULL DEFAULT 0,
+    queued_at    DOUBLE PRECISION NOT NULL DEFAULT 0,
+    file         TEXT,
+    sha256       TEXT,
+    PRIMARY KEY (job_id, n)
+);
+
+CREATE INDEX shards_by_state ON shards (job_id, state);
+
+CREATE TABLE failures (
+    job_id  TEXT NOT NULL REFERENCES jobs(id),
+    n       INTEGER NOT NULL,                 -- the shard; -1 for what the listing found
+    path    TEXT NOT NULL,
+    stage   TEXT NOT NULL,
+    reason  TEXT NOT NULL,
+    warning INTEGER NOT NULL DEFAULT 0,       -- 1: indexed all the same
+    PRIMARY KEY (job_id, n, path, warning)
+);
+
+-- Images of a shard that crashed its worker run alone; `starts` without an end count against one.
+CREATE TABLE suspects (
+    job_id   TEXT NOT NULL REFERENCES jobs(id),
+    n        INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    starts   INTEGER NOT NULL,
+    PRIMARY KEY (job_id, n, position)
+);

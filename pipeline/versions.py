@@ -1,0 +1,279 @@
+"""Index versions on disk: publish one, open one, list, roll back, prune.
+
+    faiss_index/CURRENT                 the name of the published version, one line
+    faiss_index/v0007/index.bin         FAISS; ids are row numbers
+    faiss_index/v0007/id_to_filename.json   {"0": "shoe/a.jpg", ...}
+    faiss_index/v0007/vectors.npy       (n, d) float32: what the next rebuild reuses
+    faiss_index/v0007/sha256.npy        (n,) S64 content hashes
+    faiss_index/v0007/files.npy         (n, 2) int64: bytes, mtime in ns
+    faiss_index/v0007/manifest.json     fingerprint, counts, digests of all of the above
+
+A version folder is complete before it gets its name and never changes afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, WrongUse
+from pipeline.files import file_sha256, sync_file, sync_folder, write_atomic
+
+NAME = re.compile(r"v(\d{4,})")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All rows of a version, sorted by path.
+
+    paths: n posix paths; files: (n, 2) int64 bytes and mtime in ns; sha256: (n,) S64;
+    vectors: (n, d) float32, L2-normalised.
+    """
+
+    paths: list[str]
+    files: NDArray[np.int64]
+    sha256: NDArray[np.bytes_]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published folder; arrays are mapped from disk when first touched."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"]["id"])
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """File names by row.
+
+        Raises:
+            IndexBroken: the map is missing or does not match the manifest.
+        """
+        file = self.folder / "id_to_filename.json"
+        try:
+            data = file.read_bytes()
+            names: dict[str, str] = json.loads(data)
+            paths = [names[str(row)] for row in range(len(names))]
+        except (OSError, ValueError, KeyError) as error:
+            raise IndexBroken(f"The id map {file} cannot be read: {error}.") from error
+        if len(paths) != self.manifest["images"]:
+            raise IndexBroken(
+                f"The id map {file} names {len(paths)} files, "
+                f"the manifest {self.manifest['images']}."
+            )
+        return paths
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = self._array("vectors.npy")
+        return array
+
+    @cached_property
+    def sha256(self) -> NDArray[np.bytes_]:
+        array: NDArray[np.bytes_] = self._array("sha256.npy")
+        return array
+
+    @cached_property
+    def files(self) -> NDArray[np.int64]:
+        array: NDArray[np.int64] = self._array("files.npy")
+        return array
+
+    @cached_property
+    def _by_hash(self) -> NDArray[np.int64]:
+        return np.argsort(self.sha256, kind="stable")
+
+    def row_of_hash(self, digest: str) -> int | None:
+        """Return a row with this content, or None."""
+        order, wanted = self._by_hash, digest.encode()
+        place = int(np.searchsorted(self.sha256, np.bytes_(wanted), sorter=order))
+        if place < len(order) and self.sha256[order[place]] == wanted:
+            return int(order[place])
+        return None
+
+    def _array(self, name: str) -> Any:
+        try:
+            return np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise IndexBroken(f"{self.folder / name} cannot be read: {error}.") from error
+
+    def require(self, fingerprint: str, summary: str) -> None:
+        """Refuse to compare this version's vectors with those of another fingerprint.
+
+        Raises:
+            FingerprintMismatch: with both sides and the ways out.
+        """
+        if self.fingerprint != fingerprint:
+            theirs = self.manifest["fingerprint"].get("summary", self.fingerprint)
+            raise FingerprintMismatch(
+                f"Index {self.name} was made with {theirs}, but this worker uses {summary}: set "
+                "EMBEDDING_MODEL and the PREPROCESS settings back, or run 'imgrec enqueue-rebuild'."
+            )
+
+
+class VersionStore:
+    """The folder of all versions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pointer = folder / "CURRENT"
+
+    def current_name(self) -> str | None:
+        """Return the name in the pointer file, or None before the first publication."""
+        try:
+            name = self._pointer.read_text().strip()
+        except FileNotFoundError:
+            return None
+        if not NAME.fullmatch(name):
+            raise IndexBroken(
+                f"The pointer {self._pointer} holds {name[:50]!r}, not a version's name: "
+                "run 'imgrec index rollback VERSION'."
+            )
+        return name
+
+    def current(self) -> Version:
+        """Open the published version.
+
+        Raises:
+            IndexMissing: nothing was published.
+        """
+        name = self.current_name()
+        if name is None:
+            raise IndexMissing
+        return self.open(name)
+
+    def open(self, name: str) -> Version:
+        """Open a version and check that its files have the sizes that its manifest tells.
+
+        Raises:
+            WrongUse: no such version. IndexBroken: its files do not fit together.
+        """
+        if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
+            known = ", ".join(version.name for version in self.versions()) or "none"
+            raise WrongUse(f"There is no index version {name!r}; there are: {known}.")
+        folder = self.folder / name
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+            for file, facts in manifest["files"].items():
+                size = (folder / file).stat().st_size
+                if size != facts["bytes"]:
+                    raise IndexBroken(
+                        f"{folder / file} has {size:,} bytes, its manifest says "
+                        f"{facts['bytes']:,}: roll back with 'imgrec index rollback' or rebuild."
+                    )
+        except (OSError, ValueError, KeyError) as error:
+            raise IndexBroken(f"The index version {folder} is incomplete: {error}.") from error
+        return Version(folder, manifest)
+
+    def versions(self) -> list[Version]:
+        """Return all complete versions, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        names = [child.name for child in self.folder.iterdir() if NAME.fullmatch(child.name)]
+        versions = []
+        for name in sorted(names, key=_number):
+            manifest = self.folder / name / "manifest.json"
+            if manifest.is_file():
+                versions.append(Version(self.folder / name, json.loads(manifest.read_bytes())))
+        return versions
+
+    def verify(self, version: Version) -> None:
+        """Read every file of a version and compare its digest.
+
+        Raises:
+            IndexBroken: a file changed on disk.
+        """
+        for file, facts in version.manifest["files"].items():
+            path = version.folder / file
+            if not path.is_file() or file_sha256(path) != facts["sha256"]:
+                raise IndexBroken(f"{path} does not match the digest in its manifest.")
+
+    def lock(self) -> FileLock:
+        """Return the lock that whoever writes here must hold; the kernel frees it on kill -9."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock", timeout=0)
+
+    def workspace(self) -> Path:
+        """Make an empty hidden folder to build a version in; leftovers of killed builds go."""
+        for old in self.folder.glob(".build-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        folder = self.folder / f".build-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, workspace: Path, manifest: dict[str, Any]) -> Version:
+        """Seal a workspace (digests, flush) and give it the next name; does not publish it."""
+        files = {}
+        for file in sorted(workspace.iterdir()):
+            sync_file(file)
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        manifest = {**manifest, "files": files}
+        write_atomic(workspace / "manifest.json", json.dumps(manifest, indent=1).encode())
+        taken = [
+            _number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
+        ]
+        folder = self.folder / f"v{max(taken, default=0) + 1:04d}"
+        workspace.rename(folder)
+        sync_folder(self.folder)
+        return Version(folder, manifest)
+
+    def point_to(self, version: Version) -> None:
+        """Swap the pointer: from here on every reader's next look finds this version."""
+        write_atomic(self._pointer, f"{version.name}\n".encode())
+
+    def rollback(self, name: str | None = None) -> tuple[str, Version]:
+        """Point to `name`, or to the version before the current one; return (old, new).
+
+        Raises:
+            IndexMissing: nothing was published. WrongUse: nothing to go back to.
+            IndexBroken: the target's files do not match their digests.
+        """
+        try:
+            with self.lock():
+                current = self.current_name()
+                if current is None:
+                    raise IndexMissing
+                if name is None:
+                    older = [v for v in self.versions() if _number(v.name) < _number(current)]
+                    if not older:
+                        raise WrongUse(f"There is no index version before {current}.")
+                    name = older[-1].name
+                target = self.open(name)
+                self.verify(target)
+                self.point_to(target)
+                return current, target
+        except Timeout as error:
+            raise WrongUse("An index is being published right now; try again shortly.") from error
+
+    def prune(self, keep: int, protect: Collection[str]) -> list[str]:
+        """Delete the oldest versions beyond `keep`, never the current or a protected one."""
+        current = self.current_name()
+        gone = []
+        for version in self.versions()[:-keep]:
+            if version.name != current and version.name not in protect:
+                shutil.rmtree(version.folder, ignore_errors=True)
+                gone.append(version.name)
+        return gone
+
+
+def _number(name: str) -> int:
+    return int(name.lstrip("v"))

@@ -1,0 +1,165 @@
+"""The task of queue `embed`: one shard of images becomes one file of vectors."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+
+from celery import shared_task
+from PIL import Image
+
+from pipeline.embed import ShardResult, embed_alone, embed_shard
+from pipeline.errors import BadImage, ImgrecError, ServerAway, SetupError
+from pipeline.failpoints import failpoint
+from pipeline.files import write_atomic
+from pipeline.images import encode_jpeg
+from pipeline.plan import require_allowed
+from pipeline.settings import load_settings
+from pipeline.shards import write_shard
+from pipeline.store.jobs import Claim, Job
+from workers import flow, runtime
+from workers.lease import Lease, LeaseLost, Stopped
+
+log = logging.getLogger(__name__)
+
+DEATHS = 2  # an image that ran alone in so many dying workers is left out
+
+
+@shared_task(name="imgrec.embed_shard")
+def embed(job_id: str, n: int) -> None:
+    """Embed shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
+    try:
+        _embed(job_id, n)
+    except ServerAway as error:
+        # The lease or the reconciler brings the shard back when the server is there again.
+        log.error("Shard %d of job %s: %s", n, job_id, error)
+
+
+def _embed(job_id: str, n: int) -> None:
+    jobs, settings = runtime.jobs(), load_settings()
+    job = jobs.get(job_id)
+    if not job.open or not _ready(job):
+        return
+    claim = jobs.claim_shard(job_id, n, f"{runtime.HOST}:{uuid.uuid4().hex[:8]}", settings.lease_s)
+    if claim is None:
+        return
+    failpoint("embed.after_claim")
+    try:
+        with Lease(
+            lambda progress: jobs.beat(claim, progress, settings.lease_s),
+            settings.lease_s,
+            settings.stall_s,
+        ) as lease:
+            result = _work(job, claim, lease)
+            name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
+    except Stopped:
+        jobs.release_shard(claim, count_attempt=False)
+        log.info("Shard %d of job %s goes back to the queue: this worker ends.", n, job_id)
+    except LeaseLost:
+        log.info("Shard %d of job %s is no longer ours.", n, job_id)
+        return
+    except ServerAway:
+        raise
+    except Exception as error:
+        _failed(claim, error)
+        return
+    else:
+        failpoint("embed.after_write")
+        won = jobs.finish_shard(
+            claim,
+            file=name,
+            sha256=digest,
+            embedded=result.embedded,
+            reused=result.reused,
+            failures=result.failures,
+        )
+        failpoint("embed.after_mark")
+        log.info("Shard %d of job %s: %s", n, job_id, _account(result, won))
+    flow.advance(job_id)
+
+
+def _ready(job: Job) -> bool:
+    """Load what the job needs; where this worker cannot serve it, end the job with the reason.
+
+    Before any shard is claimed: a missing model is one sentence, not ten thousand failures.
+    """
+    jobs = runtime.jobs()
+    try:
+        require_allowed(job.root, load_settings())
+        if not job.root.is_dir():
+            raise SetupError(
+                f"The folder {job.root} is not there: every embed worker must see the products "
+                "folder under the same path."
+            )
+        runtime.tools()
+        mine = runtime.fingerprint()
+    except ImgrecError as error:
+        if isinstance(error, ServerAway):
+            raise
+        jobs.fail(job.id, f"Worker embed@{runtime.HOST}: {error}")
+        return False
+    held = jobs.set_fingerprint(job.id, mine)
+    if held.fingerprint != mine.id:
+        jobs.fail(
+            job.id,
+            f"Worker embed@{runtime.HOST} would use {mine.summary}, but the job was planned for "
+            f"{held.fingerprint_summary}: give this worker and the command the same "
+            "EMBEDDING_MODEL, USE_BG_REMOVAL, REMBG_MODEL and PREPROCESS settings.",
+        )
+        return False
+    return held.open
+
+
+def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
+    known = runtime.KnownVectors(runtime.fingerprint().id, use_known=not job.full)
+    save = _saver() if job.save_preprocessed else None
+    if claim.attempts <= load_settings().max_attempts:
+        return embed_shard(
+            job.root, claim.images, runtime.tools(), known, check=lease.check, save=save
+        )
+    log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
+    jobs = runtime.jobs()
+    return embed_alone(
+        job.root,
+        claim.images,
+        runtime.tools(),
+        known,
+        check=lease.check,
+        save=save,
+        begin=lambda position: jobs.start_alone(claim, position) <= DEATHS,
+        end=lambda position: jobs.end_alone(claim, position),
+    )
+
+
+def _failed(claim: Claim, error: Exception) -> None:
+    """Give a shard back after an error that no image explains; end the job when it persists."""
+    log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
+    jobs = runtime.jobs()
+    if claim.attempts > load_settings().max_attempts:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        jobs.fail(
+            claim.job_id,
+            f"Worker embed@{runtime.HOST} could not finish shard {claim.n} in {claim.attempts} "
+            f"attempts: {reason}",
+        )
+    else:
+        jobs.release_shard(claim, count_attempt=True)  # the reconciler sends it after a pause
+
+
+def _saver() -> Callable[[str, Image.Image], None]:
+    folder = load_settings().data_dir / "preprocessed"
+
+    def save(path: str, image: Image.Image) -> None:
+        target = (folder / path).with_suffix(".jpg")
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise BadImage("the path leads out of the folder of preprocessed images", "save")
+        write_atomic(target, encode_jpeg(image, quality=95))
+
+    return save
+
+
+def _account(result: ShardResult, won: bool) -> str:
+    skipped = sum(not failure.warning for failure in result.failures)
+    text = f"{result.embedded} embedded, {result.reused} reused, {skipped} skipped"
+    return text if won else f"{text}; another worker was first"

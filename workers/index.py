@@ -1,0 +1,74 @@
+"""The task of queue `index`: the shards of a job become the next published version."""
+
+from __future__ import annotations
+
+import logging
+
+from celery import shared_task
+
+from pipeline.errors import ImgrecError, ServerAway
+from pipeline.merge import Merged, merge
+from pipeline.settings import load_settings
+from pipeline.store.jobs import Job
+from workers import flow, runtime
+from workers.lease import Lease, LeaseLost, Stopped
+
+log = logging.getLogger(__name__)
+
+LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
+
+
+@shared_task(name="imgrec.merge_shards")
+def merge_shards(job_id: str) -> None:
+    """Publish a job whose shards are all done; harmless to send any number of times."""
+    try:
+        _merge(job_id)
+    except ServerAway as error:
+        log.error("The merge of job %s: %s", job_id, error)
+
+
+def _merge(job_id: str) -> None:
+    jobs, settings = runtime.jobs(), load_settings()
+    job = jobs.claim_merge(job_id, settings.lease_s)
+    if job is None:
+        return
+    try:
+        # A merge has no natural progress to watch, so only the process's death ends its lease.
+        with Lease(
+            lambda _: jobs.beat_merge(job_id, settings.lease_s), settings.lease_s, float("inf")
+        ) as lease:
+            merged = _publish(job, lease)
+    except (Stopped, LeaseLost):
+        log.info("The merge of job %s stops; the reconciler resumes it if it is wanted.", job_id)
+        return
+    except ServerAway:
+        raise
+    except ImgrecError as error:
+        jobs.fail(job_id, str(error).replace("JOB'", f"{job_id}'"))
+        return
+    except OSError as error:
+        # A full disk: nothing was published; the lease ends and the merge is tried again.
+        log.error("The merge of job %s failed: %s", job_id, error)
+        return
+    except Exception as error:
+        log.error("The merge of job %s failed.", job_id, exc_info=error)
+        jobs.fail(job_id, f"The index could not be built: {type(error).__name__}: {error}")
+        return
+    for n in merged.broken:
+        log.warning("Job %s: the file of shard %d is gone or changed; doing it again.", job_id, n)
+        jobs.reopen_shard(job_id, n)
+    if merged.version:
+        jobs.publish(job_id, merged.version)
+        log.info("Job %s published %s.", job_id, merged.version)
+        flow.remove_leftovers()
+    else:
+        flow.advance(job_id)
+
+
+def _publish(job: Job, lease: Lease) -> Merged:
+    jobs, settings, versions = runtime.jobs(), load_settings(), runtime.versions()
+    with versions.lock().acquire(timeout=LOCK_WAIT_S):
+        merged = merge(job, jobs.done_shards(job.id), settings, versions, lease.check)
+        if merged.version:
+            versions.prune(settings.keep_versions, jobs.bases_in_use())
+    return merged

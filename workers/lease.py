@@ -1,0 +1,79 @@
+"""Keep a lease in the ledger alive while the work moves, and tell the work when to stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from pipeline.errors import ImgrecError
+from workers.runtime import stopping
+
+log = logging.getLogger(__name__)
+
+BEATS_PER_LEASE = 6
+
+
+class Stopped(Exception):
+    """The process was asked to end; the work goes back to the queue."""
+
+
+class LeaseLost(Exception):
+    """The job has ended or another worker has the work; what was done here is not needed."""
+
+
+class Lease:
+    """A thread that calls `beat` several times a lease, as long as the work moves on."""
+
+    def __init__(self, beat: Callable[[int], bool], lease_s: float, stall_s: float) -> None:
+        self._beat = beat
+        self._pause_s = lease_s / BEATS_PER_LEASE
+        self._stall_s = stall_s
+        self._progress = 0
+        self._moved = time.monotonic()
+        self._lost = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def check(self, progress: int = 0) -> None:
+        """Note progress; end the work where it must end.
+
+        Raises:
+            Stopped: the process was asked to end. LeaseLost: the job or the claim is gone.
+        """
+        if progress != self._progress:
+            self._progress = progress
+            self._moved = time.monotonic()
+        if self._lost:
+            raise LeaseLost
+        if stopping.is_set():
+            raise Stopped
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._pause_s):
+            if time.monotonic() - self._moved > self._stall_s:
+                # A hung worker must lose its lease although this thread still lives.
+                log.error("No progress for %.0f s: giving the lease up.", self._stall_s)
+                self._lost = True
+                return
+            try:
+                if not self._beat(self._progress):
+                    self._lost = True
+                    return
+            except ImgrecError as error:  # a short outage of the database; the lease may outlive it
+                log.warning("The lease could not be extended: %s", error)

@@ -1,0 +1,108 @@
+"""What a worker process does around its tasks: set itself up, look after jobs, end gently."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+from celery import signals
+from kombu.entity import Queue
+
+from pipeline.errors import ImgrecError
+from pipeline.files import write_atomic
+from pipeline.settings import load_settings
+from workers import flow, runtime
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10.0
+
+
+@signals.celeryd_init.connect
+def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """Fit the configuration to the queues that this worker serves."""
+    settings = load_settings()
+    # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+    queues = _queues(options.get("queues"))
+    if not queues:
+        conf.task_queues = [Queue(name) for name in flow.QUEUES]  # type: ignore[no-untyped-call]
+    if queues == {flow.QUERY}:
+        conf.worker_concurrency = settings.query_concurrency
+    name, _, host = instance.hostname.partition("@")
+    if name == "celery":
+        # Workers that share the default name would share one control mailbox, too.
+        instance.hostname = f"{'-'.join(sorted(queues or flow.QUEUES))}-{os.getpid()}@{host}"
+
+
+@signals.after_setup_logger.connect
+def quieten(**_: Any) -> None:
+    """Keep to what an operator reads: our own lines, and what goes wrong."""
+    for name in ("celery.app.trace", "celery.worker.strategy", "faiss.loader", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@signals.worker_ready.connect
+def start_helpers(sender: Any, **_: Any) -> None:
+    """Start this worker's threads: heartbeat, model warm-up, reconciler."""
+    queues = {queue.name for queue in sender.task_consumer.queues}
+    _thread("heartbeat", _beat, sender.hostname)
+    if flow.QUERY in queues:
+        _thread("warm-up", _warm_up)
+    if flow.INDEX in queues:
+        _thread("reconciler", _reconcile)
+
+
+@signals.worker_shutting_down.connect
+def stop(**_: Any) -> None:
+    """Let running shards go back to the queue after their current image."""
+    runtime.stopping.set()
+
+
+def _queues(option: Any) -> set[str]:
+    if isinstance(option, str):
+        return {name.strip() for name in option.split(",") if name.strip()}
+    return set(option or ())
+
+
+def _thread(name: str, run: Any, *args: Any) -> None:
+    threading.Thread(target=run, args=args, name=name, daemon=True).start()
+
+
+def _beat(name: str) -> None:
+    """Touch a file for health checks; liveness must not depend on Redis or the database."""
+    file = load_settings().data_dir / "run" / f"{name}.alive"
+    while not runtime.stopping.is_set():
+        try:
+            write_atomic(file, str(time.time()).encode())
+        except OSError as error:
+            log.warning("The heartbeat file cannot be written: %s", error)
+        runtime.stopping.wait(HEARTBEAT_S)
+    file.unlink(missing_ok=True)
+
+
+def _warm_up() -> None:
+    """Load the model before the first query asks for it."""
+    try:
+        start = time.monotonic()
+        runtime.query_prepare()
+        runtime.fingerprint()
+        runtime.batcher()
+        log.info("The model is loaded (%.1f s).", time.monotonic() - start)
+    except ImgrecError as error:
+        log.error("%s", error)  # each query will say it, too
+
+
+def _reconcile() -> None:
+    pause_s = load_settings().reconcile_s
+    while not runtime.stopping.wait(pause_s):
+        try:
+            flow.reconcile()
+        except ImgrecError as error:
+            log.warning("The ledger waits: %s", error)
+        except Exception:
+            # This thread is the one that finds lost work: it must outlive its own bugs.
+            log.exception("The reconciler failed; it goes on.")
