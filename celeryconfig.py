@@ -34,12 +34,15 @@ result_accept_content = ["json"]
 
 task_acks_late = False
 worker_prefetch_multiplier = 1
-worker_disable_prefetch = True  # take a message only when a slot is free
+# A worker takes a shard only when it is free: a second one would wait behind the first while other
+# workers idle. Not so queries: a worker that holds none looks for the next only three times a
+# second (workers.lifecycle turns this off for them).
+worker_disable_prefetch = True
 
 # Threads: torch, onnxruntime and CUDA must not be used before a fork, so there is none.
 worker_pool = "threads"
 worker_pool_start_method = "spawn"  # for those who choose prefork
-worker_concurrency = 1  # workers.lifecycle raises it for a worker of the query queue alone
+worker_concurrency = 1  # a worker of queries alone: QUERY_CONCURRENCY, see workers.lifecycle
 
 worker_hijack_root_logger = True
 worker_log_format = "%(asctime)s %(levelname)s %(message)s"

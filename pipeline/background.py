@@ -35,6 +35,7 @@ def load_remover(model: str, threads: int, device: str = "auto") -> Remover:
     import onnxruntime
     import rembg
 
+    onnxruntime.disable_telemetry_events()  # a shop's machines report to nobody
     if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise SetupError(
             "DEVICE=cuda, but this onnxruntime has no CUDA: install imgrec[gpu] into an "

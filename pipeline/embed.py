@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import BadImage
+from pipeline.failpoints import failpoint
 from pipeline.images import ImageFile, Limits, decode, read_image, sha256
 from pipeline.preprocess import Prepared
 from pipeline.shards import ShardVectors
@@ -203,6 +204,7 @@ def _read(
     cache: VectorCache,
     save: Callable[[str, Image.Image], None] | None,
 ) -> _Read:
+    failpoint(f"image:{image.path}")
     try:
         data = read_image(confined(root, image.path), tools.limits)
         digest = sha256(data)

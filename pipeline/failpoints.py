@@ -1,4 +1,4 @@
-"""Die on purpose at a named line, so that the fault tests can kill a process where it hurts."""
+"""Die or freeze on purpose at a named line, so that the fault tests can hit where it hurts."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import os
 import signal
 
 # Test-only switches, read here and not in settings.py: they must not look like something to set.
+_POINT = "IMGREC_FAILPOINT"
+_ONCE = "IMGREC_FAILPOINT_ONCE"
 
 
 def failpoint(name: str) -> None:
-    """Kill this process with SIGKILL if `IMGREC_FAILPOINT` names this line.
+    """Kill this process with SIGKILL if `IMGREC_FAILPOINT` is `name`; freeze it if `name:stop`.
 
-    `IMGREC_FAILPOINT_ONCE`, a file, makes it once: the file is created before the kill and
-    disarms the line afterwards.
+    `IMGREC_FAILPOINT_ONCE`, a file, makes it once: the file is created first and disarms the line
+    from then on.
     """
-    if os.environ.get("IMGREC_FAILPOINT") != name:
+    wanted = os.environ.get(_POINT)
+    if wanted is None or wanted.removesuffix(":stop") != name:
         return
-    once = os.environ.get("IMGREC_FAILPOINT_ONCE")
+    once = os.environ.get(_ONCE)
     if once:
         try:
             os.close(os.open(once, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGSTOP if wanted.endswith(":stop") else signal.SIGKILL)

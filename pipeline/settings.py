@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     # Rebuild
     shard_size: int = Field(256, ge=1, le=10_000, description="Images in one task")
     shard_window: int = Field(64, ge=1, description="Shards of a job that wait in the queue")
-    lease_s: float = Field(30, gt=0, description="Silence after which a shard's worker is dead")
+    lease_s: float = Field(15, gt=0, description="Silence after which a shard's worker is dead")
     stall_s: float = Field(
         600, gt=0, description="One image or batch that takes longer counts as a hung worker"
     )

@@ -14,6 +14,7 @@ from workers.runtime import stopping
 log = logging.getLogger(__name__)
 
 BEATS_PER_LEASE = 6
+BEAT_S = 1.0  # at most: the beat also carries the progress that people watch
 
 
 class Stopped(Exception):
@@ -29,7 +30,7 @@ class Lease:
 
     def __init__(self, beat: Callable[[int], bool], lease_s: float, stall_s: float) -> None:
         self._beat = beat
-        self._pause_s = lease_s / BEATS_PER_LEASE
+        self._pause_s = min(BEAT_S, lease_s / BEATS_PER_LEASE)
         self._stall_s = stall_s
         self._progress = 0
         self._moved = time.monotonic()

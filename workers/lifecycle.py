@@ -31,11 +31,19 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     if not queues:
         conf.task_queues = [Queue(name) for name in flow.QUEUES]  # type: ignore[no-untyped-call]
     if queues == {flow.QUERY}:
-        conf.worker_concurrency = settings.query_concurrency
+        conf.worker_disable_prefetch = False
     name, _, host = instance.hostname.partition("@")
     if name == "celery":
         # Workers that share the default name would share one control mailbox, too.
         instance.hostname = f"{'-'.join(sorted(queues or flow.QUEUES))}-{os.getpid()}@{host}"
+
+
+@signals.worker_init.connect
+def widen(sender: Any, **_: Any) -> None:
+    """Give a worker of queries alone its threads, unless `-c` has."""
+    # Not in `set_up`: the command line has read the configured concurrency before that.
+    if set(sender.app.amqp.queues.consume_from) == {flow.QUERY} and sender.concurrency == 1:
+        sender.concurrency = load_settings().query_concurrency
 
 
 @signals.after_setup_logger.connect

@@ -14,6 +14,7 @@ from celery.app.task import Task
 
 from pipeline.embed import confined
 from pipeline.errors import BadImage, ImgrecError, WrongUse
+from pipeline.failpoints import failpoint
 from pipeline.images import decode, encode_jpeg, read_image, sha256
 from pipeline.plan import require_allowed
 from pipeline.recommend import OpenIndex
@@ -36,6 +37,7 @@ def query_image(self: Task, data: bytes, top_k: int) -> dict[str, Any]:
     IndexMissing, BadImage, FingerprintMismatch, SetupError.
     """
     start = time.monotonic()
+    failpoint("query.start")
     index = runtime.published().current()
     settings = load_settings()
     if len(data) > settings.max_image_bytes:

