@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 # Test-only switches, read here and not in settings.py: they must not look like something to set.
 _POINT = "IMGREC_FAILPOINT"
@@ -26,3 +27,4 @@ def failpoint(name: str) -> None:
         except FileExistsError:
             return
     os.kill(os.getpid(), signal.SIGSTOP if wanted.endswith(":stop") else signal.SIGKILL)
+    time.sleep(0.5)  # the signal may reach another thread first: go no line further until then
