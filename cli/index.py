@@ -30,13 +30,16 @@ def list_versions(as_json: bool) -> None:
         objects = [_object(version, current) for version in found]
         print_json({"current": current, "versions": objects})
         return
+    if not found:
+        say("There is no index version yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
+        return
     rows = [
         [
             "*" if version.name == current else "",
             version.name,
             version.manifest["images"],
             version.manifest["index"]["factory"],
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.manifest["created_at"])),
+            _date(version.manifest["created_at"]),
             version.manifest["root"],
         ]
         for version in found
@@ -57,7 +60,8 @@ def info(version: str | None, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    facts(f"Index {opened.name}", list(answer.items()))
+    answer["created_at"] = _date(answer["created_at"])
+    facts(f"Index {opened.name}", [(key.replace("_", " "), answer[key]) for key in answer])
     say("Every file matches its digest.")
 
 
@@ -78,6 +82,10 @@ def _store() -> VersionStore:
     from pipeline.versions import VersionStore
 
     return VersionStore(load_settings().index_dir)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _object(version: Version, current: str | None) -> dict[str, Any]:

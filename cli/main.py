@@ -17,7 +17,11 @@ COMMANDS = {
     "enqueue-rebuild": ("cli.rebuild", "enqueue_rebuild", "Index a folder of product images."),
     "status": ("cli.rebuild", "status", "Show how far a rebuild is."),
     "jobs": ("cli.rebuild", "jobs", "List the rebuilds."),
-    "failures": ("cli.rebuild", "failures", "List the images that a rebuild left out."),
+    "failures": (
+        "cli.rebuild",
+        "failures",
+        "List the images that a rebuild left out or warned about.",
+    ),
     "cancel": ("cli.rebuild", "cancel", "Stop a rebuild; what was published stays."),
     "query": ("cli.query", "query", "Find the products that look like an image."),
     "result": ("cli.query", "result", "Show the answer of an earlier query."),

@@ -44,7 +44,7 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
 
         def draw(job: Job, progress: Progress) -> None:
             done, total = progress.looked_at, progress.images
-            facts = rate.facts(progress)
+            facts = _facts(rate, job, progress)
             bar.update(task, description=job.state, total=total, completed=done, facts=facts)
 
         yield draw
@@ -68,6 +68,12 @@ class _Rate:
         return f"{done / elapsed:.1f} images/s, {counts}, {duration(left)} left"
 
 
+def _facts(rate: _Rate, job: Job, progress: Progress) -> str:
+    if job.state == "planned":
+        return "waiting for a worker to load its model and take the first shard"
+    return rate.facts(progress)
+
+
 class _Lines:
     """The same facts for a log file."""
 
@@ -76,7 +82,7 @@ class _Lines:
         self._next = time.monotonic() + PLAIN_EVERY_S
 
     def __call__(self, job: Job, progress: Progress) -> None:
-        facts = self._rate.facts(progress)
+        facts = _facts(self._rate, job, progress)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_EVERY_S
             say(f"{job.state}: {progress.looked_at} of {progress.images} images, {facts}")

@@ -86,7 +86,14 @@ def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
     from workers import flow
 
     flow.require_redis()
-    _show(_await(query_id, timeout if wait else 0.0), as_json)
+    try:
+        answer = _await(query_id, timeout if wait else 0.0)
+    except TimedOut as error:
+        raise TimedOut(
+            f"There is no answer under the id {query_id}: it is not there yet (--wait waits for "
+            "it), older than an hour, or was never asked for."
+        ) from error
+    _show(answer, as_json)
 
 
 def _message(image: Path, settings: Settings) -> bytes:

@@ -53,6 +53,7 @@ def enqueue_rebuild(
     from workers import flow, runtime
 
     flow.require_redis()
+    _tell_of_replacement(folder)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(
             folder,
@@ -97,6 +98,9 @@ def jobs(limit: int, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": [_object(job.id) for job in found]})
         return
+    if not found:
+        say("There is no rebuild yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
+        return
     rows = []
     for job in found:
         facts = _object(job.id)
@@ -120,7 +124,7 @@ def jobs(limit: int, as_json: bool) -> None:
 @click.argument("job")
 @json_option
 def failures(job: str, as_json: bool) -> None:
-    """List the images that a rebuild left out."""
+    """List the images that a rebuild left out or warned about."""
     _jobs().get(job)
     found = _jobs().failures(job)
     bad = [failure for failure in found if not failure.warning]
@@ -162,6 +166,19 @@ def cancel(job: str, as_json: bool) -> None:
         say(f"Job {job} had already ended: {before.state}.")
 
 
+def _tell_of_replacement(folder: Path) -> None:
+    from workers import runtime
+
+    store = runtime.versions()
+    name = store.current_name()
+    root = store.open(name).manifest["root"] if name else None
+    if root and root != str(folder.resolve()):
+        say(
+            f"Index {name} holds {root}; this rebuild replaces it with {folder.resolve()} "
+            "('imgrec index rollback' brings it back)."
+        )
+
+
 def _jobs() -> Jobs:
     from workers import runtime
 
@@ -187,14 +204,13 @@ def _object(job_id: str) -> dict[str, Any]:
 
 def _summary(job_id: str) -> None:
     job = _object(job_id)
-    rate = job["embedded"] / job["seconds"] if job["seconds"] else 0.0
     facts(
         f"Job {job_id}",
         [
             ("state", job["state"]),
             ("index version", job["index_version"] or "-"),
             ("images", job["images"]),
-            ("embedded", f"{job['embedded']}  ({rate:.1f} images/s)"),
+            ("embedded", job["embedded"]),
             ("reused", job["reused"]),
             ("skipped", job["skipped"]),
             ("warnings", job["warnings"]),

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 
 from pipeline.errors import ServerAway, SetupError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, cores
 from pipeline.store.database import without_password
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -156,10 +156,11 @@ class Stack:
             *("--loglevel", "warning"),
         ]
         if url.password:
-            # Through standard input's place in the arguments it would stand in the process list.
+            # As an argument it would stand in the process list, for every user to read.
             secret = folder / "password.conf"
             secret.touch(mode=0o600)
-            secret.write_text(f'requirepass "{url.password}"\n')
+            escaped = unquote(url.password).replace("\\", "\\\\").replace('"', '\\"')
+            secret.write_text(f'requirepass "{escaped}"\n')
             command.insert(1, str(secret))
         return Child("redis", command, {})
 
@@ -175,14 +176,14 @@ class Stack:
             time.sleep(0.05)
 
     def _worker_children(self) -> list[Child]:
-        shares = share_threads(os.cpu_count() or 1, self.embed_workers)
+        shares = share_threads(cores(), self.embed_workers)
         names = [("index", "index"), ("query", "query")]
         numbers = range(1, self.embed_workers + 1)
         names += [("embed" if number == 1 else f"embed{number}", "embed") for number in numbers]
         children = []
         for name, queue in names:
             node = f"{name}@{socket.gethostname()}"
-            command = [sys.executable, "-m", "celery", "worker", "-Q", queue, "-n", node]
+            command = [sys.executable, "-m", "celery", "--quiet", "worker", "-Q", queue, "-n", node]
             command += ["--without-gossip", "--without-mingle", "-l", "INFO"]
             # A share that the user has set holds for all.
             threads = self.settings.cpu_threads or shares[queue]
@@ -193,15 +194,15 @@ class Stack:
         return children
 
 
-def share_threads(cores: int, embed_workers: int) -> dict[str, int]:
+def share_threads(total: int, embed_workers: int) -> dict[str, int]:
     """Divide the cores among the workers of one machine, so that they do not slow each other.
 
     Each worker needs one thread, so fewer cores than workers are shared by waiting: the index
     worker computes only when no shard is left.
     """
     index = 1
-    query = max(1, cores // 4)
-    embed = max(1, (cores - index - query) // embed_workers)
+    query = max(1, total // 4)
+    embed = max(1, (total - index - query) // embed_workers)
     return {"index": index, "query": query, "embed": embed}
 
 

@@ -55,6 +55,14 @@ def load_remover(model: str, threads: int, device: str = "auto") -> Remover:
     except Exception as error:  # rembg lets through whatever its downloader and onnxruntime raise
         raise _no_weights(model, ways_out, error) from error
 
+    active = session.inner_session.get_providers() if hasattr(session, "inner_session") else []
+    if device == "cuda" and active and "CUDAExecutionProvider" not in active:
+        # onnxruntime falls back to the CPU in silence when a CUDA library is missing.
+        raise SetupError(
+            "DEVICE=cuda, but onnxruntime could not start on CUDA: its CUDA and cuDNN libraries "
+            "are missing or of another version; mend them or set DEVICE=cpu."
+        )
+
     def remove(image: Image.Image) -> Image.Image:
         mask: Image.Image = session.predict(image)[0]
         return mask.convert("L")

@@ -20,9 +20,11 @@ Remover = Callable[[Image.Image], Image.Image]
 FOREGROUND = 128  # mask values from here up count as product
 # A cut-out outside of these shares of the picture is a failure of the mask, not a product.
 MIN_KEPT, MAX_KEPT = 0.01, 0.98
-# U2Net leaves striped cloth half transparent: such a mask has many values in the middle.
+# U2Net leaves some striped or pale cloth half transparent: such a mask has many values in the
+# middle. On 420 photos of clothing, the 5 masks with a share above 0.35 were all bad, the 415 below
+# were usable but for a few.
 UNSURE_LOW, UNSURE_HIGH = 32, 224
-MAX_UNSURE = 0.5
+MAX_UNSURE = 0.35
 
 
 @dataclass(frozen=True)

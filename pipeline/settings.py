@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(50 * MIB, ge=1024, description="Larger files are refused")
 
     # Places
-    data_dir: Path = Field(Path("data"), description="Folder of the index, the jobs, the database")
+    data_dir: Path = Field(Path("data"), description="Folder of the index, the jobs, the logs")
     image_roots: str = Field(
         "", description="Folders that workers may read, separated by ':'; empty: any job's folder"
     )
@@ -144,7 +144,14 @@ class Settings(BaseSettings):
         Half, because an embed and a query worker commonly share a machine; `imgrec up` knows how
         many workers it starts and divides the cores exactly.
         """
-        return self.cpu_threads or max(1, (os.cpu_count() or 1) // 2)
+        return self.cpu_threads or max(1, cores() // 2)
+
+
+def cores() -> int:
+    """Count the CPU cores that this process may use; containers may be given fewer than exist."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -19,6 +20,7 @@ from workers import flow, runtime
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
+FORGET_S = 86_400.0
 
 
 @signals.celeryd_init.connect
@@ -82,7 +84,12 @@ def _thread(name: str, run: Any, *args: Any) -> None:
 
 def _beat(name: str) -> None:
     """Touch a file for health checks; liveness must not depend on Redis or the database."""
-    file = load_settings().data_dir / "run" / f"{name}.alive"
+    folder = load_settings().data_dir / "run"
+    file = folder / f"{name}.alive"
+    for old in folder.glob("*.alive"):  # of workers that were killed
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > FORGET_S:
+                old.unlink()
     while not runtime.stopping.is_set():
         try:
             write_atomic(file, str(time.time()).encode())

@@ -109,10 +109,11 @@ def tools() -> Tools:
     keeps more of a CPU busy than one picture at a time with many.
     """
     settings = load_settings()
+    encoder = clip()  # first: torch brings the CUDA libraries that onnxruntime looks for
     remover = _remover(threads=1) if settings.use_bg_removal else None
     spec = Preprocessing.from_settings(settings)
     return Tools(
-        encoder=clip(),
+        encoder=encoder,
         prepare=lambda image: prepare(image, spec, remover),
         limits=limits(),
         bg_color=settings.preprocess_bg_color,
@@ -125,6 +126,7 @@ def tools() -> Tools:
 def query_prepare() -> Callable[[Image.Image], Prepared]:
     """The same preprocessing for queries: one picture at a time, on all threads, for latency."""
     settings = load_settings()
+    clip()  # before the remover, as in `tools`
     spec = Preprocessing.from_settings(settings)
     remover = _remover(threads=settings.threads) if settings.use_bg_removal else None
     turn = threading.Lock()

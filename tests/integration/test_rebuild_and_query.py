@@ -34,7 +34,9 @@ def _png_header(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(b"\0" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
 
 
 def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: Stand) -> None:
@@ -132,7 +134,7 @@ def test_a_repeated_query_does_no_work(stand: Stand) -> None:
     assert "from the cache" not in lines[0]
     assert "from the cache" in lines[1]
     assert len(names) == 12
-    keys = [key for key in stand.redis().keys("imgrec:cache:*")]
+    keys = list(stand.redis().keys("imgrec:cache:*"))
     assert keys
     assert all(stand.redis().ttl(key) > 0 for key in keys)
 
