@@ -168,7 +168,7 @@ class Stand:
             env=self.env(**more),
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=5 * PATIENCE_S,
         )
 
     def answer(self, *args: str, **more: str) -> dict[str, Any]:

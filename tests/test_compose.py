@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -55,8 +56,6 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_the_file_fits_the_compose_specification() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    pytest.importorskip("check_jsonschema", reason="the schema comes with check-jsonschema")
     folder = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
     schema = json.loads((folder / "compose-spec.json").read_text())
     jsonschema.Draft7Validator(schema).validate(COMPOSE)
