@@ -54,11 +54,13 @@ class Clip:
             return np.zeros((0, self.dim), np.float32)
         config = self._model.config
         text_config = getattr(config, "text_config", config)
-        # SigLIP was trained on texts padded to its full context, CLIP was not (their model cards).
-        padding = "max_length" if "siglip" in config.model_type else True
+        # SigLIP was trained on texts padded to its full context and without a mask, CLIP on texts
+        # as long as they are (their model cards).
+        siglip = "siglip" in config.model_type
         inputs = self._tokenizer(
             list(texts),
-            padding=padding,
+            padding="max_length" if siglip else True,
+            return_attention_mask=not siglip,
             truncation=True,
             max_length=text_config.max_position_embeddings,
             return_tensors="pt",

