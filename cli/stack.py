@@ -201,7 +201,7 @@ def share_threads(total: int, embed_workers: int) -> dict[str, int]:
     worker computes only when no shard is left.
     """
     index = 1
-    query = max(1, total // 4)
+    query = max(1, min(total // 4, total - index - embed_workers))
     embed = max(1, (total - index - query) // embed_workers)
     return {"index": index, "query": query, "embed": embed}
 

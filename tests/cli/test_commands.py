@@ -1,0 +1,159 @@
+"""The face of the program: help, errors, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from PIL import Image
+from stand import BIN, Stand, draw_folder, free_port
+
+from cli.main import COMMANDS, imgrec
+from cli.page import write_page
+
+
+@pytest.fixture
+def shop(tmp_path: Path, model: Path) -> Stand:
+    """An imgrec without any server."""
+    return Stand(tmp_path, model)
+
+
+def one_line(command: click.Command) -> str:
+    return command.get_short_help_str(limit=200)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_help_that_the_list_shows(name: str) -> None:
+    command = imgrec.get_command(click.Context(imgrec), name)
+    assert command is not None
+    assert one_line(command) == COMMANDS[name][2]
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help or option.name == "limit", f"{name} {option.opts}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_stands_in_the_readme(name: str) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"imgrec {name}" in readme
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom cli.main import imgrec\n"
+        "try:\n imgrec(['--help'])\nexcept SystemExit:\n pass\n"
+        "heavy = {'celery', 'numpy', 'PIL', 'pydantic', 'rich', 'redis', 'torch', 'faiss'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "enqueue-rebuild" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_mistyped_command_is_wrong_use_with_a_guess(shop: Stand) -> None:
+    done = shop.imgrec("enqeue-rebuild", "x")
+    assert done.returncode == 2
+    assert "Did you mean 'enqueue-rebuild'?" in done.stderr
+
+
+def test_what_cannot_work_is_exit_code_2_and_one_sentence(shop: Stand) -> None:
+    (shop.folder / "empty").mkdir()
+    (shop.folder / "texts").mkdir()
+    (shop.folder / "texts" / "a.txt").touch()
+    (shop.folder / "no.jpg").write_text("no image")
+    whole = shop.folder / "whole.jpg"
+    draw_folder(shop.folder / "drawn", 1)
+    whole.write_bytes(next((shop.folder / "drawn").rglob("*.jpg")).read_bytes())
+    (shop.folder / "cut.jpg").write_bytes(whole.read_bytes()[:1000])
+    Image.new("RGB", (1, 1)).save(shop.folder / "dot.png")
+    for command, words in (
+        (["enqueue-rebuild", "nowhere"], "No such file or directory: 'nowhere'"),
+        (["enqueue-rebuild", "empty"], "is empty"),
+        (["enqueue-rebuild", "texts"], "holds no image"),
+        (["query", "nowhere.jpg"], "does not exist"),
+        (["query", "no.jpg"], "The image 'no.jpg' cannot be used: the file is no image"),
+        (["query", "cut.jpg"], "cut off"),
+        (["query", "dot.png"], "1x1"),
+        (["status", "nothing"], "There is no job 'nothing'"),
+        (["index", "info", "v0099"], "There is no index version 'v0099'"),
+    ):
+        done = shop.imgrec(*command)
+        assert (done.returncode, done.stdout) == (2, ""), (command, done)
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    for limit, words in (("MAX_IMAGE_PIXELS", "25,600 pixels"), ("MAX_IMAGE_BYTES", "bytes")):
+        done = shop.imgrec("query", "whole.jpg", **{limit: "1024"})
+        assert done.returncode == 2
+        assert limit in done.stderr
+        assert words in done.stderr
+
+
+def test_a_setting_that_does_not_parse_is_named(shop: Stand) -> None:
+    for name, value in (
+        ("TOP_K", "many"),
+        ("PREPROCESS_SIZE", "224"),
+        ("DEVICE", "tpu"),
+        ("DATABASE_URL", "mysql://x"),
+        ("PREPROCESS_BG_COLOR", "1,2,999"),
+    ):
+        done = shop.imgrec("jobs", **{name: value})
+        assert done.returncode == 2
+        assert f"The setting {name} cannot be used" in done.stderr
+
+
+def test_a_server_that_is_away_is_exit_code_4(shop: Stand) -> None:
+    draw_folder(shop.products, 1)
+    closed = f"127.0.0.1:{free_port()}"
+    image = str(next(shop.products.rglob("*.jpg")))
+    for command in (["enqueue-rebuild", str(shop.products)], ["query", image], ["result", "x"]):
+        done = shop.imgrec(*command, REDIS_URL=f"redis://:pass@{closed}/0")
+        assert done.returncode == 4
+        assert "Redis does not answer" in done.stderr
+        assert ":pass@" not in done.stderr
+    done = shop.imgrec("jobs", DATABASE_URL=f"postgresql://shop:pass@{closed}/x")
+    assert done.returncode == 4
+    assert "does not answer" in done.stderr
+    assert "pass@" not in done.stderr
+
+
+def test_no_index_is_exit_code_3(shop: Stand) -> None:
+    for command in (["index", "info"], ["index", "rollback"]):
+        done = shop.imgrec(*command)
+        assert done.returncode == 3
+        assert "FAISS index not found" in done.stderr
+
+
+def test_the_traceback_is_there_when_it_is_asked_for(shop: Stand) -> None:
+    assert "Traceback" in shop.imgrec("--debug", "status", "nothing").stderr
+
+
+def test_json_is_one_object_on_stdout(shop: Stand) -> None:
+    for command in (["jobs"], ["index", "list"]):
+        assert isinstance(json.loads(shop.imgrec(*command, "--json").stdout), dict)
+
+
+def test_down_and_health_say_that_nothing_runs(shop: Stand) -> None:
+    assert "Nothing runs here" in shop.imgrec("down").stderr
+    done = shop.imgrec("health", "query")
+    assert done.returncode == 1
+    assert "No worker of queue 'query'" in done.stderr
+
+
+def test_the_page_escapes_names_and_lives_without_a_picture(tmp_path: Path) -> None:
+    match = {"rank": 1, "product_id": "<b>&", "filename": "<b>&.jpg", "score": 0.5, "distance": 0.5}
+    answer = {"query_id": "q", "index_version": "v0001", "matches": [match]}
+    write_page(tmp_path / "page.html", "<script>.jpg", b"\xff\xd8", answer, {})
+    text = (tmp_path / "page.html").read_text()
+    assert "<script>" not in text
+    assert "&lt;b&gt;&amp;" in text
+    assert "no picture" in text
+
+
+def test_the_command_is_installed_beside_this_python() -> None:
+    done = subprocess.run([BIN / "imgrec", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "imgrec" in done.stdout
