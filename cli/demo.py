@@ -16,7 +16,7 @@ import click
 
 DATA = Path("data/demo")
 PRODUCTS = Path("data/products")
-MODEL = DATA / "tiny-clip"
+MODEL = Path("models/imgrec-mini")
 QUERIES = 2
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from cli.stack import share_threads
 from pipeline.settings import Settings
@@ -43,13 +47,8 @@ def test_the_command_line_never_imports_a_model_library() -> None:
 
 
 def test_importing_the_workers_loads_no_model_library() -> None:
-    import subprocess
-    import sys
-
-    script = (
-        "import sys, workers.embed, workers.index, workers.query\nprint(sorted(set(sys.modules)"
-    )
-    script += f" & {HEAVY!r}))"
+    script = "import sys, workers.embed, workers.index, workers.query\n"
+    script += f"print(sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -73,7 +72,9 @@ def test_env_example_and_readme_list_every_setting_with_its_default() -> None:
     assert {name: default.strip() for name, default in rows} == code
 
 
-def test_settings_come_from_the_environment_under_their_names(monkeypatch: object) -> None:
+def test_settings_come_from_the_environment_under_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PREPROCESS_SIZE", "320, 240")
     monkeypatch.setenv("USE_BG_REMOVAL", "false")
     settings = Settings(_env_file=None)

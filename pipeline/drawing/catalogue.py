@@ -23,7 +23,7 @@ from pipeline.drawing.product import (
 from pipeline.drawing.wording import slug, title
 
 COLUMNS = ("product_id", "title", "category", "color", "style", "price")
-SIZE = 320
+SIZE = 384
 QUALITY = 85
 # Attributes are trained where they show: on cloth, in four styles.
 TRAINED = ("shoe", "dress", "bag")

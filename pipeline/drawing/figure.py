@@ -103,11 +103,12 @@ def _mask(
     left, top, right, bottom = bounds
     mask = Image.new("L", (right - left, bottom - top))
     pen = ImageDraw.Draw(mask)
-    pen.polygon([(x - left, y - top) for x, y in outline.tolist()], fill=255)
+    pen.polygon((outline - (left, top)).ravel().tolist(), fill=255)
     for hole in part.holes:
-        pen.polygon([(x - left, y - top) for x, y in pose.place(hole).tolist()], fill=0)
-    # A polygon's edge has steps: at least those are smoothed.
-    return mask.filter(ImageFilter.GaussianBlur(max(part.soft * pose.scale, 0.6)))
+        pen.polygon((pose.place(hole) - (left, top)).ravel().tolist(), fill=0)
+    if part.soft:
+        return mask.filter(ImageFilter.GaussianBlur(part.soft * pose.scale))
+    return mask.filter(ImageFilter.BoxBlur(0.6))  # a polygon's edge has steps
 
 
 def _painted(

@@ -31,7 +31,7 @@ def pattern_of(product: Product) -> Pattern:
         "checked": float(rng.choice([0, 0, np.pi / 4])),
     }.get(product.pattern, 0.0)
     period = {"striped": 0.115, "dotted": 0.13, "checked": 0.15}.get(product.pattern, 1.0)
-    share = {"striped": 0.34, "dotted": 0.29, "checked": 0.28}.get(product.pattern, 0.0)
+    share = {"striped": 0.34, "dotted": 0.29, "checked": 0.25}.get(product.pattern, 0.0)
     return Pattern(product.pattern, period * rng.uniform(0.8, 1.25), share, angle)
 
 

@@ -70,7 +70,7 @@ def _photographed(
     warmth = rng.normal(0, 0.016)  # of lamplight; below 0, of daylight
     tint = 1 + rng.normal(0, 0.008, 3) + warmth * np.array([1.0, 0.1, -1.2])
     if product.style == "vintage":
-        tint *= (1.02, 1.0, 0.95)
+        tint *= (1.01, 1.0, 0.97)
     t = np.linspace(-1, 1, size, dtype=np.float32)
     vignette = 1 - np.float32(rng.uniform(0, 0.09)) * (t[:, None] ** 2 + t[None, :] ** 2)
     canvas = canvas * tint.astype(np.float32) * vignette[..., None]
