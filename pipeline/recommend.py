@@ -83,7 +83,7 @@ class PublishedIndex:
             if held and held.version.name == name:
                 return held
             try:
-                version = self._versions.current()
+                version = self._versions.open(name) if name else self._versions.current()
                 nprobe = version.manifest["index"]["nprobe"]
                 faiss = index.load(version.folder / "index.bin", nprobe)
                 fresh = OpenIndex(version, faiss)

@@ -136,6 +136,7 @@ class VersionStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._pointer = folder / "CURRENT"
+        self._latest: Version | None = None
 
     def current_name(self) -> str | None:
         """Return the name in the pointer file, or None before the first publication."""
@@ -159,7 +160,10 @@ class VersionStore:
         name = self.current_name()
         if name is None:
             raise IndexMissing
-        return self.open(name)
+        # A version never changes, so what was mapped and sorted for the last look still holds.
+        if self._latest is None or self._latest.name != name:
+            self._latest = self.open(name)
+        return self._latest
 
     def open(self, name: str) -> Version:
         """Open a version and check that its files have the sizes that its manifest tells.

@@ -110,8 +110,9 @@ def reconcile() -> None:
 
 
 def remove_leftovers() -> None:
-    """Delete shard files of jobs that have ended."""
+    """Delete the plans and shard files of jobs that have ended."""
     jobs = runtime.jobs()
+    jobs.forget_plans()
     folder = load_settings().jobs_dir
     if not folder.is_dir():
         return

@@ -84,7 +84,9 @@ def pictures(version: str, filenames: list[str]) -> dict[str, str]:
 
     Opens only files that this version names, below the folder that it was built from.
     """
-    opened = runtime.versions().open(version)
+    opened = runtime.versions().current()
+    if opened.name != version:
+        opened = runtime.versions().open(version)
     root = Path(opened.manifest["root"])
     require_allowed(root, load_settings())
     known = set(filenames[:MAX_PICTURES]) & set(opened.paths)

@@ -459,6 +459,14 @@ class Jobs:
                 )
             )
 
+    def forget_plans(self) -> None:
+        """Drop the lists of images of jobs that have ended; their counts and failures stay."""
+        with self._database.transaction() as tx:
+            tx.rows(
+                "UPDATE shards SET items = '[]' WHERE items <> '[]' AND job_id IN"
+                f" (SELECT id FROM jobs WHERE state NOT IN {_OPEN})"
+            )
+
     # -- reconcile -------------------------------------------------------------------------------
 
     def free_expired_shards(self, job_id: str) -> list[int]:

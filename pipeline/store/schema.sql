@@ -23,7 +23,6 @@ CREATE TABLE shards (
     n            INTEGER NOT NULL,
     kind         TEXT NOT NULL,               -- embed: images to read; reuse: rows of base_version
     state        TEXT NOT NULL,               -- pending queued running done
-    items        TEXT NOT NULL,               -- JSON: [[path, bytes, mtime_ns], ...] or [row, ...]
     images       INTEGER NOT NULL,
     progress     INTEGER NOT NULL DEFAULT 0,  -- images looked at so far
     embedded     INTEGER NOT NULL DEFAULT 0,
@@ -34,6 +33,8 @@ CREATE TABLE shards (
     queued_at    DOUBLE PRECISION NOT NULL DEFAULT 0,
     file         TEXT,
     sha256       TEXT,
+    -- Last: counting the columns above must not read through these long rows.
+    items        TEXT NOT NULL,               -- JSON: [[path, bytes, mtime_ns], ...] or [row, ...]
     PRIMARY KEY (job_id, n)
 );
 

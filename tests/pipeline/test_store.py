@@ -163,6 +163,17 @@ def test_a_cancelled_job_gives_no_more_work_and_stops_running_work(jobs: Jobs) -
     assert jobs.open_jobs() == []
 
 
+def test_an_ended_job_keeps_its_counts_and_drops_its_list_of_images(jobs: Jobs) -> None:
+    ended, running = plan(jobs, shards=2), plan(jobs, shards=1)
+    finish(jobs, claim(jobs, ended, 0))
+    jobs.cancel(ended)
+    before = jobs.progress(ended)
+    jobs.forget_plans()
+    assert jobs.progress(ended) == before
+    assert all(shard.images == [] for shard in jobs.done_shards(ended))
+    assert len(claim(jobs, running, 0).images) == 2
+
+
 def test_a_plan_whose_writer_died_is_ended_with_a_sentence(jobs: Jobs) -> None:
     job_id = jobs.create(
         Path("/p"),
