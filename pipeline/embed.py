@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import BadImage
+from pipeline.errors import BadImage, ImgrecError
 from pipeline.failpoints import failpoint
 from pipeline.images import ImageFile, Limits, decode, read_image, sha256
 from pipeline.preprocess import Prepared
@@ -175,7 +175,9 @@ def embed_alone(
             continue
         try:
             result = embed_shard(root, [image], tools, cache, check=lambda done: None, save=save)
-        except (MemoryError, RuntimeError, ValueError) as error:
+        except (ImgrecError, OSError):
+            raise  # a server or a disk, which no image is to blame for
+        except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             failures.append(Failure(image.path, "embed", reason))
         else:
@@ -212,10 +214,10 @@ def _read(
         if known is not None and save is None:
             return _Read(digest, vector=known)
         prepared = tools.prepare(decode(data, tools.limits, tools.bg_color))
+        if save is not None:
+            save(image.path, prepared.image)
     except BadImage as error:
         return _Read(failure=Failure(image.path, error.stage, error.reason))
-    if save is not None:
-        save(image.path, prepared.image)
     warning = None
     if prepared.warning:
         warning = Failure(image.path, "preprocess", prepared.warning, warning=True)
@@ -228,10 +230,13 @@ def confined(root: Path, path: str) -> Path:
     """Return the real place of `path` below `root`.
 
     Raises:
-        BadImage: `..` or a link leads out of the folder.
+        BadImage: `..` or a link leads out of the folder, or in circles.
     """
     folder = root.resolve()
-    full = (folder / path).resolve()
+    try:
+        full = (folder / path).resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13
+        raise BadImage("the file is a link that leads nowhere", "read") from error
     if not full.is_relative_to(folder):
         raise BadImage("the path leads out of the products folder", "read")
     return full

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import BadImage, WrongUse
 
@@ -21,6 +22,17 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MIN_SIDE = 8  # below this there is no product to see, only a tracking pixel
 WORK_SIDE = 1024  # decoded pictures are reduced to this: four times what a 224 px model sees
+
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Our own limit is checked from the header, before any pixel is decoded, and is lower than Pillow's;
 # Pillow's would be a second, unconfigurable one.
@@ -67,6 +79,9 @@ def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
                 stat = full.stat()
             except OSError as error:
                 yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
+                continue
+            if not S_ISREG(stat.st_mode):  # reading a pipe would never end
+                yield path, BadImage("this is no regular file", "find")
                 continue
             yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
 
@@ -119,7 +134,9 @@ def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Ima
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage(f"the file is no image of a known format ({', '.join(FORMATS)})") from error
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
         raise _broken(error) from error
     with image:
         width, height = image.size
@@ -137,9 +154,10 @@ def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Ima
             image.draft(None, (WORK_SIDE, WORK_SIDE))
             image.load()
             # Before the modes change: converting drops the EXIF block that holds the rotation.
-            upright = ImageOps.exif_transpose(image)
-            rgb = _to_rgb(upright, background)
-        except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError) as error:
+            rgb = _to_rgb(_turn_upright(image), background)
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
             raise _broken(error) from error
     rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return rgb
@@ -149,6 +167,16 @@ def _broken(error: Exception) -> BadImage:
     if "truncated" in str(error).lower():
         return BadImage("the image is cut off (truncated file)")
     return BadImage(f"the image is broken: {error}")
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF block again, and fails over a strange field in
+    # it that every viewer passes by.
+    try:
+        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # a block that cannot be read turns nothing
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -162,8 +190,12 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale 16- or 32-bit gray to 0..255; the type does not say how much of its range is used."""
-    values = np.nan_to_num(pixels.astype(np.float64))
+    """Scale 16- or 32-bit gray to 0..255; the type does not say how much of its range is used.
+
+    A large one is thinned out to at most twice `WORK_SIDE`: in float64 it would cost gigabytes.
+    """
+    step = math.ceil(max(pixels.shape) / (2 * WORK_SIDE))
+    values = np.nan_to_num(pixels[::step, ::step].astype(np.float64))
     top = float(values.max(initial=0))
     if top <= 1.0 and pixels.dtype.kind == "f":
         scale = 255.0
