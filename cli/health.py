@@ -14,6 +14,11 @@ from pipeline.settings import load_settings
 MAX_AGE_S = 35.0  # three missed heartbeats
 
 
+def _queues(worker: str) -> set[str]:
+    """Read the queues from a worker's name: embed2@host, embed-index-query-4711@host."""
+    return {part.rstrip("0123456789") for part in worker.split("@")[0].split("-")}
+
+
 @click.command()
 @click.argument("queue", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -27,7 +32,7 @@ def health(queue: str | None, as_json: bool) -> None:
     ages = {
         file.stem: round(now - file.stat().st_mtime, 1)
         for file in sorted(folder.glob(f"*@{socket.gethostname()}.alive"))
-        if queue is None or queue in file.stem.split("@")[0].split("-")
+        if queue is None or queue in _queues(file.stem)
     }
     alive = {name: age for name, age in ages.items() if age <= MAX_AGE_S}
     if as_json:

@@ -74,7 +74,8 @@ def rollback(version: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"from": old, "to": new.name})
     else:
-        say(f"Published {new.name} in place of {old}; queries see it from their next call.")
+        place = old or "an unreadable pointer"
+        say(f"Published {new.name} in place of {place}; queries see it from their next call.")
 
 
 def _store() -> VersionStore:

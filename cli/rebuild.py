@@ -12,7 +12,7 @@ import click
 
 from cli.output import duration, facts, print_json, say, table
 from cli.progress import progress_bar
-from pipeline.errors import JobFailed, TimedOut
+from pipeline.errors import ImgrecError, JobFailed, TimedOut
 from pipeline.plan import check_folder, plan_rebuild
 from pipeline.settings import load_settings
 
@@ -169,12 +169,14 @@ def cancel(job: str, as_json: bool) -> None:
 def _tell_of_replacement(folder: Path) -> None:
     from workers import runtime
 
-    store = runtime.versions()
-    name = store.current_name()
-    root = store.open(name).manifest["root"] if name else None
-    if root and root != str(folder.resolve()):
+    try:
+        current = runtime.versions().current()
+    except ImgrecError:
+        return  # none yet, or a broken one, which this rebuild mends
+    root = current.manifest["root"]
+    if root != str(folder.resolve()):
         say(
-            f"Index {name} holds {root}; this rebuild replaces it with {folder.resolve()} "
+            f"Index {current.name} holds {root}; this rebuild replaces it with {folder.resolve()} "
             "('imgrec index rollback' brings it back)."
         )
 

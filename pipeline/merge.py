@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -14,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import index
-from pipeline.errors import IndexBroken, JobFailed
+from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
 from pipeline.failpoints import failpoint
 from pipeline.files import file_sha256
 from pipeline.settings import Settings
 from pipeline.shards import read_shard
 from pipeline.store.jobs import DoneShard, Job
 from pipeline.versions import Contents, Version, VersionStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,19 @@ def merge(
         IndexBroken: the base version or the new index contradict themselves.
     """
     done = [v for v in versions.versions() if v.manifest["job_id"] == job.id]
+    later = _later_version(job, versions)
     if done:
-        versions.point_to(done[-1])
+        if later is None:
+            versions.point_to(done[-1])
         return Merged(done[-1].name)
-    _require_newest(job, versions)
-    base = versions.open(job.base_version) if job.base_version else None
-    if base and any(shard.rows for shard in shards):
+    if later is not None:
+        raise JobFailed(
+            f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
+            "older one would hide it. Run the rebuild again to have it."
+        )
+    base = None
+    if job.base_version and any(shard.rows for shard in shards):
+        base = versions.open(job.base_version)
         _verify(base)
     blocks, broken = _read_all(settings.jobs_dir / job.id, shards, base)
     if broken:
@@ -75,9 +85,9 @@ def merge(
     workspace = versions.workspace()
     try:
         contents = _join(blocks, workspace / "vectors.npy")
-        current = versions.current_name()
-        if current and not job.full and _same(contents, versions.open(current), job.fingerprint):
-            return Merged(current)
+        same = None if job.full else _same(contents, job.fingerprint, versions)
+        if same is not None:
+            return Merged(same)
         check()
         kind = _write(contents, workspace, settings)
         check()
@@ -103,13 +113,12 @@ def merge(
     return Merged(version.name)
 
 
-def _require_newest(job: Job, versions: VersionStore) -> None:
+def _later_version(job: Job, versions: VersionStore) -> Version | None:
+    """Return a version of a job that was created after this one."""
     for version in versions.versions():
         if version.manifest["job_created_at"] > job.created_at:
-            raise JobFailed(
-                f"A later job, {version.manifest['job_id']}, has already published "
-                f"{version.name}; this older one would hide it. Run the rebuild again to have it."
-            )
+            return version
+    return None
 
 
 def _read_all(
@@ -191,14 +200,23 @@ def _verify(base: Version) -> None:
             )
 
 
-def _same(contents: Contents, current: Version, fingerprint: str | None) -> bool:
-    """Tell whether the published version already holds exactly these rows."""
-    return (
-        current.fingerprint == fingerprint
-        and current.paths == contents.paths
-        and np.array_equal(current.files, contents.files)
-        and np.array_equal(current.sha256, contents.sha256)
-    )
+def _same(contents: Contents, fingerprint: str | None, versions: VersionStore) -> str | None:
+    """Return the published version's name if it holds exactly these rows, all of it whole."""
+    try:
+        current = versions.current()
+        if (
+            current.fingerprint == fingerprint
+            and current.paths == contents.paths
+            and np.array_equal(current.files, contents.files)
+            and np.array_equal(current.sha256, contents.sha256)
+        ):
+            versions.verify(current)
+            return current.name
+    except IndexMissing:
+        return None
+    except ImgrecError as error:  # a broken one is replaced
+        log.warning("The published index is not kept: %s", error)
+    return None
 
 
 def _write(contents: Contents, workspace: Path, settings: Settings) -> index.IndexKind:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.embed import Failure
-from pipeline.errors import WrongUse
+from pipeline.errors import ImgrecError, WrongUse
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.images import SUFFIXES, ImageFile, find_images
 from pipeline.settings import Settings
@@ -106,10 +106,13 @@ def plan_rebuild(
 
 def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | None:
     """Return the published version if its vectors are of this kind."""
-    name = versions.current_name()
-    if name is None or fingerprint is None:
+    if fingerprint is None:
         return None
-    version = versions.open(name)
+    try:
+        version = versions.current()
+        version.paths, version.files  # noqa: B018 - read now
+    except ImgrecError:
+        return None  # none yet; or a broken one, which this rebuild replaces
     return version if version.fingerprint == fingerprint.id else None
 
 

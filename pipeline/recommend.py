@@ -76,11 +76,11 @@ class PublishedIndex:
         """
         name = self._versions.current_name()
         held = self._open
-        if held and held.version.name == name:
+        if held and held.version.name == name and held.version.still_there:
             return held
         with self._lock:
             held = self._open
-            if held and held.version.name == name:
+            if held and held.version.name == name and held.version.still_there:
                 return held
             try:
                 version = self._versions.open(name) if name else self._versions.current()

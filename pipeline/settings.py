@@ -10,6 +10,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -127,6 +128,7 @@ class Settings(BaseSettings):
     def _known_redis(cls, value: str) -> str:
         if value and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        _ = urlsplit(value).port  # a port that is no number raises ValueError
         return value
 
     @property
@@ -164,12 +166,13 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
+        from pipeline.store.database import without_password
+
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
         reason = first["msg"].removeprefix("Value error, ")
-        raise WrongUse(
-            f"The setting {name} cannot be used: {reason} (it is {first['input']!r})."
-        ) from error
+        shown = without_password(repr(first["input"]))
+        raise WrongUse(f"The setting {name} cannot be used: {reason} (it is {shown}).") from error
     if settings.u2net_home:
         # rembg reads this name from the environment only; a value from .env must reach it.
         os.environ["U2NET_HOME"] = settings.u2net_home

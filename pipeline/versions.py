@@ -13,6 +13,7 @@ A version folder is complete before it gets its name and never changes afterward
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -31,6 +32,10 @@ from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, Wron
 from pipeline.files import file_sha256, sync_file, sync_folder, write_atomic
 
 NAME = re.compile(r"v(\d{4,})")
+KEYS = {
+    *("job_id", "job_created_at", "created_at", "root", "images", "dimension"),
+    *("index", "fingerprint", "files"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Version:
 
     folder: Path
     manifest: dict[str, Any]
+    sealed_ns: int
 
     @property
     def name(self) -> str:
@@ -61,6 +67,19 @@ class Version:
     @property
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"]["id"])
+
+    @property
+    def identity(self) -> str:
+        """Tell this version from any other; its name is given again when the folder was deleted."""
+        return f"{self.name}/{self.manifest['job_id']}"
+
+    @property
+    def still_there(self) -> bool:
+        """Tell whether the folder of this name is still the one that was opened."""
+        try:
+            return _sealed_ns(self.folder) == self.sealed_ns
+        except OSError:
+            return False
 
     @cached_property
     def paths(self) -> list[str]:
@@ -74,7 +93,7 @@ class Version:
             data = file.read_bytes()
             names: dict[str, str] = json.loads(data)
             paths = [names[str(row)] for row in range(len(names))]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise IndexBroken(f"The id map {file} cannot be read: {error}.") from error
         if len(paths) != self.manifest["images"]:
             raise IndexBroken(
@@ -161,9 +180,10 @@ class VersionStore:
         if name is None:
             raise IndexMissing
         # A version never changes, so what was mapped and sorted for the last look still holds.
-        if self._latest is None or self._latest.name != name:
-            self._latest = self.open(name)
-        return self._latest
+        latest = self._latest
+        if latest is None or latest.name != name or not latest.still_there:
+            latest = self._latest = self.open(name)
+        return latest
 
     def open(self, name: str) -> Version:
         """Open a version and check that its files have the sizes that its manifest tells.
@@ -176,7 +196,7 @@ class VersionStore:
             raise WrongUse(f"There is no index version {name!r}; there are: {known}.")
         folder = self.folder / name
         try:
-            manifest = json.loads((folder / "manifest.json").read_bytes())
+            manifest = _manifest(folder)
             for file, facts in manifest["files"].items():
                 size = (folder / file).stat().st_size
                 if size != facts["bytes"]:
@@ -184,20 +204,24 @@ class VersionStore:
                         f"{folder / file} has {size:,} bytes, its manifest says "
                         f"{facts['bytes']:,}: roll back with 'imgrec index rollback' or rebuild."
                     )
-        except (OSError, ValueError, KeyError) as error:
-            raise IndexBroken(f"The index version {folder} is incomplete: {error}.") from error
-        return Version(folder, manifest)
+            return Version(folder, manifest, _sealed_ns(folder))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IndexBroken(
+                f"The index version {folder} is incomplete ({error}): roll back with "
+                "'imgrec index rollback VERSION' or rebuild."
+            ) from error
 
     def versions(self) -> list[Version]:
-        """Return all complete versions, oldest first."""
+        """Return all versions whose manifest can be read, oldest first."""
         if not self.folder.is_dir():
             return []
         names = [child.name for child in self.folder.iterdir() if NAME.fullmatch(child.name)]
         versions = []
         for name in sorted(names, key=_number):
-            manifest = self.folder / name / "manifest.json"
-            if manifest.is_file():
-                versions.append(Version(self.folder / name, json.loads(manifest.read_bytes())))
+            folder = self.folder / name
+            # One that rotted, or is pruned right now, must not hide the others.
+            with contextlib.suppress(OSError, ValueError):
+                versions.append(Version(folder, _manifest(folder), _sealed_ns(folder)))
         return versions
 
     def verify(self, version: Version) -> None:
@@ -220,9 +244,12 @@ class VersionStore:
         """Make an empty hidden folder to build a version in; leftovers of killed builds go."""
         for old in self.folder.glob(".build-*"):
             shutil.rmtree(old, ignore_errors=True)
-        folder = self.folder / f".build-{uuid.uuid4().hex[:8]}"
+        folder = self._hidden()
         folder.mkdir(parents=True)
         return folder
+
+    def _hidden(self) -> Path:
+        return self.folder / f".build-{uuid.uuid4().hex[:8]}"
 
     def commit(self, workspace: Path, manifest: dict[str, Any]) -> Version:
         """Seal a workspace (digests, flush) and give it the next name; does not publish it."""
@@ -238,14 +265,16 @@ class VersionStore:
         folder = self.folder / f"v{max(taken, default=0) + 1:04d}"
         workspace.rename(folder)
         sync_folder(self.folder)
-        return Version(folder, manifest)
+        return Version(folder, manifest, _sealed_ns(folder))
 
     def point_to(self, version: Version) -> None:
         """Swap the pointer: from here on every reader's next look finds this version."""
         write_atomic(self._pointer, f"{version.name}\n".encode())
 
-    def rollback(self, name: str | None = None) -> tuple[str, Version]:
+    def rollback(self, name: str | None = None) -> tuple[str | None, Version]:
         """Point to `name`, or to the version before the current one; return (old, new).
+
+        A named version needs no readable pointer: this is how a broken one is mended.
 
         Raises:
             IndexMissing: nothing was published. WrongUse: nothing to go back to.
@@ -253,10 +282,15 @@ class VersionStore:
         """
         try:
             with self.lock():
-                current = self.current_name()
-                if current is None:
-                    raise IndexMissing
+                try:
+                    current = self.current_name()
+                except IndexBroken:
+                    if name is None:
+                        raise
+                    current = None
                 if name is None:
+                    if current is None:
+                        raise IndexMissing
                     older = [v for v in self.versions() if _number(v.name) < _number(current)]
                     if not older:
                         raise WrongUse(f"There is no index version before {current}.")
@@ -274,9 +308,22 @@ class VersionStore:
         gone = []
         for version in self.versions()[:-keep]:
             if version.name != current and version.name not in protect:
-                shutil.rmtree(version.folder, ignore_errors=True)
+                # Out of sight at once: killed within the deletion, no half of a version is left.
+                hidden = version.folder.rename(self._hidden())
+                shutil.rmtree(hidden, ignore_errors=True)
                 gone.append(version.name)
         return gone
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    if not isinstance(manifest, dict) or KEYS - manifest.keys():
+        raise ValueError("manifest.json is no manifest")
+    return manifest
+
+
+def _sealed_ns(folder: Path) -> int:
+    return (folder / "manifest.json").stat().st_mtime_ns
 
 
 def _number(name: str) -> int:

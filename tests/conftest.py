@@ -11,8 +11,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from desk import Desk
 
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load_settings
 from pipeline.store.database import Database
 from pipeline.tiny_clip import make_tiny_clip
 
@@ -63,3 +64,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def database(database_url: str) -> Database:
     return Database(database_url)
+
+
+@pytest.fixture
+def desk(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """A worker in this process, and a shop whose folder holds 20 products."""
+    desk = Desk(settings, tmp_path, monkeypatch)
+    for number in range(20):
+        desk.shop.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
+    yield desk
+    load_settings.cache_clear()

@@ -52,8 +52,15 @@ class Shop:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).resize((16, 16), Image.Resampling.NEAREST).save(file)
 
-    def plan(self, full: bool = False) -> str:
-        return plan_rebuild(self.root, self.settings, self.jobs, self.versions, full=full)
+    def plan(self, full: bool = False, save_preprocessed: bool = False) -> str:
+        return plan_rebuild(
+            self.root,
+            self.settings,
+            self.jobs,
+            self.versions,
+            full=full,
+            save_preprocessed=save_preprocessed,
+        )
 
     def embed(self, job_id: str) -> None:
         for n in self.jobs.next_window(job_id, 1000):

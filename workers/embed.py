@@ -151,7 +151,8 @@ def _saver() -> Callable[[str, Image.Image], None]:
     folder = load_settings().data_dir / "preprocessed"
 
     def save(path: str, image: Image.Image) -> None:
-        target = (folder / path).with_suffix(".jpg")
+        # Added, not put in place of another: shoe.jpg and shoe.png are two products.
+        target = folder / (path if path.endswith(".jpg") else f"{path}.jpg")
         if not target.resolve().is_relative_to(folder.resolve()):
             raise BadImage("the path leads out of the folder of preprocessed images", "save")
         write_atomic(target, encode_jpeg(image, quality=95))

@@ -47,7 +47,7 @@ def query_image(self: Task, data: bytes, top_k: int) -> dict[str, Any]:
     mine = runtime.fingerprint()
     index.version.require(mine.id, mine.summary)
     digest = sha256(data)
-    key = result_key(index.version.name, mine.id, digest, {"top_k": top_k})
+    key = result_key(index.version.identity, mine.id, digest, {"top_k": top_k})
     matches = runtime.cache().get_result(key)
     cached = matches is not None
     if matches is None:

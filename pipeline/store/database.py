@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import ImgrecError, ServerAway
+from pipeline.errors import ImgrecError, ServerAway, WrongUse
 
 Row = dict[str, Any]
 SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a PostgreSQL schema change
@@ -112,8 +112,17 @@ class _PostgresTransaction:
 @contextmanager
 def _postgres(url: str) -> Iterator[_PostgresTransaction]:
     import psycopg
+    from psycopg.conninfo import conninfo_to_dict
     from psycopg.rows import dict_row
 
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        # Without its cause, which may quote a piece of the password.
+        raise WrongUse(
+            f"The setting DATABASE_URL cannot be used: {without_password(url)} is no address like "
+            "postgresql://USER:PASSWORD@HOST/NAME (special characters are written %XX)."
+        ) from None
     try:
         with (
             psycopg.connect(url, connect_timeout=5, row_factory=dict_row) as connection,
@@ -130,7 +139,8 @@ def _postgres(url: str) -> Iterator[_PostgresTransaction]:
 
 def without_password(url: str) -> str:
     """Return a URL that may be shown."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)  # to the last @: a password may hold one
+    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
 
 
 def _percent(sql: str) -> str:

@@ -66,6 +66,28 @@ def test_the_self_check_catches_an_index_of_other_vectors() -> None:
         index.self_check(built, vectors(301))
 
 
+def test_the_self_check_catches_rows_that_stand_in_another_order() -> None:
+    """The same vectors, but under other ids: each match would have another product's name."""
+    rows = vectors(300)
+    built, _ = index.build(np.ascontiguousarray(rows[::-1]), 500)
+    with pytest.raises(IndexBroken, match="do not find themselves"):
+        index.self_check(built, rows)
+
+
+def test_the_self_check_catches_vectors_that_are_no_numbers() -> None:
+    rows = vectors(200)
+    rows[7] = np.nan
+    built, _ = index.build(rows, 500)
+    with pytest.raises(IndexBroken, match="1 of 200 sampled vectors"):
+        index.self_check(built, rows)
+
+
+def test_equal_vectors_pass_the_self_check_although_each_finds_the_first() -> None:
+    rows = np.repeat(vectors(10), 5, axis=0)
+    built, _ = index.build(rows, 500)
+    index.self_check(built, rows)
+
+
 def test_more_matches_than_products_is_all_of_them() -> None:
     built, _ = index.build(vectors(3), 500)
     scores, rows = index.search(built, vectors(3)[:1], 50)

@@ -1,0 +1,155 @@
+"""Settings come from the environment, then from .env; a wrong one is named, a secret never."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ServerAway, WrongUse
+from pipeline.settings import Settings, cores, load_settings
+from pipeline.store.database import Database, without_password
+
+NAMES = [name.upper() for name in Settings.model_fields]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder without a .env and an environment without settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    load_settings.cache_clear()
+    yield tmp_path
+    load_settings.cache_clear()
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / ".env").write_text("TOP_K=7\nSHARD_SIZE=99\n# a comment\nNOT_OURS=1\n")
+    monkeypatch.setenv("TOP_K", "9")
+    settings = load_settings()
+    assert (settings.top_k, settings.shard_size, settings.embed_batch_size) == (9, 99, 32)
+
+
+def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOP_K", "")
+    assert load_settings().top_k == 5
+
+
+def test_the_example_file_is_the_defaults(folder: Path) -> None:
+    example = Path(__file__).parents[2] / ".env.example"
+    (folder / ".env").write_text(example.read_text())
+    assert load_settings() == Settings(_env_file=None)
+
+
+def test_settings_are_read_once_and_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings()
+    monkeypatch.setenv("TOP_K", "9")
+    assert load_settings() is settings
+    with pytest.raises(ValueError, match="frozen"):
+        settings.top_k = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOP_K", "0"),
+        ("TOP_K", "five"),
+        ("DEVICE", "tpu"),
+        ("EMBED_BATCH_SIZE", "0"),
+        ("PREPROCESS_SIZE", "224"),
+        ("PREPROCESS_SIZE", "224,224,3"),
+        ("PREPROCESS_SIZE", "0,0"),
+        ("PREPROCESS_SIZE", "100000,100000"),
+        ("PREPROCESS_PADDING", "-0.1"),
+        ("PREPROCESS_PADDING", "2"),
+        ("PREPROCESS_BG_COLOR", "white"),
+        ("PREPROCESS_BG_COLOR", "0,0,256"),
+        ("USE_BG_REMOVAL", "perhaps"),
+        ("KEEP_VERSIONS", "1"),
+        ("LEASE_S", "0"),
+        ("DATABASE_URL", "mysql://shop:secret@host/db"),
+        ("REDIS_URL", "http://:secret@host"),
+        ("REDIS_URL", "redis://:secret@127.0.0.1:port/0"),
+        ("CACHE_URL", "redis://[::1/0"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_its_name_and_without_a_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WrongUse, match=f"The setting {name} cannot be used: ") as caught:
+        load_settings()
+    assert caught.value.exit_code == 2
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_weights_from_the_file_reaches_rembg(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rembg reads U2NET_HOME from the environment only."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    (folder / ".env").write_text("U2NET_HOME=/weights\n")
+    load_settings()
+    assert os.environ["U2NET_HOME"] == "/weights"
+
+
+def test_compute_threads_default_to_half_of_the_cores_and_at_least_one() -> None:
+    assert Settings(_env_file=None, cpu_threads=3).threads == 3
+    assert Settings(_env_file=None).threads == max(1, cores() // 2) >= 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret@host:6379/0",
+        "redis://user:secret@host/0",
+        "redis://:se@secret@host/0",
+        "redis://:se/secret@host/0",
+        "redis://host:6379/0?password=secret&db=1",
+        "postgresql://shop:secret@host/db",
+        "postgresql://shop:secret@one,two/db",
+        "postgresql:///db?host=/run&user=shop&password=secret",
+    ],
+)
+def test_no_password_is_ever_shown(url: str) -> None:
+    shown = without_password(url)
+    assert "secret" not in shown
+    assert shown.startswith(url[:8])
+
+
+def test_an_address_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("redis://127.0.0.1:6379/0", "postgresql:///db?host=/run", "redis://host"):
+        assert without_password(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:sec%zzret@127.0.0.1/db",
+        "postgresql://shop:sec%zzret@[::1/db",
+        "postgresql://shop:sec%7Aret@127.0.0.1:9/db?bogus=1",
+    ],
+)
+def test_an_address_that_no_postgresql_can_have_is_a_sentence(url: str) -> None:
+    with (
+        pytest.raises(WrongUse, match="The setting DATABASE_URL") as caught,
+        Database(url).transaction(),
+    ):
+        pass
+    assert "sec%" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_postgresql_that_is_away_is_a_sentence() -> None:
+    url = "postgresql://shop:secret@127.0.0.1:9/db"
+    with (
+        pytest.raises(ServerAway, match=r"postgresql://shop:\*\*\*@127\.0\.0\.1:9/db"),
+        Database(url).transaction(),
+    ):
+        pass

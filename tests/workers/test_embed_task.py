@@ -1,0 +1,316 @@
+"""The task of queue `embed`: done once whatever is delivered twice, given back, or broken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from desk import Desk
+from PIL import Image
+from shop import Shop
+
+from pipeline.errors import ServerAway, SetupError
+from pipeline.settings import load_settings
+from workers import flow, runtime
+from workers.embed import DEATHS, embed
+
+
+class CountingEncoder:
+    """The shop's encoder; counts images, and raises where a test says so."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.dim = shop.dim
+        self.shop = shop
+        self.images = 0
+        self.error: Exception | None = None
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        if self.error is not None:
+            raise self.error
+        self.images += len(images)
+        return self.shop.embed_images(list(images))
+
+
+@pytest.fixture
+def encoder(desk: Desk) -> CountingEncoder:
+    desk.encoder = CountingEncoder(desk.shop)
+    return desk.encoder
+
+
+def shards(desk: Desk, job_id: str) -> dict[int, dict[str, object]]:
+    with desk.shop.jobs._database.transaction() as tx:
+        rows = tx.rows("SELECT n, state, attempts FROM shards WHERE job_id = ?", (job_id,))
+    return {row["n"]: row for row in rows}
+
+
+def test_a_rebuild_runs_from_plan_to_published_index(desk: Desk, encoder: CountingEncoder) -> None:
+    job_id = desk.rebuild()
+    assert desk.job(job_id).state == "published"
+    assert desk.progress(job_id).embedded == encoder.images == 20
+    assert desk.shop.versions.current().paths == sorted(
+        file.relative_to(desk.shop.root).as_posix() for file in desk.shop.root.rglob("*.png")
+    )
+
+
+def test_a_shard_delivered_again_costs_no_forward_pass(
+    desk: Desk, encoder: CountingEncoder
+) -> None:
+    job_id = desk.shop.plan()
+    for _ in range(3):
+        embed(job_id, 0)
+    assert encoder.images == 16
+    assert shards(desk, job_id)[0] == {"n": 0, "state": "done", "attempts": 1}
+
+
+def test_a_shard_that_another_worker_holds_is_left_alone(
+    desk: Desk, encoder: CountingEncoder
+) -> None:
+    job_id = desk.shop.plan()
+    assert desk.shop.jobs.claim_shard(job_id, 0, "another", 1000)
+    embed(job_id, 0)
+    assert encoder.images == 0
+
+
+def test_a_shard_of_a_job_that_has_ended_is_not_touched(
+    desk: Desk, encoder: CountingEncoder
+) -> None:
+    job_id = desk.shop.plan()
+    desk.shop.jobs.cancel(job_id)
+    embed(job_id, 0)
+    assert encoder.images == 0
+    assert shards(desk, job_id)[0]["state"] == "pending"
+
+
+def test_known_content_is_reused_from_the_index_and_then_from_the_cache(
+    desk: Desk, encoder: CountingEncoder
+) -> None:
+    desk.rebuild()
+    desk.memory.vectors.clear()
+    moved = desk.shop.root / "moved.png"
+    (desk.shop.root / "kind0/00.png").rename(moved)  # another path, the same content
+    job_id = desk.rebuild()
+    assert (desk.progress(job_id).embedded, desk.progress(job_id).reused) == (0, 20)
+
+    desk.shop.draw("new.png", seed=90)
+    desk.rebuild()
+    assert encoder.images == 21
+    content = (desk.shop.root / "new.png").read_bytes()
+    (desk.shop.root / "new.png").unlink()
+    desk.rebuild()  # out of the index, still in the cache
+    (desk.shop.root / "back.png").write_bytes(content)
+    desk.rebuild()
+    assert encoder.images == 21
+    assert "back.png" in desk.shop.versions.current().paths
+
+
+def test_full_embeds_again_what_index_and_cache_know(desk: Desk, encoder: CountingEncoder) -> None:
+    desk.rebuild()
+    job_id = desk.rebuild(full=True)
+    assert desk.progress(job_id).embedded == 20
+    assert encoder.images == 40
+
+
+def test_bad_images_are_in_the_ledger_and_the_rest_is_published(desk: Desk) -> None:
+    (desk.shop.root / "empty.png").touch()
+    (desk.shop.root / "text.jpg").write_text("text")
+    job_id = desk.rebuild()
+    assert desk.job(job_id).state == "published"
+    found = {failure.path: failure.stage for failure in desk.shop.jobs.failures(job_id)}
+    assert found == {"empty.png": "read", "text.jpg": "decode"}
+    assert len(desk.shop.versions.current().paths) == 20
+
+
+def test_a_passing_error_costs_an_attempt_and_the_next_one_succeeds(
+    desk: Desk, encoder: CountingEncoder
+) -> None:
+    job_id = desk.shop.plan()
+    encoder.error = RuntimeError("CUDA error")
+    embed(job_id, 0)
+    assert shards(desk, job_id)[0] == {"n": 0, "state": "pending", "attempts": 1}
+    assert not desk.messages  # the reconciler sends it after a pause; at once would be a hot loop
+    encoder.error = None
+    flow.advance(job_id)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+
+
+def test_an_error_that_persists_ends_the_job_with_its_reason(
+    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("workers.embed.write_shard", disk_full)
+    job_id = desk.shop.plan()
+    for _ in range(load_settings().max_attempts):
+        embed(job_id, 0)
+        assert desk.job(job_id).open
+    embed(job_id, 0)
+    job = desk.job(job_id)
+    assert job.state == "failed"
+    assert "could not finish shard 0" in str(job.error)
+    assert "No space left on device" in str(job.error)
+
+
+def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
+    desk: Desk, encoder: CountingEncoder
+) -> None:
+    job_id = desk.shop.plan()
+    jobs = desk.shop.jobs
+    for _ in range(load_settings().max_attempts):  # as many workers that died
+        assert jobs.claim_shard(job_id, 0, "dead", -1)
+        assert jobs.free_expired_shards(job_id) == [0]
+    claim = jobs.claim_shard(job_id, 0, "dead", -1)
+    assert claim is not None
+    for _ in range(DEATHS):  # two more died while they worked on the sixth image alone
+        jobs.start_alone(claim, 5)
+    jobs.free_expired_shards(job_id)
+    flow.advance(job_id)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+    (failure,) = jobs.failures(job_id)
+    assert (failure.path, failure.stage) == (claim.images[5].path, "crash")
+    assert len(desk.shop.versions.current().paths) == 19
+
+
+def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: Desk) -> None:
+    job_id = desk.shop.plan()
+    runtime.stopping.set()
+    try:
+        embed(job_id, 0)
+    finally:
+        runtime.stopping.clear()
+    # Back and already sent to the next worker.
+    assert shards(desk, job_id)[0] == {"n": 0, "state": "queued", "attempts": 0}
+    assert ("imgrec.embed_shard", (job_id, 0)) in desk.messages
+
+
+def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
+    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEASE_S", "0.06")
+    monkeypatch.setenv("EMBED_BATCH_SIZE", "1")
+    load_settings.cache_clear()
+    job_id = desk.shop.plan()
+    cancelled = threading.Event()
+    embed_images = encoder.embed_images
+
+    def cancel_then_wait(images: Sequence[Image.Image]) -> np.ndarray:
+        if not cancelled.is_set():
+            desk.shop.jobs.cancel(job_id)
+            cancelled.set()
+            threading.Event().wait(0.3)  # many beats: one of them tells the lease
+        return embed_images(images)
+
+    monkeypatch.setattr(encoder, "embed_images", cancel_then_wait)
+    embed(job_id, 0)
+    assert encoder.images < 16
+    assert desk.progress(job_id).embedded == 0
+    assert desk.job(job_id).state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (SetupError("rembg is not installed: run `pip install rembg`."), "failed"),
+        (ServerAway("the hub is away"), "planned"),
+    ],
+)
+def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
+) -> None:
+    def cannot() -> None:
+        raise error
+
+    monkeypatch.setattr(runtime, "tools", cannot)
+    job_id = desk.rebuild()
+    assert desk.job(job_id).state == state
+    assert all(shard["attempts"] == 0 for shard in shards(desk, job_id).values())
+    if state == "failed":
+        assert "rembg is not installed" in str(desk.job(job_id).error)
+        assert runtime.HOST in str(desk.job(job_id).error)
+
+
+def test_a_folder_that_the_worker_cannot_see_ends_the_job(desk: Desk, tmp_path: Path) -> None:
+    job_id = desk.shop.plan()
+    desk.shop.root.rename(tmp_path / "elsewhere")
+    flow.advance(job_id)
+    desk.work()
+    job = desk.job(job_id)
+    assert job.state == "failed"
+    assert str(desk.shop.root) in str(job.error)
+    assert desk.shop.jobs.failures(job_id) == []  # not one failure an image
+
+
+def test_a_worker_opens_no_folder_outside_of_its_own_roots(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job_id = desk.shop.plan()  # by a command line that has no such setting
+    monkeypatch.setenv("IMAGE_ROOTS", str(tmp_path / "only-here"))
+    load_settings.cache_clear()
+    flow.advance(job_id)
+    desk.work()
+    assert desk.job(job_id).state == "failed"
+    assert "outside of IMAGE_ROOTS" in str(desk.job(job_id).error)
+
+
+def test_a_worker_of_another_model_mixes_nothing_and_names_both_sides(
+    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = desk.shop.plan()
+    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
+    load_settings.cache_clear()
+    flow.advance(job_id)
+    desk.work()
+    error = str(desk.job(job_id).error)
+    assert "64x64" in error
+    assert "224x224" in error
+    assert encoder.images == 0
+
+
+def test_what_the_model_saw_is_kept_for_each_product(desk: Desk) -> None:
+    for name in ("shoe.jpg", "shoe.png", "shoe.JPG"):  # three products
+        desk.shop.draw(name, seed=len(name) + ord(name[-1]))
+    job_id = desk.shop.plan(save_preprocessed=True)
+    flow.advance(job_id)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+    folder = load_settings().data_dir / "preprocessed"
+    kept = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.jpg"))
+    assert len(kept) == 23
+    assert {"shoe.jpg", "shoe.png.jpg", "shoe.JPG.jpg"} <= set(kept)
+    with Image.open(folder / "shoe.png.jpg") as image:
+        assert image.size == (224, 224)
+
+
+def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
+    desk: Desk, tmp_path: Path
+) -> None:
+    folder = load_settings().data_dir / "preprocessed"
+    folder.mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (folder / "kind0").symlink_to(tmp_path / "outside")
+    job_id = desk.shop.plan(save_preprocessed=True)
+    flow.advance(job_id)
+    desk.work()
+    assert list((tmp_path / "outside").iterdir()) == []
+    stages = {failure.stage for failure in desk.shop.jobs.failures(job_id)}
+    assert stages == {"save"}
+    assert desk.job(job_id).state == "published"
+
+
+def test_a_database_that_is_away_is_a_log_line_and_no_crash(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = desk.shop.plan()
+
+    class Away:
+        def get(self, job_id: str) -> None:
+            raise ServerAway("The database is away.")
+
+    monkeypatch.setattr(runtime, "jobs", Away)
+    embed(job_id, 0)
+    assert f"Shard 0 of job {job_id}: The database is away." in caplog.text

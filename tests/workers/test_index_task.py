@@ -1,0 +1,186 @@
+"""The task of queue `index`: published once, tidied up, and every failure has its sentence."""
+
+from __future__ import annotations
+
+import pytest
+from desk import Desk
+from filelock import Timeout
+from stand import until
+
+from pipeline import index as faiss_index
+from pipeline.errors import ServerAway
+from pipeline.settings import load_settings
+from workers import flow, index, runtime
+from workers.embed import embed
+from workers.index import merge_shards
+
+
+def embedded(desk: Desk) -> str:
+    """Bring a rebuild to where only its merge is left."""
+    job_id = desk.shop.plan()
+    flow.advance(job_id)
+    while desk.messages[0][0] == "imgrec.embed_shard":
+        embed(*desk.messages.popleft()[1])
+    return job_id
+
+
+def test_a_merge_that_is_sent_twice_publishes_once(desk: Desk) -> None:
+    job_id = embedded(desk)
+    merge_shards(job_id)
+    merge_shards(job_id)
+    assert [version.name for version in desk.shop.versions.versions()] == ["v0001"]
+    assert desk.job(job_id).index_version == "v0001"
+
+
+def test_a_merge_that_comes_too_early_does_nothing(desk: Desk) -> None:
+    job_id = desk.shop.plan()
+    merge_shards(job_id)
+    assert desk.job(job_id).state == "planned"
+    assert desk.shop.versions.current_name() is None
+
+
+def test_after_a_merge_shard_files_and_plans_are_gone_and_counts_stay(desk: Desk) -> None:
+    other = desk.shop.plan()
+    job_id = desk.rebuild()
+    folder = load_settings().jobs_dir
+    assert not (folder / job_id).exists()
+    assert all(not shard.images for shard in desk.shop.jobs.done_shards(job_id))
+    assert desk.progress(job_id).embedded == 20
+    claim = desk.shop.jobs.claim_shard(other, 0, "me", 1)
+    assert claim is not None
+    assert claim.images  # the plan of an open job stays
+
+
+def test_only_so_many_versions_are_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEEP_VERSIONS", "2")
+    load_settings.cache_clear()
+    for number in range(4):
+        desk.shop.draw("changing.png", seed=100 + number)
+        desk.rebuild()
+    assert [version.name for version in desk.shop.versions.versions()] == ["v0003", "v0004"]
+
+
+def test_a_version_that_an_open_job_builds_on_is_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEEP_VERSIONS", "2")
+    load_settings.cache_clear()
+    desk.rebuild()
+    waiting = desk.shop.plan()  # its rows are those of v0001
+    for number in range(3):
+        desk.shop.draw("changing.png", seed=100 + number)
+        desk.rebuild()
+    names = [version.name for version in desk.shop.versions.versions()]
+    assert names == ["v0001", "v0003", "v0004"]
+    desk.shop.jobs.cancel(waiting)
+    desk.shop.draw("changing.png", seed=110)
+    desk.rebuild()
+    assert "v0001" not in [version.name for version in desk.shop.versions.versions()]
+
+
+def test_a_shard_file_that_is_gone_is_made_again_and_then_published(desk: Desk) -> None:
+    job_id = embedded(desk)
+    for file in (load_settings().jobs_dir / job_id).glob("shard-000000-*"):
+        file.unlink()
+    desk.work()
+    assert desk.job(job_id).state == "published"
+    assert len(desk.shop.versions.current().paths) == 20
+    assert desk.progress(job_id).embedded + desk.progress(job_id).reused == 20
+
+
+def test_a_job_without_one_good_image_fails_and_names_the_command_that_tells_why(
+    desk: Desk,
+) -> None:
+    for file in desk.shop.root.rglob("*.png"):
+        file.write_bytes(b"bad")
+    job_id = desk.rebuild()
+    job = desk.job(job_id)
+    assert job.state == "failed"
+    assert f"'imgrec failures {job_id}'" in str(job.error)
+    assert len(desk.shop.jobs.failures(job_id)) == 20
+
+
+def test_a_full_disk_publishes_nothing_and_the_merge_is_tried_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = embedded(desk)
+    monkeypatch.setenv("LEASE_S", "0.05")
+    load_settings.cache_clear()
+
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.index.save", disk_full)
+        merge_shards(job_id)
+    assert desk.job(job_id).state == "merging"
+    assert desk.shop.versions.current_name() is None
+    assert not list(desk.shop.settings.index_dir.glob(".build-*"))
+    until(lambda: desk.shop.jobs.ready_to_merge(job_id), "the lease ends by itself", 20)
+    merge_shards(job_id)
+    assert desk.job(job_id).state == "published"
+
+
+def test_a_held_lock_leaves_the_job_to_the_next_look(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = embedded(desk)
+    monkeypatch.setattr(index, "LOCK_WAIT_S", 0.01)
+    with desk.shop.versions.lock():
+        merge_shards(job_id)
+    assert issubclass(Timeout, OSError)
+    assert desk.job(job_id).state == "merging"
+
+
+def test_an_error_that_nobody_foresaw_ends_the_job_with_its_name(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object) -> None:
+        raise ZeroDivisionError("surprise")
+
+    job_id = embedded(desk)
+    monkeypatch.setattr("pipeline.index.build", surprise)
+    merge_shards(job_id)
+    assert desk.job(job_id).state == "failed"
+    assert "ZeroDivisionError: surprise" in str(desk.job(job_id).error)
+
+
+def test_a_job_cancelled_before_the_version_is_named_publishes_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = embedded(desk)
+    monkeypatch.setenv("LEASE_S", "0.06")
+    load_settings.cache_clear()
+    save = faiss_index.save
+
+    def cancel_meanwhile(*args: object) -> None:
+        save(*args)
+        desk.shop.jobs.cancel(job_id)
+        runtime.stopping.wait(0.3)  # several beats: one of them tells the lease
+
+    monkeypatch.setattr("pipeline.index.save", cancel_meanwhile)
+    merge_shards(job_id)
+    assert desk.job(job_id).state == "cancelled"
+    assert desk.shop.versions.versions() == []
+
+
+def test_an_older_job_fails_after_a_later_one_has_published(desk: Desk) -> None:
+    older = embedded(desk)
+    desk.messages.clear()
+    desk.shop.draw("later.png", seed=77)
+    later = desk.rebuild()
+    merge_shards(older)
+    assert desk.job(older).state == "failed"
+    assert later in str(desk.job(older).error)
+
+
+def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Away:
+        def claim_merge(self, job_id: str, lease_s: float) -> None:
+            raise ServerAway("The database is away.")
+
+    monkeypatch.setattr(runtime, "jobs", Away)
+    merge_shards("some-job")
+    assert "The merge of job some-job: The database is away." in caplog.text

@@ -1,0 +1,187 @@
+"""The tasks of queue `query`: bytes in, matches out; nothing is read that no index names."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from desk import Desk
+from PIL import Image
+
+from pipeline.batcher import Batcher
+from pipeline.errors import BadImage, FingerprintMismatch, IndexMissing, WrongUse
+from pipeline.images import sha256
+from pipeline.settings import load_settings
+from pipeline.versions import VersionStore
+from workers import runtime
+from workers.query import MAX_PICTURES, pictures, query_image
+
+
+@pytest.fixture
+def asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that the model was asked for by queries."""
+    sizes: list[int] = []
+
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        sizes.append(len(images))
+        return desk.shop.embed_images(list(images))
+
+    monkeypatch.setattr(runtime, "batcher", runtime.once(lambda: Batcher(embed, 8)))
+    return sizes
+
+
+def product(desk: Desk, name: str = "kind0/04.png") -> bytes:
+    return (desk.shop.root / name).read_bytes()
+
+
+def jpeg(color: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), color).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_a_product_finds_itself_and_the_answer_has_the_shape_of_the_contract(
+    desk: Desk, asked: list[int]
+) -> None:
+    desk.rebuild()
+    answer = query_image(product(desk), 3)
+    assert set(answer) == {"query_id", "index_version", "matches"}
+    assert answer["index_version"] == "v0001"
+    assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
+    best = answer["matches"][0]
+    assert set(best) == {"rank", "product_id", "filename", "score", "distance"}
+    assert (best["filename"], best["product_id"]) == ("kind0/04.png", "kind0/04")
+    scores = [match["score"] for match in answer["matches"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(abs(m["score"] + m["distance"] - 1) < 1e-6 for m in answer["matches"])
+
+
+def test_a_picture_of_the_index_needs_no_model(desk: Desk, asked: list[int]) -> None:
+    desk.rebuild()
+    query_image(product(desk), 3)
+    assert asked == []
+
+
+def test_a_new_picture_is_embedded_once_and_its_vector_and_answer_are_kept(
+    desk: Desk, asked: list[int]
+) -> None:
+    desk.rebuild()
+    first = query_image(jpeg("red"), 3)
+    assert query_image(jpeg("red"), 3) == first
+    assert asked == [1]
+    assert len(query_image(jpeg("red"), 4)["matches"]) == 4  # another answer, the same vector
+    assert asked == [1]
+    assert any(digest == sha256(jpeg("red")) for _, digest in desk.memory.vectors)
+
+
+def test_a_cached_answer_does_not_outlive_the_version_that_gave_it(
+    desk: Desk, asked: list[int]
+) -> None:
+    desk.rebuild()
+    assert query_image(product(desk), 1)["matches"][0]["filename"] == "kind0/04.png"
+    (desk.shop.root / "kind0/04.png").rename(desk.shop.root / "renamed.png")
+    desk.rebuild()
+    answer = query_image(product(desk, "renamed.png"), 1)
+    assert (answer["index_version"], answer["matches"][0]["filename"]) == ("v0002", "renamed.png")
+
+
+def test_two_shops_that_share_a_redis_never_get_each_other_s_answers(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both published a v0001 with the same model, and the cache holds the other's answer."""
+    desk.rebuild()
+    query = product(desk)
+    assert query_image(query, 1)["matches"][0]["filename"] == "kind0/04.png"
+
+    monkeypatch.setenv("DATA_DIR", str(desk.shop.root.parent / "other-data"))
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{desk.shop.root.parent}/other.db")
+    load_settings.cache_clear()
+    for name in ("jobs", "versions", "published", "fingerprint"):
+        monkeypatch.setattr(runtime, name, runtime.once(getattr(runtime, name).__wrapped__))
+    (desk.shop.root / "kind0/04.png").rename(desk.shop.root / "other-name.png")
+    desk.shop.settings = load_settings()
+    desk.shop.jobs = runtime.jobs()
+    desk.shop.versions = VersionStore(load_settings().index_dir)
+    desk.rebuild()
+    answer = query_image(query, 1)
+    assert answer["index_version"] == "v0001"
+    assert answer["matches"][0]["filename"] == "other-name.png"
+
+
+def test_without_an_index_the_answer_is_the_sentence_that_says_what_to_do(desk: Desk) -> None:
+    with pytest.raises(IndexMissing, match="Rebuild index first using 'enqueue-rebuild'"):
+        query_image(jpeg("red"), 3)
+
+
+def test_a_worker_of_another_model_compares_nothing(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rebuild()
+    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
+    load_settings.cache_clear()
+    monkeypatch.setattr(runtime, "fingerprint", runtime.once(runtime.fingerprint.__wrapped__))
+    with pytest.raises(FingerprintMismatch, match="64x64"):
+        query_image(product(desk), 3)
+    assert asked == []
+
+
+def test_the_worker_checks_again_what_the_command_has_checked(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message may come from anybody who reaches Redis."""
+    desk.rebuild()
+    with pytest.raises(BadImage, match="no image of a known format"):
+        query_image(b"no image", 3)
+    for top_k in (0, -1, 1001):
+        with pytest.raises(WrongUse, match="top_k"):
+            query_image(product(desk), top_k)
+    monkeypatch.setenv("MAX_IMAGE_BYTES", "1024")
+    load_settings.cache_clear()
+    with pytest.raises(BadImage, match="MAX_IMAGE_BYTES"):
+        query_image(jpeg("red") + b"\0" * 2000, 3)
+    assert asked == []
+
+
+def test_more_matches_than_products_are_all_products(desk: Desk, asked: list[int]) -> None:
+    desk.rebuild()
+    assert len(query_image(product(desk), 1000)["matches"]) == 20
+
+
+def test_pictures_are_small_jpegs_of_the_products_that_the_version_names(desk: Desk) -> None:
+    desk.rebuild()
+    found = pictures("v0001", ["kind0/04.png", "kind1/05.png"])
+    assert set(found) == {"kind0/04.png", "kind1/05.png"}
+    with Image.open(io.BytesIO(base64.b64decode(found["kind0/04.png"]))) as image:
+        assert image.format == "JPEG"
+        assert max(image.size) <= 256
+
+
+def test_pictures_of_anything_else_are_left_out(desk: Desk) -> None:
+    secret = desk.shop.root.parent / "secret.png"
+    desk.shop.draw("later.png", seed=5)
+    (desk.shop.root / "later.png").rename(secret)
+    desk.rebuild()
+    desk.shop.draw("unindexed.png", seed=6)
+    (desk.shop.root / "kind0/00.png").unlink()  # gone
+    (desk.shop.root / "kind0/02.png").unlink()  # now a link that leads out
+    (desk.shop.root / "kind0/02.png").symlink_to(secret)
+    (desk.shop.root / "kind0/06.png").write_bytes(b"no image any more")
+    names = ["../secret.png", str(secret), "unindexed.png", "kind0/04.png"]
+    names += ["kind0/00.png", "kind0/02.png", "kind0/06.png"]
+    assert set(pictures("v0001", names)) == {"kind0/04.png"}
+    with pytest.raises(WrongUse, match="no index version"):
+        pictures("../../etc", names)
+    assert len(pictures("v0001", [*("x" for _ in range(MAX_PICTURES)), "kind0/04.png"])) == 0
+
+
+def test_pictures_of_a_folder_outside_of_this_worker_s_roots_are_refused(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rebuild()
+    monkeypatch.setenv("IMAGE_ROOTS", "/somewhere/else")
+    load_settings.cache_clear()
+    with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
+        pictures("v0001", ["kind0/04.png"])
