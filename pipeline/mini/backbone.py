@@ -23,16 +23,12 @@ TEXT_CONTEXT = 32  # tokens; the longest caption has 17
 BACKBONE_DIM = 1280
 
 
-def build_model(vocabulary_size: int, side: int) -> Any:
+def build_model(vocabulary_size: int, side: int, dim: int = EMBEDDING_DIM) -> Any:
     """Return the dual encoder with random weights; seed torch first."""
-    vision = MobileNetV2Config(
-        image_size=side,
-        # As torchvision trained it, not as TensorFlow did.
-        tf_padding=False,
-        layer_norm_eps=1e-5,
-        # MobileNetV2 has no such field; the dual encoder reads its projection's width from it.
-        hidden_size=BACKBONE_DIM,
-    )
+    # Padding and epsilon as torchvision trained it, not as TensorFlow did.
+    vision = MobileNetV2Config(image_size=side, tf_padding=False, layer_norm_eps=1e-5)
+    # MobileNetV2 has no such field; the dual encoder reads the projection's width from it.
+    vision.hidden_size = BACKBONE_DIM
     text = BertConfig(
         vocab_size=vocabulary_size,
         hidden_size=128,
@@ -41,12 +37,13 @@ def build_model(vocabulary_size: int, side: int) -> Any:
         intermediate_size=512,
         max_position_embeddings=TEXT_CONTEXT,
         type_vocab_size=1,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
+        hidden_dropout_prob=0.05,
+        attention_probs_dropout_prob=0.05,
         pad_token_id=0,
+        initializer_range=128**-0.5,  # BERT's 0.02 is for a width of 768
     )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        vision, text, projection_dim=EMBEDDING_DIM
+        vision, text, projection_dim=dim, logit_scale_init_value=3.0
     )
     return VisionTextDualEncoderModel(
         config, vision_model=MobileNetV2Model(vision), text_model=BertModel(text)
@@ -77,15 +74,3 @@ def build_image_processor(side: int) -> Any:
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
-
-
-def pooled_features(vision_model: Any, pixels: torch.Tensor, frozen_blocks: int) -> torch.Tensor:
-    """Run the image side, without gradients below `frozen_blocks` -> (n, 1280)."""
-    with torch.no_grad():
-        hidden = vision_model.conv_stem(pixels)
-        for block in vision_model.layer[:frozen_blocks]:
-            hidden = block(hidden)
-    for block in vision_model.layer[frozen_blocks:]:
-        hidden = block(hidden)
-    features: torch.Tensor = vision_model.conv_1x1(hidden).mean(dim=(2, 3))
-    return features
