@@ -272,6 +272,7 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
         stopped = stand.imgrec("down")
     assert stopped.returncode == 0, stopped.stderr
     until(lambda: not processes_below(stand.data), "nothing is left running", 10)
+    assert not stand._redis_answers()
 
 
 def test_up_killed_with_9_takes_its_children_with_it(stand: Stand) -> None:
@@ -285,6 +286,9 @@ def test_up_killed_with_9_takes_its_children_with_it(stand: Stand) -> None:
         start_new_session=True,
     )
     stand.processes.append(supervisor)
-    until(lambda: len(processes_below(stand.data)) >= 5, "Redis and three workers run")
+    # The server writes its title over its environment: it is known by its answers.
+    until(lambda: len(processes_below(stand.data)) == 4, "the supervisor and three workers run")
+    until(stand._redis_answers, "Redis runs")
     supervisor.kill()
-    until(lambda: not processes_below(stand.data), "all have ended")
+    until(lambda: not processes_below(stand.data), "the workers have ended")
+    until(lambda: not stand._redis_answers(), "Redis has ended")
