@@ -84,9 +84,6 @@ def main(args: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # `imgrec jobs | head`: the reader has seen enough
-        sys.exit(0)
     except Exception as error:
         if debug:
             raise

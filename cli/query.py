@@ -65,7 +65,7 @@ def query(
     if html:
         from cli.page import write_page
 
-        write_page(html, image.name, data, answer, _pictures(answer, timeout))
+        write_page(html, image.name, _shown(data, settings), answer, _pictures(answer, timeout))
         say(f"Wrote {html}.")
     _show(answer, as_json)
 
@@ -182,16 +182,30 @@ def _pictures(answer: dict[str, Any], timeout: float) -> dict[str, str]:
     """Ask a worker for the matches' pictures: this machine may not see the products folder."""
     from celery import current_app
     from celery.exceptions import TimeoutError as NoAnswer
+    from kombu.exceptions import OperationalError
+    from redis.exceptions import RedisError
+
+    from workers import flow
 
     names = [match["filename"] for match in answer["matches"]]
-    pending = current_app.send_task(
-        "imgrec.pictures", args=(answer["index_version"], names), queue="query"
-    )
     try:
+        pending = current_app.send_task(
+            "imgrec.pictures", args=(answer["index_version"], names), queue=flow.QUERY
+        )
         found: dict[str, str] = pending.get(timeout=max(timeout, 1.0))
     except NoAnswer as error:
         raise TimedOut("The matches were found, but their pictures did not come.") from error
+    except (OperationalError, RedisError) as error:
+        raise flow.redis_away() from error
     return found
+
+
+def _shown(data: bytes, settings: Settings) -> bytes:
+    """Return the query's picture in a format that a browser shows, which TIFF is not."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return data
+    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    return encode_jpeg(decode(data, limits, settings.preprocess_bg_color))
 
 
 def _show(answer: dict[str, Any], as_json: bool) -> None:

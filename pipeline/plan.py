@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,21 @@ def plan_rebuild(
         pieces.clear()
         listed(sorter.count)
 
-    for images in cut(sorter.changed(), settings.shard_size):
-        items = [[image.path, image.size, image.mtime_ns] for image in images]
-        pieces.append((number, "embed", items))
-        number += 1
-        if len(pieces) >= SHARDS_AT_ONCE:
-            write(last=False)
-    write(last=True)
-    jobs.finish_plan(job_id)
+    try:
+        for images in cut(sorter.changed(), settings.shard_size):
+            items = [[image.path, image.size, image.mtime_ns] for image in images]
+            pieces.append((number, "embed", items))
+            number += 1
+            if len(pieces) >= SHARDS_AT_ONCE:
+                write(last=False)
+        write(last=True)
+        jobs.finish_plan(job_id)
+    except BaseException as error:
+        with contextlib.suppress(ImgrecError):  # then its lease ends it
+            jobs.fail(
+                job_id, f"The folder was not listed to its end: {str(error) or 'interrupted'}"
+            )
+        raise
     return job_id
 
 

@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,28 @@ def test_env_example_and_readme_list_every_setting_with_its_default() -> None:
     rows = re.findall(r"^\| `([A-Z0-9_]+)` \| `([^`]*)` \|", (ROOT / "README.md").read_text(), re.M)
     assert example == code
     assert {name: default.strip() for name, default in rows} == code
+
+
+def test_the_twins_that_break_each_other_are_never_installed_together() -> None:
+    """onnxruntime beside onnxruntime-gpu is silently the CPU (rembg#600); faiss has twins, too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    twins = ("onnxruntime", "faiss")
+    extras = project["optional-dependencies"]
+    for dependencies in (project["dependencies"], extras["local"], extras["dev"]):
+        assert not [name for name in dependencies if name.startswith(twins)]
+    for extra, suffix in (("cpu", ("faiss-cpu", "onnxruntime>")), ("gpu", ("faiss-gpu", "-gpu"))):
+        assert len(extras[extra]) == 2
+        for name in extras[extra]:
+            assert any(part in name for part in suffix), name
+    installed = {distribution.name for distribution in metadata.distributions()}
+    assert len({"onnxruntime", "onnxruntime-gpu"} & installed) == 1
+
+
+def test_no_test_folder_is_a_package_that_would_hide_a_real_one() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+    for name in ("cli", "workers", "pipeline"):
+        package = import_module(name)
+        assert Path(str(package.__file__)) == ROOT / name / "__init__.py"
 
 
 def test_settings_come_from_the_environment_under_their_names(

@@ -96,7 +96,8 @@ def _beat(name: str) -> None:
         except OSError as error:
             log.warning("The heartbeat file cannot be written: %s", error)
         runtime.stopping.wait(HEARTBEAT_S)
-    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        file.unlink()
 
 
 def _warm_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,55 @@ def test_the_fingerprint_follows_what_changes_a_vector_and_nothing_else(
 
 def test_a_hub_model_that_was_never_downloaded_has_no_fingerprint_yet(settings: Settings) -> None:
     assert find_fingerprint(settings.model_copy(update={"embedding_model": "nobody/none"})) is None
+
+
+def test_weights_that_would_run_code_are_not_run(settings: Settings, tmp_path: Path) -> None:
+    """A pickle from a stranger's model folder must not own the worker."""
+    folder = tmp_path / "model"
+    shutil.copytree(settings.embedding_model, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(RunsWhenLoaded(tmp_path / "owned"), folder / "pytorch_model.bin")
+    broken(settings, folder)
+    assert not (tmp_path / "owned").exists()
+
+
+class RunsWhenLoaded:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.file), "w")
+
+
+def test_a_model_without_a_tokenizer_serves_images_and_says_what_it_lacks_for_texts(
+    settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(settings.embedding_model, folder)
+    for file in [*folder.glob("*token*"), *folder.glob("vocab*"), *folder.glob("merges*")]:
+        file.unlink()
+    clip = load_clip(settings.model_copy(update={"embedding_model": str(folder)}))
+    assert clip.embed_images(pictures(1)).shape == (1, clip.dim)
+    with pytest.raises(SetupError, match="no tokenizer"):
+        clip.embed_texts(["a red shoe"])
+
+
+def test_a_broken_file_of_a_model_is_one_sentence(settings: Settings, tmp_path: Path) -> None:
+    for number, (name, content) in enumerate(
+        [("config.json", "{"), ("model.safetensors", "short"), ("preprocessor_config.json", "[")]
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(settings.embedding_model, folder)
+        (folder / name).write_text(content)
+        sentence = broken(settings, folder)
+        assert sentence.startswith(f"The model in the folder {folder} cannot be loaded: ")
+        assert "\n" not in sentence
+        assert len(sentence) < 600
+
+
+def test_threads_that_embed_at_once_get_their_own_vectors(settings: Settings) -> None:
+    clip, images = load_clip(settings), pictures(8)
+    expected = clip.embed_images(images)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda image: clip.embed_images([image])[0], images))
+    assert np.allclose(found, expected, atol=1e-5)

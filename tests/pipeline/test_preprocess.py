@@ -116,3 +116,72 @@ def test_missing_weights_name_the_file_and_the_ways_out(
 def test_an_unknown_removal_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SetupError, match=r"REMBG_MODEL=u2nett is unknown.*u2netp"):
         load_remover("u2nett", 1)
+
+
+def test_missing_onnxruntime_names_the_extra_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = util.find_spec
+    monkeypatch.setattr(
+        background, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
+    )
+    with pytest.raises(SetupError, match=r"onnxruntime is not installed.*imgrec\[cpu\]"):
+        load_remover("u2net", 1)
+
+
+def test_cuda_that_onnxruntime_does_not_have_is_refused_and_never_the_cpu_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """rembg#600: both packages installed, and nobody notices that the GPU idles."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(SetupError, match=r"DEVICE=cuda.*imgrec\[gpu\]"):
+        load_remover("u2netp", 1, "cuda")
+
+
+def test_cuda_that_does_not_start_is_refused_and_never_the_cpu_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """onnxruntime falls back to the CPU in silence when a CUDA library is missing."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine's onnxruntime has CUDA")
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setenv("U2NET_HOME", str(WEIGHTS))
+    with pytest.raises(SetupError, match="could not start on CUDA"):
+        load_remover("u2netp", 1, "cuda")
+
+
+def test_broken_weights_are_a_sentence_with_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    monkeypatch.setenv("MODEL_CHECKSUM_DISABLED", "1")  # or rembg would download them again
+    (tmp_path / "u2netp.onnx").write_bytes(b"no model")
+    with pytest.raises(SetupError) as caught:
+        load_remover("u2netp", 1, "cpu")
+    assert str(tmp_path / "u2netp.onnx") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_mask_s_soft_edge_is_laid_on_the_background_colour() -> None:
+    def half(image: Image.Image) -> Image.Image:
+        mask = Image.new("L", image.size, 0)
+        mask.paste(255, (20, 20, 140, 80))
+        mask.paste(192, (20, 20, 24, 80))
+        return mask
+
+    spec = Preprocessing((120, 60), 0.0, YELLOW, "toy")
+    seen = prepare(Image.new("RGB", (160, 100), (0, 0, 0)), spec, half).image
+    mixed = tuple(round(channel * (1 - 192 / 255)) for channel in YELLOW)
+    assert is_color(seen, (1, 30), mixed)
+    assert is_color(seen, (60, 30), (0, 0, 0))
+
+
+def test_the_same_picture_gives_the_same_bytes() -> None:
+    """A fingerprint promises it: vectors of two workers must be comparable."""
+    first, second = (prepare(red_box(), CUT, keep_red).image.tobytes() for _ in range(2))
+    assert first == second

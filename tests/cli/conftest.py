@@ -1,0 +1,48 @@
+"""Commands that run in this process, on a desk instead of servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from desk import Desk
+
+from cli.main import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def object(self) -> dict[str, Any]:
+        """The one JSON object on stdout; anything beside it is an error here."""
+        assert self.out.count("\n") == 1, self.out
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def imgrec(desk: Desk, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command as its entry point does."""
+
+    def run(*args: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        assert isinstance(end.value.code, int)
+        return Done(end.value.code, out, err)
+
+    return run

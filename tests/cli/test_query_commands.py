@@ -1,0 +1,240 @@
+"""Query and result: what is sent, what is waited for, and what it means when nothing comes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from celery import current_app
+from celery.exceptions import TimeoutError as NoAnswer
+from desk import Desk
+from kombu.exceptions import OperationalError
+from PIL import Image
+from redis.exceptions import ConnectionError as RedisGone
+from stand import draw_product
+
+from cli import query
+from pipeline.errors import FingerprintMismatch, IndexMissing
+from pipeline.images import WORK_SIDE
+from workers import flow
+
+Run = Callable[..., Any]
+
+MATCH = {"rank": 1, "product_id": "kind0/04", "filename": "kind0/04.png", "score": 0.9}
+ANSWER = {
+    "query_id": "the-id",
+    "index_version": "v0001",
+    "matches": [{**MATCH, "distance": 0.1}],
+}
+
+
+class Queue:
+    """The query workers' side: what was sent, and what comes back."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.asked: list[str] = []
+        self.answers: Iterator[Any] = iter(())
+
+    def send_task(self, task: str, **options: Any) -> Queue:
+        self.sent.append({"task": task, **options})
+        return self
+
+    def result(self, query_id: str) -> Queue:
+        self.asked.append(query_id)
+        return self
+
+    def get(self, timeout: float) -> Any:
+        answer = next(self.answers, NoAnswer())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    queue = Queue()
+    monkeypatch.setattr(current_app, "send_task", queue.send_task)
+    monkeypatch.setattr("celery.result.AsyncResult", queue.result)
+    return queue
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    draw_product(tmp_path / "photo.jpg", seed=1)
+    return tmp_path / "photo.jpg"
+
+
+def test_without_wait_only_the_id_is_on_stdout(imgrec: Run, queue: Queue, photo: Path) -> None:
+    done = imgrec("query", photo)
+    assert done.code == 0
+    (sent,) = queue.sent
+    assert done.out.strip() == sent["task_id"]
+    assert f"imgrec result {sent['task_id']}" in done.err
+    assert imgrec("query", photo, "--json").object == {"query_id": queue.sent[1]["task_id"]}
+
+
+def test_a_small_file_is_sent_as_it_is_in_binary_and_not_as_its_path(
+    imgrec: Run, queue: Queue, photo: Path
+) -> None:
+    imgrec("query", photo)
+    (sent,) = queue.sent
+    assert sent["args"] == (photo.read_bytes(), 5)
+    assert (sent["serializer"], sent["queue"]) == ("msgpack", "query")
+    assert str(photo) not in str({key: sent[key] for key in sent if key != "args"})
+
+
+def test_a_large_file_is_sent_at_the_size_that_workers_reduce_it_to(
+    imgrec: Run, queue: Queue, tmp_path: Path
+) -> None:
+    dice = np.random.default_rng(1)
+    pixels = dice.integers(0, 256, (1500, 1600, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > 10 * query.MESSAGE_BYTES
+    imgrec("query", tmp_path / "large.png")
+    data = queue.sent[0]["args"][0]
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, max(image.size)) == ("JPEG", WORK_SIDE)
+
+
+def test_the_number_of_matches_is_the_option_or_the_setting(
+    imgrec: Run, queue: Queue, photo: Path
+) -> None:
+    imgrec("query", photo, "--top-k", "9")
+    imgrec("query", photo)
+    assert [sent["args"][1] for sent in queue.sent] == [9, 5]
+    assert imgrec("query", photo, "--top-k", "0").code == 2
+
+
+def test_an_answer_is_a_table_for_people_and_an_object_for_programs(
+    imgrec: Run, queue: Queue, photo: Path
+) -> None:
+    queue.answers = iter([ANSWER, ANSWER])
+    done = imgrec("query", photo, "--wait")
+    assert done.code == 0
+    for words in ("kind0/04", "0.9000", "0.1000", "v0001"):
+        assert words in done.out
+    done = imgrec("query", photo, "--wait", "--json")
+    assert done.object == ANSWER
+    assert done.err == ""
+    assert queue.asked == [sent["task_id"] for sent in queue.sent]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (IndexMissing(), 3, "FAISS index not found. Rebuild index first using 'enqueue-rebuild'"),
+        (FingerprintMismatch("Index v0001 was made with another model."), 1, "another model"),
+        (RedisGone("gone"), 4, "Redis does not answer"),
+    ],
+)
+def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
+    imgrec: Run, queue: Queue, photo: Path, error: Exception, code: int, words: str
+) -> None:
+    queue.answers = iter([error])
+    done = imgrec("query", photo, "--wait", "--json")
+    assert (done.code, done.out) == (code, "")
+    assert words in done.err
+
+
+def test_a_query_without_any_worker_names_the_command_that_starts_one(
+    desk: Desk, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "workers_on", lambda name: 0)
+    done = imgrec("query", photo, "--wait")
+    assert done.code == 3  # neither a worker nor an index: the index is the first thing to mend
+    desk.rebuild()
+    done = imgrec("query", photo, "--wait")
+    assert done.code == 4
+    assert "celery worker -Q query" in done.err
+
+
+def test_a_query_without_an_answer_is_sent_once_more_under_its_id(
+    imgrec: Run, queue: Queue, photo: Path
+) -> None:
+    queue.answers = iter([NoAnswer(), NoAnswer(), NoAnswer(), ANSWER])
+    assert imgrec("query", photo, "--wait").code == 0
+    assert len(queue.sent) == 2
+    assert queue.sent[0] == queue.sent[1]
+
+
+def test_a_wait_that_ends_names_the_command_for_later(
+    imgrec: Run, queue: Queue, photo: Path
+) -> None:
+    done = imgrec("query", photo, "--wait", "--timeout", "0")
+    assert done.code == 1
+    assert f"imgrec result {queue.sent[0]['task_id']}" in done.err
+
+
+def test_a_redis_that_goes_away_meanwhile_is_exit_code_4(
+    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("refused")
+
+    monkeypatch.setattr(current_app, "send_task", refuse)
+    assert imgrec("query", photo).code == 4
+
+
+def test_the_result_of_an_earlier_query_is_shown_or_its_absence_explained(
+    imgrec: Run, queue: Queue
+) -> None:
+    queue.answers = iter([ANSWER])
+    assert imgrec("result", "the-id", "--json").object == ANSWER
+    done = imgrec("result", "the-id")
+    assert done.code == 1
+    assert "There is no answer under the id the-id" in done.err
+    assert queue.sent == []  # asking for a result never asks the question again
+
+
+def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
+    imgrec: Run, queue: Queue, photo: Path, tmp_path: Path
+) -> None:
+    queue.answers = iter([ANSWER, {"kind0/04.png": "AAAA"}])
+    done = imgrec("query", photo, "--html", tmp_path / "page.html")
+    assert done.code == 0
+    assert queue.sent[-1]["task"] == "imgrec.pictures"
+    assert queue.sent[-1]["args"] == ("v0001", ["kind0/04.png"])
+    assert "data:image/jpeg;base64,AAAA" in (tmp_path / "page.html").read_text()
+    assert "Wrote" in done.err
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "words"),
+    [
+        (NoAnswer(), 1, "their pictures did not come"),
+        (RedisGone("gone"), 4, "Redis does not answer"),
+        (OperationalError("gone"), 4, "Redis does not answer"),
+    ],
+)
+def test_pictures_that_do_not_come_are_a_sentence(
+    imgrec: Run,
+    queue: Queue,
+    photo: Path,
+    tmp_path: Path,
+    trouble: Exception,
+    code: int,
+    words: str,
+) -> None:
+    queue.answers = iter([ANSWER, trouble])
+    done = imgrec("query", photo, "--html", tmp_path / "page.html")
+    assert done.code == code
+    assert words in done.err
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "PNG", "GIF", "WEBP", "JPEG"])
+def test_the_page_shows_a_query_of_any_format_that_a_browser_knows(
+    imgrec: Run, queue: Queue, tmp_path: Path, kind: str
+) -> None:
+    file = tmp_path / f"photo.{kind.lower()[:4]}"
+    Image.new("RGB", (32, 32), "red").save(file, kind)
+    queue.answers = iter([ANSWER, {}])
+    assert imgrec("query", file, "--html", tmp_path / "page.html").code == 0
+    shown = "JPEG" if kind == "TIFF" else kind  # no browser but one draws a TIFF
+    assert f'src="data:image/{shown.lower()};base64,' in (tmp_path / "page.html").read_text()
+    if kind == "TIFF":
+        assert "base64,/9j/" in (tmp_path / "page.html").read_text()  # and really is a JPEG

@@ -1,0 +1,253 @@
+"""Enqueue, watch, look into, cancel: what people read, what programs read, and the exit codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from desk import Desk
+
+from cli import rebuild
+from pipeline.errors import ServerAway
+from pipeline.settings import load_settings
+from workers import flow
+
+Run = Callable[..., Any]
+
+CONTRACT = {
+    *("job_id", "state", "images", "embedded", "reused", "skipped", "warnings"),
+    *("index_version", "seconds", "error"),
+}
+
+
+def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: Desk, imgrec: Run) -> None:
+    desk.inline = True
+    (desk.shop.root / "bad.png").touch()
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
+    assert done.code == 0
+    assert set(done.object) == CONTRACT
+    counts = {key: done.object[key] for key in ("images", "embedded", "reused", "skipped")}
+    assert counts == {"images": 21, "embedded": 20, "reused": 0, "skipped": 1}
+    assert (done.object["state"], done.object["index_version"]) == ("published", "v0001")
+    assert done.object["error"] is None
+    assert done.err == ""
+    again = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json").object
+    assert (again["embedded"], again["reused"]) == (0, 20)
+
+
+def test_people_get_a_table_and_the_next_command(desk: Desk, imgrec: Run) -> None:
+    desk.inline = True
+    (desk.shop.root / "bad.png").touch()
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
+    assert done.code == 0
+    for words in ("published", "v0001", "21", "20"):
+        assert words in done.out
+    assert "imgrec failures" in done.err
+
+
+def test_without_wait_only_the_id_is_on_stdout_and_status_takes_it(desk: Desk, imgrec: Run) -> None:
+    done = imgrec("enqueue-rebuild", desk.shop.root)
+    job_id = done.out.strip()
+    assert f"imgrec status {job_id}" in done.err
+    assert imgrec("status", job_id, "--json").object["state"] == "planned"
+    assert imgrec("status", job_id).code == 0
+    desk.work()
+    assert imgrec("status", job_id, "--json").object["state"] == "published"
+    assert imgrec("status", job_id, "--wait", "--json").code == 0
+    assert imgrec("enqueue-rebuild", desk.shop.root, "--json").object["job_id"] != job_id
+
+
+def test_a_rebuild_that_fails_is_exit_code_1_with_its_reason(desk: Desk, imgrec: Run) -> None:
+    for file in desk.shop.root.rglob("*.png"):
+        file.write_bytes(b"bad")
+    desk.inline = True
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
+    assert done.code == 1
+    assert "No image of the folder could be used" in done.err
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
+    assert done.code == 1
+    assert done.object["state"] == "failed"
+    assert "No image of the folder" in done.object["error"]
+    assert done.object["skipped"] == 20
+
+
+def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(desk: Desk, imgrec: Run) -> None:
+    job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
+    done = imgrec("cancel", job_id)
+    assert done.code == 0
+    assert f"Job {job_id} is cancelled" in done.err
+    done = imgrec("status", job_id, "--wait")
+    assert done.code == 1
+    assert "was cancelled" in done.err
+    done = imgrec("cancel", job_id)
+    assert done.code == 0
+    assert "already ended: cancelled" in done.err
+    assert imgrec("cancel", job_id, "--json").object["state"] == "cancelled"
+
+
+def test_a_wait_that_ends_too_early_is_exit_code_1_and_the_job_goes_on(
+    desk: Desk, imgrec: Run
+) -> None:
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0")
+    assert done.code == 1
+    assert "goes on" in done.err
+    assert len(desk.shop.jobs.open_jobs()) == 1
+    desk.work()
+    assert desk.shop.versions.current_name() == "v0001"
+
+
+def test_ctrl_c_ends_the_wait_and_not_the_job(
+    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rebuild.time, "sleep", interrupt)
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
+    monkeypatch.undo()
+    assert done.code == 130
+    (job,) = desk.shop.jobs.open_jobs()
+    assert f"imgrec cancel {job.id}" in done.err
+
+
+def test_options_reach_the_job(desk: Desk, imgrec: Run) -> None:
+    job_id = imgrec("enqueue-rebuild", desk.shop.root, "--full").out.strip()
+    assert desk.job(job_id).full
+    job_id = imgrec("enqueue-rebuild", desk.shop.root, "--save-preprocessed").out.strip()
+    assert desk.job(job_id).save_preprocessed
+
+
+def test_another_folder_is_said_to_replace_the_index(desk: Desk, imgrec: Run) -> None:
+    desk.rebuild()
+    assert "replaces" not in imgrec("enqueue-rebuild", desk.shop.root).err
+    part = desk.shop.root / "kind0"
+    done = imgrec("enqueue-rebuild", part)
+    assert f"Index v0001 holds {desk.shop.root}; this rebuild replaces it with {part}" in done.err
+
+
+def test_a_broken_index_does_not_keep_anybody_from_making_a_new_one(
+    desk: Desk, imgrec: Run
+) -> None:
+    desk.rebuild()
+    (desk.shop.settings.index_dir / "v0001" / "index.bin").write_bytes(b"short")
+    desk.inline = True
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
+    assert done.code == 0
+    assert (done.object["index_version"], done.object["reused"]) == ("v0002", 20)  # by content
+
+
+def test_failures_tell_path_stage_and_reason(desk: Desk, imgrec: Run) -> None:
+    (desk.shop.root / "[red]bad.png").touch()  # no markup: a file's name
+    job_id = desk.rebuild()
+    done = imgrec("failures", job_id)
+    for words in ("[red]bad.png", "read", "0 bytes", "Left out: 1"):
+        assert words in done.out
+    found = imgrec("failures", job_id, "--json").object
+    reason = "the file is empty (0 bytes)"
+    failure = {"path": "[red]bad.png", "stage": "read", "reason": reason}
+    assert found == {"job_id": job_id, "failures": [failure], "warnings": []}
+    (desk.shop.root / "[red]bad.png").unlink()
+    job_id = desk.rebuild()
+    assert f"Job {job_id} left no image out" in imgrec("failures", job_id).err
+
+
+@pytest.mark.parametrize("command", ["status", "failures", "cancel"])
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_an_unknown_job_is_exit_code_2(imgrec: Run, command: str, option: tuple[str]) -> None:
+    done = imgrec(command, "nothing", *option)
+    assert (done.code, done.out) == (2, "")
+    assert "There is no job 'nothing'" in done.err
+
+
+def test_rebuilds_are_listed_newest_first(desk: Desk, imgrec: Run) -> None:
+    done = imgrec("jobs")
+    assert (done.code, done.out) == (0, "")
+    assert "no rebuild yet" in done.err
+    ids = [desk.rebuild(), desk.rebuild(), desk.rebuild()]
+    found = imgrec("jobs", "--json", "--limit", "2").object["jobs"]
+    assert [job["job_id"] for job in found] == ids[:0:-1]
+    assert all(set(job) == CONTRACT for job in found)
+    out = imgrec("jobs").out
+    assert out.index(ids[2]) < out.index(ids[0])
+    assert str(desk.shop.root) in out
+
+
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help and look as often as possible."""
+    monkeypatch.setenv("RECONCILE_S", "0.001")
+    load_settings.cache_clear()
+    monkeypatch.setattr(rebuild, "NO_WORKER_AFTER_S", 0.0)
+    monkeypatch.setattr(rebuild, "POLL_S", 0.002)
+
+
+def test_who_waits_is_told_once_which_worker_is_missing(
+    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickly(monkeypatch)
+    monkeypatch.setattr(flow, "workers_on", lambda queue: 0)
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.2")
+    assert done.err.count("No worker listens on queue 'embed'") == 1
+    assert "celery worker -Q embed" in done.err
+    (job,) = desk.shop.jobs.open_jobs()
+    desk.shop.jobs.next_window(job.id, 0)
+    desk.messages.clear()
+    for n in (0, 1):
+        claim = desk.shop.jobs.claim_shard(job.id, n, "me", 1000)
+        assert claim is not None
+        desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+    done = imgrec("status", job.id, "--wait", "--timeout", "0.2")
+    assert done.err.count("No worker listens on queue 'index'") == 1
+
+
+def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
+    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickly(monkeypatch)
+    reconcile, calls = flow.reconcile, []
+
+    def back_after_three() -> None:
+        calls.append(1)
+        if len(calls) <= 3:
+            raise ServerAway("Redis does not answer.")
+        reconcile()
+        desk.work()
+
+    monkeypatch.setattr(flow, "reconcile", back_after_three)
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "60")
+    assert done.code == 0
+    assert done.err.count("Redis does not answer. Waiting for it.") == 1
+
+
+def test_who_waits_does_the_work_of_a_missing_reconciler(
+    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is lost, no index worker runs: the one who waits sends it again."""
+    quickly(monkeypatch)
+    monkeypatch.setattr(flow, "LOST_AFTER_S", -1.0)
+    job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
+    desk.messages.clear()
+    sleep = time.sleep
+
+    def work_meanwhile(seconds: float) -> None:
+        desk.work()
+        sleep(seconds)
+
+    monkeypatch.setattr(rebuild.time, "sleep", work_meanwhile)
+    assert imgrec("status", job_id, "--wait", "--timeout", "60").code == 0
+
+
+def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
+    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.progress.PLAIN_EVERY_S", 0.0)
+    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.3")
+    assert "planned: 0 of 20 images, waiting for a worker" in done.err
+    assert "\x1b" not in done.err
+    (job,) = desk.shop.jobs.open_jobs()
+    claim = desk.shop.jobs.claim_shard(job.id, 0, "me", 1000)
+    assert claim is not None
+    desk.shop.jobs.beat(claim, 3, 1000)
+    done = imgrec("status", job.id, "--wait", "--timeout", "0.3")
+    assert "running: 3 of 20 images, " in done.err
