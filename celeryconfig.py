@@ -23,6 +23,7 @@ task_routes = {
     "imgrec.embed_shard": {"queue": "embed"},
     "imgrec.merge_shards": {"queue": "index"},
     "imgrec.query_image": {"queue": "query"},
+    "imgrec.classify_image": {"queue": "query"},
     "imgrec.pictures": {"queue": "query"},
 }
 

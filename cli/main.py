@@ -24,7 +24,12 @@ COMMANDS = {
     ),
     "cancel": ("cli.rebuild", "cancel", "Stop a rebuild; what was published stays."),
     "query": ("cli.query", "query", "Find the products that look like an image."),
-    "result": ("cli.query", "result", "Show the answer of an earlier query."),
+    "classify": (
+        "cli.classify",
+        "classify",
+        "Say what a product is: its category and attributes.",
+    ),
+    "result": ("cli.query", "result", "Show the answer of an earlier query or classification."),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are alive."),
 }

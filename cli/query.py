@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cli import ask
+from cli.classify import show_classes
 from cli.output import print_json, say, table
-from pipeline.errors import BadImage, IndexMissing, ServerAway, TimedOut
-from pipeline.images import Limits, decode, encode_jpeg, read_image
+from pipeline.errors import TimedOut
+from pipeline.images import Limits, decode, encode_jpeg
 from pipeline.settings import Settings, load_settings
-
-# A message of at most this many bytes carries the file as it is, so that its content hash finds
-# cached vectors; a larger one carries the picture at the size that workers reduce it to anyway.
-MESSAGE_BYTES = 512 * 1024
-LOOK_AGAIN_S = 5.0  # silence after which the workers are counted and the query is sent once more
 
 
 @click.command()
@@ -47,13 +43,17 @@ def query(
 ) -> None:
     """Find the products that look like an image."""
     settings = load_settings()
-    data = _message(image, settings)
+    data = ask.message(image, settings)
     from workers import flow
 
     flow.require_redis()
     query_id = uuid.uuid4().hex
     args = (data, top_k or settings.top_k)
-    _send(query_id, args, timeout)
+
+    def send() -> None:
+        ask.send("imgrec.query_image", query_id, args, timeout)
+
+    send()
     if not (wait or html):
         if as_json:
             print_json({"query_id": query_id})
@@ -61,7 +61,7 @@ def query(
             click.echo(query_id)
             say(f"'imgrec result {query_id}' shows the answer.")
         return
-    answer = _await(query_id, timeout, resend=lambda: _send(query_id, args, timeout))
+    answer = ask.wait_for(query_id, timeout, send)
     if html:
         from cli.page import write_page
 
@@ -82,100 +82,21 @@ def query(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
-    """Show the answer of an earlier query."""
+    """Show the answer of an earlier query or classification."""
     from workers import flow
 
     flow.require_redis()
     try:
-        answer = _await(query_id, timeout if wait else 0.0)
+        answer = ask.wait_for(query_id, timeout if wait else 0.0)
     except TimedOut as error:
         raise TimedOut(
             f"There is no answer under the id {query_id}: it is not there yet (--wait waits for "
             "it), older than an hour, or was never asked for."
         ) from error
-    _show(answer, as_json)
-
-
-def _message(image: Path, settings: Settings) -> bytes:
-    """Read and verify the picture here, in the user's terminal; return the bytes to send.
-
-    Raises:
-        BadImage: naming the file.
-    """
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
-    try:
-        data = read_image(image, limits)
-        decoded = decode(data, limits, settings.preprocess_bg_color)
-    except BadImage as error:
-        raise BadImage(f"The image '{image}' cannot be used: {error}.", error.stage) from error
-    return data if len(data) <= MESSAGE_BYTES else encode_jpeg(decoded)
-
-
-def _send(query_id: str, args: tuple[bytes, int], timeout: float) -> None:
-    from celery import current_app
-    from kombu.exceptions import OperationalError
-
-    from workers import flow
-
-    try:
-        current_app.send_task(
-            "imgrec.query_image",
-            args=args,
-            task_id=query_id,
-            queue=flow.QUERY,
-            serializer="msgpack",
-            argsrepr="(<image>)",  # or a kilobyte of it stands in every log line
-            expires=max(timeout, 60.0) + 3600.0,
-        )
-    except OperationalError as error:
-        raise flow.redis_away() from error
-
-
-def _await(query_id: str, timeout: float, resend: Any = None) -> dict[str, Any]:
-    """Wait for an answer; a query lost with its worker is sent once more under the same id.
-
-    Raises:
-        TimedOut: no answer in time. ServerAway: Redis is away, or no worker serves queries.
-        ImgrecError: what the worker raised.
-    """
-    from celery.exceptions import TimeoutError as NoAnswer
-    from celery.result import AsyncResult
-    from redis.exceptions import RedisError
-
-    from workers import flow
-
-    pending = AsyncResult(query_id)
-    deadline = time.monotonic() + timeout
-    try:
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                answer: dict[str, Any] = pending.get(timeout=max(0.05, min(left, LOOK_AGAIN_S)))
-                return answer
-            except NoAnswer:
-                if not flow.workers_on(flow.QUERY):
-                    raise _nobody_answers() from None
-                if time.monotonic() >= deadline:
-                    raise TimedOut(
-                        f"Query {query_id} has no answer after {timeout:g} s: "
-                        f"'imgrec result {query_id}' may have it later; answers are kept an hour."
-                    ) from None
-                if resend is not None:
-                    resend()
-                    resend = None
-    except RedisError as error:
-        raise flow.redis_away() from error
-
-
-def _nobody_answers() -> ServerAway | IndexMissing:
-    from workers import runtime
-
-    if runtime.versions().current_name() is None:
-        return IndexMissing()  # the first thing to mend on a machine that has neither
-    return ServerAway(
-        "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "
-        "'imgrec up'."
-    )
+    if "category" in answer:
+        show_classes(answer, as_json)
+    else:
+        _show(answer, as_json)
 
 
 def _pictures(answer: dict[str, Any], timeout: float) -> dict[str, str]:

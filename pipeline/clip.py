@@ -35,6 +35,11 @@ class Clip:
         self.device = device
         self.dim = dim
 
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines with before a softmax: its own inverse temperature."""
+        return float(self._model.logit_scale.detach().exp())
+
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Embed RGB pictures -> (n, dim) float32, L2-normalised, in the same order."""
         if not images:

@@ -89,6 +89,19 @@ class Settings(BaseSettings):
         50_000, ge=1, description="Up to here the index is exact; above it is IVF"
     )
 
+    # Classify
+    labels_file: str = Field(
+        "", description="What classify can say, a TOML file; empty: the one that comes with imgrec"
+    )
+    min_confidence: float = Field(
+        # On the demo catalogue imgrec-mini is right in 97.5 % of the colours above 0.4 (96.5 % of
+        # all). No guard against pictures without a product: of noise it was 0.93 sure.
+        0.4,
+        ge=0,
+        le=1,
+        description="A label with less is shown as unknown, with its best guess",
+    )
+
     # Query
     top_k: int = Field(5, ge=1, le=1000, description="Matches of a query")
     query_concurrency: int = Field(16, ge=1, description="Queries in flight in one query worker")

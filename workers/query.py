@@ -1,4 +1,4 @@
-"""The tasks of queue `query`: a picture in, its matches out."""
+"""The tasks of queue `query`: a picture in, its matches or classes out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from celery import shared_task
 from celery.app.task import Task
+from numpy.typing import NDArray
 
 from pipeline.embed import confined
 from pipeline.errors import BadImage, ImgrecError, WrongUse
@@ -39,9 +41,7 @@ def query_image(self: Task, data: bytes, top_k: int) -> dict[str, Any]:
     start = time.monotonic()
     failpoint("query.start")
     index = runtime.published().current()
-    settings = load_settings()
-    if len(data) > settings.max_image_bytes:
-        raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
+    _require_size(data)
     if not 1 <= top_k <= 1000:
         raise WrongUse(f"top_k is {top_k}; it can be 1 to 1000.")
     mine = runtime.fingerprint()
@@ -67,7 +67,33 @@ def query_image(self: Task, data: bytes, top_k: int) -> dict[str, Any]:
     }
 
 
+@shared_task(name="imgrec.classify_image", bind=True, throws=(ImgrecError,))
+def classify_image(self: Task, data: bytes) -> dict[str, Any]:
+    """Say what the picture in `data` shows; needs no index.
+
+    Returns the classify object of the command line's contract. Raises what its sentence tells:
+    BadImage, SetupError, and WrongUse where the labels file has a mistake.
+    """
+    start = time.monotonic()
+    _require_size(data)
+    zero_shot = runtime.zero_shot()
+    answer = zero_shot.classify(_vector(data, sha256(data)))
+    log.info("Classified %s in %.0f ms.", self.request.id, 1000 * (time.monotonic() - start))
+    return answer
+
+
+def _require_size(data: bytes) -> None:
+    if len(data) > load_settings().max_image_bytes:
+        raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
+
+
 def _search(index: OpenIndex, data: bytes, digest: str, top_k: int) -> list[dict[str, Any]]:
+    vector = _vector(data, digest)
+    return [asdict(match) for match in index.matches(vector, top_k)]
+
+
+def _vector(data: bytes, digest: str) -> NDArray[np.float32]:
+    """Return the picture's (d,) unit vector: a known one, or the model's."""
     known = runtime.KnownVectors(runtime.fingerprint().id, use_known=True)
     vector = known.get(digest)
     if vector is None:
@@ -75,7 +101,7 @@ def _search(index: OpenIndex, data: bytes, digest: str, top_k: int) -> list[dict
         prepared = runtime.query_prepare()(image)
         vector = runtime.batcher().embed(prepared.image, EMBED_TIMEOUT_S)
         known.put({digest: vector})
-    return [asdict(match) for match in index.matches(vector, top_k)]
+    return vector
 
 
 @shared_task(name="imgrec.pictures", throws=(ImgrecError,))

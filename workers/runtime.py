@@ -15,11 +15,13 @@ from PIL import Image
 
 from pipeline.background import load_remover
 from pipeline.batcher import Batcher
+from pipeline.classify import ZeroShot
 from pipeline.clip import Clip, load_clip
 from pipeline.embed import Tools
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.images import Limits
+from pipeline.labels import load_labels
 from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
 from pipeline.recommend import PublishedIndex
 from pipeline.settings import load_settings
@@ -136,6 +138,14 @@ def query_prepare() -> Callable[[Image.Image], Prepared]:
             return prepare(image, spec, remover)
 
     return run
+
+
+@once
+def zero_shot() -> ZeroShot:
+    settings = load_settings()
+    labels = load_labels(settings.labels_file)
+    kept = KnownVectors(fingerprint().id, use_known=True)
+    return ZeroShot(clip(), labels, kept, settings.min_confidence)
 
 
 @once

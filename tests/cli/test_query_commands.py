@@ -17,7 +17,7 @@ from PIL import Image
 from redis.exceptions import ConnectionError as RedisGone
 from stand import draw_product
 
-from cli import query
+from cli import ask
 from pipeline.errors import FingerprintMismatch, IndexMissing
 from pipeline.images import WORK_SIDE
 from workers import flow
@@ -94,7 +94,7 @@ def test_a_large_file_is_sent_at_the_size_that_workers_reduce_it_to(
     dice = np.random.default_rng(1)
     pixels = dice.integers(0, 256, (1500, 1600, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
-    assert (tmp_path / "large.png").stat().st_size > 10 * query.MESSAGE_BYTES
+    assert (tmp_path / "large.png").stat().st_size > 10 * ask.MESSAGE_BYTES
     imgrec("query", tmp_path / "large.png")
     data = queue.sent[0]["args"][0]
     with Image.open(io.BytesIO(data)) as image:

@@ -1,0 +1,110 @@
+"""Send a picture to the query workers and wait for what they say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadImage, IndexMissing, ServerAway, TimedOut
+from pipeline.images import Limits, decode, encode_jpeg, read_image
+from pipeline.settings import Settings
+
+# A message of at most this many bytes carries the file as it is, so that its content hash finds
+# cached vectors; a larger one carries the picture at the size that workers reduce it to anyway.
+MESSAGE_BYTES = 512 * 1024
+LOOK_AGAIN_S = 5.0  # silence after which the workers are counted and the query is sent once more
+
+
+def message(image: Path, settings: Settings) -> bytes:
+    """Read and verify the picture here, in the user's terminal; return the bytes to send.
+
+    Raises:
+        BadImage: naming the file.
+    """
+    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    try:
+        data = read_image(image, limits)
+        decoded = decode(data, limits, settings.preprocess_bg_color)
+    except BadImage as error:
+        raise BadImage(f"The image '{image}' cannot be used: {error}.", error.stage) from error
+    return data if len(data) <= MESSAGE_BYTES else encode_jpeg(decoded)
+
+
+def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> None:
+    """Send a picture's bytes and what else a task takes.
+
+    Raises:
+        ServerAway: Redis does not answer.
+    """
+    from celery import current_app
+    from kombu.exceptions import OperationalError
+
+    from workers import flow
+
+    try:
+        current_app.send_task(
+            task,
+            args=args,
+            task_id=query_id,
+            queue=flow.QUERY,
+            serializer="msgpack",
+            argsrepr="(<image>)",  # or a kilobyte of it stands in every log line
+            expires=max(timeout, 60.0) + 3600.0,
+        )
+    except OperationalError as error:
+        raise flow.redis_away() from error
+
+
+def wait_for(
+    query_id: str,
+    timeout: float,
+    resend: Callable[[], None] | None = None,
+    *,
+    needs_index: bool = True,
+) -> dict[str, Any]:
+    """Wait for an answer; a query lost with its worker is sent once more under the same id.
+
+    Raises:
+        TimedOut: no answer in time. ServerAway: Redis is away, or no worker serves queries.
+        ImgrecError: what the worker raised.
+    """
+    from celery.exceptions import TimeoutError as NoAnswer
+    from celery.result import AsyncResult
+    from redis.exceptions import RedisError
+
+    from workers import flow
+
+    pending = AsyncResult(query_id)
+    deadline = time.monotonic() + timeout
+    try:
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                answer: dict[str, Any] = pending.get(timeout=max(0.05, min(left, LOOK_AGAIN_S)))
+                return answer
+            except NoAnswer:
+                if not flow.workers_on(flow.QUERY):
+                    raise _nobody_answers(needs_index) from None
+                if time.monotonic() >= deadline:
+                    raise TimedOut(
+                        f"Query {query_id} has no answer after {timeout:g} s: "
+                        f"'imgrec result {query_id}' may have it later; answers are kept an hour."
+                    ) from None
+                if resend is not None:
+                    resend()
+                    resend = None
+    except RedisError as error:
+        raise flow.redis_away() from error
+
+
+def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:
+    from workers import runtime
+
+    if needs_index and runtime.versions().current_name() is None:
+        return IndexMissing()  # the first thing to mend on a machine that has neither
+    return ServerAway(
+        "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "
+        "'imgrec up'."
+    )
