@@ -30,6 +30,11 @@ COMMANDS = {
         "Say what a product is: its category and attributes.",
     ),
     "result": ("cli.query", "result", "Show the answer of an earlier query or classification."),
+    "evaluate": (
+        "cli.evaluate",
+        "evaluate",
+        "Measure models on FOLDER, which holds one folder of pictures a class.",
+    ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are alive."),
 }

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.background import load_remover
 from pipeline.errors import BadImage, ImgrecError
 from pipeline.failpoints import failpoint
 from pipeline.images import ImageFile, Limits, decode, read_image, sha256
-from pipeline.preprocess import Prepared
+from pipeline.preprocess import Prepared, Preprocessing, prepare
+from pipeline.settings import Settings
 from pipeline.shards import ShardVectors
 
 Vector = NDArray[np.float32]
@@ -58,6 +60,29 @@ class Tools:
     bg_color: tuple[int, int, int]
     batch_size: int
     threads: int
+
+
+def make_tools(settings: Settings, encoder: Encoder) -> Tools:
+    """Put together what these settings ask for; load the model (`encoder`) before.
+
+    Each of the look-ahead threads removes backgrounds on its own with one compute thread: that
+    keeps more of a CPU busy than one picture at a time with many.
+
+    Raises:
+        SetupError: background removal is wanted and cannot be done here.
+    """
+    remover = None
+    if settings.use_bg_removal:
+        remover = load_remover(settings.rembg_model, 1, settings.device)
+    spec = Preprocessing.from_settings(settings)
+    return Tools(
+        encoder=encoder,
+        prepare=lambda image: prepare(image, spec, remover),
+        limits=Limits(settings.max_image_pixels, settings.max_image_bytes),
+        bg_color=settings.preprocess_bg_color,
+        batch_size=settings.embed_batch_size,
+        threads=settings.threads,
+    )
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pipeline.background import load_remover
 from pipeline.batcher import Batcher
 from pipeline.classify import ZeroShot
 from pipeline.clip import Clip, load_clip
-from pipeline.embed import Tools
+from pipeline.embed import Tools, make_tools
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.images import Limits
@@ -105,23 +105,9 @@ def limits() -> Limits:
 
 @once
 def tools() -> Tools:
-    """Everything that embedding a shard needs.
-
-    Each of the look-ahead threads removes backgrounds on its own with one compute thread: that
-    keeps more of a CPU busy than one picture at a time with many.
-    """
-    settings = load_settings()
+    """Everything that embedding a shard needs."""
     encoder = clip()  # first: torch brings the CUDA libraries that onnxruntime looks for
-    remover = _remover(threads=1) if settings.use_bg_removal else None
-    spec = Preprocessing.from_settings(settings)
-    return Tools(
-        encoder=encoder,
-        prepare=lambda image: prepare(image, spec, remover),
-        limits=limits(),
-        bg_color=settings.preprocess_bg_color,
-        batch_size=settings.embed_batch_size,
-        threads=settings.threads,
-    )
+    return make_tools(load_settings(), encoder)
 
 
 @once
