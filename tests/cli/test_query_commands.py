@@ -59,6 +59,7 @@ class Queue:
 def queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(current_app, "send_task", queue.send_task)
+    _ = current_app.AsyncResult  # Celery derives it from the class that is replaced next
     monkeypatch.setattr("celery.result.AsyncResult", queue.result)
     return queue
 
