@@ -1,8 +1,9 @@
-"""Send a picture to the query workers and wait for what they say."""
+"""Send a question to the query workers and wait for what they say, or answer it in this process."""
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,40 @@ def message(image: Path, settings: Settings) -> bytes:
     except BadImage as error:
         raise BadImage(f"The image '{image}' cannot be used: {error}.", error.stage) from error
     return data if len(data) <= MESSAGE_BYTES else encode_jpeg(decoded)
+
+
+class Asked:
+    """One question: sent to the workers, or with `local` answered here."""
+
+    def __init__(self, task: str, args: tuple[Any, ...], timeout: float, local: bool) -> None:
+        """Send the question.
+
+        Raises:
+            ServerAway: Redis does not answer.
+        """
+        self.query_id = uuid.uuid4().hex
+        self._task, self._args, self._timeout, self._local = task, args, timeout, local
+        if not local:
+            from workers import flow
+
+            flow.require_redis()
+            self._send()
+
+    def answer(self, *, needs_index: bool = True) -> dict[str, Any]:
+        """Wait for the answer.
+
+        Raises:
+            ImgrecError: see `wait_for`, and what the task raised.
+        """
+        if self._local:
+            from workers import local
+
+            answer: dict[str, Any] = local.answer(self._task, self.query_id, self._args)
+            return answer
+        return wait_for(self.query_id, self._timeout, self._send, needs_index=needs_index)
+
+    def _send(self) -> None:
+        send(self._task, self.query_id, self._args, self._timeout)
 
 
 def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> None:
@@ -72,6 +107,7 @@ def wait_for(
     """
     from celery.exceptions import TimeoutError as NoAnswer
     from celery.result import AsyncResult
+    from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
     from workers import flow
@@ -95,7 +131,7 @@ def wait_for(
                 if resend is not None:
                     resend()
                     resend = None
-    except RedisError as error:
+    except (RedisError, OperationalError) as error:
         raise flow.redis_away() from error
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cli import ask
-from cli.output import print_json, say
+from cli.output import json_option, local_option, print_json, say, timeout_option, wait_option
 from pipeline.settings import load_settings
 
 TASK = "imgrec.classify_image"
@@ -17,34 +16,21 @@ TASK = "imgrec.classify_image"
 
 @click.command()
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--wait", is_flag=True, help="Wait for the answer and show it.")
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds to wait.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def classify(image: Path, wait: bool, timeout: float, as_json: bool) -> None:
+@wait_option
+@timeout_option
+@json_option
+@local_option
+def classify(image: Path, wait: bool, timeout: float, as_json: bool, local: bool) -> None:
     """Say what a product is: its category and attributes."""
     data = ask.message(image, load_settings())
-    from workers import flow
-
-    flow.require_redis()
-    query_id = uuid.uuid4().hex
-
-    def send() -> None:
-        ask.send(TASK, query_id, (data,), timeout)
-
-    send()
-    if wait:
-        show_classes(ask.wait_for(query_id, timeout, send, needs_index=False), as_json)
+    asked = ask.Asked(TASK, (data,), timeout, local)
+    if wait or local:
+        show_classes(asked.answer(needs_index=False), as_json)
     elif as_json:
-        print_json({"query_id": query_id})
+        print_json({"query_id": asked.query_id})
     else:
-        click.echo(query_id)
-        say(f"'imgrec result {query_id}' shows the answer.")
+        click.echo(asked.query_id)
+        say(f"'imgrec result {asked.query_id}' shows the answer.")
 
 
 def show_classes(answer: dict[str, Any], as_json: bool) -> None:

@@ -251,7 +251,7 @@ def _judge_index(
 
     from pipeline import index
     from pipeline.evaluate import Vectors, recall_of_index
-    from pipeline.recommend import PublishedIndex
+    from pipeline.published import PublishedIndex
     from pipeline.versions import VersionStore
 
     opened = PublishedIndex(VersionStore(settings.index_dir)).current()

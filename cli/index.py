@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import facts, print_json, say, table
+from cli.output import facts, json_option, print_json, say, table
 
 if TYPE_CHECKING:
     from pipeline.versions import Version, VersionStore
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()

@@ -30,6 +30,14 @@ COMMANDS = {
         "Say what a product is: its category and attributes.",
     ),
     "result": ("cli.query", "result", "Show the answer of an earlier query or classification."),
+    "import-products": (
+        "cli.products",
+        "import_products",
+        "Tell imgrec what is known about products.",
+    ),
+    "feedback": ("cli.feedback", "feedback", "Keep what people made of a match; judge rankings."),
+    "cache": ("cli.cache", "cache", "Look into the shared cache, clear it, fill it."),
+    "serve": ("cli.shell", "serve", "Open a shell: query, classify, rebuild, cache."),
     "evaluate": (
         "cli.evaluate",
         "evaluate",
@@ -82,7 +90,11 @@ def main(args: list[str] | None = None) -> None:
 
     0 done, 1 failed, 2 wrong use, 3 not ready (no index), 4 a server is away.
     """
-    args = sys.argv[1:] if args is None else args
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: list[str]) -> int:
+    """Run a command; print an error as one sentence and return the exit code."""
     debug = "--debug" in args
     try:
         code = imgrec.main(
@@ -90,15 +102,15 @@ def main(args: list[str] | None = None) -> None:
         )
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
-        sys.exit(130)
+        return 130
     except Exception as error:
         if debug:
             raise
-        sys.exit(_explain(error))
-    sys.exit(code if isinstance(code, int) else 0)
+        return _explain(error)
+    return code if isinstance(code, int) else 0
 
 
 def _explain(error: Exception) -> int:

@@ -12,6 +12,19 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+wait_option = click.option("--wait", is_flag=True, help="Wait for the answer and show it.")
+timeout_option = click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to wait.",
+)
+local_option = click.option(
+    "--local", is_flag=True, help="Do the work in this process: no Redis, no worker. Waits."
+)
+
 
 def print_json(value: Any) -> None:
     """Print one object on stdout, and nothing else."""

@@ -24,26 +24,30 @@ img, .gone { object-fit: contain; background: #fff; display: block; width: 100%;
 .text { padding: .6rem .7rem } .name { overflow-wrap: anywhere; font-weight: 600 }
 .bar { height: .3rem; background: var(--line); border-radius: .2rem; margin: .4rem 0 .2rem }
 .bar i { display: block; height: 100%; border-radius: .2rem; background: #2a7de1 }
+.fact { color: var(--muted); font-size: .85rem; overflow-wrap: anywhere }
 .score { color: var(--muted); font-variant-numeric: tabular-nums }
 """
 
 
 def write_page(
-    file: Path, name: str, query: bytes, answer: dict[str, Any], pictures: dict[str, str]
+    file: Path, name: str, query: bytes | None, answer: dict[str, Any], pictures: dict[str, str]
 ) -> None:
     """Write the page; no script, no request to anywhere.
 
     Args:
-        query: the picture that was asked for, as image bytes.
+        query: the picture that was asked with, as image bytes, if there was one.
         pictures: base64 JPEGs by file name; a match without one shows its name only.
     """
-    image = base64.b64encode(query).decode()
+    asked = ""
+    if query is not None:
+        image = base64.b64encode(query).decode()
+        asked = f'<img src="data:{_type(query)};base64,{image}" alt="the query image">'
     cards = "\n".join(_card(match, pictures.get(match["filename"])) for match in answer["matches"])
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Products like {escape(name)}</title>
 <style>{STYLE}</style>
-<div class="query"><img src="data:{_type(query)};base64,{image}" alt="the query image">
+<div class="query">{asked}
 <div><h1>Products like {escape(name)}</h1>
 <p>{len(answer["matches"])} matches in index {escape(answer["index_version"])}</p></div></div>
 <ol class="matches">
@@ -65,7 +69,17 @@ def _card(match: dict[str, Any], picture: str | None) -> str:
     return (
         f'<li>{shown}<div class="text"><div class="name">{match["rank"]}. {name}</div>'
         f'<div class="bar"><i style="width:{width:.1f}%"></i></div>'
-        f'<div class="score">score {match["score"]:.4f}</div></div></li>'
+        f'<div class="score">score {match["score"]:.4f}</div>{_facts(match)}</div></li>'
+    )
+
+
+def _facts(match: dict[str, Any]) -> str:
+    """List what is known about the product, and the parts of its rank where they were asked for."""
+    parts = {name: f"{value:+.4f}" for name, value in match.get("explain", {}).items()}
+    known = {**match.get("product", {}), **parts}
+    return "".join(
+        f'<div class="fact">{escape(name)}: {escape(str(value))}</div>'
+        for name, value in known.items()
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,62 +9,140 @@ import click
 
 from cli import ask
 from cli.classify import show_classes
-from cli.output import print_json, say, table
+from cli.output import (
+    json_option,
+    local_option,
+    print_json,
+    say,
+    table,
+    timeout_option,
+    wait_option,
+)
 from pipeline.errors import TimedOut
 from pipeline.images import Limits, decode, encode_jpeg
+from pipeline.question import AUTO, Question
 from pipeline.settings import Settings, load_settings
+
+SHOWN_FACTS = 5  # columns of the catalogue in the table
+
+
+class Score(click.ParamType[float | str]):
+    """A number, or `auto`."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
+        if value == AUTO:
+            return AUTO
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number nor auto.", param, ctx)
 
 
 @click.command()
-@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--top-k", type=click.IntRange(1, 1000), help="Matches to show; default TOP_K.")
-@click.option("--wait", is_flag=True, help="Wait for the answer and show it.")
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds to wait.",
+@click.argument(
+    "image", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--text", default="", help="Look for this; with an image, change it this way.")
+@click.option("--not", "without", default="", metavar="TEXT", help="Look away from this.")
+@click.option(
+    "--weight",
+    default=0.5,
+    show_default=True,
+    help="Share of the texts beside an image, 0 to 1.",
+)
+@click.option("--product", default="", metavar="ID", help="Ask with a product's images.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="category=shoe, price<50, ...: only products that meet it; several must all hold.",
+)
+@click.option("--top-k", type=click.IntRange(1, 1000), help="Matches to show; default TOP_K.")
+@click.option(
+    "--diverse", default=0.0, help="0 to 1: how much to prefer unlike matches (MMR).", metavar="X"
+)
+@click.option(
+    "--min-score",
+    type=Score(),
+    help="Leave out matches below this; auto: below what 99 % of random pairs reach.",
+)
+@click.option("--personalize", "user", default="", metavar="USER", help="Use a person's feedback.")
+@click.option("--feedback", is_flag=True, help="Let products sink that many disliked.")
+@click.option("--explain", is_flag=True, help="Show the parts of each rank's value.")
+@wait_option
+@timeout_option
+@json_option
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write a page with the pictures to this file (waits).",
 )
+@local_option
 def query(
-    image: Path,
+    image: Path | None,
+    text: str,
+    without: str,
+    weight: float,
+    product: str,
+    where: tuple[str, ...],
     top_k: int | None,
+    diverse: float,
+    min_score: float | str | None,
+    user: str,
+    feedback: bool,
+    explain: bool,
     wait: bool,
     timeout: float,
     as_json: bool,
     html: Path | None,
+    local: bool,
 ) -> None:
-    """Find the products that look like an image."""
+    """Find the products that look like an image.
+
+    Or those that a text describes, or that are like a product: IMAGE, --text and --product say what
+    is looked for.
+    """
     settings = load_settings()
-    data = ask.message(image, settings)
-    from workers import flow
-
-    flow.require_redis()
-    query_id = uuid.uuid4().hex
-    args = (data, top_k or settings.top_k)
-
-    def send() -> None:
-        ask.send("imgrec.query_image", query_id, args, timeout)
-
-    send()
-    if not (wait or html):
+    question = Question(
+        top_k=top_k or settings.top_k,
+        text=text,
+        without=without,
+        weight=weight,
+        product=product,
+        where=where,
+        diverse=diverse,
+        min_score=min_score,
+        user=user,
+        feedback=feedback,
+        explain=explain,
+    )
+    question.require_subject(image is not None)
+    data = ask.message(image, settings) if image else b""
+    args: tuple[Any, ...] = (data, question.top_k)
+    if question.options:  # a plain query stays one that older workers understand
+        args += (question.options,)
+    asked = ask.Asked("imgrec.query_image", args, timeout, local)
+    if not (wait or html or local):
         if as_json:
-            print_json({"query_id": query_id})
+            print_json({"query_id": asked.query_id})
         else:
-            click.echo(query_id)
-            say(f"'imgrec result {query_id}' shows the answer.")
+            click.echo(asked.query_id)
+            say(f"'imgrec result {asked.query_id}' shows the answer.")
         return
-    answer = ask.wait_for(query_id, timeout, send)
+    answer = asked.answer()
     if html:
         from cli.page import write_page
 
-        write_page(html, image.name, _shown(data, settings), answer, _pictures(answer, timeout))
+        names = [match["filename"] for match in answer["matches"]]
+        wanted = ask.Asked("imgrec.pictures", (answer["index_version"], names), timeout, local)
+        try:
+            pictures = wanted.answer()
+        except TimedOut as error:
+            raise TimedOut("The matches were found, but their pictures did not come.") from error
+        shown = _shown(data, settings) if data else None
+        write_page(html, _subject(image, question), shown, answer, pictures)
         say(f"Wrote {html}.")
     _show(answer, as_json)
 
@@ -73,21 +150,15 @@ def query(
 @click.command()
 @click.argument("query_id")
 @click.option("--wait", is_flag=True, help="Wait for the answer if it is not there yet.")
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds to wait.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@timeout_option
+@json_option
 def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
     """Show the answer of an earlier query or classification."""
     from workers import flow
 
     flow.require_redis()
     try:
-        answer = ask.wait_for(query_id, timeout if wait else 0.0)
+        answer = ask.wait_for(query_id, timeout if wait else 0.0, needs_index=False)
     except TimedOut as error:
         raise TimedOut(
             f"There is no answer under the id {query_id}: it is not there yet (--wait waits for "
@@ -99,26 +170,12 @@ def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
         _show(answer, as_json)
 
 
-def _pictures(answer: dict[str, Any], timeout: float) -> dict[str, str]:
-    """Ask a worker for the matches' pictures: this machine may not see the products folder."""
-    from celery import current_app
-    from celery.exceptions import TimeoutError as NoAnswer
-    from kombu.exceptions import OperationalError
-    from redis.exceptions import RedisError
-
-    from workers import flow
-
-    names = [match["filename"] for match in answer["matches"]]
-    try:
-        pending = current_app.send_task(
-            "imgrec.pictures", args=(answer["index_version"], names), queue=flow.QUERY
-        )
-        found: dict[str, str] = pending.get(timeout=max(timeout, 1.0))
-    except NoAnswer as error:
-        raise TimedOut("The matches were found, but their pictures did not come.") from error
-    except (OperationalError, RedisError) as error:
-        raise flow.redis_away() from error
-    return found
+def _subject(image: Path | None, question: Question) -> str:
+    """Say what was asked for, for a title."""
+    words = image.name if image else question.product
+    if question.text:
+        words = f"{words}, {question.text}" if words else f"“{question.text}”"
+    return f"{words}, not {question.without}" if question.without else words
 
 
 def _shown(data: bytes, settings: Settings) -> bytes:
@@ -133,9 +190,28 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    rows = [
-        [match["rank"], match["product_id"], f"{match['score']:.4f}", f"{match['distance']:.4f}"]
-        for match in answer["matches"]
-    ]
-    title = f"Matches in index {answer['index_version']}"
-    table(title, ["rank", "product", "score", "distance"], rows, {"rank", "score", "distance"})
+    matches = answer["matches"]
+    if not matches:
+        limit = answer.get("min_score")
+        why = f": none reaches a score of {limit:.4f}" if limit is not None else ""
+        say(f"No good match in index {answer['index_version']}{why}.")
+        return
+    facts = list(dict.fromkeys(name for match in matches for name in match.get("product", {})))
+    facts = facts[:SHOWN_FACTS]
+    parts = list(dict.fromkeys(name for match in matches for name in match.get("explain", {})))
+    columns = ["rank", "product", *facts, "score", "distance", *parts]
+    rows = []
+    for match in matches:
+        known, explained = match.get("product", {}), match.get("explain", {})
+        rows.append(
+            [
+                match["rank"],
+                match["product_id"],
+                *(known.get(name, "") for name in facts),
+                f"{match['score']:.4f}",
+                f"{match['distance']:.4f}",
+                *(f"{explained[name]:+.4f}" if name in explained else "" for name in parts),
+            ]
+        )
+    numbers = {"rank", "score", "distance", *parts}
+    table(f"Matches in index {answer['index_version']}", columns, rows, numbers)

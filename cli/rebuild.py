@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import duration, facts, print_json, say, table
+from cli.output import duration, facts, json_option, local_option, print_json, say, table
 from cli.progress import progress_bar
 from pipeline.errors import ImgrecError, JobFailed, TimedOut
 from pipeline.plan import check_folder, plan_rebuild
@@ -18,11 +18,10 @@ from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Job, Jobs, Progress
+    from workers.local import Work
 
 POLL_S = 0.25
 NO_WORKER_AFTER_S = 4.0
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.command("enqueue-rebuild")
@@ -36,6 +35,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @click.option("--wait", is_flag=True, help="Show the progress until the index is published.")
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job goes on.")
 @json_option
+@local_option
 def enqueue_rebuild(
     folder: Path,
     full: bool,
@@ -43,11 +43,14 @@ def enqueue_rebuild(
     wait: bool,
     timeout: float | None,
     as_json: bool,
+    local: bool,
 ) -> None:
     """Index a folder of product images.
 
     Unchanged images keep their vectors; the published index answers until the new one is whole.
     """
+    if local:
+        _begin_local()
     settings = load_settings()
     check_folder(folder, settings)
     from workers import flow, runtime
@@ -65,8 +68,8 @@ def enqueue_rebuild(
             listed=listed,
         )
     flow.advance(job_id)
-    if wait:
-        _wait(job_id, timeout, as_json)
+    if wait or local:
+        _wait(job_id, timeout, as_json, local)
     elif as_json:
         print_json(_object(job_id))
     else:
@@ -79,10 +82,13 @@ def enqueue_rebuild(
 @click.option("--wait", is_flag=True, help="Show the progress until the job ends.")
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job goes on.")
 @json_option
-def status(job: str, wait: bool, timeout: float | None, as_json: bool) -> None:
+@click.option("--local", is_flag=True, help="With --wait: do the work that is left, here.")
+def status(job: str, wait: bool, timeout: float | None, as_json: bool, local: bool) -> None:
     """Show how far a rebuild is."""
     if wait:
-        _wait(job, timeout, as_json)
+        if local:
+            _begin_local()
+        _wait(job, timeout, as_json, local)
     elif as_json:
         print_json(_object(job))
     else:
@@ -237,18 +243,39 @@ def _listing(quiet: bool) -> Iterator[Callable[[int], None]]:
         yield lambda count: spinner.update(f"Listing the folder: {count:,} images")
 
 
-def _wait(job_id: str, timeout: float | None, as_json: bool) -> None:
-    """Show progress until a job ends, and help it along meanwhile.
+def _begin_local() -> None:
+    from workers import local
+
+    local.begin()
+
+
+def _wait(job_id: str, timeout: float | None, as_json: bool, local: bool = False) -> None:
+    """Show progress until a job ends, and help it along meanwhile; with `local`, do it here.
 
     Raises:
         JobFailed: the job failed or was cancelled. TimedOut: not in time; the job goes on.
     """
+    _jobs().get(job_id)
+    work = None
+    if local:
+        from workers.local import Work
+
+        work = Work(job_id)
     try:
-        job = _watch(job_id, timeout, quiet=as_json)
-    except KeyboardInterrupt:
-        say(
-            f"The job goes on: 'imgrec status {job_id}' shows it, 'imgrec cancel {job_id}' ends it."
-        )
+        job = _watch(job_id, timeout, as_json, work)
+    except (KeyboardInterrupt, TimedOut):
+        if work is not None:
+            work.stop()
+            say(f"Stopped; 'imgrec status {job_id} --wait --local' goes on with it.")
+        else:
+            say(
+                f"The job goes on: 'imgrec status {job_id}' shows it, 'imgrec cancel {job_id}' "
+                "ends it."
+            )
+        raise
+    except BaseException:
+        if work is not None:
+            work.stop()
         raise
     if as_json:
         print_json(_object(job_id))
@@ -260,7 +287,7 @@ def _wait(job_id: str, timeout: float | None, as_json: bool) -> None:
         raise JobFailed(f"Job {job_id} was cancelled.")
 
 
-def _watch(job_id: str, timeout: float | None, quiet: bool) -> Job:
+def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -> Job:
     from workers import runtime
 
     jobs, helper = runtime.jobs(), _Helper()
@@ -273,11 +300,11 @@ def _watch(job_id: str, timeout: float | None, quiet: bool) -> Job:
             if not job.open:
                 return job
             if deadline is not None and time.monotonic() > deadline:
-                raise TimedOut(
-                    f"Job {job_id} is not done after {timeout:g} s and goes on: "
-                    f"'imgrec status {job_id} --wait' watches it."
-                )
-            helper.help(progress)
+                raise TimedOut(f"Job {job_id} is not done after {timeout:g} s.")
+            if work is not None:
+                work.check()
+            else:
+                helper.help(progress)
             time.sleep(POLL_S)
 
 

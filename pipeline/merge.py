@@ -102,6 +102,7 @@ def merge(
                 "images": len(contents.paths),
                 "dimension": int(contents.vectors.shape[1]),
                 "index": kind.parameters(),
+                "random_pairs": index.random_pairs(contents.vectors),
                 "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
             },
         )

@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     query_concurrency: int = Field(16, ge=1, description="Queries in flight in one query worker")
     vector_ttl_s: int = Field(30 * 86_400, ge=1, description="Life of a cached vector")
     result_ttl_s: int = Field(86_400, ge=1, description="Life of a cached query result")
+    query_log_days: int = Field(
+        90, ge=0, description="Days that answered queries are kept for feedback; 0 keeps none"
+    )
 
     @field_validator("preprocess_size", "preprocess_bg_color", mode="before")
     @classmethod

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, WrongUse
 from pipeline.files import file_sha256, sync_file, sync_folder, write_atomic
+from pipeline.index import random_pairs
 
 NAME = re.compile(r"v(\d{4,})")
 KEYS = {
@@ -120,6 +121,12 @@ class Version:
     @cached_property
     def _by_hash(self) -> NDArray[np.int64]:
         return np.argsort(self.sha256, kind="stable")
+
+    @cached_property
+    def random_pairs(self) -> dict[str, Any]:
+        """How alike random rows are, see `index.random_pairs`; measured now for an old version."""
+        stored: dict[str, Any] | None = self.manifest.get("random_pairs")
+        return stored if stored is not None else random_pairs(np.asarray(self.vectors))
 
     def row_of_hash(self, digest: str) -> int | None:
         """Return a row with this content, or None."""

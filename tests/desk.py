@@ -16,7 +16,8 @@ from workers import embed, flow, index, runtime
 
 MADE_ONCE = (
     *("jobs", "versions", "published", "cache", "clip", "fingerprint", "tools"),
-    *("query_prepare", "batcher", "zero_shot"),
+    *("query_prepare", "batcher", "zero_shot", "database", "products", "catalogue"),
+    *("feedback", "opinions", "query_log", "_shelves"),
 )
 
 
@@ -25,6 +26,7 @@ class MemoryCache:
 
     def __init__(self) -> None:
         self.vectors: dict[tuple[str, str], np.ndarray] = {}
+        self.texts: dict[tuple[str, str], np.ndarray] = {}
         self.results: dict[str, Any] = {}
 
     def get_vector(self, fingerprint: str, digest: str) -> np.ndarray | None:
@@ -32,6 +34,12 @@ class MemoryCache:
 
     def put_vectors(self, fingerprint: str, vectors: dict[str, np.ndarray]) -> None:
         self.vectors |= {(fingerprint, digest): vector for digest, vector in vectors.items()}
+
+    def get_text(self, fingerprint: str, digest: str) -> np.ndarray | None:
+        return self.texts.get((fingerprint, digest))
+
+    def put_texts(self, fingerprint: str, vectors: dict[str, np.ndarray]) -> None:
+        self.texts |= {(fingerprint, digest): vector for digest, vector in vectors.items()}
 
     def get_result(self, key: str) -> Any:
         return self.results.get(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Sequence
 
 import redis
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 EMBED, INDEX, QUERY = "embed", "index", "query"
 QUEUES = (EMBED, INDEX, QUERY)
+# Set while this process does all the work itself (workers.local): tasks wait here, not in Redis.
+inbox: deque[tuple[str, tuple[object, ...]]] | None = None
+
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -52,6 +56,9 @@ def send(task: str, queue: str, *args: object) -> None:
     Raises:
         ServerAway: Redis does not answer.
     """
+    if inbox is not None:
+        inbox.append((task, args))
+        return
     try:
         current_app.send_task(task, args=args, queue=queue, ignore_result=True)
     except OperationalError as error:
@@ -73,6 +80,8 @@ def require_redis() -> None:
     Raises:
         ServerAway: it does not.
     """
+    if inbox is not None:
+        return
     url = load_settings().redis_url
     client = redis.Redis.from_url(
         url, socket_connect_timeout=2, socket_timeout=2, retry=Retry(NoBackoff(), 0)
@@ -123,6 +132,8 @@ def remove_leftovers() -> None:
 
 
 def _queue_length(queue: str) -> int:
+    if inbox is not None:
+        return len(inbox)
     try:
         with current_app.connection_for_write() as connection:
             return int(connection.default_channel.client.llen(queue))

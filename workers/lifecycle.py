@@ -72,6 +72,13 @@ def stop(**_: Any) -> None:
     runtime.stopping.set()
 
 
+@signals.worker_shutdown.connect
+def end(**_: Any) -> None:
+    """Write the last queries to their log."""
+    with contextlib.suppress(ImgrecError):
+        runtime.query_log().flush()
+
+
 def _queues(option: Any) -> set[str]:
     if isinstance(option, str):
         return {name.strip() for name in option.split(",") if name.strip()}

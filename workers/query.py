@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ from celery.app.task import Task
 from numpy.typing import NDArray
 
 from pipeline.embed import confined
-from pipeline.errors import BadImage, ImgrecError, WrongUse
+from pipeline.errors import BadImage, ImgrecError
 from pipeline.failpoints import failpoint
+from pipeline.feedback import Shown
 from pipeline.images import decode, encode_jpeg, read_image, sha256
 from pipeline.plan import require_allowed
-from pipeline.recommend import OpenIndex
+from pipeline.question import Question
+from pipeline.recommend import Answer, compose, recommend
 from pipeline.settings import load_settings
 from pipeline.store.cache import result_key
 from workers import runtime
@@ -32,39 +33,77 @@ MAX_PICTURES = 100
 
 
 @shared_task(name="imgrec.query_image", bind=True, throws=(ImgrecError,))
-def query_image(self: Task, data: bytes, top_k: int) -> dict[str, Any]:
-    """Find the `top_k` products that look most like the picture in `data`.
+def query_image(
+    self: Task, data: bytes, top_k: int, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Find the `top_k` products that fit best to the picture in `data`, and to `options`.
+
+    Args:
+        data: an image file's bytes; empty where a text or a product asks.
+        options: the fields of `pipeline.question.Question`.
 
     Returns the query object of the command line's contract. Raises what its sentence tells:
-    IndexMissing, BadImage, FingerprintMismatch, SetupError.
+    IndexMissing, BadImage, FingerprintMismatch, SetupError, WrongUse, ServerAway.
     """
     start = time.monotonic()
     failpoint("query.start")
+    question = Question.from_message(top_k, options)
+    question.require_subject(bool(data))
     index = runtime.published().current()
     _require_size(data)
-    if not 1 <= top_k <= 1000:
-        raise WrongUse(f"top_k is {top_k}; it can be 1 to 1000.")
     mine = runtime.fingerprint()
     index.version.require(mine.id, mine.summary)
-    digest = sha256(data)
-    key = result_key(index.version.identity, mine.id, digest, {"top_k": top_k})
-    matches = runtime.cache().get_result(key)
-    cached = matches is not None
-    if matches is None:
-        matches = _search(index, data, digest, top_k)
-        runtime.cache().put_result(key, matches)
+    shelf = runtime.shelf(index.version)
+    digest = sha256(data) if data else ""
+    facts = {"question": question.key(), "catalogue": shelf.catalogue.revision}
+    key = result_key(index.version.identity, mine.id, digest, facts)
+    # What feedback changes is not kept: it may change with every verdict.
+    kept = None if question.uses_feedback else runtime.cache().get_result(key)
+    answer = _unpack(kept) if kept is not None else None
+    if answer is None:
+        picture = (lambda: _vector(data, digest)) if data else None
+        asked = compose(question, picture, runtime.text_vector, shelf)
+        opinions = runtime.opinions().get() if question.uses_feedback else None
+        answer = recommend(question, index, shelf, asked, opinions)
+        if not question.uses_feedback:
+            runtime.cache().put_result(key, _pack(answer))
     log.info(
         "Query %s: %d matches%s in %.0f ms.",
         self.request.id,
-        len(matches),
-        " from the cache" if cached else "",
+        len(answer.matches),
+        " from the cache" if kept is not None else "",
         1000 * (time.monotonic() - start),
     )
-    return {
+    if self.request.id:
+        runtime.query_log().put(
+            Shown(
+                query_id=self.request.id,
+                asked_at=time.time(),
+                who=question.user,
+                index_version=index.version.name,
+                fingerprint=mine.id,
+                shown=tuple((match["product_id"], match["score"]) for match in answer.matches),
+                vector=answer.vector,
+            )
+        )
+    shown: dict[str, Any] = {
         "query_id": self.request.id,
         "index_version": index.version.name,
-        "matches": matches,
+        "matches": answer.matches,
     }
+    if answer.min_score is not None:
+        shown["min_score"] = answer.min_score
+    return shown
+
+
+def _pack(answer: Answer) -> dict[str, Any]:
+    vector = base64.b64encode(np.asarray(answer.vector, "<f4").tobytes()).decode()
+    return {"matches": answer.matches, "min_score": answer.min_score, "vector": vector}
+
+
+def _unpack(kept: dict[str, Any]) -> Answer:
+    vector = np.frombuffer(base64.b64decode(kept["vector"]), "<f4").astype(np.float32)
+    return Answer(kept["matches"], kept["min_score"], vector)
 
 
 @shared_task(name="imgrec.classify_image", bind=True, throws=(ImgrecError,))
@@ -85,11 +124,6 @@ def classify_image(self: Task, data: bytes) -> dict[str, Any]:
 def _require_size(data: bytes) -> None:
     if len(data) > load_settings().max_image_bytes:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
-
-
-def _search(index: OpenIndex, data: bytes, digest: str, top_k: int) -> list[dict[str, Any]]:
-    vector = _vector(data, digest)
-    return [asdict(match) for match in index.matches(vector, top_k)]
 
 
 def _vector(data: bytes, digest: str) -> NDArray[np.float32]:

@@ -15,20 +15,27 @@ from PIL import Image
 
 from pipeline.background import load_remover
 from pipeline.batcher import Batcher
-from pipeline.classify import ZeroShot
+from pipeline.catalogue import Catalogue
+from pipeline.classify import ZeroShot, text_matrix
 from pipeline.clip import Clip, load_clip
 from pipeline.embed import Tools, make_tools
 from pipeline.errors import ImgrecError, SetupError
+from pipeline.feedback import Opinions
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.images import Limits
 from pipeline.labels import load_labels
 from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
-from pipeline.recommend import PublishedIndex
+from pipeline.published import PublishedIndex
 from pipeline.settings import load_settings
-from pipeline.store.cache import Cache
+from pipeline.shelf import Shelf
+from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
+from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
-from pipeline.versions import VersionStore
+from pipeline.store.polled import Polled
+from pipeline.store.products import Products
+from pipeline.versions import Version, VersionStore
+from workers.query_log import QueryLog
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +66,40 @@ def once(make: Callable[[], Made]) -> Callable[[], Made]:
 
 
 @once
+def database() -> Database:
+    return Database(load_settings().database_url)
+
+
+@once
 def jobs() -> Jobs:
-    return Jobs(Database(load_settings().database_url))
+    return Jobs(database())
+
+
+@once
+def products() -> Products:
+    return Products(database())
+
+
+@once
+def catalogue() -> Polled[Catalogue]:
+    return Polled(products().revision, products().catalogue)
+
+
+@once
+def feedback() -> FeedbackLog:
+    return FeedbackLog(database())
+
+
+@once
+def opinions() -> Polled[Opinions]:
+    """The newest feedback on queries of this process's kind."""
+    mine = fingerprint().id
+    return Polled(feedback().revision, lambda: Opinions(feedback().newest(mine)))
+
+
+@once
+def query_log() -> QueryLog:
+    return QueryLog(feedback(), load_settings().query_log_days)
 
 
 @once
@@ -74,7 +113,34 @@ def published() -> PublishedIndex:
 
 
 @once
-def cache() -> Cache:
+def _shelves() -> list[Shelf]:
+    return []
+
+
+def shelf(version: Version) -> Shelf:
+    """A version beside the catalogue as it is now."""
+    now = catalogue().get()
+    held = _shelves()[-1:]
+    # Identity, not the name: a deleted folder's name is given again.
+    if not held or held[0].version is not version or held[0].catalogue is not now:
+        held = [Shelf(version, now)]
+        _shelves()[:] = held
+    return held[0]
+
+
+_without_cache = False
+
+
+def leave_cache_alone() -> None:
+    """Use no shared cache in this process; call it before anything asks for one."""
+    global _without_cache
+    _without_cache = True
+
+
+@once
+def cache() -> Cache | NoCache:
+    if _without_cache:
+        return NoCache()
     settings = load_settings()
     return Cache(
         settings.cache_url or settings.redis_url, settings.vector_ttl_s, settings.result_ttl_s
@@ -130,8 +196,13 @@ def query_prepare() -> Callable[[Image.Image], Prepared]:
 def zero_shot() -> ZeroShot:
     settings = load_settings()
     labels = load_labels(settings.labels_file)
-    kept = KnownVectors(fingerprint().id, use_known=True)
-    return ZeroShot(clip(), labels, kept, settings.min_confidence)
+    return ZeroShot(clip(), labels, KnownTexts(fingerprint().id), settings.min_confidence)
+
+
+def text_vector(text: str) -> NDArray[np.float32]:
+    """Return the (d,) unit vector of a text, a known one or the model's."""
+    matrix = text_matrix({text: (text,)}, clip(), KnownTexts(fingerprint().id))
+    return np.asarray(matrix[0])
 
 
 @once
@@ -170,3 +241,16 @@ class KnownVectors:
 
     def put(self, vectors: dict[str, NDArray[np.float32]]) -> None:
         cache().put_vectors(self._fingerprint, vectors)
+
+
+class KnownTexts:
+    """Text vectors by the digest of their prompts, from the shared cache."""
+
+    def __init__(self, fingerprint_id: str) -> None:
+        self._fingerprint = fingerprint_id
+
+    def get(self, digest: str) -> NDArray[np.float32] | None:
+        return cache().get_text(self._fingerprint, digest)
+
+    def put(self, vectors: dict[str, NDArray[np.float32]]) -> None:
+        cache().put_texts(self._fingerprint, vectors)

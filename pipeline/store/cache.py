@@ -1,4 +1,5 @@
-"""The shared cache in Redis: vectors by content, query results by everything that decides them.
+"""The shared cache in Redis: vectors by content, texts by their words, query results by everything
+that decides them.
 
 A cache may always be empty: when its server is away the work is done again, once with a warning in
 the log. Every key has a life, so a `volatile-*` or `allkeys-*` eviction policy is safe here.
@@ -10,67 +11,158 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 
+from pipeline.errors import ServerAway
+from pipeline.store.database import without_password
+
 log = logging.getLogger(__name__)
 
 PREFIX = "imgrec:cache"
+STATS = f"{PREFIX}:stats"
+KINDS = ("vectors", "results", "texts")
 PAUSE_S = 15  # after an error the server is left alone for so long
+KEYS_AT_ONCE = 1000
+Vector = NDArray[np.float32]
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class KindFacts:
+    """What the cache holds of a kind; ages in seconds, None where there is nothing."""
+
+    kind: str
+    keys: int
+    bytes: int
+    oldest_s: float | None
+    newest_s: float | None
+    hits: int
+    misses: int
 
 
 class Cache:
     """A Redis that holds what can be computed again."""
 
     def __init__(self, url: str, vector_ttl_s: int, result_ttl_s: int) -> None:
+        self._url = url
         self._redis = redis.Redis.from_url(
             url, socket_timeout=2, socket_connect_timeout=2, health_check_interval=15
         )
-        self._vector_ttl_s = vector_ttl_s
-        self._result_ttl_s = result_ttl_s
+        self._ttl_s = {"vectors": vector_ttl_s, "texts": vector_ttl_s, "results": result_ttl_s}
         self._away_until = 0.0
 
-    def get_vector(self, fingerprint: str, digest: str) -> NDArray[np.float32] | None:
+    def get_vector(self, fingerprint: str, digest: str) -> Vector | None:
         """Return the (d,) float32 vector of a content hash, or None."""
-        data = self._ask(lambda: self._redis.get(_vector_key(fingerprint, digest)), None)
-        if not isinstance(data, bytes) or not data or len(data) % 4:
-            return None
-        vector = np.frombuffer(data, "<f4").astype(np.float32)
-        # A value that is no unit vector was not written by this page.
-        return vector if abs(float(vector @ vector) - 1.0) < 1e-3 else None
+        return _vector(self._get("vectors", f"{fingerprint}:{digest}"))
 
-    def put_vectors(self, fingerprint: str, vectors: dict[str, NDArray[np.float32]]) -> None:
+    def put_vectors(self, fingerprint: str, vectors: Mapping[str, Vector]) -> None:
         """Keep vectors by content hash."""
+        self._put("vectors", {f"{fingerprint}:{key}": _bytes(v) for key, v in vectors.items()})
 
-        def write() -> None:
-            pipe = self._redis.pipeline(transaction=False)
-            for digest, vector in vectors.items():
-                data = np.asarray(vector, "<f4").tobytes()
-                pipe.set(_vector_key(fingerprint, digest), data, ex=self._vector_ttl_s)
-            pipe.execute()
+    def get_text(self, fingerprint: str, digest: str) -> Vector | None:
+        """Return the (d,) float32 vector of a text's digest, or None."""
+        return _vector(self._get("texts", f"{fingerprint}:{digest}"))
 
-        if vectors:
-            self._ask(write, None)
+    def put_texts(self, fingerprint: str, vectors: Mapping[str, Vector]) -> None:
+        """Keep vectors by the digest of their text."""
+        self._put("texts", {f"{fingerprint}:{key}": _bytes(v) for key, v in vectors.items()})
 
     def get_result(self, key: str) -> Any | None:
         """Return a stored query result, or None."""
-        data = self._ask(lambda: self._redis.get(f"{PREFIX}:result:{key}"), None)
+        data = self._get("results", key)
         try:
-            return json.loads(data) if isinstance(data, bytes) else None
+            return None if data is None else json.loads(data)
         except ValueError:
             return None
 
     def put_result(self, key: str, result: Any) -> None:
         """Keep a query result."""
-        data = json.dumps(result)
-        self._ask(
-            lambda: self._redis.set(f"{PREFIX}:result:{key}", data, ex=self._result_ttl_s), None
-        )
+        self._put("results", {key: json.dumps(result).encode()})
+
+    def describe(self) -> tuple[float | None, list[KindFacts]]:
+        """Return since when hits are counted (seconds since the epoch), and each kind's facts.
+
+        Raises:
+            ServerAway: the cache's server does not answer.
+        """
+        with _away(self._url):
+            stats: Any = self._redis.hgetall(STATS)
+            since = float(stats[b"since"]) if b"since" in stats else None
+            return since, [self._describe(kind, stats) for kind in KINDS]
+
+    def clear(self, kind: str | None = None) -> int:
+        """Delete what is kept, of a kind or of all; return the number of keys.
+
+        Only keys of this cache: Celery's queues and results may lie in the same Redis.
+
+        Raises:
+            ServerAway: the cache's server does not answer.
+        """
+        gone = 0
+        with _away(self._url):
+            for each in KINDS if kind is None else (kind,):
+                for keys in self._keys(each):
+                    gone += int(self._redis.unlink(*keys))
+                self._redis.hdel(STATS, f"{each}.hits", f"{each}.misses")
+            if kind is None:
+                self._redis.delete(STATS)
+        return gone
+
+    def _describe(self, kind: str, stats: Any) -> KindFacts:
+        count, size, ages = 0, 0, list[float]()
+        for keys in self._keys(kind):
+            pipe = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipe.memory_usage(key)
+                pipe.pttl(key)
+            answers = pipe.execute()
+            for used, left_ms in zip(answers[::2], answers[1::2], strict=True):
+                if used is None:
+                    continue  # gone meanwhile
+                count, size = count + 1, size + int(used)
+                ages.append(max(0.0, self._ttl_s[kind] - max(0, left_ms) / 1000))
+        hits, misses = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
+        oldest, newest = max(ages, default=None), min(ages, default=None)
+        return KindFacts(kind, count, size, oldest, newest, hits, misses)
+
+    def _keys(self, kind: str) -> Iterator[list[bytes]]:
+        batch: list[bytes] = []
+        for key in self._redis.scan_iter(match=f"{PREFIX}:{kind}:*", count=KEYS_AT_ONCE):
+            batch.append(key)
+            if len(batch) >= KEYS_AT_ONCE:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _get(self, kind: str, name: str) -> bytes | None:
+        def read() -> bytes | None:
+            data = self._redis.get(f"{PREFIX}:{kind}:{name}")
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hincrby(STATS, f"{kind}.{'misses' if data is None else 'hits'}", 1)
+            pipe.hsetnx(STATS, "since", str(time.time()))
+            pipe.expire(STATS, self._ttl_s["vectors"])
+            pipe.execute()
+            return data if isinstance(data, bytes) else None
+
+        return self._ask(read, None)
+
+    def _put(self, kind: str, values: Mapping[str, bytes]) -> None:
+        def write() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            for name, data in values.items():
+                pipe.set(f"{PREFIX}:{kind}:{name}", data, ex=self._ttl_s[kind])
+            pipe.execute()
+
+        if values:
+            self._ask(write, None)
 
     def _ask(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
         if time.monotonic() < self._away_until:
@@ -83,11 +175,49 @@ class Cache:
             return otherwise
 
 
+class NoCache:
+    """The cache of a process that works alone: always empty."""
+
+    def get_vector(self, fingerprint: str, digest: str) -> Vector | None:
+        return None
+
+    def put_vectors(self, fingerprint: str, vectors: Mapping[str, Vector]) -> None:
+        pass
+
+    get_text, put_texts = get_vector, put_vectors
+
+    def get_result(self, key: str) -> Any | None:
+        return None
+
+    def put_result(self, key: str, result: Any) -> None:
+        pass
+
+
+@contextmanager
+def _away(url: str) -> Iterator[None]:
+    """Turn what redis raises into the sentence about a cache that does not answer."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise ServerAway(
+            f"The cache does not answer at {without_password(url)} ({error}): start Redis, or "
+            "correct CACHE_URL."
+        ) from error
+
+
 def result_key(version: str, fingerprint: str, digest: str, parameters: dict[str, Any]) -> str:
     """Name a query result by index version, fingerprint, content hash and parameters."""
     facts = json.dumps([version, fingerprint, digest, parameters], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _vector_key(fingerprint: str, digest: str) -> str:
-    return f"{PREFIX}:vector:{fingerprint}:{digest}"
+def _bytes(vector: Vector) -> bytes:
+    return np.asarray(vector, "<f4").tobytes()
+
+
+def _vector(data: bytes | None) -> Vector | None:
+    if not data or len(data) % 4:
+        return None
+    vector = np.frombuffer(data, "<f4").astype(np.float32)
+    # A value that is no unit vector was not written by this page.
+    return vector if abs(float(vector @ vector) - 1.0) < 1e-3 else None

@@ -38,8 +38,11 @@ class Database:
         self._lock = threading.Lock()
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, *, read_only: bool = False) -> Iterator[Transaction]:
         """Commit at the end, roll back on an error.
+
+        Args:
+            read_only: on SQLite, wait for no writer.
 
         Raises:
             ServerAway: the database cannot be opened, or was lost on the way.
@@ -49,13 +52,27 @@ class Database:
                 with self._open() as transaction:
                     _migrate(transaction)
                 self._ready = True
-        with self._open() as transaction:
+        with self._open(read_only) as transaction:
             yield transaction
 
-    def _open(self) -> Any:
+    def revision(self, name: str) -> int:
+        """Return how often something was changed, see `count_change`."""
+        with self.transaction(read_only=True) as tx:
+            found = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
+        return int(found[0]["n"]) if found else 0
+
+    def _open(self, read_only: bool = False) -> Any:
         if self.url.startswith("sqlite:///"):
-            return _sqlite(Path(self.url.removeprefix("sqlite:///")))
+            return _sqlite(Path(self.url.removeprefix("sqlite:///")), read_only)
         return _postgres(self.url)
+
+
+def count_change(tx: Transaction, name: str) -> None:
+    """Tell readers, within a transaction that changes something, that it changed."""
+    tx.rows(
+        "INSERT INTO revisions VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET n = revisions.n + 1",
+        (name,),
+    )
 
 
 class _SqliteTransaction:
@@ -73,7 +90,7 @@ class _SqliteTransaction:
 
 
 @contextmanager
-def _sqlite(file: Path) -> Iterator[_SqliteTransaction]:
+def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(file, timeout=30, isolation_level=None)
@@ -85,7 +102,7 @@ def _sqlite(file: Path) -> Iterator[_SqliteTransaction]:
             # WAL: readers never wait for the writer; NORMAL still survives kill -9.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
             yield _SqliteTransaction(connection)
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:

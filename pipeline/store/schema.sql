@@ -58,3 +58,50 @@ CREATE TABLE suspects (
     starts   INTEGER NOT NULL,
     PRIMARY KEY (job_id, n, position)
 );
+
+-- version 2
+-- What a shop knows about its products; a product without a row here is named after its image.
+CREATE TABLE products (
+    product_id TEXT PRIMARY KEY,
+    facts      TEXT NOT NULL                  -- JSON object: the other columns
+);
+
+CREATE TABLE product_images (
+    filename   TEXT PRIMARY KEY,              -- below the products folder
+    product_id TEXT NOT NULL
+);
+
+-- What was shown to whom, kept for QUERY_LOG_DAYS.
+CREATE TABLE queries (
+    query_id      TEXT PRIMARY KEY,
+    asked_at      DOUBLE PRECISION NOT NULL,
+    who           TEXT NOT NULL,              -- empty: nobody known
+    index_version TEXT NOT NULL,
+    fingerprint   TEXT NOT NULL,
+    shown         TEXT NOT NULL,              -- JSON: [[product_id, score], ...] by rank
+    vector        BYTEA NOT NULL              -- float32, little-endian
+);
+
+CREATE INDEX queries_by_time ON queries (asked_at);
+
+-- Holds what it needs of its query, so that it outlives the log.
+CREATE TABLE feedback (
+    query_id      TEXT NOT NULL,
+    product_id    TEXT NOT NULL,
+    who           TEXT NOT NULL,
+    action        TEXT NOT NULL,              -- like dislike click purchase
+    given_at      DOUBLE PRECISION NOT NULL,
+    rank          INTEGER NOT NULL,           -- from 1, as it was shown
+    index_version TEXT NOT NULL,
+    fingerprint   TEXT NOT NULL,
+    vector        BYTEA NOT NULL,
+    PRIMARY KEY (query_id, product_id, who, action)
+);
+
+CREATE INDEX feedback_by_time ON feedback (fingerprint, given_at);
+
+-- Counts changes, so that a reader sees cheaply whether what it holds is still true.
+CREATE TABLE revisions (
+    name TEXT PRIMARY KEY,                    -- products feedback
+    n    INTEGER NOT NULL
+);

@@ -68,7 +68,7 @@ def test_every_key_has_a_life(server: int) -> None:
 def test_bytes_that_are_no_unit_vector_are_no_vector(server: int, value: bytes) -> None:
     cache, client = make_cache(server), redis.Redis(port=server)
     cache.put_vectors("kind", {"digest": VECTOR})
-    client.set("imgrec:cache:vector:kind:digest", value)
+    client.set("imgrec:cache:vectors:kind:digest", value)
     assert cache.get_vector("kind", "digest") is None
 
 

@@ -10,7 +10,7 @@ import pytest
 from shop import Shop
 
 from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, WrongUse
-from pipeline.recommend import PublishedIndex
+from pipeline.published import PublishedIndex
 
 
 def flip_last_byte(file: Path) -> None:

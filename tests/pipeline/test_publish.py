@@ -13,7 +13,7 @@ from shop import Shop
 
 from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, JobFailed, WrongUse
 from pipeline.merge import Merged
-from pipeline.recommend import PublishedIndex
+from pipeline.published import PublishedIndex
 
 
 def test_only_what_changed_is_planned_and_every_image_is_published_once(shop: Shop) -> None:
@@ -192,8 +192,8 @@ def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(shop
             try:
                 held = index.current()
                 names = held.version.paths
-                match = held.matches(np.array(held.version.vectors[0]), 1)[0]
-                assert match.filename == names[0]
+                row, _ = next(held.hits(np.array(held.version.vectors[0]), 1))
+                assert row == 0
                 assert held.faiss.ntotal == len(names) == held.version.manifest["images"]
                 seen.add(held.version.name)
             except BaseException as error:

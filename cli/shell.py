@@ -1,0 +1,145 @@
+"""`imgrec serve`: an interactive shell over the same commands."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.output import local_option, say
+from pipeline.errors import ServerAway
+from pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import Completer
+
+PROMPT = "imgrec> "
+ENDS = ("exit", "quit")
+WAITS = frozenset({"query", "classify", "enqueue-rebuild"})
+LOCAL = frozenset({*WAITS, "train"})  # commands that have --local
+REPLACED = {"--image": "", "--products_dir": "", "--products-dir": ""}  # options that are arguments
+HELP = """\
+  query IMAGE                the most similar products; also: query --image IMAGE
+  classify IMAGE             category and attributes; also: classify --image IMAGE [--use-trained]
+  rebuild [FOLDER]           index a folder; also: rebuild --products_dir FOLDER
+  cache list | cache clear   what the shared cache holds; empty it
+  help                       this text
+  exit, quit, Ctrl-D         leave; Ctrl-C stops a running command
+Every other command of 'imgrec --help' works here too, with its options."""
+
+
+@click.command()
+@local_option
+def serve(local: bool) -> None:
+    """Open a shell: query, classify, rebuild, cache.
+
+    With workers running, they do the work. With --local this process does it and loads its models
+    once.
+    """
+    if not local:
+        _look_for_workers()
+    say("'help' shows what can be typed, 'exit' leaves.")
+    read = _reader()
+    while True:
+        try:
+            line = read()
+        except KeyboardInterrupt:
+            continue  # an unfinished line is given up, as in any shell
+        except EOFError:
+            return
+        if line.strip() in ENDS:
+            return
+        run_line(line, local)
+
+
+def run_line(line: str, local: bool) -> None:
+    """Run one line; whatever is wrong with it is a sentence on stderr."""
+    from cli.main import COMMANDS, run
+
+    try:
+        words = translate(line, local)
+    except ValueError as error:
+        say(f"Error: the line cannot be read: {error}.")
+        return
+    if not words:
+        return
+    if words[0] == "help" and len(words) == 1:
+        click.echo(HELP)
+        return
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
+    if words[0] == "serve":
+        say("Error: this is the shell already.")
+        return
+    if words[0] not in COMMANDS and not words[0].startswith("-"):
+        say(f"Error: there is no command '{words[0]}'; 'help' shows what there is.")
+        return
+    run(words)
+
+
+def translate(line: str, local: bool) -> list[str]:
+    """Turn a line into a command's arguments: old spellings, waiting, --local.
+
+    Raises:
+        ValueError: a quotation mark is not closed.
+    """
+    words = shlex.split(line, comments=True)
+    if not words:
+        return []
+    name, given = words[0], words[1:]
+    given = [part for word in given for part in _spelled_now(word)]
+    if name == "rebuild":
+        name = "enqueue-rebuild"
+        if not any(not word.startswith("-") for word in given):
+            given = [str(load_settings().data_dir / "products"), *given]
+    if name in WAITS and "--wait" not in given and "--help" not in given:
+        given.append("--wait")
+    if local and name in LOCAL and "--local" not in given:
+        given.append("--local")
+    return [name, *given]
+
+
+def _spelled_now(word: str) -> list[str]:
+    option, is_pair, value = word.partition("=")
+    if option in REPLACED:
+        return [value] if is_pair else []
+    return [word]
+
+
+def _look_for_workers() -> None:
+    from workers import flow
+
+    try:
+        flow.require_redis()
+    except ServerAway as error:
+        say(f"{error} 'imgrec serve --local' works without it.")
+        return
+    if not flow.workers_on(flow.QUERY):
+        say(
+            "No worker listens on queue 'query': 'imgrec up' starts all; 'imgrec serve --local' "
+            "works without."
+        )
+
+
+def _reader() -> Callable[[], str]:
+    """Return what reads a line: with history and completion on a terminal."""
+    if not sys.stdin.isatty():
+        return input
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+
+    folder = load_settings().data_dir / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    session: PromptSession[str] = PromptSession(
+        PROMPT, history=FileHistory(str(folder / "history")), completer=_completer()
+    )
+    return session.prompt
+
+
+def _completer() -> Completer:
+    from cli.completion import LineCompleter
+
+    return LineCompleter()

@@ -1,0 +1,94 @@
+"""Follow the published version, and search it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import index
+from pipeline.errors import ImgrecError
+from pipeline.versions import Version, VersionStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenIndex:
+    """A version with its FAISS index in memory or mapped."""
+
+    version: Version
+    faiss: Any
+
+    def hits(
+        self, vector: NDArray[np.float32], first: int, allowed: NDArray[np.bool_] | None = None
+    ) -> Iterator[tuple[int, float]]:
+        """Yield (row, score) of all allowed rows, best first, each once.
+
+        Looks at `first` rows, then deeper as long as more is asked for: how many rows a caller
+        needs is not known before, where several are pictures of one product.
+
+        Args:
+            vector: (d,) float32 unit vector.
+            allowed: (n,) rows that may be found; None allows all.
+        """
+        total = self.faiss.ntotal if allowed is None else int(allowed.sum())
+        nlist = self.version.manifest["index"]["nlist"]
+        nprobe = self.version.manifest["index"]["nprobe"]
+        depth, seen = min(first, total), set[int]()
+        while depth:
+            scores, rows = index.search(self.faiss, vector[None, :], depth, allowed, nprobe)
+            for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
+                if row < 0:
+                    break  # the inverted lists that were looked at ran out
+                if row not in seen:
+                    seen.add(row)
+                    yield row, score
+            if len(seen) >= total or (depth >= total and nprobe >= nlist):
+                return
+            nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
+
+
+class PublishedIndex:
+    """Follow the pointer file: each query sees the version that is published when it starts."""
+
+    def __init__(self, versions: VersionStore) -> None:
+        self._versions = versions
+        self._lock = threading.Lock()
+        self._open: OpenIndex | None = None
+
+    def current(self) -> OpenIndex:
+        """Return the published index, loading it if the pointer has moved.
+
+        A version that cannot be loaded is reported in the log and the one before goes on serving.
+
+        Raises:
+            IndexMissing: nothing was published. IndexBroken: nothing loadable was.
+        """
+        name = self._versions.current_name()
+        held = self._open
+        if held and held.version.name == name and held.version.still_there:
+            return held
+        with self._lock:
+            held = self._open
+            if held and held.version.name == name and held.version.still_there:
+                return held
+            try:
+                version = self._versions.open(name) if name else self._versions.current()
+                nprobe = version.manifest["index"]["nprobe"]
+                faiss = index.load(version.folder / "index.bin", nprobe)
+                fresh = OpenIndex(version, faiss)
+                # Now, not within the first query: the version may be pruned while it serves.
+                _ = version.paths, version.vectors
+            except ImgrecError:
+                if held is None or name is None:
+                    raise
+                log.exception("Index %s cannot be loaded; %s goes on.", name, held.version.name)
+                return held
+            self._open = fresh
+            return fresh

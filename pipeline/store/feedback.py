@@ -1,0 +1,138 @@
+"""The log of queries and the feedback on them, in the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import WrongUse
+from pipeline.feedback import DISLIKE, Given, Shown
+from pipeline.store.database import Database, Row, count_change
+
+NAME = "feedback"  # of the revision
+NEWEST = 20_000  # verdicts that a query worker holds: 40 MB of 512 dimensions
+OPPOSITE = {"like": DISLIKE, DISLIKE: "like"}
+
+
+class FeedbackLog:
+    """What was shown, and what people made of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put_queries(self, shown: Sequence[Shown]) -> None:
+        """Log answered queries; one that is there already stays as it is."""
+        rows = [
+            (
+                query.query_id,
+                query.asked_at,
+                query.who,
+                query.index_version,
+                query.fingerprint,
+                json.dumps(query.shown),
+                np.asarray(query.vector, "<f4").tobytes(),
+            )
+            for query in shown
+        ]
+        with self._database.transaction() as tx:
+            tx.many(
+                "INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (query_id) DO NOTHING",
+                rows,
+            )
+
+    def forget_queries(self, before: float) -> None:
+        """Delete what was asked before a time (seconds since the epoch)."""
+        with self._database.transaction() as tx:
+            tx.rows("DELETE FROM queries WHERE asked_at < ?", (before,))
+
+    def query(self, query_id: str) -> Shown | None:
+        """Return a logged query, or None."""
+        with self._database.transaction(read_only=True) as tx:
+            found = tx.rows("SELECT * FROM queries WHERE query_id = ?", (query_id,))
+        return _shown(found[0]) if found else None
+
+    def queries(self, fingerprint: str | None = None) -> list[Shown]:
+        """Return the log, oldest first."""
+        with self._database.transaction(read_only=True) as tx:
+            found = tx.rows("SELECT * FROM queries ORDER BY asked_at, query_id")
+        return [_shown(row) for row in found if fingerprint in (None, row["fingerprint"])]
+
+    def add(self, query: Shown, product_id: str, action: str, who: str, now: float) -> Given:
+        """Keep a verdict; given twice it counts once, a like takes a dislike's place.
+
+        Raises:
+            WrongUse: the query did not show this product.
+        """
+        products = [product for product, _ in query.shown]
+        if product_id not in products:
+            known = ", ".join(products[:10]) or "nothing"
+            raise WrongUse(
+                f"Query {query.query_id} did not show a product '{product_id}'; it showed: {known}."
+            )
+        given = Given(
+            query.query_id,
+            product_id,
+            who or query.who,
+            action,
+            now,
+            products.index(product_id) + 1,
+            query.index_version,
+            query.fingerprint,
+            query.vector,
+        )
+        key = (given.query_id, product_id, given.who)
+        with self._database.transaction() as tx:
+            tx.rows(
+                "DELETE FROM feedback WHERE query_id = ? AND product_id = ? AND who = ? "
+                "AND action IN (?, ?)",
+                (*key, action, OPPOSITE.get(action, action)),
+            )
+            tx.rows(
+                "INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *key,
+                    action,
+                    now,
+                    given.rank,
+                    given.index_version,
+                    given.fingerprint,
+                    np.asarray(query.vector, "<f4").tobytes(),
+                ),
+            )
+            count_change(tx, NAME)
+        return given
+
+    def revision(self) -> int:
+        """Return a number that every verdict changes."""
+        return self._database.revision(NAME)
+
+    def newest(self, fingerprint: str, limit: int = NEWEST) -> list[Given]:
+        """Return the newest verdicts on queries of a fingerprint."""
+        with self._database.transaction(read_only=True) as tx:
+            found = tx.rows(
+                "SELECT * FROM feedback WHERE fingerprint = ? ORDER BY given_at DESC LIMIT ?",
+                (fingerprint, limit),
+            )
+        return [_given(row) for row in found]
+
+
+def _vector(data: Any) -> Any:
+    return np.frombuffer(bytes(data), "<f4").astype(np.float32)
+
+
+def _shown(row: Row) -> Shown:
+    facts: dict[str, Any] = {
+        **row,
+        "shown": tuple((product, score) for product, score in json.loads(row["shown"])),
+        "vector": _vector(row["vector"]),
+    }
+    return Shown(**facts)
+
+
+def _given(row: Row) -> Given:
+    facts: dict[str, Any] = {**row, "vector": _vector(row["vector"])}
+    return Given(**facts)

@@ -1,0 +1,51 @@
+"""Hold something from the database, and look now and then whether it has changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from pipeline.errors import ServerAway
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+Held = TypeVar("Held")
+
+
+class Polled(Generic[Held]):
+    """A value that is loaded again when its revision has changed, at most a second later."""
+
+    def __init__(self, revision: Callable[[], int], load: Callable[[], Held]) -> None:
+        self._revision = revision
+        self._load = load
+        self._lock = threading.Lock()
+        self._held: tuple[int, Held] | None = None
+        self._look_at = 0.0
+
+    def get(self) -> Held:
+        """Return the value; the last one, while the database is away.
+
+        Raises:
+            ServerAway: the database does not answer and nothing is held yet.
+        """
+        held = self._held
+        if held is not None and (time.monotonic() < self._look_at or self._lock.locked()):
+            return held[1]
+        with self._lock:
+            held = self._held
+            if held is not None and time.monotonic() < self._look_at:
+                return held[1]
+            try:
+                revision = self._revision()
+                if held is None or revision != held[0]:
+                    held = self._held = (revision, self._load())
+            except ServerAway as error:
+                if held is None:
+                    raise
+                log.warning("What was read last is used further: %s", error)
+            self._look_at = time.monotonic() + LOOK_EVERY_S
+            return held[1]

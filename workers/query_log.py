@@ -1,0 +1,77 @@
+"""Write the log of queries beside the queries, never in their way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+from pipeline.errors import ImgrecError
+from pipeline.feedback import Shown
+from pipeline.store.feedback import FeedbackLog
+
+log = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 0.2
+RETRY_S = 5.0
+FORGET_EVERY_S = 3600.0
+MOST = 10_000  # queries held while the database is away; then the oldest are lost
+
+
+class QueryLog:
+    """Hands answered queries to the database, many at a time, from a thread of its own.
+
+    A process that is killed loses the queries of the last moment; feedback on them is refused.
+    """
+
+    def __init__(self, feedback: FeedbackLog, days: int) -> None:
+        self._feedback = feedback
+        self._days = days
+        self._waiting: deque[Shown] = deque(maxlen=MOST)
+        self._lock = threading.Lock()
+        self._wanted = threading.Event()
+        self._forget_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    def put(self, shown: Shown) -> None:
+        """Take a query; it is in the database a moment later."""
+        if not self._days:
+            return
+        self._waiting.append(shown)
+        self._wanted.set()
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="query-log", daemon=True)
+                    self._thread.start()
+
+    def flush(self) -> None:
+        """Write what waits, now.
+
+        Raises:
+            ServerAway: the database does not answer; nothing of it is lost.
+        """
+        with self._lock:
+            batch = list(self._waiting)
+            if batch:
+                self._feedback.put_queries(batch)
+            for _ in batch:
+                self._waiting.popleft()
+            if batch and time.monotonic() >= self._forget_at:
+                self._forget_at = time.monotonic() + FORGET_EVERY_S
+                self._feedback.forget_queries(time.time() - self._days * 86_400)
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            time.sleep(WRITE_EVERY_S)
+            try:
+                self.flush()
+            except ImgrecError as error:
+                log.warning("The log of queries waits: %s", error)
+                self._wanted.set()
+                time.sleep(RETRY_S)
+            except Exception:
+                log.exception("The log of queries failed; it goes on.")
