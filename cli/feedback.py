@@ -112,7 +112,7 @@ def _report() -> dict[str, Any]:
 
     from pipeline.feedback import Opinions, Shown, adjust
     from pipeline.feedback import report as judge
-    from pipeline.recommend import CHANCE
+    from pipeline.recommend import ALIKE
     from pipeline.shelf import Shelf
     from workers import runtime
 
@@ -127,7 +127,7 @@ def _report() -> dict[str, Any]:
     opinions, quantiles = Opinions(given), version.random_pairs["quantiles"]
 
     def rerank(query: Shown) -> list[float]:
-        about = opinions.about(query.vector, quantiles[CHANCE], before=query.asked_at)
+        about = opinions.about(query.vector, quantiles[ALIKE], before=query.asked_at)
         change = adjust(query.vector, about, query.who, quantiles["0.5"], shelf.vector_of)
         moved = np.asarray(change.moved, float) - np.asarray(query.vector, float)
         values = []

@@ -66,7 +66,7 @@ class Score(click.ParamType[float | str]):
 @click.option(
     "--min-score",
     type=Score(),
-    help="Leave out matches below this; auto: below what 99 % of random pairs reach.",
+    help="Leave out matches below this; auto: below what 95 % of random pairs reach.",
 )
 @click.option("--personalize", "user", default="", metavar="USER", help="Use a person's feedback.")
 @click.option("--feedback", is_flag=True, help="Let products sink that many disliked.")

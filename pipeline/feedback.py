@@ -104,7 +104,8 @@ def adjust(
         mine = [one for one in about if one.who == who]
         liked = _mean([one for one in mine if one.action != DISLIKE], vector_of)
         disliked = _mean([one for one in mine if one.action == DISLIKE], vector_of)
-        moved = rocchio(query, liked, disliked)
+        if liked is not None or disliked is not None:
+            moved = rocchio(query, liked, disliked)
     return Adjustment(moved, sinks(about, random_score))
 
 

@@ -25,31 +25,31 @@ class OpenIndex:
     version: Version
     faiss: Any
 
-    def hits(
+    def searches(
         self, vector: NDArray[np.float32], first: int, allowed: NDArray[np.bool_] | None = None
-    ) -> Iterator[tuple[int, float]]:
-        """Yield (row, score) of all allowed rows, best first, each once.
+    ) -> Iterator[list[tuple[int, float]]]:
+        """Yield ever deeper lists of (row, score), each best first; the last holds all rows.
 
-        Looks at `first` rows, then deeper as long as more is asked for: how many rows a caller
-        needs is not known before, where several are pictures of one product.
+        The first list has `first` rows where there are so many. How many rows a caller needs is not
+        known before, where several are pictures of one product.
 
         Args:
             vector: (d,) float32 unit vector.
             allowed: (n,) rows that may be found; None allows all.
         """
-        total = self.faiss.ntotal if allowed is None else int(allowed.sum())
-        nlist = self.version.manifest["index"]["nlist"]
-        nprobe = self.version.manifest["index"]["nprobe"]
-        depth, seen = min(first, total), set[int]()
-        while depth:
+        parameters = self.version.manifest["index"]
+        nlist, nprobe, total = parameters["nlist"], parameters["nprobe"], self.faiss.ntotal
+        if allowed is not None:
+            total = int(allowed.sum())
+            # What is allowed lies as thin in the lists as in the whole: look at more of them.
+            nprobe = min(nlist, nprobe * self.faiss.ntotal // max(1, total))
+        depth = min(first, total)
+        while total:
             scores, rows = index.search(self.faiss, vector[None, :], depth, allowed, nprobe)
-            for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
-                if row < 0:
-                    break  # the inverted lists that were looked at ran out
-                if row not in seen:
-                    seen.add(row)
-                    yield row, score
-            if len(seen) >= total or (depth >= total and nprobe >= nlist):
+            found = int((rows[0] >= 0).sum())  # fewer where the inverted lists ran out
+            if found == depth or nprobe >= nlist:
+                yield list(zip(rows[0, :found].tolist(), scores[0, :found].tolist(), strict=True))
+            if depth >= total and (found == total or nprobe >= nlist):
                 return
             nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,12 @@ Vector = NDArray[np.float32]
 
 # Ranking by more than likeness chooses among this many of the most alike.
 POOL, POOL_PER_MATCH = 50, 5
-# Share of random pairs that a match must be more alike than, for --min-score auto and for two
-# queries to count as alike.
-CHANCE = "0.99"
+# Share of random pairs that a match must be more alike than, for --min-score auto. Measured with
+# imgrec-mini, on 200 drawn products and on 400 photos of clothing: of pictures of the same kind
+# 100 and 93 % have a match above it, of other pictures 0 to 5 %. At 0.99: 84 and 50 %.
+CHANCE = "0.95"
+# The same for two queries to count as alike, where a false one does harm.
+ALIKE = "0.99"
 
 
 @dataclass
@@ -84,7 +86,7 @@ def compose(
                 f"Index {shelf.version.name} has no product '{question.product}': a product is "
                 "called like its image without the suffix, or as it was imported."
             )
-        terms.append(("product", 1.0, vector))
+        terms.append(("image", 1.0, vector))
     words = question.weight if terms and (question.text or question.without) else 0.0
     terms = [(name, 1.0 - words, vector) for name, _, vector in terms]
     if question.text:
@@ -118,7 +120,7 @@ def recommend(
     quantiles = index.version.random_pairs["quantiles"]
     search_with, sinks = asked.vector, dict[str, float]()
     if opinions is not None:
-        about = opinions.about(asked.vector, quantiles[CHANCE])
+        about = opinions.about(asked.vector, quantiles[ALIKE])
         change = adjust(asked.vector, about, question.user, quantiles["0.5"], shelf.vector_of)
         search_with, sinks = change.moved, change.sinks
     moved = search_with is not asked.vector
@@ -158,17 +160,17 @@ def _candidates(
     question: Question, index: OpenIndex, shelf: Shelf, vector: Vector, count: int
 ) -> list[Candidate]:
     """Search until `count` products are found, or there are no more; the asked one is no match."""
-    seen = {question.product} if question.product else set[str]()
-
-    def products() -> Any:
-        first = count + len(seen)
-        for row, score in index.hits(vector, first, shelf.allowed(question.conditions)):
+    allowed = shelf.allowed(question.conditions)
+    found: dict[str, Candidate] = {}
+    for hits in index.searches(vector, count + bool(question.product), allowed):
+        found = {}
+        for row, score in hits:
             product_id = shelf.product_of(row)
-            if product_id not in seen:
-                seen.add(product_id)
-                yield Candidate(row, product_id, score)
-
-    return list(islice(products(), count))
+            if product_id != question.product:
+                found.setdefault(product_id, Candidate(row, product_id, score))
+        if len(found) >= count:
+            break
+    return list(found.values())[:count]
 
 
 def diversify(

@@ -222,7 +222,8 @@ def test_pictures_that_do_not_come_are_a_sentence(
     words: str,
 ) -> None:
     queue.answers = iter([ANSWER, trouble])
-    done = imgrec("query", photo, "--html", tmp_path / "page.html")
+    wait = ("--timeout", "0") if isinstance(trouble, NoAnswer) else ()
+    done = imgrec("query", photo, "--html", tmp_path / "page.html", *wait)
     assert done.code == code
     assert words in done.err
 

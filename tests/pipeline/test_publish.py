@@ -192,7 +192,7 @@ def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(shop
             try:
                 held = index.current()
                 names = held.version.paths
-                row, _ = next(held.hits(np.array(held.version.vectors[0]), 1))
+                ((row, _),) = next(held.searches(np.array(held.version.vectors[0]), 1))
                 assert row == 0
                 assert held.faiss.ntotal == len(names) == held.version.manifest["images"]
                 seen.add(held.version.name)

@@ -12,7 +12,8 @@ from desk import Desk
 from PIL import Image
 
 from pipeline.batcher import Batcher
-from pipeline.errors import BadImage, FingerprintMismatch, IndexMissing, WrongUse
+from pipeline.catalogue import Product
+from pipeline.errors import BadImage, FingerprintMismatch, IndexMissing, ServerAway, WrongUse
 from pipeline.images import sha256
 from pipeline.settings import load_settings
 from pipeline.versions import VersionStore
@@ -185,3 +186,94 @@ def test_pictures_of_a_folder_outside_of_this_worker_s_roots_are_refused(
     load_settings.cache_clear()
     with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
         pictures("v0001", ["kind0/04.png"])
+
+
+def test_a_text_or_a_product_asks_without_a_picture(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rebuild()
+    vector = np.array(runtime.versions().current().vectors[3])
+    texts: list[str] = []
+
+    def embed_texts(words: Sequence[str]) -> np.ndarray:
+        texts.extend(words)
+        return np.stack([vector for _ in words])
+
+    monkeypatch.setattr(desk.shop, "embed_texts", embed_texts, raising=False)
+    by_text = query_image(b"", 2, {"text": "what the fourth looks like"})
+    fourth = runtime.versions().current().paths[3]
+    assert by_text["matches"][0]["filename"] == fourth
+    by_product = query_image(b"", 2, {"product": fourth.removesuffix(".png")})
+    assert fourth not in [match["filename"] for match in by_product["matches"]]
+    assert asked == []
+    query_image(b"", 3, {"text": "what the fourth looks like"})
+    assert texts == ["what the fourth looks like"]  # its vector is kept
+    with pytest.raises(WrongUse, match="Name an image"):
+        query_image(b"", 3)
+
+
+def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 0.0)
+    desk.rebuild()
+    first = query_image(product(desk), 1)
+    assert "product" not in first["matches"][0]
+    runtime.products().put([Product("kind0/04", {"price": 5}), Product("kind0", {"price": 9})])
+    second = query_image(product(desk), 20)
+    assert second["matches"][0]["product"] == {"price": 5}
+    # kind0 is now a product of several images, and one match.
+    names = [match["product_id"] for match in second["matches"]]
+    assert sorted(names)[:2] == ["kind0", "kind0/04"]
+    assert len(names) == 2 + 10
+    cheap = query_image(product(desk), 20, {"where": ["price<6"]})
+    assert [match["product_id"] for match in cheap["matches"]] == ["kind0/04"]
+
+
+def test_the_last_catalogue_serves_while_the_database_is_away(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 0.0)
+    desk.rebuild()
+    runtime.products().put([Product("kind0/04", {"price": 5})])
+    assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
+
+    def away(name: str) -> int:
+        raise ServerAway("The database does not answer.")
+
+    monkeypatch.setattr(runtime.database(), "revision", away)
+    assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
+
+
+def test_an_answered_query_is_logged_with_what_it_showed(desk: Desk, asked: list[int]) -> None:
+    desk.rebuild()
+    answers = [
+        query_image.apply(args=(product(desk), 3), task_id=f"query-{n}", throw=True).result
+        for n in range(2)  # the second one comes from the cache
+    ]
+    runtime.query_log().flush()
+    logged = runtime.feedback().queries()
+    assert [query.query_id for query in logged] == ["query-0", "query-1"]
+    for query, answer in zip(logged, answers, strict=True):
+        assert [name for name, _ in query.shown] == [m["product_id"] for m in answer["matches"]]
+        assert query.index_version == "v0001"
+        np.testing.assert_allclose(np.linalg.norm(query.vector), 1, rtol=1e-5)
+    assert asked == []
+
+
+def test_feedback_is_used_only_when_asked_for(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 0.0)
+    desk.rebuild()
+    plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
+    runtime.query_log().flush()
+    query = runtime.feedback().query("q")
+    assert query is not None
+    best = plain["matches"][0]["product_id"]
+    for n in range(30):
+        runtime.feedback().add(query, best, "dislike", f"user{n}", float(n))
+    assert query_image(product(desk), 5)["matches"] == plain["matches"]
+    sunk = query_image(product(desk), 5, {"feedback": True, "explain": True})["matches"]
+    by_id = {match["product_id"]: match for match in sunk}
+    assert best not in by_id or by_id[best]["explain"]["disliked"] < 0
