@@ -197,7 +197,7 @@ def test_a_text_or_a_product_asks_without_a_picture(
 
     def embed_texts(words: Sequence[str]) -> np.ndarray:
         texts.extend(words)
-        return np.stack([vector for _ in words])
+        return np.array([vector for _ in words]).reshape(-1, len(vector))
 
     monkeypatch.setattr(desk.shop, "embed_texts", embed_texts, raising=False)
     by_text = query_image(b"", 2, {"text": "what the fourth looks like"})

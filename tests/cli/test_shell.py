@@ -1,0 +1,63 @@
+"""What a line of the shell becomes, and what completes it."""
+
+from __future__ import annotations
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
+from cli.completion import LineCompleter
+from cli.shell import translate
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("query --image a.jpg", "query a.jpg --wait"),
+        ("query --image=a.jpg --top-k 3", "query a.jpg --top-k 3 --wait"),
+        ("query a.jpg --wait", "query a.jpg --wait"),
+        ("classify --image a.jpg --use-trained", "classify a.jpg --use-trained --wait"),
+        ("rebuild --products_dir d", "enqueue-rebuild d --wait"),
+        ("rebuild d --full", "enqueue-rebuild d --full --wait"),
+        ("rebuild", "enqueue-rebuild data/products --wait"),
+        ("rebuild --full", "enqueue-rebuild data/products --full --wait"),
+        ("cache list", "cache list"),
+        ("query --help", "query --help"),
+        ("", ""),
+        ("# nothing", ""),
+    ],
+)
+def test_old_and_new_spellings_become_commands(
+    line: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    from pipeline.settings import load_settings
+
+    load_settings.cache_clear()
+    assert " ".join(translate(line, local=False)) == words
+
+
+def test_local_is_handed_on_to_those_that_have_it() -> None:
+    assert translate("query a.jpg", local=True)[-1] == "--local"
+    assert "--local" not in translate("index list", local=True)
+
+
+def complete(text: str) -> list[str]:
+    found = LineCompleter().get_completions(Document(text), CompleteEvent())
+    return [completion.text for completion in found]
+
+
+def test_commands_options_and_subcommands_are_completed() -> None:
+    assert complete("que") == ["query"]
+    assert {"rebuild", "exit", "query"} <= set(complete(""))
+    assert "serve" not in complete("")
+    assert complete("query a.jpg --top") == ["--top-k"]
+    assert complete("cache cl") == ["clear"]
+    assert complete("rebuild --save") == ["--save-preprocessed"]
+    assert complete("nonsense --x") == []
+
+
+def test_paths_are_completed(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").touch()
+    assert complete("query pho") == ["to.jpg"]

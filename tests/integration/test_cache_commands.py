@@ -1,0 +1,52 @@
+"""The cache's commands on a real server that holds a queue, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stand import Stand, draw_folder, draw_product
+
+
+def test_the_cache_is_listed_cleared_by_kind_and_filled_and_nothing_else_is_touched(
+    stand: Stand,
+) -> None:
+    draw_folder(stand.products, 12)
+    stand.workers("embed", "index", "query")
+    stand.rebuild()
+    photo = stand.folder / "new.jpg"
+    draw_product(photo, seed=77)
+    first = stand.query(photo)
+    assert stand.query(photo)["matches"] == first["matches"]
+    kinds = {row["kind"]: row for row in stand.answer("cache", "list")["kinds"]}
+    assert kinds["vectors"]["keys"] == 12 + 1
+    assert (kinds["results"]["keys"], kinds["results"]["hits"]) == (1, 1)
+    assert kinds["results"]["hit_rate"] == 0.5
+    assert kinds["vectors"]["bytes"] > 12 * 4 * 8
+    assert 0 <= kinds["vectors"]["newest_s"] <= kinds["vectors"]["oldest_s"] < 300
+    shown = stand.imgrec("cache", "list").stdout
+    assert "50.0%" in shown
+
+    stand.redis().rpush("imgrec:embed", "a message that waits")
+    others = {key for key in stand.redis().keys("*") if b":cache:" not in key}
+    assert stand.answer("cache", "clear", "--kind", "results") == {"deleted": 1}
+    assert stand.answer("cache", "clear")["deleted"] == 13
+    assert list(stand.redis().keys("imgrec:cache:*")) == []
+    left = {key for key in stand.redis().keys("*") if b":cache:" not in key}
+    assert {key for key in others if b"celery-task-meta" in key} <= left
+
+    warm = stand.answer("cache", "warm")
+    assert warm["vectors"] == 12
+    kinds = {row["kind"]: row for row in stand.answer("cache", "list")["kinds"]}
+    assert kinds["vectors"]["keys"] == 12
+    assert kinds["texts"]["keys"] > 0
+    # An answer that waits in Redis is no part of the cache.
+    assert stand.answer("result", first["query_id"])["matches"] == first["matches"]
+
+
+def test_a_cache_that_is_away_is_exit_code_4(stand: Stand, tmp_path: Path) -> None:
+    stand.kill_redis()
+    for command in (("list",), ("clear",), ("warm",)):
+        done = stand.imgrec("cache", *command)
+        assert done.returncode == 4
+        assert "The cache does not answer" in done.stderr
+        assert "Traceback" not in done.stderr
