@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stand import BIN, ROOT, free_port
+from stand import BIN, ROOT, draw_product, free_port, until
 
 from pipeline.drawing import Product, draw
 
@@ -190,6 +194,58 @@ def test_the_shell_answers_lines_in_old_and_new_spelling_and_no_line_ends_it(
         assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert "after the end" not in done.stderr
+
+
+def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
+    laptop: Laptop, tmp_path: Path
+) -> None:
+    many = tmp_path / "many"
+    for number in range(300):
+        draw_product(many / f"{number}.jpg", seed=number)
+    ours, theirs = os.openpty()
+    shell = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "serve", "--local"],
+        cwd=ROOT,
+        env={**laptop.environment, "DATA_DIR": str(tmp_path / "data"), "TERM": "xterm"}
+        | {"DATABASE_URL": f"sqlite:///{tmp_path}/app.db"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    seen = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 4096):
+                seen.extend(data)
+                if b"\x1b[6n" in data:  # where is the cursor? a terminal answers
+                    os.write(ours, b"\x1b[1;1R")
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        until(lambda: b"imgrec>" in seen, "the prompt")
+        os.write(ours, b"half a line\x03")  # given up
+        os.write(ours, f"rebuild {many}\r".encode())
+        until(lambda: b"running" in seen, "the rebuild runs")
+        before = len(seen)
+        os.write(ours, b"\x03")
+        until(lambda: b"Interrupted." in seen, "it stops")
+        assert b"--wait --local' goes on with it" in seen
+        until(lambda: b"imgrec>" in seen[before:], "the next prompt")
+        os.write(ours, b"jobs\r")
+        until(lambda: b"Rebuilds, newest first" in seen, "the next command works")
+        os.write(ours, b"\x04")
+        assert shell.wait(60) == 0
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(ours)
+    history = (tmp_path / "data" / "run" / "history").read_text()
+    assert "+jobs" in history
 
 
 def test_the_shell_ends_with_its_input(laptop: Laptop) -> None:
