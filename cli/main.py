@@ -44,6 +44,7 @@ COMMANDS = {
         "Measure models on FOLDER, which holds one folder of pictures a class.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
+    "check": ("cli.check", "check", "Prove that everything here works, line by line."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are alive."),
 }
 
