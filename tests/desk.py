@@ -16,7 +16,7 @@ from workers import embed, flow, index, runtime
 
 MADE_ONCE = (
     *("jobs", "versions", "published", "cache", "clip", "fingerprint", "tools"),
-    *("query_prepare", "batcher", "zero_shot"),
+    *("query_prepare", "batcher", "zero_shot", "trained"),
 )
 
 
