@@ -17,6 +17,7 @@ TASK = "imgrec.classify_image"
 
 @click.command()
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--use-trained", is_flag=True, help="Ask trained heads first ('imgrec train').")
 @click.option("--wait", is_flag=True, help="Wait for the answer and show it.")
 @click.option(
     "--timeout",
@@ -26,20 +27,24 @@ TASK = "imgrec.classify_image"
     help="Seconds to wait.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def classify(image: Path, wait: bool, timeout: float, as_json: bool) -> None:
+def classify(image: Path, use_trained: bool, wait: bool, timeout: float, as_json: bool) -> None:
     """Say what a product is: its category and attributes."""
     data = ask.message(image, load_settings())
     from workers import flow
 
     flow.require_redis()
     query_id = uuid.uuid4().hex
+    args = (data, True) if use_trained else (data,)
 
     def send() -> None:
-        ask.send(TASK, query_id, (data,), timeout)
+        ask.send(TASK, query_id, args, timeout)
 
     send()
     if wait:
-        show_classes(ask.wait_for(query_id, timeout, send, needs_index=False), as_json)
+        answer = ask.wait_for(query_id, timeout, send, needs_index=False)
+        if use_trained and not any(found["source"] == "trained" for found in answer["attributes"]):
+            say(f"No trained models found for category: {answer['category']['label']}")
+        show_classes(answer, as_json)
     elif as_json:
         print_json({"query_id": query_id})
     else:

@@ -15,11 +15,12 @@ from PIL import Image
 
 from pipeline.background import load_remover
 from pipeline.batcher import Batcher
-from pipeline.classify import ZeroShot
+from pipeline.classify import Trained, ZeroShot
 from pipeline.clip import Clip, load_clip
 from pipeline.embed import Tools, make_tools
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.fingerprint import Fingerprint, find_fingerprint
+from pipeline.heads import HeadStore
 from pipeline.images import Limits
 from pipeline.labels import load_labels
 from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
@@ -132,6 +133,13 @@ def zero_shot() -> ZeroShot:
     labels = load_labels(settings.labels_file)
     kept = KnownVectors(fingerprint().id, use_known=True)
     return ZeroShot(clip(), labels, kept, settings.min_confidence)
+
+
+@once
+def trained() -> Trained:
+    settings = load_settings()
+    heads = HeadStore(settings.models_dir)
+    return Trained(zero_shot(), heads, fingerprint(), settings.min_confidence)
 
 
 @once
