@@ -10,6 +10,7 @@ ARG TORCH_INDEX=
 
 ENV DATA_DIR=/data \
     DATABASE_URL=sqlite:////data/app.db \
+    MODELS_DIR=/models \
     HF_HOME=/models/huggingface \
     U2NET_HOME=/models/u2net \
     NUMBA_CACHE_DIR=/opt/numba \

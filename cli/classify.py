@@ -16,16 +16,23 @@ TASK = "imgrec.classify_image"
 
 @click.command()
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--use-trained", is_flag=True, help="Ask trained heads first ('imgrec train').")
 @wait_option
 @timeout_option
 @json_option
 @local_option
-def classify(image: Path, wait: bool, timeout: float, as_json: bool, local: bool) -> None:
+def classify(
+    image: Path, use_trained: bool, wait: bool, timeout: float, as_json: bool, local: bool
+) -> None:
     """Say what a product is: its category and attributes."""
     data = ask.message(image, load_settings())
-    asked = ask.Asked(TASK, (data,), timeout, local)
+    args = (data, True) if use_trained else (data,)
+    asked = ask.Asked(TASK, args, timeout, local)
     if wait or local:
-        show_classes(asked.answer(needs_index=False), as_json)
+        answer = asked.answer(needs_index=False)
+        if use_trained and not any(found["source"] == "trained" for found in answer["attributes"]):
+            say(f"No trained models found for category: {answer['category']['label']}")
+        show_classes(answer, as_json)
     elif as_json:
         print_json({"query_id": asked.query_id})
     else:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.output import print_json, say, table
+from cli.progress import image_bar
 from pipeline.errors import BadImage, WrongUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -158,7 +155,7 @@ def _judge(
     for removal in removals:
         tools = make_tools(settings.model_copy(update={"use_bg_removal": removal}), clip)
         name = f"{settings.embedding_model}, background removal {'on' if removal else 'off'}"
-        with _bar(name, sum(sizes.values()), quiet) as done:
+        with image_bar(name, sum(sizes.values()), quiet) as done:
             queries = embed_labelled(folder, tools, done)
             catalogue = None
             if against:
@@ -181,17 +178,6 @@ def _judge(
         }
         judged.append(Judged(figures, queries, catalogue or queries, found, shot))
     return judged
-
-
-@contextmanager
-def _bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; yield the function that is told how many images are done."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def _show(
@@ -320,7 +306,7 @@ def _embed_queries(
     if mine is None:
         raise SetupError(f"The revision of {settings.embedding_model} cannot be told.")
     version.require(mine.id, mine.summary)
-    with _bar(str(folder), 0, quiet) as done:
+    with image_bar(str(folder), 0, quiet) as done:
         _, vectors, failures = embed_folder(folder, make_tools(settings, clip), done)
     for failure in failures:
         say(f"{folder}/{failure.path}: {failure.reason}")

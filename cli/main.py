@@ -29,6 +29,12 @@ COMMANDS = {
         "classify",
         "Say what a product is: its category and attributes.",
     ),
+    "train": (
+        "cli.train",
+        "train",
+        "Train a head on frozen features, from DATA_DIR/training/CATEGORY/ATTRIBUTE/CLASS/*.",
+    ),
+    "heads": ("cli.train", "heads", "List the trained heads."),
     "result": ("cli.query", "result", "Show the answer of an earlier query or classification."),
     "import-products": (
         "cli.products",

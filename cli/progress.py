@@ -1,4 +1,4 @@
-"""Show a rebuild's progress: a live bar on a terminal, a line now and then elsewhere."""
+"""Show progress: a live bar on a terminal; of a rebuild, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
             bar.update(task, description=job.state, total=total, completed=done, facts=facts)
 
         yield draw
+
+
+@contextmanager
+def image_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal; yield the function that is told how many images are done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 class _Rate:

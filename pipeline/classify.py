@@ -11,12 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fingerprint import Fingerprint
+from pipeline.head import THE_CATEGORY, Head, HeadName, require_features
+from pipeline.heads import HeadStore
 from pipeline.labels import Labels, Prompts
+from pipeline.metrics import softmax
 
 Vectors = NDArray[np.float32]
 
 UNKNOWN = "unknown"
 ZERO_SHOT = "zero-shot"
+TRAINED = "trained"
 
 
 class TextEncoder(Protocol):
@@ -80,13 +85,23 @@ class ZeroShot:
 
     def attributes(self, vector: Vectors, category: Guess) -> list[dict[str, Any]]:
         """Guess the attributes that the category has."""
-        name = category.label if category.certain else None
-        found = []
-        for attribute in self._labels.attributes_of(name):
-            prompts = self._labels.attribute_prompts(name, attribute)
-            guess = self._guess(vector, (name, attribute), prompts)
-            found.append({"name": attribute, **guess.shown(), "source": ZERO_SHOT})
-        return found
+        return [self.attribute(vector, category, name) for name in self.names(category)]
+
+    def names(self, category: Guess) -> tuple[str, ...]:
+        """Return the attributes that the category has."""
+        return tuple(self._labels.attributes_of(self._known(category)))
+
+    def attribute(self, vector: Vectors, category: Guess, name: str) -> dict[str, Any]:
+        """Guess one attribute."""
+        known = self._known(category)
+        prompts = self._labels.attribute_prompts(known, name)
+        guess = self._guess(vector, (known, name), prompts)
+        return {"name": name, **guess.shown(), "source": ZERO_SHOT}
+
+    def _known(self, category: Guess) -> str | None:
+        """Return the category that prompts can name; a head may say one that has none."""
+        known = category.certain and category.label in self._labels.categories
+        return category.label if known else None
 
     def _guess(self, vector: Vectors, question: tuple[str | None, str], prompts: Prompts) -> Guess:
         # Two threads may both compute a matrix at first; they come to the same one.
@@ -95,6 +110,50 @@ class ZeroShot:
             matrix = self._matrices[question] = text_matrix(prompts, self._encoder, self._kept)
         shares = confidences(vector, matrix, self._encoder.logit_scale)
         return best(tuple(prompts), shares, self._min_confidence)
+
+
+class Trained:
+    """Asks trained heads, and zero-shot for what no head answers."""
+
+    def __init__(
+        self, zero_shot: ZeroShot, heads: HeadStore, mine: Fingerprint, min_confidence: float
+    ) -> None:
+        self._zero_shot = zero_shot
+        self._heads = heads
+        self._mine = mine
+        self._min_confidence = min_confidence
+
+    def classify(self, vector: Vectors) -> dict[str, Any]:
+        """Classify one (d,) unit image vector; return the classify object of the contract.
+
+        The category has a source only where a head said it; an attribute always has one. A head
+        may answer an attribute that no prompt asks for.
+
+        Raises:
+            HeadBroken, FingerprintMismatch: a head is there, and cannot be used.
+            SetupError: the model has no tokenizer, and a prompt is needed.
+        """
+        head = self._heads.category_head()
+        if head is None:
+            category = self._zero_shot.category(vector)
+            shown = category.shown()
+        else:
+            category = self._ask(head, THE_CATEGORY, vector)
+            shown = {**category.shown(), "source": TRAINED}
+        heads = self._heads.of_category(category.label) if category.certain else {}
+        names = self._zero_shot.names(category)
+        found = []
+        for name in (*names, *(extra for extra in heads if extra not in names)):
+            if name in heads:
+                guess = self._ask(heads[name], HeadName(category.label, name), vector)
+                found.append({"name": name, **guess.shown(), "source": TRAINED})
+            else:
+                found.append(self._zero_shot.attribute(vector, category, name))
+        return {"category": shown, "attributes": found}
+
+    def _ask(self, head: Head, name: HeadName, vector: Vectors) -> Guess:
+        require_features(head, name, self._mine, len(vector))
+        return best(head.classes, head.confidences(vector), self._min_confidence)
 
 
 def text_matrix(prompts: Prompts, encoder: TextEncoder, kept: TextVectors) -> Vectors:
@@ -118,16 +177,13 @@ def text_matrix(prompts: Prompts, encoder: TextEncoder, kept: TextVectors) -> Ve
 
 def confidences(vector: Vectors, matrix: Vectors, logit_scale: float) -> NDArray[np.float64]:
     """Return the softmax over (n, d) text rows for one (d,) image vector -> (n,), sum 1."""
-    logits = logit_scale * (matrix.astype(np.float64) @ vector.astype(np.float64))
-    powers = np.exp(logits - logits.max())
-    shares: NDArray[np.float64] = powers / powers.sum()
-    return shares
+    return softmax(logit_scale * (matrix.astype(np.float64) @ vector.astype(np.float64)))
 
 
 def best(labels: Sequence[str], shares: NDArray[np.float64], min_confidence: float) -> Guess:
     """Return the likeliest label; the first of several that are alike."""
     at = int(shares.argmax())
-    # Four digits: more would pretend to a precision that no zero-shot probability has.
+    # Four digits: more would pretend to a precision that no such probability has.
     return Guess(labels[at], round(float(shares[at]), 4), bool(shares[at] >= min_confidence))
 
 

@@ -5,6 +5,7 @@
     │   └── BadImage           2  one picture cannot be used (in a rebuild: one row of the ledger)
     ├── SetupError             1  a model, its weights or a library cannot be loaded
     ├── FingerprintMismatch    1  vectors of two kinds would be compared
+    ├── HeadBroken             1  the file of a trained head cannot be used
     ├── IndexBroken            1  files of a version or a shard do not match their digests
     ├── JobFailed              1  a rebuild ended without a published version
     ├── TimedOut               1  the answer did not come in time; the work goes on
@@ -51,6 +52,10 @@ class FingerprintMismatch(ImgrecError):
 
 class IndexBroken(ImgrecError):
     """Stored files contradict their manifest."""
+
+
+class HeadBroken(ImgrecError):
+    """The file of a trained head cannot be read, or contradicts itself."""
 
 
 class JobFailed(ImgrecError):

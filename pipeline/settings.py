@@ -62,6 +62,7 @@ class Settings(BaseSettings):
 
     # Places
     data_dir: Path = Field(Path("data"), description="Folder of the index, the jobs, the logs")
+    models_dir: Path = Field(Path("models"), description="Folder of the trained heads")
     image_roots: str = Field(
         "", description="Folders that workers may read, separated by ':'; empty: any job's folder"
     )
@@ -150,6 +151,10 @@ class Settings(BaseSettings):
     @property
     def index_dir(self) -> Path:
         return self.data_dir / "faiss_index"
+
+    @property
+    def training_dir(self) -> Path:
+        return self.data_dir / "training"
 
     @property
     def jobs_dir(self) -> Path:

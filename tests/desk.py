@@ -16,7 +16,7 @@ from workers import embed, flow, index, runtime
 
 MADE_ONCE = (
     *("jobs", "versions", "published", "cache", "clip", "fingerprint", "tools"),
-    *("query_prepare", "batcher", "zero_shot", "database", "products", "catalogue"),
+    *("query_prepare", "batcher", "zero_shot", "trained", "database", "products", "catalogue"),
     *("feedback", "opinions", "query_log", "_shelves"),
 )
 

@@ -107,16 +107,17 @@ def _unpack(kept: dict[str, Any]) -> Answer:
 
 
 @shared_task(name="imgrec.classify_image", bind=True, throws=(ImgrecError,))
-def classify_image(self: Task, data: bytes) -> dict[str, Any]:
+def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[str, Any]:
     """Say what the picture in `data` shows; needs no index.
 
-    Returns the classify object of the command line's contract. Raises what its sentence tells:
-    BadImage, SetupError, and WrongUse where the labels file has a mistake.
+    With `use_trained`, trained heads answer what they were trained for. Returns the classify object
+    of the command line's contract. Raises what its sentence tells: BadImage, SetupError, WrongUse
+    where the labels file has a mistake, HeadBroken and FingerprintMismatch.
     """
     start = time.monotonic()
     _require_size(data)
-    zero_shot = runtime.zero_shot()
-    answer = zero_shot.classify(_vector(data, sha256(data)))
+    classifier = runtime.trained() if use_trained else runtime.zero_shot()
+    answer = classifier.classify(_vector(data, sha256(data)))
     log.info("Classified %s in %.0f ms.", self.request.id, 1000 * (time.monotonic() - start))
     return answer
 

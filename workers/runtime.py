@@ -16,12 +16,13 @@ from PIL import Image
 from pipeline.background import load_remover
 from pipeline.batcher import Batcher
 from pipeline.catalogue import Catalogue
-from pipeline.classify import ZeroShot, text_matrix
+from pipeline.classify import Trained, ZeroShot, text_matrix
 from pipeline.clip import Clip, load_clip
 from pipeline.embed import Tools, make_tools
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.feedback import Opinions
 from pipeline.fingerprint import Fingerprint, find_fingerprint
+from pipeline.heads import HeadStore
 from pipeline.images import Limits
 from pipeline.labels import load_labels
 from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
@@ -203,6 +204,13 @@ def text_vector(text: str) -> NDArray[np.float32]:
     """Return the (d,) unit vector of a text, a known one or the model's."""
     matrix = text_matrix({text: (text,)}, clip(), KnownTexts(fingerprint().id))
     return np.asarray(matrix[0])
+
+
+@once
+def trained() -> Trained:
+    settings = load_settings()
+    heads = HeadStore(settings.models_dir)
+    return Trained(zero_shot(), heads, fingerprint(), settings.min_confidence)
 
 
 @once

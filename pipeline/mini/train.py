@@ -32,11 +32,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.chart import draw_curves
 from pipeline.mini.augment import random_view
 from pipeline.mini.backbone import TEXT_CONTEXT, build_image_processor, build_model, load_backbone
 from pipeline.mini.calibrate import calibrate
 from pipeline.mini.captions import caption, every_claim, random_claim, truth, words
-from pipeline.mini.chart import draw_curves
 from pipeline.mini.encode import encode_pixels, encode_texts, frozen_part
 from pipeline.mini.examples import Example, draw_examples, read_photos
 from pipeline.mini.loss import contrast, same

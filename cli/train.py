@@ -1,0 +1,243 @@
+"""Commands of trained heads: train one, list them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from cli.output import facts, json_option, print_json, say, table
+from cli.progress import image_bar
+from pipeline.errors import HeadBroken, WrongUse
+from pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from pipeline.fingerprint import Fingerprint
+    from pipeline.head import HeadName
+    from pipeline.train import Recipe, Training
+    from pipeline.training_set import TrainingSet
+
+
+@click.command()
+@click.option("--category", help="Category, a folder of DATA_DIR/training.")
+@click.option("--attribute", help="Attribute, a folder below it with one folder a class.")
+@click.option("--category-head", is_flag=True, help="Train the head that tells categories apart.")
+@click.option("--auto", is_flag=True, help="Choose learning rate and epochs; standardise; balance.")
+@click.option(
+    "--epochs",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Passes over the training pictures.",
+)
+@click.option(
+    "--lr",
+    default=1e-4,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Learning rate of Adam.",
+)
+@click.option(
+    "--batch-size",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Pictures in a step.",
+)
+@click.option(
+    "--val",
+    default=0.2,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of each class that is held out to judge by.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of the split."
+)
+@json_option
+@click.option("--local", is_flag=True, help="Use no shared cache of vectors, so no Redis.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    category: str | None,
+    attribute: str | None,
+    category_head: bool,
+    auto: bool,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    val: float,
+    seed: int,
+    as_json: bool,
+    local: bool,
+) -> None:
+    """Train a head on frozen features, from DATA_DIR/training/CATEGORY/ATTRIBUTE/CLASS/*.
+
+    Needs neither Redis nor workers; query workers notice the new head at their next call. What is
+    held out is never trained on and decides nothing.
+    """
+    name = _named(category, attribute, category_head)
+    given = [
+        f"--{option}"
+        for option in ("epochs", "lr")
+        if ctx.get_parameter_source(option) != ParameterSource.DEFAULT
+    ]
+    if auto and given:
+        raise WrongUse(f"--auto chooses the learning rate and the epochs: leave out {given[0]}.")
+    settings = load_settings()
+    from pipeline.training_set import list_training
+
+    listing = list_training(settings.training_dir, name)  # before any model is loaded
+
+    from pipeline.heads import MODEL, save_head
+    from pipeline.train import Recipe
+    from pipeline.train import train as fit
+    from pipeline.training_set import embed_training
+    from workers import runtime
+
+    if local:
+        runtime.leave_cache_alone()
+    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
+        known = runtime.KnownVectors(runtime.fingerprint().id, use_known=True)
+        examples = embed_training(listing, runtime.tools(), known, done)
+    for failure in examples.failures:
+        say(f"{listing.root / failure.path}: {failure.reason}")
+    if examples.copies:
+        say(f"{examples.copies} pictures lie in their class more than once and count once.")
+
+    recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
+    training = fit(examples, recipe, runtime.fingerprint())
+    head = save_head(settings.models_dir, name, training.head, training.loss_curve())
+    if not training.temperature_fitted:
+        say("Every class has one picture to train on only: no temperature could be fitted.")
+    folder = settings.models_dir / name.folder
+    answer = {
+        "category": name.category,
+        "attribute": name.attribute,
+        **training.report(),
+        "skipped": examples.skipped,
+        "model": str(folder / MODEL),
+        "loss_curve": str(folder / "loss.png"),
+        "fingerprint": head.fingerprint,
+    }
+    if not auto:
+        answer |= _compare(examples, recipe, runtime.fingerprint(), training)
+    if as_json:
+        print_json(answer)
+    else:
+        _show(answer)
+
+
+@click.command()
+@json_option
+@click.pass_context
+def heads(ctx: click.Context, as_json: bool) -> None:
+    """List the trained heads."""
+    from pipeline.heads import MODEL, list_heads, load_head
+
+    models = load_settings().models_dir
+    rows: list[dict[str, Any]] = []
+    broken: list[HeadBroken] = []
+    for name in list_heads(models):
+        try:
+            head = load_head(models, name)
+        except HeadBroken as problem:
+            broken.append(problem)
+            continue
+        rows.append(
+            {
+                "category": name.category,
+                "attribute": name.attribute,
+                "classes": list(head.classes),
+                "accuracy": head.accuracy,
+                "images": head.images,
+                "trained_at": head.trained_at,
+                "fingerprint": head.fingerprint,
+                "path": str(models / name.folder / MODEL),
+            }
+        )
+    if as_json:
+        print_json({"heads": rows})
+    elif rows:
+        columns = ["category", "attribute", "accuracy", "images", "trained", "classes"]
+        cells = [
+            [
+                row["category"] or "(all)",
+                row["attribute"],
+                f"{row['accuracy']:.2f}",
+                row["images"],
+                str(row["trained_at"])[:16].replace("T", " "),
+                ", ".join(row["classes"]),
+            ]
+            for row in rows
+        ]
+        table(f"Heads in {models}", columns, cells, {"accuracy", "images"})
+    elif not broken:
+        say(f"No head is trained in '{models}': imgrec train --category NAME --attribute NAME.")
+    for error in broken:
+        say(f"Error: {error}")
+    if broken:
+        ctx.exit(HeadBroken.exit_code)
+
+
+def _named(category: str | None, attribute: str | None, category_head: bool) -> HeadName:
+    from pipeline.head import THE_CATEGORY, HeadName
+
+    if category_head:
+        if category or attribute:
+            raise WrongUse("--category-head takes neither --category nor --attribute.")
+        return THE_CATEGORY
+    if category is None or attribute is None:
+        raise WrongUse("Name what to train: --category shoe --attribute color, or --category-head.")
+    return HeadName.of(category, attribute)
+
+
+def _compare(
+    examples: TrainingSet, recipe: Recipe, made_by: Fingerprint, training: Training
+) -> dict[str, float]:
+    """Train with --auto on the same split too, and say so where it is clearly better."""
+    from pipeline.train import clearly_better
+    from pipeline.train import train as fit
+
+    try:
+        best = fit(examples, replace(recipe, auto=True), made_by).head.accuracy
+    except WrongUse:  # too few pictures for it to choose by
+        return {}
+    if clearly_better(best, training.head.accuracy, training.held_out):
+        say(
+            f"--auto reaches {best:.2f} on the same hold-out, these hyper-parameters "
+            f"{training.head.accuracy:.2f}: train again with --auto."
+        )
+    return {"auto_accuracy": best}
+
+
+def _show(answer: dict[str, Any]) -> None:
+    title = f"Head {answer['category'] or '(all categories)'}/{answer['attribute']}"
+    accuracy = f"{answer['accuracy']:.2f} on {answer['held_out']} pictures that were held out"
+    calibration = f"{answer['ece']:.3f} at temperature {answer['temperature']:g}"
+    facts(
+        title,
+        [
+            ("accuracy", accuracy),
+            ("trained on", f"{answer['train']} pictures ({answer['skipped']} skipped)"),
+            ("calibration (ECE)", f"{calibration}; {answer['ece_before']:.3f} without"),
+            ("learning rate", f"{answer['learning_rate']:g}, {answer['epochs']} epochs"),
+            ("model", answer["model"]),
+            ("loss curve", answer["loss_curve"]),
+        ],
+    )
+    rows = [
+        [name, _figure(own["precision"]), _figure(own["recall"]), own["images"]]
+        for name, own in answer["per_class"].items()
+    ]
+    columns = ["class", "precision", "recall", "held out"]
+    table("By class", columns, rows, set(columns[1:]))
+    classes, counts = answer["confusion"]["classes"], answer["confusion"]["counts"]
+    rows = [[name, *row] for name, row in zip(classes, counts, strict=True)]
+    table("Confusion: true classes, predicted ones across", ["", *classes], rows, set(classes))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
