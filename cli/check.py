@@ -151,25 +151,17 @@ def _published_files(settings: Settings) -> list[Path]:
 
 
 def _device(settings: Settings) -> str:
-    import torch
+    from pipeline.background import sees_gpu
+    from pipeline.clip import choose_device, gpu_name
 
-    from pipeline.clip import choose_device
-
-    device = choose_device(settings.device)
-    if device == "cpu":
+    if choose_device(settings.device) == "cpu":
         return f"DEVICE={settings.device}: no GPU is used, {settings.threads} CPU threads"
-    import onnxruntime
-
-    name = torch.cuda.get_device_name(0)
-    if (
-        settings.use_bg_removal
-        and "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
-    ):
+    if settings.use_bg_removal and not sees_gpu():
         raise Failed(
-            f"{name} is used for embeddings, but onnxruntime does not see it",
+            f"{gpu_name()} is used for embeddings, but onnxruntime does not see it",
             "pip uninstall onnxruntime onnxruntime-gpu && pip install 'imgrec[gpu]'",
         )
-    return f"{name} is used"
+    return f"{gpu_name()} is used"
 
 
 def _model(settings: Settings) -> str:

@@ -36,7 +36,7 @@ def load_remover(model: str, threads: int, device: str = "auto") -> Remover:
     import rembg
 
     onnxruntime.disable_telemetry_events()  # a shop's machines report to nobody
-    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if device == "cuda" and not sees_gpu():
         raise SetupError(
             "DEVICE=cuda, but this onnxruntime has no CUDA: install imgrec[gpu] into an "
             "environment without the CPU package onnxruntime, or set DEVICE=cpu."
@@ -68,6 +68,13 @@ def load_remover(model: str, threads: int, device: str = "auto") -> Remover:
         return mask.convert("L")
 
     return remove
+
+
+def sees_gpu() -> bool:
+    """Tell whether background removal could run on a GPU here."""
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def _no_weights(model: str, ways_out: str, cause: Exception) -> SetupError:

@@ -140,6 +140,13 @@ def choose_device(wanted: str) -> str:
     return "cpu"
 
 
+def gpu_name() -> str:
+    """Name the GPU that torch uses; there must be one."""
+    import torch
+
+    return str(torch.cuda.get_device_name(0))
+
+
 def _load_tokenizer(source: str, revision: str) -> Any:
     import transformers
 
