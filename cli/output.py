@@ -40,24 +40,24 @@ def table(title: str, columns: list[str], rows: list[list[Any]], numbers: set[st
     """Print a table on stdout; `numbers` names the columns that are set to the right."""
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", header_style="bold")
+    grid = Table(header_style="bold")
     for column in columns:
         right = column in numbers
         grid.add_column(column, justify="right" if right else "left", overflow="fold")
-    _print(grid, rows)
+    _print(title, grid, rows)
 
 
 def facts(title: str, pairs: list[tuple[str, Any]]) -> None:
     """Print names and values, a line each, on stdout."""
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", show_header=False, box=None)
+    grid = Table(show_header=False, box=None)
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
-    _print(grid, [list(pair) for pair in pairs])
+    _print(title, grid, [list(pair) for pair in pairs])
 
 
-def _print(grid: Table, rows: list[list[Any]]) -> None:
+def _print(title: str, grid: Table, rows: list[list[Any]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -65,7 +65,10 @@ def _print(grid: Table, rows: list[list[Any]]) -> None:
         grid.add_row(*(Text(str(cell)) for cell in row))
     console = Console()
     # A pipe has no width; the default of 80 would break paths and ids that grep looks for.
-    Console(width=None if console.is_terminal else PIPE_WIDTH).print(grid)
+    console = Console(width=None if console.is_terminal else PIPE_WIDTH)
+    # Not as the table's own title: that one is broken at the width of a narrow table.
+    console.print(Text(title, style="italic"))
+    console.print(grid)
 
 
 def duration(seconds: float) -> str:

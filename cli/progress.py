@@ -56,7 +56,9 @@ def image_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+    console = Console(stderr=True)
+    quiet = quiet or not console.is_terminal
+    with Progress(console=console, disable=quiet, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.update(task, completed=done)
 
