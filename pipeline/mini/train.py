@@ -37,6 +37,7 @@ from pipeline.mini.augment import random_view
 from pipeline.mini.backbone import TEXT_CONTEXT, build_image_processor, build_model, load_backbone
 from pipeline.mini.calibrate import calibrate
 from pipeline.mini.captions import caption, every_claim, random_claim, truth, words
+from pipeline.mini.emphasis import emphasise
 from pipeline.mini.encode import encode_pixels, encode_texts, frozen_part
 from pipeline.mini.examples import Example, draw_examples, read_photos
 from pipeline.mini.loss import contrast, same
@@ -162,6 +163,7 @@ def train(photo_folder: Path, backbone: Path, out: Path, work: Path, steps: int)
         for mean, parameter in zip(average, trained, strict=True):
             parameter.copy_(mean)
     model.eval()
+    emphasise(model, tokenizer, sorted({facts["category"] for facts in known}))
     calibrate(model, tokenizer, lower, held_out, questions, FINAL_SIDE)
     out.mkdir(parents=True, exist_ok=True)
     model.to(dtype=torch.float16, memory_format=torch.contiguous_format).save_pretrained(out)
