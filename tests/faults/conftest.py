@@ -1,4 +1,8 @@
-"""A whole imgrec for the tests of this folder."""
+"""A whole imgrec for the tests of this folder.
+
+On the tiny model and on coloured shapes: faults are about what is lost or doubled, not about what
+a picture looks like, and hundreds of pictures are embedded in seconds.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from stand import ROOT, Stand
 
 
 def test_a_picture_is_classified_without_an_index_now_or_later(stand: Stand) -> None:
-    stand.environment["EMBEDDING_MODEL"] = str(ROOT / "models" / "imgrec-mini")
     stand.worker("query")
     image = next(
         file

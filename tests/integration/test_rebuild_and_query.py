@@ -1,4 +1,6 @@
-"""The main job on real servers: a folder becomes an index, a query finds its likes."""
+"""The main job on real servers and the bundled model: a folder becomes an index, a query finds its
+likes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import struct
 import zlib
 from pathlib import Path
 
+from drawn import draw_one, draw_range, kinds_of
 from PIL import Image
-from stand import Stand, draw_folder, draw_product
+from stand import Stand
 
 
 def write_broken_files(folder: Path) -> dict[str, str]:
@@ -15,8 +18,8 @@ def write_broken_files(folder: Path) -> dict[str, str]:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("this is no image")
     Image.new("RGB", (1, 1)).save(folder / "one-pixel.png")
-    whole = folder / "kind0" / "product-000.jpg"
-    (folder / "truncated.jpg").write_bytes(whole.read_bytes()[:900])
+    whole = next(folder.glob("*/*.jpg")).read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "bomb.png").write_bytes(_png_header(30_000, 30_000))
     return {
         "empty.jpg": "0 bytes",
@@ -41,7 +44,7 @@ def _png_header(width: int, height: int) -> bytes:
 
 def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: Stand) -> None:
     stand = any_database
-    good = draw_folder(stand.products, 40)
+    good = draw_range(stand.products, 40)
     broken = write_broken_files(stand.products)
     stand.workers("embed", "index", "query")
 
@@ -54,14 +57,16 @@ def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: 
     for path, words in broken.items():
         assert words in failures[path][1]
 
-    # Each picture finds itself, the answer has the contract's shape.
-    answer = stand.query(stand.products / good[7], "--top-k", "3")
+    # A mug finds itself, then other mugs; the answer has the contract's shape.
+    assert "mug/red.jpg" in good
+    answer = stand.query(stand.products / "mug" / "red.jpg", "--top-k", "3")
     assert answer["index_version"] == first["index_version"]
     assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
     best = answer["matches"][0]
-    assert best["filename"] == good[7]
-    assert best["product_id"] == good[7].removesuffix(".jpg")
-    assert best["score"] > 0.999
+    assert best["filename"] == "mug/red.jpg"
+    assert best["product_id"] == "mug/red"
+    assert best["score"] > 0.999 > answer["matches"][1]["score"]
+    assert kinds_of(answer["matches"]) == ["mug", "mug", "mug"]
     assert abs(best["score"] + best["distance"] - 1) < 1e-6
 
     # Unchanged: nothing is embedded, and no new version is needed.
@@ -70,27 +75,25 @@ def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: 
     assert again["index_version"] == first["index_version"]
 
     # One changed, one deleted, one new: two images of work.
-    draw_product(stand.products / good[0], seed=900)
-    (stand.products / good[1]).unlink()
-    draw_product(stand.products / "kind9" / "new.jpg", seed=901)
+    draw_one(stand.products / good[0], "teapot", "red")
+    deleted = (stand.products / good[1]).rename(stand.folder / "deleted.jpg")
+    draw_one(stand.products / "lamp" / "new.jpg", "lamp", "green")
     third = stand.rebuild()
     assert (third["embedded"], third["reused"]) == (2, 38)
     assert third["index_version"] != first["index_version"]
-    assert stand.indexed() == sorted({*good, "kind9/new.jpg"} - {good[1]})
+    assert stand.indexed() == sorted({*good, "lamp/new.jpg"} - {good[1]})
     assert stand.query(stand.products / good[0])["matches"][0]["filename"] == good[0]
 
     # A touched or moved file has the same content: it is read, not embedded.
     (stand.products / good[2]).touch()
-    (stand.products / good[3]).rename(stand.products / "kind0" / "moved.jpg")
+    (stand.products / good[3]).rename(stand.products / "lamp" / "moved.jpg")
     fourth = stand.rebuild()
     assert fourth["embedded"] == 0
-    assert "kind0/moved.jpg" in stand.indexed()
+    assert "lamp/moved.jpg" in stand.indexed()
 
     # Roll back: the version before answers at once, without a restart.
     back = stand.answer("index", "rollback", first["index_version"])
     assert back["to"] == first["index_version"]
-    deleted = stand.folder / "deleted.jpg"
-    draw_product(deleted, seed=1 if good[1].endswith("001.jpg") else int(good[1][-7:-4]))
     answer = stand.query(deleted)
     assert answer["index_version"] == first["index_version"]
     assert answer["matches"][0]["filename"] == good[1]
@@ -100,7 +103,7 @@ def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: 
 
 
 def test_a_query_without_an_index_says_so_with_exit_code_3(stand: Stand) -> None:
-    draw_product(stand.folder / "query.jpg", seed=1)
+    draw_one(stand.folder / "query.jpg", "mug", "red")
     stand.worker("query")
     done = stand.imgrec("query", "query.jpg", "--wait")
     assert done.returncode == 3
@@ -109,7 +112,7 @@ def test_a_query_without_an_index_says_so_with_exit_code_3(stand: Stand) -> None
 
 
 def test_a_query_needs_no_path_that_the_worker_can_see(stand: Stand) -> None:
-    names = draw_folder(stand.products, 12)
+    names = draw_range(stand.products, 12)
     stand.workers("embed", "index", "query")
     stand.rebuild()
     # Found by the bytes alone: the file is gone before a worker could look for it.
@@ -122,25 +125,27 @@ def test_a_query_needs_no_path_that_the_worker_can_see(stand: Stand) -> None:
     assert answer["matches"][0]["filename"] == names[5]
 
 
-def test_a_repeated_query_does_no_work(stand: Stand) -> None:
-    names = draw_folder(stand.products, 12)
+def test_a_new_mug_finds_the_mugs_and_a_repeated_query_does_no_work(stand: Stand) -> None:
+    names = draw_range(stand.products, 12)
     stand.workers("embed", "index", "query")
     stand.rebuild()
-    draw_product(stand.folder / "new.jpg", seed=77)
-    first = stand.query(stand.folder / "new.jpg")
-    second = stand.query(stand.folder / "new.jpg")
+    new = draw_one(stand.folder / "new.jpg", "mug", "brown", seed=77)  # no brown one is indexed
+    first = stand.query(new)
+    mugs = [name for name in names if name.startswith("mug/")]
+    assert len(mugs) == 3
+    assert sorted(match["filename"] for match in first["matches"][:3]) == mugs
+    second = stand.query(new)
     assert first["matches"] == second["matches"]
     lines = [line for line in stand.log("query").splitlines() if " matches" in line]
     assert "from the cache" not in lines[0]
     assert "from the cache" in lines[1]
-    assert len(names) == 12
     keys = list(stand.redis().keys("imgrec:cache:*"))
     assert keys
     assert all(stand.redis().ttl(key) > 0 for key in keys)
 
 
 def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: Stand) -> None:
-    names = draw_folder(stand.products, 12)
+    names = draw_range(stand.products, 12)
     stand.workers("embed", "index", "query")
     stand.rebuild()
     page = stand.folder / "page.html"
@@ -153,7 +158,7 @@ def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: Stan
 
 
 def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stand: Stand) -> None:
-    names = draw_folder(stand.products, 9)
+    names = draw_range(stand.products, 9)
     stand.workers("embed", "index", "query")
     stand.rebuild()
     stand.rebuild("--save-preprocessed")  # although every vector is known
@@ -163,7 +168,7 @@ def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stand: Stand) -> None:
 
 
 def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stand: Stand) -> None:
-    draw_folder(stand.products, 9)
+    draw_range(stand.products, 9)
     stand.worker("embed", PREPROCESS_SIZE="64,64")
     stand.worker("index")
     done = stand.imgrec("enqueue-rebuild", str(stand.products), "--wait")
@@ -174,7 +179,7 @@ def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stand: Stan
 
 
 def test_missing_weights_are_one_sentence_before_any_shard_runs(stand: Stand) -> None:
-    draw_folder(stand.products, 30)
+    draw_range(stand.products, 30)
     nowhere = {
         "USE_BG_REMOVAL": "true",
         "REMBG_MODEL": "u2netp",
@@ -196,7 +201,7 @@ def test_celery_finds_the_app_by_name_too(stand: Stand) -> None:
 
     from stand import ROOT
 
-    names = draw_folder(stand.products, 6)
+    names = draw_range(stand.products, 6)
     command = ["celery", "-A", "workers", "worker", "-l", "INFO"]  # no -Q: all queues
     with (stand.folder / "all.log").open("wb") as log:
         process = subprocess.Popen(
