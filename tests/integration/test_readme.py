@@ -32,6 +32,7 @@ VARIES = [
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"\b\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?"), "DATE"),
     (re.compile(r"\b\d+(\.\d+)? (s|ms)\b|\b\d+ min \d+ s\b"), "TIME"),
+    (re.compile(r'"seconds": [\d.]+'), '"seconds": N'),
     (re.compile(r"\(process \d+\)"), "(process N)"),
     (re.compile(r"\b(embed|index|query)@[^ :│]+"), "WORKER"),
     (re.compile(r"/[^ ]*/photos"), "/FOLDER/photos"),
