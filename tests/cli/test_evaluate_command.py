@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shop import Shop
 
 from cli.main import main
 from pipeline.drawing import Product, draw
-from pipeline.settings import load_settings
+from pipeline.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "models" / "imgrec-mini")
@@ -135,6 +136,72 @@ def test_wrong_use_is_a_sentence(
     code, _, err = run(capsys, *args)
     assert code == 2
     assert sentence in err
+
+
+def publish(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Shop:
+    """Publish an index of 300 products, made in this process with a toy encoder."""
+    settings = Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        database_url=f"sqlite:///{tmp_path}/data/app.db",
+        embedding_model=str(tiny),
+        use_bg_removal=False,
+        cpu_threads=1,
+        **more,
+    )
+    shop = Shop(settings, tmp_path)
+    for number in range(300):
+        shop.draw(f"{number:03d}.png", seed=number)
+    shop.rebuild()
+    monkeypatch.setenv("EMBEDDING_MODEL", str(tiny))
+    load_settings.cache_clear()
+    return shop
+
+
+def test_an_exact_index_has_all_of_the_recall(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path, model, monkeypatch)
+    answer = as_json(capsys, "--index", "--k", "1,10")
+    assert (answer["index"], answer["images"], answer["queries"]) == ("Flat", 300, 300)
+    assert answer["recall"] == {"1": 1.0, "10": 1.0}
+    _, out, _ = run(capsys, "--index")
+    assert "recall@10" in out
+
+
+def test_an_inverted_index_that_looks_at_fewer_lists_is_found_out(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = publish(tmp_path, model, monkeypatch, flat_max_vectors=50)
+    tuned = as_json(capsys, "--index", "--k", "10")
+    assert tuned["index"].startswith("IVF")
+    assert tuned["recall"]["10"] >= 0.9
+    # The same index, searched as a careless one would be.
+    file = shop.versions.current().folder / "manifest.json"
+    manifest = json.loads(file.read_bytes())
+    assert manifest["index"]["nprobe"] > 1
+    manifest["index"]["nprobe"] = 1
+    file.write_text(json.dumps(manifest))
+    careless = as_json(capsys, "--index", "--k", "10")
+    assert careless["recall"]["10"] < tuned["recall"]["10"] - 0.1
+    low, high = careless["intervals"]["10"]
+    assert low <= careless["recall"]["10"] <= high < tuned["recall"]["10"]
+
+
+def test_pictures_of_a_folder_ask_the_index_if_they_are_of_its_kind(
+    folder: Path,
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    publish(tmp_path, model, monkeypatch, flat_max_vectors=50)
+    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
+    load_settings.cache_clear()
+    code, _, err = run(capsys, str(folder), "--index")
+    assert code == 1
+    assert "was made with" in err
+    assert "64x64" in err
 
 
 def test_without_an_index_there_is_nothing_to_judge(capsys: pytest.CaptureFixture[str]) -> None:
