@@ -43,6 +43,9 @@ def main() -> None:
             image = images[number * len(images) // QUERIES]
             page = DATA / f"query-{number + 1}.html"
             _run(environment, "query", str(image), "--wait", "--html", str(page))
+        _run(environment, "import-products", str(PRODUCTS / "products.csv"))
+        _run(environment, "query", "--text", "a red shoe", "--where", "price<90", "--wait")
+        _run(environment, "classify", str(images[0]), "--wait")
     finally:
         _run(environment, "down")
     pages = " and ".join(str(DATA / f"query-{number + 1}.html") for number in range(QUERIES))
@@ -52,8 +55,9 @@ def main() -> None:
         "  .venv/bin/imgrec up                              # in one terminal\n"
         "  .venv/bin/imgrec enqueue-rebuild FOLDER --wait   # in another\n"
         "  .venv/bin/imgrec query PHOTO --wait --html matches.html\n"
-        "EMBEDDING_MODEL (default openai/clip-vit-base-patch32) and REMBG_MODEL (default u2net)\n"
-        "are downloaded when first used; every setting: .env.example."
+        "Without EMBEDDING_MODEL that is openai/clip-vit-base-patch32, without REMBG_MODEL u2net;\n"
+        f"both are downloaded when first used. EMBEDDING_MODEL={MODEL} stays with this one.\n"
+        "Every setting: .env.example."
     )
 
 

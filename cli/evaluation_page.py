@@ -117,6 +117,10 @@ def _matrix(report: dict[str, Any]) -> str:
     )
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _shade(count: int, share: float, right: bool) -> str:
     color = "42,125,225" if right else "220,60,50"
     return f'<td style="background:rgba({color},{share:.2f})">{count or ""}</td>'
@@ -134,7 +138,7 @@ def _zero_shot(each: Judged) -> str:
             for row in rows[:PICTURES]
         )
         blocks += (
-            f"<h4>{escape(true)} taken for {escape(guess)}: {len(rows)} times</h4>"
+            f"<h4>{escape(true)} taken for {escape(guess)}: {_times(len(rows))}</h4>"
             f'<ul class="pairs one">{items}</ul>'
         )
     return f"<h3>Worst zero-shot confusions</h3>{blocks or '<p>None.</p>'}"
@@ -157,7 +161,7 @@ def _search(each: Judged) -> str:
             for row in rows[:PICTURES]
         )
         blocks += (
-            f"<h4>{escape(true)} found {escape(other)} first: {len(rows)} times</h4>"
+            f"<h4>{escape(true)} found {escape(other)} first: {_times(len(rows))}</h4>"
             f'<ul class="pairs">{items}</ul>'
         )
     return f"<h3>Worst confusions of the search</h3>{blocks or '<p>None.</p>'}"

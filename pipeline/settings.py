@@ -95,8 +95,8 @@ class Settings(BaseSettings):
         "", description="What classify can say, a TOML file; empty: the one that comes with imgrec"
     )
     min_confidence: float = Field(
-        # On the demo catalogue imgrec-mini is right in 97.5 % of the colours above 0.4 (96.5 % of
-        # all). No guard against pictures without a product: of noise it was 0.93 sure.
+        # On the demo catalogue imgrec-mini is right in 95.9 % of the colours above 0.4 (95.5 % of
+        # all). No guard against pictures without a product: of noise it was 0.99 sure.
         0.4,
         ge=0,
         le=1,

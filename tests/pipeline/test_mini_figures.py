@@ -35,6 +35,12 @@ def test_texts_bring_the_right_products_of_the_demo_catalogue_first(clip: Clip) 
     assert (shoe[0]["color"], shoe[0]["category"]) == ("red", "shoe")
     assert {each["category"] for each in bag} == {"bag"}
     assert (mug[0]["color"], mug[0]["category"]) == ("blue", "mug")
+    assert {each["category"] for each in shoe} == {"shoe"}
+    # Few of a kind stand among many of a colour: the kind comes first all the same.
+    alike = vectors @ vectors.T - 2 * np.eye(len(vectors))
+    kinds = np.array([each["category"] for each in found])
+    nearest = np.argsort(-alike, axis=1)[:, :5]
+    assert (kinds[nearest] == kinds[:, None]).mean() >= 0.95
 
 
 @pytest.mark.slow
