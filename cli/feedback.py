@@ -76,7 +76,10 @@ def add(query_id: str, product_id: str, actions: tuple[str, ...], user: str, as_
 @feedback.command()
 @json_option
 def report(as_json: bool) -> None:
-    """Show what is taken at which rank, and nDCG without and with feedback."""
+    """Show what is taken at which rank, and nDCG without and with feedback.
+
+    Of the newest 20,000 queries in the log.
+    """
     answer = _report()
     if as_json:
         print_json(answer)
@@ -121,7 +124,7 @@ def _report() -> dict[str, Any]:
         version = runtime.versions().current()
     except ImgrecError as error:
         say(f"No ranking is judged: {error}")
-        return judge(log.queries(), log.newest(""), lambda query: None)
+        return judge(log.queries(), log.newest(), lambda query: None)
     shelf = Shelf(version, runtime.products().catalogue())
     given = log.newest(version.fingerprint)
     opinions, quantiles = Opinions(given), version.random_pairs["quantiles"]

@@ -58,6 +58,7 @@ class Question:
         for name in ("text", "without", "product", "user"):
             value = getattr(self, name)
             _require(isinstance(value, str), f"{name} is no text")
+            _require("\0" not in value, f"{name} holds a NUL")  # PostgreSQL stores none
             _require(len(value) <= MAX_TEXT, f"{name} has more than {MAX_TEXT} characters")
         for name in ("weight", "diverse"):
             value = getattr(self, name)

@@ -59,7 +59,7 @@ def query_image(
     key = result_key(index.version.identity, mine.id, digest, facts)
     # What feedback changes is not kept: it may change with every verdict.
     kept = None if question.uses_feedback else runtime.cache().get_result(key)
-    answer = _unpack(kept) if kept is not None else None
+    answer = found = _unpack(kept)
     if answer is None:
         picture = (lambda: _vector(data, digest)) if data else None
         asked = compose(question, picture, runtime.text_vector, shelf)
@@ -71,7 +71,7 @@ def query_image(
         "Query %s: %d matches%s in %.0f ms.",
         self.request.id,
         len(answer.matches),
-        " from the cache" if kept is not None else "",
+        " from the cache" if found is not None else "",
         1000 * (time.monotonic() - start),
     )
     if self.request.id:
@@ -101,9 +101,12 @@ def _pack(answer: Answer) -> dict[str, Any]:
     return {"matches": answer.matches, "min_score": answer.min_score, "vector": vector}
 
 
-def _unpack(kept: dict[str, Any]) -> Answer:
-    vector = np.frombuffer(base64.b64decode(kept["vector"]), "<f4").astype(np.float32)
-    return Answer(kept["matches"], kept["min_score"], vector)
+def _unpack(kept: Any) -> Answer | None:
+    try:
+        vector = np.frombuffer(base64.b64decode(kept["vector"]), "<f4").astype(np.float32)
+        return Answer(list(kept["matches"]), kept["min_score"], vector)
+    except (TypeError, ValueError, KeyError):
+        return None  # not written by this page
 
 
 @shared_task(name="imgrec.classify_image", bind=True, throws=(ImgrecError,))

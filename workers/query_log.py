@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from pipeline.errors import ImgrecError
+from pipeline.errors import ServerAway
 from pipeline.feedback import Shown
 from pipeline.store.feedback import FeedbackLog
 
@@ -53,12 +53,17 @@ class QueryLog:
             ServerAway: the database does not answer; nothing of it is lost.
         """
         with self._lock:
-            batch = list(self._waiting)
-            if batch:
+            batch = []
+            while self._waiting:
+                batch.append(self._waiting.popleft())
+            if not batch:
+                return
+            try:
                 self._feedback.put_queries(batch)
-            for _ in batch:
-                self._waiting.popleft()
-            if batch and time.monotonic() >= self._forget_at:
+            except ServerAway:
+                self._waiting.extendleft(reversed(batch[-MOST:]))
+                raise
+            if time.monotonic() >= self._forget_at:
                 self._forget_at = time.monotonic() + FORGET_EVERY_S
                 self._feedback.forget_queries(time.time() - self._days * 86_400)
 
@@ -69,9 +74,10 @@ class QueryLog:
             time.sleep(WRITE_EVERY_S)
             try:
                 self.flush()
-            except ImgrecError as error:
+            except ServerAway as error:
                 log.warning("The log of queries waits: %s", error)
                 self._wanted.set()
                 time.sleep(RETRY_S)
             except Exception:
-                log.exception("The log of queries failed; it goes on.")
+                # What cannot be written once cannot be written later: it must not block the rest.
+                log.exception("Some queries could not be logged; the log goes on.")

@@ -13,7 +13,8 @@ from pipeline.feedback import DISLIKE, Given, Shown
 from pipeline.store.database import Database, Row, count_change
 
 NAME = "feedback"  # of the revision
-NEWEST = 20_000  # verdicts that a query worker holds: 40 MB of 512 dimensions
+# Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.
+NEWEST = 20_000
 OPPOSITE = {"like": DISLIKE, DISLIKE: "like"}
 
 
@@ -55,11 +56,15 @@ class FeedbackLog:
             found = tx.rows("SELECT * FROM queries WHERE query_id = ?", (query_id,))
         return _shown(found[0]) if found else None
 
-    def queries(self, fingerprint: str | None = None) -> list[Shown]:
-        """Return the log, oldest first."""
+    def queries(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[Shown]:
+        """Return the newest of the log, oldest first; of a fingerprint, or all."""
+        where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
-            found = tx.rows("SELECT * FROM queries ORDER BY asked_at, query_id")
-        return [_shown(row) for row in found if fingerprint in (None, row["fingerprint"])]
+            found = tx.rows(
+                f"SELECT * FROM queries {where} ORDER BY asked_at DESC, query_id DESC LIMIT ?",
+                (*values, limit),
+            )
+        return [_shown(row) for row in reversed(found)]
 
     def add(self, query: Shown, product_id: str, action: str, who: str, now: float) -> Given:
         """Keep a verdict; given twice it counts once, a like takes a dislike's place.
@@ -110,14 +115,19 @@ class FeedbackLog:
         """Return a number that every verdict changes."""
         return self._database.revision(NAME)
 
-    def newest(self, fingerprint: str, limit: int = NEWEST) -> list[Given]:
-        """Return the newest verdicts on queries of a fingerprint."""
+    def newest(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[Given]:
+        """Return the newest verdicts, on queries of a fingerprint or on all."""
+        where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
             found = tx.rows(
-                "SELECT * FROM feedback WHERE fingerprint = ? ORDER BY given_at DESC LIMIT ?",
-                (fingerprint, limit),
+                f"SELECT * FROM feedback {where} ORDER BY given_at DESC LIMIT ?",
+                (*values, limit),
             )
         return [_given(row) for row in found]
+
+
+def _of(fingerprint: str | None) -> tuple[str, tuple[str, ...]]:
+    return ("", ()) if fingerprint is None else ("WHERE fingerprint = ?", (fingerprint,))
 
 
 def _vector(data: Any) -> Any:

@@ -1,0 +1,90 @@
+"""The log of queries is beside the queries: nothing about it can stop or lose an answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stand import until
+
+from pipeline.errors import ServerAway
+from pipeline.feedback import Shown
+from pipeline.store.database import Database
+from pipeline.store.feedback import FeedbackLog
+from workers import query_log
+from workers.query_log import QueryLog
+
+
+def shown(number: int) -> Shown:
+    vector = np.array([1, 0], np.float32)
+    return Shown(f"q{number}", 1e12 + number, "", "v0001", "kind", (("a", 0.5),), vector)
+
+
+class Fragile(FeedbackLog):
+    """A log whose database goes away and comes back, and that cannot store one query."""
+
+    away = False
+
+    def put_queries(self, queries: list[Shown]) -> None:  # type: ignore[override]
+        if self.away:
+            raise ServerAway("The database does not answer.")
+        if any(query.query_id == "q13" for query in queries):
+            raise ValueError("no database stores this")
+        super().put_queries(queries)
+
+
+@pytest.fixture
+def fragile(database: Database) -> Fragile:
+    return Fragile(database)
+
+
+def test_queries_are_written_soon_by_themselves(fragile: Fragile) -> None:
+    log = QueryLog(fragile, days=1)
+    for number in range(5):
+        log.put(shown(number))
+    until(lambda: len(fragile.queries()) == 5, "five queries are logged", 20)
+
+
+def test_an_outage_of_the_database_loses_nothing_and_keeps_the_order(
+    fragile: Fragile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueryLog, "_run", lambda self: None)  # this test is the thread
+    log = QueryLog(fragile, days=1)
+    fragile.away = True
+    log.put(shown(0))
+    with pytest.raises(ServerAway):
+        log.flush()
+    log.put(shown(1))
+    fragile.away = False
+    log.flush()
+    assert [query.query_id for query in fragile.queries()] == ["q0", "q1"]
+    log.flush()
+    assert len(fragile.queries()) == 2
+
+
+def test_a_query_that_cannot_be_stored_does_not_block_the_others(
+    fragile: Fragile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueryLog, "_run", lambda self: None)
+    log = QueryLog(fragile, days=1)
+    log.put(shown(13))
+    with pytest.raises(ValueError, match="no database"):
+        log.flush()
+    log.put(shown(1))
+    log.flush()
+    assert [query.query_id for query in fragile.queries()] == ["q1"]
+
+
+def test_old_queries_are_forgotten_and_zero_days_keep_none(
+    fragile: Fragile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueryLog, "_run", lambda self: None)
+    monkeypatch.setattr(query_log.time, "time", lambda: 1e12 + 2 * 86_400 + 5)
+    log = QueryLog(fragile, days=2)
+    log.put(shown(0))
+    log.put(shown(9))
+    log.flush()
+    assert [query.query_id for query in fragile.queries()] == ["q9"]
+    none = QueryLog(fragile, days=0)
+    none.put(shown(11))
+    none.flush()
+    assert len(fragile.queries()) == 1
