@@ -60,11 +60,16 @@ class Catalogue:
         listed = self.by_image.get(filename)
         if listed is not None:
             return listed
-        path = PurePosixPath(filename)
-        own = str(path.with_suffix(""))
+        # Not PurePosixPath: this runs once for every row of an index.
+        folder, slash, name = filename.rpartition("/")
+        own = f"{folder}{slash}{name.rpartition('.')[0] or name}"
         if own in self.facts_json or not self.facts_json:
             return own
-        return next((str(p) for p in path.parents if str(p) in self.facts_json), own)
+        while folder:
+            if folder in self.facts_json:
+                return folder
+            folder = folder.rpartition("/")[0]
+        return own
 
     def facts(self, product_id: str) -> Facts:
         """Return what is known about a product; nothing, if it was not imported."""
