@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from pipeline.clip import Clip, load_clip
 from pipeline.drawing import COLORS, Product, draw
+from pipeline.mini import emphasis
 from pipeline.mini.augment import random_view
 from pipeline.mini.captions import (
     PHOTO_CATEGORIES,
@@ -129,3 +131,20 @@ def test_a_right_answer_competes_with_wrong_ones_only() -> None:
 def test_a_picture_is_not_compared_with_itself() -> None:
     expected = torch.tensor([[0, -1, 1], [-1, 0, -1], [1, -1, 0]])
     torch.testing.assert_close(same(torch.tensor([4, 7, 4])), expected)
+
+
+def test_the_stretch_moves_images_along_the_categories_names_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {"mug": [1.0, 0, 0, 0], "shoe": [0, 1.0, 0, 0]}
+    rows = torch.tensor([names[name] for name in sorted(names)])
+    monkeypatch.setattr(emphasis, "encode_texts", lambda model, tokenizer, texts: rows)
+    model = SimpleNamespace(visual_projection=torch.nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        model.visual_projection.weight.copy_(torch.eye(4))
+    emphasis.emphasise(model, None, sorted(names))
+    stretched = model.visual_projection(torch.eye(4)).detach()
+    along = torch.tensor([1.0, -1, 0, 0]) / 2**0.5  # in which mug and shoe differ
+    torch.testing.assert_close(stretched @ along, emphasis.FACTOR * along)
+    for other in ([1.0, 1, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]):
+        torch.testing.assert_close(stretched @ torch.tensor(other), torch.tensor(other))
