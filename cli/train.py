@@ -134,13 +134,13 @@ def heads(ctx: click.Context, as_json: bool) -> None:
     from pipeline.heads import MODEL, list_heads, load_head
 
     models = load_settings().models_dir
-    rows = []
-    broken = []
+    rows: list[dict[str, Any]] = []
+    broken: list[str] = []
     for name in list_heads(models):
         try:
             head = load_head(models, name)
         except HeadBroken as error:
-            broken.append(error)
+            broken.append(f"Error: {error}")
             continue
         rows.append(
             {
@@ -172,8 +172,8 @@ def heads(ctx: click.Context, as_json: bool) -> None:
         table(f"Heads in {models}", columns, cells, {"accuracy", "images"})
     elif not broken:
         say(f"No head is trained in '{models}': imgrec train --category NAME --attribute NAME.")
-    for error in broken:
-        say(f"Error: {error}")
+    for sentence in broken:
+        say(sentence)
     if broken:
         ctx.exit(HeadBroken.exit_code)
 
