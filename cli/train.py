@@ -89,7 +89,7 @@ def train(
 
     listing = list_training(settings.training_dir, name)  # before any model is loaded
 
-    from pipeline.heads import MODEL, save_head
+    from pipeline.heads import LOSS, MODEL, save_head
     from pipeline.train import Recipe
     from pipeline.train import train as fit
     from pipeline.training_set import embed_training
@@ -101,7 +101,7 @@ def train(
     for failure in examples.failures:
         say(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:
-        say(f"{examples.copies} pictures lie in their class more than once and count once.")
+        say(f"Copies of a picture within its class count once: {examples.copies} left out.")
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, runtime.fingerprint())
@@ -115,7 +115,7 @@ def train(
         **training.report(),
         "skipped": examples.skipped,
         "model": str(folder / MODEL),
-        "loss_curve": str(folder / "loss.png"),
+        "loss_curve": str(folder / LOSS),
         "fingerprint": head.fingerprint,
     }
     if not auto:

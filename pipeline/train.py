@@ -91,7 +91,7 @@ class Training:
             "confusion": {"classes": list(self.head.classes), "counts": self.counts.tolist()},
             "ece": round(self.ece, 4),
             "ece_before": round(self.ece_before, 4),
-            "temperature": round(self.head.temperature, 4),
+            "temperature": round(self.head.temperature, 6),
             "learning_rate": self.recipe.learning_rate,
             "epochs": self.recipe.epochs,
             "auto": self.recipe.auto,
