@@ -57,8 +57,7 @@ def image_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    quiet = quiet or not console.is_terminal
-    with Progress(console=console, disable=quiet, transient=True) as bar:
+    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.update(task, completed=done)
 

@@ -91,7 +91,7 @@ def train(
 
     listing = list_training(settings.training_dir, name)  # before any model is loaded
 
-    from pipeline.heads import MODEL, save_head
+    from pipeline.heads import LOSS, MODEL, save_head
     from pipeline.train import Recipe
     from pipeline.train import train as fit
     from pipeline.training_set import embed_training
@@ -105,7 +105,7 @@ def train(
     for failure in examples.failures:
         say(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:
-        say(f"{examples.copies} pictures lie in their class more than once and count once.")
+        say(f"Copies of a picture within its class count once: {examples.copies} left out.")
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, runtime.fingerprint())
@@ -119,7 +119,7 @@ def train(
         **training.report(),
         "skipped": examples.skipped,
         "model": str(folder / MODEL),
-        "loss_curve": str(folder / "loss.png"),
+        "loss_curve": str(folder / LOSS),
         "fingerprint": head.fingerprint,
     }
     if not auto:
@@ -139,12 +139,12 @@ def heads(ctx: click.Context, as_json: bool) -> None:
 
     models = load_settings().models_dir
     rows: list[dict[str, Any]] = []
-    broken: list[HeadBroken] = []
+    broken: list[str] = []
     for name in list_heads(models):
         try:
             head = load_head(models, name)
-        except HeadBroken as problem:
-            broken.append(problem)
+        except HeadBroken as error:
+            broken.append(f"Error: {error}")
             continue
         rows.append(
             {
@@ -176,8 +176,8 @@ def heads(ctx: click.Context, as_json: bool) -> None:
         table(f"Heads in {models}", columns, cells, {"accuracy", "images"})
     elif not broken:
         say(f"No head is trained in '{models}': imgrec train --category NAME --attribute NAME.")
-    for error in broken:
-        say(f"Error: {error}")
+    for sentence in broken:
+        say(sentence)
     if broken:
         ctx.exit(HeadBroken.exit_code)
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from pipeline.errors import HeadBroken
+from pipeline.errors import HeadBroken, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.files import write_atomic
 from pipeline.head import CATEGORY_HEAD, THE_CATEGORY, Head, HeadName
@@ -34,32 +34,45 @@ TIME = "%Y-%m-%dT%H:%M:%S.%fZ"  # of one length, so that later is greater as tex
 
 
 def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> Head:
-    """Write the head, its loss curve (a PNG) and classes.json; return it with its time."""
+    """Write the head, classes.json and its loss curve (a PNG); return it with its time.
+
+    Raises:
+        SetupError: the folder cannot be written to.
+    """
+    folder = models / name.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two trainings of one head take turns, so that a later time is a later file.
+        with FileLock(folder / ".lock"):
+            head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
+            _write(folder, head, loss_curve)
+    except OSError as error:
+        raise SetupError(
+            f"The head cannot be written to '{folder}': {error.strerror or error}."
+        ) from error
+    return head
+
+
+def _write(folder: Path, head: Head, loss_curve: bytes) -> None:
     import torch
 
-    folder = models / name.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    # Two trainings of one head take turns, so that a later time is a later file.
-    with FileLock(folder / ".lock"):
-        head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
-        facts = {
-            "classes": list(head.classes),
-            "fingerprint": head.fingerprint,
-            "made_with": head.made_with,
-            "trained_at": head.trained_at,
-            "accuracy": head.accuracy,
-            "images": head.images,
-            "temperature": head.temperature,
-        }
-        tensors = {"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)}
-        buffer = io.BytesIO()
-        torch.save({**tensors, **facts}, buffer)
-        write_atomic(folder / MODEL, buffer.getvalue())
-        failpoint("head.between")
-        text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
-        write_atomic(folder / CLASSES, text.encode())
-        write_atomic(folder / LOSS, loss_curve)
-    return head
+    facts = {
+        "classes": list(head.classes),
+        "fingerprint": head.fingerprint,
+        "made_with": head.made_with,
+        "trained_at": head.trained_at,
+        "accuracy": head.accuracy,
+        "images": head.images,
+        "temperature": head.temperature,
+    }
+    tensors = {"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)}
+    buffer = io.BytesIO()
+    torch.save({**tensors, **facts}, buffer)
+    write_atomic(folder / MODEL, buffer.getvalue())
+    failpoint("head.between")
+    text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
+    write_atomic(folder / CLASSES, text.encode())
+    write_atomic(folder / LOSS, loss_curve)
 
 
 def load_head(models: Path, name: HeadName) -> Head:

@@ -74,10 +74,10 @@ def fit_temperature(logits: Floats, truth: Rows) -> float:
     """Return the temperature at which the log-loss of (n, c) logits is least (Guo et al., 4.2).
 
     Where all n are right, plain log-loss would send the temperature to 0 and every confidence to
-    1. Targets are Platt's instead ("Probabilistic Outputs for Support Vector Machines", 1999): n
-    pictures prove no more than (n + 1) / (n + 2).
+    1. Targets leave a doubt, as Platt's do ("Probabilistic Outputs for Support Vector Machines",
+    1999), of the size of Jeffreys' prior: n right of n prove no more than (n + 1/2) / (n + 1).
     """
-    doubt = 1 / (len(truth) + 2)
+    doubt = 0.5 / (len(truth) + 1)
     low, high = np.log(TEMPERATURES)
     # The loss is convex in 1 / temperature, so it has one valley: golden-section search.
     golden = (5**0.5 - 1) / 2

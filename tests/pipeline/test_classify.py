@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.classify import ZeroShot, best, confidences, text_matrix
+from pipeline.classify import Trained, ZeroShot, best, confidences, text_matrix
 from pipeline.clip import load_clip
+from pipeline.errors import FingerprintMismatch, HeadBroken
+from pipeline.fingerprint import Fingerprint
+from pipeline.head import THE_CATEGORY, Head, HeadName
+from pipeline.heads import HeadStore, save_head
 from pipeline.images import Limits, decode
 from pipeline.labels import load_labels
 from pipeline.preprocess import Preprocessing, prepare
@@ -104,3 +108,109 @@ def test_below_the_threshold_the_label_is_unknown_and_the_guess_stands_beside(
     assert (shown["label"], shown["confidence"]) == (label, 0.6)
     assert shown.get("best_guess", "red") == "red"
     assert ("best_guess" in shown) == (label == "unknown")
+
+
+MINE = Fingerprint(
+    "f" * 16, {"model": "toy", "preprocessing": {"rembg_model": None, "size": [224, 224]}}
+)
+SHOE = np.array([1.0, 0.0], np.float32)
+
+
+def head(*classes: str, made_by: str = MINE.id) -> Head:
+    """Sure of its first class for SHOE."""
+    weight = np.zeros((len(classes), 2), np.float32)
+    weight[0, 0] = 20.0
+    bias = np.zeros(len(classes), np.float32)
+    return Head(weight, bias, 2.0, classes, made_by, "a model", 1.0, 9)
+
+
+class Told(ZeroShot):
+    """Zero-shot that is sure of one category."""
+
+    def __init__(self, category: str, sure: bool = True) -> None:
+        super().__init__(Toy(), load_labels(), Kept(), 0.0)
+        self.told = best([category], np.array([1.0]), 0.0 if sure else 2.0)
+
+    def category(self, vector: np.ndarray):  # type: ignore[no-untyped-def]
+        return self.told
+
+
+def trained(models: Path, zero_shot: ZeroShot, min_confidence: float = 0.4) -> Trained:
+    return Trained(zero_shot, HeadStore(models), MINE, min_confidence)
+
+
+def test_a_head_answers_its_attribute_and_zero_shot_the_others(tmp_path: Path) -> None:
+    zero_shot = Told("shoe")
+    save_head(tmp_path, HeadName.of("shoe", "style"), head("brogue", "trainer"), b"")
+    save_head(tmp_path, HeadName.of("shoe", "heel"), head("flat", "high"), b"")
+    save_head(tmp_path, HeadName.of("bag", "color"), head("teal", "rust"), b"")
+    before = zero_shot.classify(SHOE)
+    answer = trained(tmp_path, zero_shot).classify(SHOE)
+    assert answer["category"] == before["category"]  # and has no source
+    names = [attribute["name"] for attribute in before["attributes"]]
+    assert [attribute["name"] for attribute in answer["attributes"]] == [*names, "heel"]
+    found = {attribute["name"]: attribute for attribute in answer["attributes"]}
+    for attribute in before["attributes"]:
+        if attribute["name"] != "style":
+            assert found[attribute["name"]] == attribute
+    # softmax of 20 / 2 against 0, in four digits
+    sure = {"confidence": round(float(1 / (1 + np.exp(-10))), 4), "source": "trained"}
+    assert found["style"] == {"name": "style", "label": "brogue", **sure}
+    assert found["heel"] == {"name": "heel", "label": "flat", **sure}
+
+
+def test_without_any_head_the_answer_is_zero_shot_s(tmp_path: Path) -> None:
+    zero_shot = Told("shoe")
+    assert trained(tmp_path, zero_shot).classify(SHOE) == zero_shot.classify(SHOE)
+
+
+def test_a_doubtful_category_asks_no_head_of_it(tmp_path: Path) -> None:
+    save_head(tmp_path, HeadName.of("shoe", "style"), head("brogue", "trainer"), b"")
+    answer = trained(tmp_path, Told("shoe", sure=False)).classify(SHOE)
+    assert answer["category"]["best_guess"] == "shoe"
+    assert {attribute["source"] for attribute in answer["attributes"]} == {"zero-shot"}
+
+
+def test_the_category_head_decides_which_heads_are_asked(tmp_path: Path) -> None:
+    save_head(tmp_path, THE_CATEGORY, head("bag", "shoe"), b"")
+    save_head(tmp_path, HeadName.of("bag", "color"), head("teal", "rust"), b"")
+    answer = trained(tmp_path, Told("shoe")).classify(SHOE)
+    assert (answer["category"]["label"], answer["category"]["source"]) == ("bag", "trained")
+    color = next(a for a in answer["attributes"] if a["name"] == "color")
+    assert (color["label"], color["source"]) == ("teal", "trained")
+
+
+def test_a_category_that_only_the_head_knows_is_asked_about_as_a_product(tmp_path: Path) -> None:
+    save_head(tmp_path, THE_CATEGORY, head("kite", "shoe"), b"")
+    answer = trained(tmp_path, Told("shoe")).classify(SHOE)
+    assert answer["category"]["label"] == "kite"
+    assert [a["name"] for a in answer["attributes"]] == list(load_labels().attributes)
+
+
+def test_a_head_that_doubts_says_unknown_and_its_best_guess(tmp_path: Path) -> None:
+    save_head(tmp_path, HeadName.of("shoe", "style"), head("brogue", "trainer"), b"")
+    answer = trained(tmp_path, Told("shoe"), 0.4).classify(np.array([0.0, 1.0], np.float32))
+    style = next(a for a in answer["attributes"] if a["name"] == "style")
+    assert (style["label"], style["confidence"]) == ("brogue", 0.5)
+    answer = trained(tmp_path, Told("shoe"), 0.6).classify(np.array([0.0, 1.0], np.float32))
+    style = next(a for a in answer["attributes"] if a["name"] == "style")
+    assert (style["label"], style["best_guess"], style["source"]) == (
+        "unknown",
+        "brogue",
+        "trained",
+    )
+
+
+def test_a_head_that_cannot_be_used_is_an_error_and_never_zero_shot_in_silence(
+    tmp_path: Path,
+) -> None:
+    name = HeadName.of("shoe", "style")
+    save_head(tmp_path, name, head("brogue", "trainer", made_by="another"), b"")
+    classifier = trained(tmp_path, Told("shoe"))
+    with pytest.raises(FingerprintMismatch, match="shoe/style was trained on a model"):
+        classifier.classify(SHOE)
+    save_head(tmp_path, name, head("brogue", "trainer"), b"")
+    assert classifier.classify(SHOE)["category"]["label"] == "shoe"
+    (tmp_path / "shoe/style/model.pt").write_bytes(b"")
+    with pytest.raises(HeadBroken, match="shoe/style"):
+        classifier.classify(SHOE)

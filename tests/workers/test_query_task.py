@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,12 +13,21 @@ from PIL import Image
 
 from pipeline.batcher import Batcher
 from pipeline.catalogue import Product
-from pipeline.errors import BadImage, FingerprintMismatch, IndexMissing, ServerAway, WrongUse
+from pipeline.errors import (
+    BadImage,
+    FingerprintMismatch,
+    HeadBroken,
+    IndexMissing,
+    ServerAway,
+    WrongUse,
+)
+from pipeline.head import THE_CATEGORY, Head, HeadName
+from pipeline.heads import save_head
 from pipeline.images import sha256
 from pipeline.settings import load_settings
 from pipeline.versions import VersionStore
 from workers import runtime
-from workers.query import MAX_PICTURES, pictures, query_image
+from workers.query import MAX_PICTURES, classify_image, pictures, query_image
 
 
 @pytest.fixture
@@ -277,3 +286,74 @@ def test_feedback_is_used_only_when_asked_for(
     sunk = query_image(product(desk), 5, {"feedback": True, "explain": True})["matches"]
     by_id = {match["product_id"]: match for match in sunk}
     assert best not in by_id or by_id[best]["explain"]["disliked"] < 0
+
+
+class Words:
+    """The text side of the toy encoder: any text, some direction."""
+
+    logit_scale = 1.0
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        rows = np.array([np.random.default_rng(len(text)).normal(size=12) for text in texts])
+        rows = rows.reshape(-1, 12)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def head(desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Head]:
+    """Make a head that is sure of its first class, whatever it sees."""
+    monkeypatch.setattr(desk.encoder, "embed_texts", Words().embed_texts, raising=False)
+    monkeypatch.setattr(desk.encoder, "logit_scale", 1.0, raising=False)
+    monkeypatch.setenv("MODELS_DIR", str(desk.shop.root.parent / "models"))
+    load_settings.cache_clear()
+
+    def make(*classes: str) -> Head:
+        weight, bias = np.zeros((len(classes), 12), np.float32), np.zeros(len(classes), np.float32)
+        bias[0] = 9.0
+        mine = runtime.fingerprint()
+        return Head(weight, bias, 1.0, classes, mine.id, mine.summary, 1.0, 9)
+
+    return make
+
+
+def test_a_head_that_is_trained_while_the_worker_runs_answers_the_next_question(
+    head: Callable[..., Head],
+) -> None:
+    models = load_settings().models_dir
+    assert "source" not in classify_image(jpeg("red"), True)["category"]
+    save_head(models, THE_CATEGORY, head("shoe", "bag"), b"")
+    save_head(models, HeadName.of("shoe", "color"), head("crimson", "navy"), b"")
+
+    def color(*args: bool) -> tuple[str, str]:
+        found = classify_image(jpeg("red"), *args)["attributes"]
+        (answer,) = (attribute for attribute in found if attribute["name"] == "color")
+        return answer["label"], answer["source"]
+
+    assert color(True) == ("crimson", "trained")
+    save_head(models, HeadName.of("shoe", "color"), head("scarlet", "navy"), b"")
+    assert color(True) == ("scarlet", "trained")
+    assert color()[1] == color(False)[1] == "zero-shot"  # heads answer only who asks for them
+
+
+def test_a_broken_head_is_the_answer_of_those_who_ask_for_it_and_of_nobody_else(
+    head: Callable[..., Head],
+) -> None:
+    models = load_settings().models_dir
+    save_head(models, THE_CATEGORY, head("shoe", "bag"), b"")
+    (models / "category_head" / "model.pt").write_bytes(b"broken")
+    with pytest.raises(HeadBroken, match="imgrec train --category-head"):
+        classify_image(jpeg("red"), True)
+    assert classify_image(jpeg("red"))["attributes"]
+
+
+def test_a_head_of_other_features_is_refused_by_the_worker(
+    head: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_head(load_settings().models_dir, THE_CATEGORY, head("shoe", "bag"), b"")
+    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
+    load_settings.cache_clear()
+    for name in ("fingerprint", "zero_shot", "trained"):
+        made = runtime.once(getattr(runtime, name).__wrapped__)
+        monkeypatch.setattr(runtime, name, made)
+    with pytest.raises(FingerprintMismatch, match="64x64"):
+        classify_image(jpeg("red"), True)
