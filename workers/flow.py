@@ -62,12 +62,17 @@ def send(task: str, queue: str, *args: object) -> None:
     try:
         current_app.send_task(task, args=args, queue=queue, ignore_result=True)
     except OperationalError as error:
-        raise redis_away() from error
+        raise redis_away(error) from error
 
 
-def redis_away() -> ServerAway:
-    """Return the sentence for a Redis that does not answer."""
+def redis_away(error: BaseException | None = None) -> ServerAway:
+    """Return the sentence for a Redis that does not answer, or that takes nothing more."""
     url = without_password(load_settings().redis_url)
+    if "used memory > 'maxmemory'" in f"{error} {error.__cause__ if error else None}":
+        return ServerAway(
+            f"Redis at {url} is full and takes no message: raise its maxmemory, or empty the cache "
+            "with 'imgrec cache clear'. What was planned goes on when there is room."
+        )
     return ServerAway(
         f"Redis does not answer at {url}: start it ('imgrec up' starts everything on one machine), "
         "or correct REDIS_URL."
@@ -89,7 +94,7 @@ def require_redis() -> None:
     try:
         client.ping()
     except redis.RedisError as error:
-        raise redis_away() from error
+        raise redis_away(error) from error
     finally:
         client.close()
 
@@ -99,7 +104,7 @@ def workers_on(queue: str) -> int:
     try:
         replies = current_app.control.inspect(timeout=1.0).active_queues() or {}
     except OperationalError as error:
-        raise redis_away() from error
+        raise redis_away(error) from error
     return sum(any(q["name"] == queue for q in queues) for queues in replies.values())
 
 
@@ -138,4 +143,4 @@ def _queue_length(queue: str) -> int:
         with current_app.connection_for_write() as connection:
             return int(connection.default_channel.client.llen(queue))
     except OperationalError as error:
-        raise redis_away() from error
+        raise redis_away(error) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -292,3 +294,89 @@ def test_up_killed_with_9_takes_its_children_with_it(stand: Stand) -> None:
     supervisor.kill()
     until(lambda: not processes_below(stand.data), "the workers have ended")
     until(lambda: not stand._redis_answers(), "Redis has ended")
+
+
+def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(stand: Stand) -> None:
+    good = draw_folder(stand.products, 40)
+    stand.workers("embed", "index")
+    until(lambda: stand.imgrec("health", "index").returncode == 0, "the index worker runs")
+    stand.redis().set("ballast", b"x" * 3_000_000)
+    stand.redis().config_set("maxmemory", "2mb")
+    done = stand.imgrec("enqueue-rebuild", str(stand.products))
+    assert done.returncode == 4
+    assert "is full and takes no message" in done.stderr
+    assert "Traceback" not in done.stderr
+    (job,) = stand.answer("jobs")["jobs"]
+    assert job["state"] == "planned"
+    stand.redis().config_set("maxmemory", "0")
+    # Nobody sends it again by hand: the reconciler of the index worker does.
+    until(lambda: job_state(stand, job["job_id"]) == "published", "the job ends by itself")
+    assert stand.indexed() == good
+
+
+def test_a_merge_sent_three_times_to_two_indexers_publishes_once(stand: Stand) -> None:
+    good = draw_folder(stand.products, 30)
+    stand.worker("embed")
+    job_id = enqueue(stand)
+    until(lambda: stand.answer("status", job_id)["embedded"] == 30, "every shard is done")
+    app = Celery(broker=stand.environment["REDIS_URL"])
+    app.conf.update(broker_transport_options={"global_keyprefix": "imgrec:"})
+    for _ in range(3):
+        app.send_task("imgrec.merge_shards", args=(job_id,), queue="index", ignore_result=True)
+    stand.workers("index", "index")
+    assert finish(stand, job_id)["index_version"] == "v0001"
+    until(lambda: stand.redis().llen("imgrec:index") == 0, "every message is taken")
+    assert stand.indexed() == good
+    versions = sorted(child.name for child in (stand.data / "faiss_index").glob("v*"))
+    assert versions == ["v0001"]
+
+
+def test_workers_that_start_before_redis_wait_for_it(stand: Stand) -> None:
+    good = draw_folder(stand.products, 12)
+    stand.kill_redis()
+    workers = [stand.worker("embed"), stand.worker("index")]
+    until(lambda: "Trying again" in stand.log("embed"), "the worker looks for Redis")
+    stand.start_redis()
+    assert stand.rebuild()["state"] == "published"
+    assert stand.indexed() == good
+    assert [worker.poll() for worker in workers] == [None, None]
+
+
+def test_mutated_messages_are_answered_by_errors_and_no_worker_ends(stand: Stand) -> None:
+    names = draw_folder(stand.products, 6)
+    workers = [stand.worker(queue) for queue in ("embed", "index", "query")]
+    stand.rebuild()
+    app = Celery(broker=stand.environment["REDIS_URL"], backend=stand.environment["REDIS_URL"])
+    prefix = {"global_keyprefix": "imgrec:"}
+    app.conf.update(broker_transport_options=prefix, result_backend_transport_options=prefix)
+    dice = random.Random(5)
+    junk: list[Any] = [None, True, -1, 10**30, 0.5, "", "x" * 5000, "../../etc/passwd", [], {}]
+    junk += [["a"] * 50, {"top_k": 5}, {"where": "a=b"}, {"where": [1]}, {"text": ["x"]}, "\0"]
+    junk += [{"weight": "heavy"}, {"unheard": 1}, {"product": "../x"}, {"min_score": "high"}]
+    tasks = {
+        "imgrec.query_image": "query",
+        "imgrec.classify_image": "query",
+        "imgrec.pictures": "query",
+        "imgrec.embed_shard": "embed",
+        "imgrec.merge_shards": "index",
+        "imgrec.nobody_knows_this": "query",
+    }
+    picture = (stand.products / names[0]).read_bytes()
+    for number in range(300):
+        task = dice.choice(list(tasks))
+        args = [dice.choice([*junk, picture]) for _ in range(dice.randrange(4))]
+        kwargs = {dice.choice(["data", "x"]): dice.choice(junk)} if dice.random() < 0.2 else {}
+        if _unsendable(args, kwargs):
+            continue
+        kind = "msgpack" if number % 2 or picture in args else "json"
+        app.send_task(task, args=args, kwargs=kwargs, queue=tasks[task], serializer=kind)
+    answer = stand.query(stand.products / names[3])
+    assert answer["matches"][0]["filename"] == names[3]
+    draw_product(stand.products / "kind0" / "new.jpg", seed=901)
+    assert stand.rebuild()["state"] == "published"
+    assert [worker.poll() for worker in workers] == [None, None, None]
+
+
+def _unsendable(args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Tell what no serializer takes, so that nobody could send it."""
+    return any(isinstance(each, int) and each > 2**63 for each in [*args, *kwargs.values()])
