@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import duration, facts, json_option, local_option, print_json, say, table
-from cli.progress import progress_bar
-from pipeline.errors import ImgrecError, JobFailed, TimedOut
+from cli.output import json_option, local_option, print_json, say, table
+from cli.watch import job_object, ledger, show_job, wait_for_job
+from pipeline.errors import ImgrecError
 from pipeline.plan import check_folder, plan_rebuild
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
-    from pipeline.store.jobs import Job, Jobs, Progress
-    from workers.local import Work
-
-POLL_S = 0.25
-NO_WORKER_AFTER_S = 4.0
+    pass
 
 
 @click.command("enqueue-rebuild")
@@ -69,9 +64,9 @@ def enqueue_rebuild(
         )
     flow.advance(job_id)
     if wait or local:
-        _wait(job_id, timeout, as_json, local)
+        wait_for_job(job_id, timeout, as_json, local)
     elif as_json:
-        print_json(_object(job_id))
+        print_json(job_object(job_id))
     else:
         click.echo(job_id)
         say(f"Watch it with 'imgrec status {job_id}'.")
@@ -88,11 +83,11 @@ def status(job: str, wait: bool, timeout: float | None, as_json: bool, local: bo
     if wait:
         if local:
             _begin_local()
-        _wait(job, timeout, as_json, local)
+        wait_for_job(job, timeout, as_json, local)
     elif as_json:
-        print_json(_object(job))
+        print_json(job_object(job))
     else:
-        _summary(job)
+        show_job(job)
 
 
 @click.command()
@@ -100,16 +95,16 @@ def status(job: str, wait: bool, timeout: float | None, as_json: bool, local: bo
 @json_option
 def jobs(limit: int, as_json: bool) -> None:
     """List the rebuilds."""
-    found = _jobs().newest(limit)
+    found = ledger().newest(limit)
     if as_json:
-        print_json({"jobs": [_object(job.id) for job in found]})
+        print_json({"jobs": [job_object(job.id) for job in found]})
         return
     if not found:
         say("There is no rebuild yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
         return
     rows = []
     for job in found:
-        facts = _object(job.id)
+        facts = job_object(job.id)
         rows.append(
             [
                 job.id,
@@ -131,8 +126,8 @@ def jobs(limit: int, as_json: bool) -> None:
 @json_option
 def failures(job: str, as_json: bool) -> None:
     """List the images that a rebuild left out or warned about."""
-    _jobs().get(job)
-    found = _jobs().failures(job)
+    ledger().get(job)
+    found = ledger().failures(job)
     bad = [failure for failure in found if not failure.warning]
     warned = [failure for failure in found if failure.warning]
     if as_json:
@@ -162,10 +157,10 @@ def failures(job: str, as_json: bool) -> None:
 @json_option
 def cancel(job: str, as_json: bool) -> None:
     """Stop a rebuild; what was published stays."""
-    before = _jobs().get(job)
-    stopped = _jobs().cancel(job)
+    before = ledger().get(job)
+    stopped = ledger().cancel(job)
     if as_json:
-        print_json(_object(job))
+        print_json(job_object(job))
     elif stopped:
         say(f"Job {job} is cancelled; workers stop after their current image.")
     else:
@@ -187,50 +182,6 @@ def _tell_of_replacement(folder: Path) -> None:
         )
 
 
-def _jobs() -> Jobs:
-    from workers import runtime
-
-    return runtime.jobs()
-
-
-def _object(job_id: str) -> dict[str, Any]:
-    """Return the contract's object of a job."""
-    job, progress = _jobs().get(job_id), _jobs().progress(job_id)
-    return {
-        "job_id": job.id,
-        "state": job.state,
-        "images": progress.images,
-        "embedded": progress.embedded,
-        "reused": progress.reused,
-        "skipped": progress.skipped,
-        "warnings": progress.warnings,
-        "index_version": job.index_version,
-        "seconds": round((job.finished_at or time.time()) - job.created_at, 1),
-        "error": job.error,
-    }
-
-
-def _summary(job_id: str) -> None:
-    job = _object(job_id)
-    facts(
-        f"Job {job_id}",
-        [
-            ("state", job["state"]),
-            ("index version", job["index_version"] or "-"),
-            ("images", job["images"]),
-            ("embedded", job["embedded"]),
-            ("reused", job["reused"]),
-            ("skipped", job["skipped"]),
-            ("warnings", job["warnings"]),
-            ("time", duration(job["seconds"])),
-        ],
-    )
-    if job["error"]:
-        say(f"Error: {job['error']}")
-    if job["skipped"] or job["warnings"]:
-        say(f"'imgrec failures {job_id}' tells which images and why.")
-
-
 @contextmanager
 def _listing(quiet: bool) -> Iterator[Callable[[int], None]]:
     """Show a spinner with the number of images listed so far."""
@@ -247,97 +198,3 @@ def _begin_local() -> None:
     from workers import local
 
     local.begin()
-
-
-def _wait(job_id: str, timeout: float | None, as_json: bool, local: bool = False) -> None:
-    """Show progress until a job ends, and help it along meanwhile; with `local`, do it here.
-
-    Raises:
-        JobFailed: the job failed or was cancelled. TimedOut: not in time; the job goes on.
-    """
-    _jobs().get(job_id)
-    work = None
-    if local:
-        from workers.local import Work
-
-        work = Work(job_id)
-    try:
-        job = _watch(job_id, timeout, as_json, work)
-    except (KeyboardInterrupt, TimedOut):
-        if work is not None:
-            work.stop()
-            say(f"Stopped; 'imgrec status {job_id} --wait --local' goes on with it.")
-        else:
-            say(
-                f"The job goes on: 'imgrec status {job_id}' shows it, 'imgrec cancel {job_id}' "
-                "ends it."
-            )
-        raise
-    except BaseException:
-        if work is not None:
-            work.stop()
-        raise
-    if as_json:
-        print_json(_object(job_id))
-    else:
-        _summary(job_id)
-    if job.state == "failed":
-        raise JobFailed(f"Job {job_id} failed." if not as_json else f"{job.error}")
-    if job.state == "cancelled":
-        raise JobFailed(f"Job {job_id} was cancelled.")
-
-
-def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -> Job:
-    from workers import runtime
-
-    jobs, helper = runtime.jobs(), _Helper()
-    deadline = None if timeout is None else time.monotonic() + timeout
-    with progress_bar(quiet) as show:
-        while True:
-            job = jobs.get(job_id)
-            progress = jobs.progress(job_id)
-            show(job, progress)
-            if not job.open:
-                return job
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimedOut(f"Job {job_id} is not done after {timeout:g} s.")
-            if work is not None:
-                work.check()
-            else:
-                helper.help(progress)
-            time.sleep(POLL_S)
-
-
-class _Helper:
-    """Do the reconciler's work while somebody waits, and say what keeps the job from moving."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + NO_WORKER_AFTER_S
-        self._looked_at = -1
-        self._said: set[str] = set()
-
-    def help(self, progress: Progress) -> None:
-        from pipeline.errors import ServerAway
-        from workers import flow
-
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + load_settings().reconcile_s
-        try:
-            flow.reconcile()
-            stuck = progress.looked_at == self._looked_at
-            self._looked_at = progress.looked_at
-            if stuck:
-                queue = "index" if progress.shards_done == progress.shards else "embed"
-                if not flow.workers_on(queue):
-                    self._say(
-                        f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
-                        f"{queue}', or all with 'imgrec up'."
-                    )
-        except ServerAway as error:
-            self._say(f"{error} Waiting for it.")
-
-    def _say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            say(text)

@@ -20,7 +20,7 @@ PROMPT = "imgrec> "
 ENDS = ("exit", "quit")
 WAITS = frozenset({"query", "classify", "enqueue-rebuild"})
 LOCAL = frozenset({*WAITS, "train"})  # commands that have --local
-REPLACED = {"--image": "", "--products_dir": "", "--products-dir": ""}  # options that are arguments
+ARGUMENTS = frozenset({"--image", "--products_dir", "--products-dir"})  # once options, no longer
 HELP = """\
   query IMAGE                the most similar products; also: query --image IMAGE
   classify IMAGE             category and attributes; also: classify --image IMAGE [--use-trained]
@@ -104,7 +104,7 @@ def translate(line: str, local: bool) -> list[str]:
 
 def _spelled_now(word: str) -> list[str]:
     option, is_pair, value = word.partition("=")
-    if option in REPLACED:
+    if option in ARGUMENTS:
         return [value] if is_pair else []
     return [word]
 

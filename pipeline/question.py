@@ -52,7 +52,7 @@ class Question:
             WrongUse: naming the option.
         """
         _require(
-            _is_number(self.top_k, 1, 1000) and self.top_k == int(self.top_k),
+            isinstance(self.top_k, int) and _is_number(self.top_k, 1, 1000),
             f"top_k is {self.top_k}; it can be 1 to 1000",
         )
         for name in ("text", "without", "product", "user"):
@@ -84,6 +84,7 @@ class Question:
         Raises:
             WrongUse: an option is unknown or cannot be used.
         """
+        _require(options is None or isinstance(options, Mapping), "its options are no table")
         known = {each.name for each in fields(cls)} - {"top_k"}
         given = dict(options or {})
         for name in given:

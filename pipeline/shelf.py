@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,22 @@ from pipeline.errors import WrongUse
 from pipeline.versions import Version
 
 KEPT_MASKS = 64  # of the newest conditions
+
+
+class Shelves:
+    """Keeps the newest shelf as long as its version and its catalogue are the ones in use."""
+
+    def __init__(self, catalogue: Callable[[], Catalogue]) -> None:
+        self._catalogue = catalogue
+        self._newest: Shelf | None = None
+
+    def of(self, version: Version) -> Shelf:
+        """Return a version beside the catalogue as it is now."""
+        now, held = self._catalogue(), self._newest
+        # Identity, not the name: a deleted folder's name is given again.
+        if held is None or held.version is not version or held.catalogue is not now:
+            held = self._newest = Shelf(version, now)
+        return held
 
 
 class Shelf:

@@ -17,7 +17,7 @@ from workers import embed, flow, index, runtime
 MADE_ONCE = (
     *("jobs", "versions", "published", "cache", "clip", "fingerprint", "tools"),
     *("query_prepare", "batcher", "zero_shot", "trained", "database", "products", "catalogue"),
-    *("feedback", "opinions", "query_log", "_shelves"),
+    *("feedback", "opinions", "query_log", "shelves"),
 )
 
 

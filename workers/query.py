@@ -53,7 +53,7 @@ def query_image(
     _require_size(data)
     mine = runtime.fingerprint()
     index.version.require(mine.id, mine.summary)
-    shelf = runtime.shelf(index.version)
+    shelf = runtime.shelves().of(index.version)
     digest = sha256(data) if data else ""
     facts = {"question": question.key(), "catalogue": shelf.catalogue.revision}
     key = result_key(index.version.identity, mine.id, digest, facts)

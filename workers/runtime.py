@@ -28,14 +28,14 @@ from pipeline.labels import load_labels
 from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
 from pipeline.published import PublishedIndex
 from pipeline.settings import load_settings
-from pipeline.shelf import Shelf
+from pipeline.shelf import Shelves
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
 from pipeline.store.polled import Polled
 from pipeline.store.products import Products
-from pipeline.versions import Version, VersionStore
+from pipeline.versions import VersionStore
 from workers.query_log import QueryLog
 
 log = logging.getLogger(__name__)
@@ -114,19 +114,8 @@ def published() -> PublishedIndex:
 
 
 @once
-def _shelves() -> list[Shelf]:
-    return []
-
-
-def shelf(version: Version) -> Shelf:
-    """A version beside the catalogue as it is now."""
-    now = catalogue().get()
-    held = _shelves()[-1:]
-    # Identity, not the name: a deleted folder's name is given again.
-    if not held or held[0].version is not version or held[0].catalogue is not now:
-        held = [Shelf(version, now)]
-        _shelves()[:] = held
-    return held[0]
+def shelves() -> Shelves:
+    return Shelves(catalogue().get)
 
 
 _without_cache = False

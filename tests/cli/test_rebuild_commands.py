@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from desk import Desk
 
-from cli import rebuild
+from cli import watch
 from pipeline.errors import ServerAway
 from pipeline.settings import load_settings
 from workers import flow
@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_job(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rebuild.time, "sleep", interrupt)
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
     monkeypatch.undo()
     assert done.code == 130
@@ -178,8 +178,8 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Help and look as often as possible."""
     monkeypatch.setenv("RECONCILE_S", "0.001")
     load_settings.cache_clear()
-    monkeypatch.setattr(rebuild, "NO_WORKER_AFTER_S", 0.0)
-    monkeypatch.setattr(rebuild, "POLL_S", 0.002)
+    monkeypatch.setattr(watch, "NO_WORKER_AFTER_S", 0.0)
+    monkeypatch.setattr(watch, "POLL_S", 0.002)
 
 
 def test_who_waits_is_told_once_which_worker_is_missing(
@@ -234,7 +234,7 @@ def test_who_waits_does_the_work_of_a_missing_reconciler(
         desk.work()
         sleep(seconds)
 
-    monkeypatch.setattr(rebuild.time, "sleep", work_meanwhile)
+    monkeypatch.setattr(watch.time, "sleep", work_meanwhile)
     assert imgrec("status", job_id, "--wait", "--timeout", "60").code == 0
 
 

@@ -202,6 +202,12 @@ def test_a_message_with_nonsense_is_refused(options: dict[str, Any]) -> None:
         Question.from_message(5, options)
 
 
+@pytest.mark.parametrize(("top_k", "options"), [(5.0, None), (True, None), (5, ["text"])])
+def test_a_message_of_another_shape_is_refused(top_k: Any, options: Any) -> None:
+    with pytest.raises(WrongUse):
+        Question.from_message(top_k, options)
+
+
 def test_options_survive_the_message() -> None:
     question = Question(7, text="red", where=("a=b",), min_score="auto", diverse=0.25)
     sent = json.loads(json.dumps(question.options))

@@ -1,0 +1,157 @@
+"""Show a rebuild, and wait for its end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from cli.output import duration, facts, print_json, say
+from cli.progress import progress_bar
+from pipeline.errors import JobFailed, ServerAway, TimedOut
+from pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from pipeline.store.jobs import Job, Jobs, Progress
+    from workers.local import Work
+
+POLL_S = 0.25
+NO_WORKER_AFTER_S = 4.0
+
+
+def ledger() -> Jobs:
+    """Return the jobs in the database."""
+    from workers import runtime
+
+    return runtime.jobs()
+
+
+def job_object(job_id: str) -> dict[str, Any]:
+    """Return the contract's object of a job."""
+    job, progress = ledger().get(job_id), ledger().progress(job_id)
+    return {
+        "job_id": job.id,
+        "state": job.state,
+        "images": progress.images,
+        "embedded": progress.embedded,
+        "reused": progress.reused,
+        "skipped": progress.skipped,
+        "warnings": progress.warnings,
+        "index_version": job.index_version,
+        "seconds": round((job.finished_at or time.time()) - job.created_at, 1),
+        "error": job.error,
+    }
+
+
+def show_job(job_id: str) -> None:
+    """Show people how far a job is."""
+    job = job_object(job_id)
+    facts(
+        f"Job {job_id}",
+        [
+            ("state", job["state"]),
+            ("index version", job["index_version"] or "-"),
+            ("images", job["images"]),
+            ("embedded", job["embedded"]),
+            ("reused", job["reused"]),
+            ("skipped", job["skipped"]),
+            ("warnings", job["warnings"]),
+            ("time", duration(job["seconds"])),
+        ],
+    )
+    if job["error"]:
+        say(f"Error: {job['error']}")
+    if job["skipped"] or job["warnings"]:
+        say(f"'imgrec failures {job_id}' tells which images and why.")
+
+
+def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool = False) -> None:
+    """Show progress until a job ends, and help it along meanwhile; with `local`, do it here.
+
+    Raises:
+        JobFailed: the job failed or was cancelled. TimedOut: not in time; the job goes on.
+    """
+    ledger().get(job_id)
+    work = None
+    if local:
+        from workers.local import Work
+
+        work = Work(job_id)
+    try:
+        job = _watch(job_id, timeout, as_json, work)
+    except (KeyboardInterrupt, TimedOut):
+        if work is not None:
+            work.stop()
+            say(f"Stopped; 'imgrec status {job_id} --wait --local' goes on with it.")
+        else:
+            say(
+                f"The job goes on: 'imgrec status {job_id}' shows it, 'imgrec cancel {job_id}' "
+                "ends it."
+            )
+        raise
+    except BaseException:
+        if work is not None:
+            work.stop()
+        raise
+    if as_json:
+        print_json(job_object(job_id))
+    else:
+        show_job(job_id)
+    if job.state == "failed":
+        raise JobFailed(f"Job {job_id} failed." if not as_json else f"{job.error}")
+    if job.state == "cancelled":
+        raise JobFailed(f"Job {job_id} was cancelled.")
+
+
+def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -> Job:
+    from workers import runtime
+
+    jobs, helper = runtime.jobs(), _Helper()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with progress_bar(quiet) as show:
+        while True:
+            job = jobs.get(job_id)
+            progress = jobs.progress(job_id)
+            show(job, progress)
+            if not job.open:
+                return job
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimedOut(f"Job {job_id} is not done after {timeout:g} s.")
+            if work is not None:
+                work.check()
+            else:
+                helper.help(progress)
+            time.sleep(POLL_S)
+
+
+class _Helper:
+    """Do the reconciler's work while somebody waits, and say what keeps the job from moving."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + NO_WORKER_AFTER_S
+        self._looked_at = -1
+        self._said: set[str] = set()
+
+    def help(self, progress: Progress) -> None:
+        from workers import flow
+
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + load_settings().reconcile_s
+        try:
+            flow.reconcile()
+            stuck = progress.looked_at == self._looked_at
+            self._looked_at = progress.looked_at
+            if stuck:
+                queue = "index" if progress.shards_done == progress.shards else "embed"
+                if not flow.workers_on(queue):
+                    self._say(
+                        f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
+                        f"{queue}', or all with 'imgrec up'."
+                    )
+        except ServerAway as error:
+            self._say(f"{error} Waiting for it.")
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            say(text)
