@@ -62,7 +62,8 @@ broker_transport_options = {
     "unacked_restore_throttle": 1,
     "unacked_mutex_expire": 60,
     "health_check_interval": 15,
-    "socket_timeout": 30,
+    # Each silent connection is waited for so long, one after the other, before a new one is made.
+    "socket_timeout": 10,
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "max_connections": 4 * _settings.query_concurrency,
@@ -74,7 +75,7 @@ result_backend_transport_options = {
 result_backend_always_retry = True  # or the result of a task that ends in an outage is lost
 result_backend_max_retries = 60
 result_expires = 3600
-redis_socket_timeout = 30
+redis_socket_timeout = 10
 redis_socket_connect_timeout = 3
 redis_socket_keepalive = True
 redis_retry_on_timeout = True

@@ -15,6 +15,8 @@ from pipeline.settings import Settings
 # A message of at most this many bytes carries the file as it is, so that its content hash finds
 # cached vectors; a larger one carries the picture at the size that workers reduce it to anyway.
 MESSAGE_BYTES = 512 * 1024
+# A worker that loads its model on a busy machine may be mute for a second.
+LAST_LOOK_S = 4.0
 LOOK_AGAIN_S = 5.0  # silence after which the workers are counted and the query is sent once more
 
 
@@ -121,7 +123,7 @@ def wait_for(
                 answer: dict[str, Any] = pending.get(timeout=max(0.05, min(left, LOOK_AGAIN_S)))
                 return answer
             except NoAnswer:
-                if not flow.workers_on(flow.QUERY):
+                if not (flow.workers_on(flow.QUERY) or flow.workers_on(flow.QUERY, LAST_LOOK_S)):
                     raise _nobody_answers(needs_index) from None
                 if time.monotonic() >= deadline:
                     raise TimedOut(

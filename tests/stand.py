@@ -231,11 +231,11 @@ class Stand:
 
     def rebuild(self, *options: str, **more: str) -> dict[str, Any]:
         return self.answer(
-            "enqueue-rebuild", str(self.products), "--wait", "--timeout", "90", *options, **more
+            "enqueue-rebuild", str(self.products), "--wait", "--timeout", "240", *options, **more
         )
 
     def query(self, image: Path, *options: str) -> dict[str, Any]:
-        return self.answer("query", str(image), "--wait", *options)
+        return self.answer("query", str(image), "--wait", "--timeout", "120", *options)
 
     def failures(self, job_id: str) -> dict[str, tuple[str, str]]:
         found = self.answer("failures", job_id)["failures"]

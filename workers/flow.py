@@ -102,10 +102,10 @@ def require_redis() -> None:
         client.close()
 
 
-def workers_on(queue: str) -> int:
-    """Count the workers that say, within a second, that they serve a queue."""
+def workers_on(queue: str, patience_s: float = 1.0) -> int:
+    """Count the workers that say, within `patience_s`, that they serve a queue."""
     try:
-        replies = current_app.control.inspect(timeout=1.0).active_queues() or {}
+        replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
     except OperationalError as error:
         raise redis_away(error) from error
     return sum(any(q["name"] == queue for q in queues) for queues in replies.values())

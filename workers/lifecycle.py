@@ -42,7 +42,12 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 @signals.worker_init.connect
 def widen(sender: Any, **_: Any) -> None:
-    """Give a worker of queries alone its threads, unless `-c` has."""
+    """Give a worker of queries alone its threads, unless `-c` has; leave out workers' small talk.
+
+    Gossip and mingle tell workers of each other, which nothing here needs. On a connection that
+    went silent each of their messages would wait for its own timeout.
+    """
+    sender.options.update(without_gossip=True, without_mingle=True)
     # Not in `set_up`: the command line has read the configured concurrency before that.
     if set(sender.app.amqp.queues.consume_from) == {flow.QUERY} and sender.concurrency == 1:
         sender.concurrency = load_settings().query_concurrency

@@ -14,7 +14,9 @@ from faults.trial import Trial
 from stand import Stand, draw_folder, until
 
 SMALL = {"SHARD_SIZE": "20"}
-MANY = 240  # images: enough shards of 20 that the fault comes in their middle
+MANY = 240  # images: twelve shards of 20
+# A third of a second a shard, so that a fault in the middle of the job comes in its middle.
+SLOW = {**SMALL, "IMGREC_FAILPOINT": "embed.after_claim!sleep0.3"}
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def midway(trial: Trial, job_id: str) -> None:
 def test_a_redis_killed_within_a_shard_is_outlived_by_its_workers(trial: Trial) -> None:
     trial.draw(MANY)
     stand = trial.stand
-    workers = [stand.worker("embed", **SMALL), stand.worker("index")]
+    workers = [stand.worker("embed", **SLOW), stand.worker("index")]
     job_id = trial.enqueue(**SMALL)
     midway(trial, job_id)
     stand.kill_redis()
@@ -56,7 +58,7 @@ def test_a_redis_killed_within_a_shard_is_outlived_by_its_workers(trial: Trial) 
 def test_a_redis_that_forgets_everything_stops_no_rebuild(trial: Trial, how: str) -> None:
     trial.draw(MANY)
     stand = trial.stand
-    workers = [stand.worker("embed", **SMALL), stand.worker("index")]
+    workers = [stand.worker("embed", **SLOW), stand.worker("index")]
     job_id = trial.enqueue(**SMALL)
     midway(trial, job_id)
     if how == "flushed":
@@ -110,7 +112,7 @@ def test_no_redis_is_exit_code_4_and_nothing_is_planned(stand: Stand) -> None:
 def test_a_connection_that_went_silent_is_given_up(trial: Trial, proxy: Proxy) -> None:
     trial.draw(MANY)
     stand = trial.stand
-    workers = [stand.worker("embed", **SMALL), stand.worker("index")]
+    workers = [stand.worker("embed", **SLOW), stand.worker("index")]
     job_id = trial.enqueue(**SMALL)
     midway(trial, job_id)
     assert proxy.silence() > 0
@@ -191,9 +193,9 @@ def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(trial: Tria
 def test_a_redis_that_fills_up_in_the_middle_stops_no_rebuild(trial: Trial) -> None:
     trial.draw(MANY)
     stand = trial.stand
-    few = {**SMALL, "SHARD_WINDOW": "2"}  # most messages are still to be sent
-    workers = [stand.worker("embed", **few), stand.worker("index", **few)]
-    job_id = trial.enqueue(**few)
+    window = {"SHARD_WINDOW": "2"}  # most messages are still to be sent
+    workers = [stand.worker("embed", **SLOW, **window), stand.worker("index", **window)]
+    job_id = trial.enqueue(**SMALL, **window)
     midway(trial, job_id)
     stand.redis().set("ballast", b"x" * 3_000_000)
     stand.redis().config_set("maxmemory", "2mb")
@@ -208,7 +210,7 @@ def test_a_redis_that_fills_up_in_the_middle_stops_no_rebuild(trial: Trial) -> N
 def test_a_frozen_redis_is_waited_for(trial: Trial) -> None:
     trial.draw(MANY)
     stand = trial.stand
-    workers = [stand.worker("embed", **SMALL), stand.worker("index")]
+    workers = [stand.worker("embed", **SLOW), stand.worker("index")]
     job_id = trial.enqueue(**SMALL)
     midway(trial, job_id)
     assert stand.server is not None
