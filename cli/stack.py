@@ -17,16 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import redis
+from redis.exceptions import BusyLoadingError
 
 from pipeline.errors import ServerAway, SetupError
 from pipeline.settings import Settings, cores
-from pipeline.store.database import without_password
+from pipeline.store.address import without_password
+from pipeline.store.redis_client import answers
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 STOP_S = 30.0  # a worker gives its shard back after the current image; then it is killed
 SETTLED_S = 60.0  # a child that lived so long starts again without a pause
 MAX_PAUSE_S = 30.0
+REDIS_START_S = 10.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Say = Callable[[str], None]
@@ -61,7 +63,7 @@ class Stack:
         Raises:
             ServerAway: a foreign Redis does not answer. SetupError: no server binary here.
         """
-        if not redis_answers(self.settings.redis_url):
+        if not answers(self.settings.redis_url):
             server = self._redis_child()
             self._spawn(server)
             self.children.append(server)
@@ -148,7 +150,7 @@ class Stack:
         command = [
             redis_server(),
             *("--port", str(url.port or 6379)),
-            *("--bind", "127.0.0.1"),
+            *("--bind", "127.0.0.1", "-::1"),  # the second where there is IPv6
             *("--dir", str(folder)),
             *("--appendonly", "yes"),
             *("--save", ""),
@@ -159,19 +161,25 @@ class Stack:
             # As an argument it would stand in the process list, for every user to read.
             secret = folder / "password.conf"
             secret.touch(mode=0o600)
-            escaped = unquote(url.password).replace("\\", "\\\\").replace('"', '\\"')
-            secret.write_text(f'requirepass "{escaped}"\n')
+            secret.write_text(_login(unquote(url.username or ""), unquote(url.password)))
             command.insert(1, str(secret))
         return Child("redis", command, {})
 
     def _await_redis(self, server: Child) -> None:
-        deadline = time.monotonic() + 10
-        while not redis_answers(self.settings.redis_url):
+        url, deadline = self.settings.redis_url, time.monotonic() + REDIS_START_S
+        while True:
+            try:
+                if answers(url):
+                    return
+            except ServerAway as error:
+                if not isinstance(error.__cause__, BusyLoadingError):
+                    raise
+                deadline = time.monotonic() + REDIS_START_S  # it reads what it had written down
             dead = server.process is not None and server.process.poll() is not None
             if dead or time.monotonic() > deadline:
                 raise ServerAway(
-                    f"The Redis that was started for {without_password(self.settings.redis_url)} "
-                    "does not answer; is the port taken?"
+                    f"The Redis that was started for {without_password(url)} does not answer; is "
+                    "the port taken?"
                 )
             time.sleep(0.05)
 
@@ -194,6 +202,14 @@ class Stack:
         return children
 
 
+def _login(user: str, password: str) -> str:
+    """Write the lines of a server's configuration that let in this user and nobody else."""
+    escaped = password.replace("\\", "\\\\").replace('"', '\\"')
+    if user in ("", "default"):
+        return f'requirepass "{escaped}"\n'
+    return f'user {user} on ">{escaped}" ~* &* +@all\nuser default off\n'
+
+
 def share_threads(total: int, embed_workers: int) -> dict[str, int]:
     """Divide the cores among the workers of one machine, so that they do not slow each other.
 
@@ -204,19 +220,6 @@ def share_threads(total: int, embed_workers: int) -> dict[str, int]:
     query = max(1, min(total // 4, total - index - embed_workers))
     embed = max(1, (total - index - query) // embed_workers)
     return {"index": index, "query": query, "embed": embed}
-
-
-def redis_answers(url: str) -> bool:
-    """Tell whether a Redis accepts commands at this address."""
-    client = redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2)
-    try:
-        return bool(client.ping())
-    except redis.AuthenticationError as error:
-        raise ServerAway(f"Redis at {without_password(url)} refuses the login: {error}.") from error
-    except redis.RedisError:
-        return False
-    finally:
-        client.close()
 
 
 def redis_server() -> str:

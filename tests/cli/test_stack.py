@@ -15,9 +15,10 @@ from filelock import FileLock
 from stand import free_port, until
 
 from cli import stack as stack_module
-from cli.stack import Child, Stack, redis_answers, redis_server
+from cli.stack import Child, Stack, redis_server
 from pipeline.errors import ServerAway, SetupError
 from pipeline.settings import Settings
+from pipeline.store.redis_client import answers
 
 Run = Callable[..., Any]
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -143,9 +144,9 @@ def test_a_real_redis_is_started_with_a_password_that_no_process_list_shows(up: 
     up.stack.children.append(child)
     up.stack._spawn(child)
     up.stack._await_redis(child)
-    assert redis_answers(url)
+    assert answers(url)
     with pytest.raises(ServerAway, match="refuses the login"):
-        redis_answers(url.replace('se%22c%5Cret"', "wrong"))
+        answers(url.replace('se%22c%5Cret"', "wrong"))
 
 
 def test_a_redis_that_cannot_start_is_a_sentence(up: Up) -> None:
