@@ -75,7 +75,7 @@ def broker() -> Iterator[None]:
 
 
 def require_redis() -> None:
-    """Check within seconds that Redis answers, before anything is planned or sent.
+    """Check within seconds that Redis works for us, before anything is planned or sent.
 
     Raises:
         ServerAway: it does not.
@@ -83,7 +83,7 @@ def require_redis() -> None:
     if inbox is not None:
         return
     with broker(), closing(connect(load_settings().redis_url, 2)) as client:
-        client.ping()
+        client.delete("imgrec:check")  # not a mere ping, which any user may send
 
 
 def workers() -> Counter[str]:

@@ -176,7 +176,7 @@ def _why(shown: str, error: Exception) -> str:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return (
             f"The database {shown} lets this user do too little ({reason}): make it the owner "
-            "with ALTER DATABASE NAME OWNER TO USER."
+            "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
         )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return (

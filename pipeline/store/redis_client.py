@@ -107,7 +107,7 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             f"{server} refuses the login ({wanted}): correct the user and the password in "
             f"{setting}."
         )
-    if isinstance(error, redis.exceptions.NoPermissionError):
+    if isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in reason:
         return (
             f"{server} lets this user do too little ({reason}): give it the keys imgrec:*, all "
             "channels and all commands but the dangerous ones: "
