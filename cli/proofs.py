@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,10 +84,10 @@ class Proofs:
         from pipeline.store.database import Database
 
         with Database(self._settings.database_url).transaction() as tx:
-            version = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
+            schema = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
             tx.rows("DELETE FROM revisions WHERE name = ?", ("check",))
         shown = without_password(self._settings.database_url)
-        return f"{shown}, schema version {version}, writable"
+        return f"{shown}, schema version {schema}, writable"
 
     def disk(self) -> str:
         """The disk has room for a rebuild."""
@@ -106,19 +107,17 @@ class Proofs:
 
     def device(self) -> str:
         """The GPU is used by all who could, or there is none to use."""
-        import torch
-
         from pipeline.background import sees_gpu
         from pipeline.clip import choose_device, gpu_name
 
         wanted = self._settings.device
         if choose_device(wanted) == "cpu":
             threads = f"{self._settings.threads} CPU threads"
-            if torch.cuda.is_available():
-                return f"DEVICE=cpu: {gpu_name()} is seen and left alone, {threads}"
+            if gpu := gpu_name():
+                return f"DEVICE=cpu: {gpu} is seen and left alone, {threads}"
             if wanted == "auto" and shutil.which("nvidia-smi"):
                 raise Failed(
-                    f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU",
+                    f"there is an NVIDIA driver, but torch {version('torch')} sees no GPU",
                     "nvidia-smi and pip install 'imgrec[gpu]', or set DEVICE=cpu in .env",
                 )
             return f"DEVICE={wanted}: no GPU is seen, {threads}"
@@ -160,30 +159,30 @@ class Proofs:
 
         store = VersionStore(self._settings.index_dir)
         try:
-            version = store.current()
-            store.verify(version)
+            opened = store.current()
+            store.verify(opened)
             loaded = PublishedIndex(store).current().faiss.ntotal
         except IndexMissing as error:
             raise Failed(str(error), REBUILD) from error
         except ImgrecError as error:
             raise Failed(str(error), self._way_back(store)) from error
-        images = version.manifest["images"]
+        images = opened.manifest["images"]
         if loaded != images:
             raise Failed(
-                f"{version.name} holds {loaded} vectors for {images} images", self._way_back(store)
+                f"{opened.name} holds {loaded} vectors for {images} images", self._way_back(store)
             )
         mine = find_fingerprint(self._settings)
         if mine is None:
             return (
-                f"{version.name}, {images} images; its fingerprint is not compared: the model's "
+                f"{opened.name}, {images} images; its fingerprint is not compared: the model's "
                 "revision is unknown here until it is downloaded"
             )
         try:
-            version.require(mine.id, mine.summary)
+            opened.require(mine.id, mine.summary)
         except FingerprintMismatch as error:
-            root = shlex.quote(str(version.manifest["root"]))
+            root = shlex.quote(str(opened.manifest["root"]))
             raise Failed(str(error), f"imgrec enqueue-rebuild {root} --wait") from error
-        return f"{version.name}, {images} images, of this fingerprint"
+        return f"{opened.name}, {images} images, of this fingerprint"
 
     def worker(self, queue: str) -> Callable[[], str]:
         """A worker listens on the queue."""
@@ -218,18 +217,18 @@ class Proofs:
             current = store.current_name()
         except IndexBroken:
             current = None
-        for version in reversed(store.versions()):
+        for older in reversed(store.versions()):
             try:
-                if version.name != current:
-                    store.verify(store.open(version.name))
-                    return f"imgrec index rollback {version.name}"
+                if older.name != current:
+                    store.verify(store.open(older.name))
+                    return f"imgrec index rollback {older.name}"
             except ImgrecError:
                 continue
         return REBUILD
 
 
 def _start_redis(url: str) -> str:
-    from cli.stack import LOOPBACK
+    from cli.own_redis import LOOPBACK
 
     parts = urlsplit(url)
     if parts.scheme == "redis" and (parts.hostname or "localhost") in LOOPBACK:
