@@ -9,14 +9,14 @@ and an acknowledged result waits for a Redis that is away.
 """
 
 from pipeline.settings import load_settings
+from pipeline.store.address import celery_address
 
 _settings = load_settings()
 _PREFIX = "imgrec:"
 
 imports = ("workers.lifecycle", "workers.embed", "workers.index", "workers.query")
 
-broker_url = _settings.redis_url
-result_backend = _settings.redis_url
+broker_url = result_backend = celery_address(_settings.redis_url)
 
 # Queue names only: Celery then publishes without a binding table, which a wiped Redis would lose.
 task_routes = {

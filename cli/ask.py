@@ -76,11 +76,10 @@ def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> Non
         ServerAway: Redis does not answer.
     """
     from celery import current_app
-    from kombu.exceptions import OperationalError
 
     from workers import flow
 
-    try:
+    with flow.broker():
         current_app.send_task(
             task,
             args=args,
@@ -90,8 +89,6 @@ def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> Non
             argsrepr="(<image>)",  # or a kilobyte of it stands in every log line
             expires=max(timeout, 60.0) + 3600.0,
         )
-    except OperationalError as error:
-        raise flow.redis_away(error) from error
 
 
 def wait_for(
@@ -109,14 +106,12 @@ def wait_for(
     """
     from celery.exceptions import TimeoutError as NoAnswer
     from celery.result import AsyncResult
-    from kombu.exceptions import OperationalError
-    from redis.exceptions import RedisError
 
     from workers import flow
 
     pending = AsyncResult(query_id)
     deadline = time.monotonic() + timeout
-    try:
+    with flow.broker():
         while True:
             left = deadline - time.monotonic()
             try:
@@ -133,8 +128,6 @@ def wait_for(
                 if resend is not None:
                     resend()
                     resend = None
-    except (RedisError, OperationalError) as error:
-        raise flow.redis_away(error) from error
 
 
 def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:

@@ -9,6 +9,8 @@ Off unless `IMGREC_FAILPOINT` is set, to `NAME` or `NAME!ACTION`:
     full     raise what a full disk raises
     raise    raise RuntimeError, as a bug would
     sleepS   pause for S seconds
+    hang     freeze this thread alone
+    end      end this thread alone
 
 `IMGREC_FAILPOINT_ONCE`, a file, makes it once: the file is created first and disarms the line from
 then on.
@@ -55,6 +57,11 @@ def _act(action: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif action == "raise":
         raise RuntimeError("a failpoint")
+    elif action == "end":
+        raise SystemExit
+    elif action == "hang":
+        while True:
+            time.sleep(60)
     elif action.startswith("sleep"):
         time.sleep(float(action.removeprefix("sleep")))
     else:

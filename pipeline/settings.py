@@ -10,12 +10,12 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import WrongUse
+from pipeline.store.address import database_address, redis_address, without_password
 
 MIB = 1024 * 1024
 
@@ -136,17 +136,12 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        if not value.startswith(("sqlite:///", "postgresql://", "postgres://")):
-            raise ValueError("must start with sqlite:/// or postgresql://")
-        return value
+        return database_address(value)
 
     @field_validator("redis_url", "cache_url")
     @classmethod
     def _known_redis(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        _ = urlsplit(value).port  # a port that is no number raises ValueError
-        return value
+        return redis_address(value) if value else value
 
     @property
     def index_dir(self) -> Path:
@@ -187,13 +182,14 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        from pipeline.store.database import without_password
-
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
         reason = first["msg"].removeprefix("Value error, ")
         shown = without_password(repr(first["input"]))
-        raise WrongUse(f"The setting {name} cannot be used: {reason} (it is {shown}).") from error
+        if name.endswith("_URL") and "://" not in shown:
+            shown = "not shown: it may hold a password"
+        # Without its cause, which quotes the value with its password.
+        raise WrongUse(f"The setting {name} cannot be used: {reason} (it is {shown}).") from None
     if settings.u2net_home:
         # rembg reads this name from the environment only; a value from .env must reach it.
         os.environ["U2NET_HOME"] = settings.u2net_home

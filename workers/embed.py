@@ -52,6 +52,7 @@ def _embed(job_id: str, n: int) -> None:
             lambda progress: jobs.beat(claim, progress, settings.lease_s),
             settings.lease_s,
             settings.stall_s,
+            f"shard {n} of job {job_id}",
         ) as lease:
             result = _work(job, claim, lease)
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)

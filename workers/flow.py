@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import redis
 from celery import current_app
 from kombu.exceptions import OperationalError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from pipeline.errors import ServerAway
 from pipeline.failpoints import failpoint
 from pipeline.settings import load_settings
-from pipeline.store.database import without_password
+from pipeline.store.redis_client import connect, trouble
 from workers import runtime
 
 log = logging.getLogger(__name__)
@@ -62,53 +60,45 @@ def send(task: str, queue: str, *args: object) -> None:
     if inbox is not None:
         inbox.append((task, args))
         return
-    try:
+    with broker():
         current_app.send_task(task, args=args, queue=queue, ignore_result=True)
-    except OperationalError as error:
-        raise redis_away(error) from error
 
 
-def redis_away(error: BaseException | None = None) -> ServerAway:
-    """Return the sentence for a Redis that does not answer, or that takes nothing more."""
-    url = without_password(load_settings().redis_url)
-    if "used memory > 'maxmemory'" in f"{error} {error.__cause__ if error else None}":
-        return ServerAway(
-            f"Redis at {url} is full and takes no message: raise its maxmemory, or empty the cache "
-            "with 'imgrec cache clear'. What was planned goes on when there is room."
-        )
-    return ServerAway(
-        f"Redis does not answer at {url}: start it ('imgrec up' starts everything on one machine), "
-        "or correct REDIS_URL."
-    )
+@contextmanager
+def broker() -> Iterator[None]:
+    """Turn what kombu and redis-py raise into the sentence about Redis.
+
+    Raises:
+        ServerAway: it does not answer, refuses us, or takes nothing more.
+    """
+    try:
+        yield
+    except (OperationalError, redis.RedisError) as error:
+        raise trouble(load_settings().redis_url, error) from error
 
 
 def require_redis() -> None:
-    """Check within seconds that Redis answers, before anything is planned or sent.
+    """Check within seconds that Redis works for us, before anything is planned or sent.
 
     Raises:
         ServerAway: it does not.
     """
     if inbox is not None:
         return
-    url = load_settings().redis_url
-    client = redis.Redis.from_url(
-        url, socket_connect_timeout=2, socket_timeout=2, retry=Retry(NoBackoff(), 0)
-    )
-    try:
-        client.ping()
-    except redis.RedisError as error:
-        raise redis_away(error) from error
-    finally:
-        client.close()
+    with broker(), closing(connect(load_settings().redis_url, 2)) as client:
+        client.delete("imgrec:check")  # not a mere ping, which any user may send
+
+
+def workers(patience_s: float = 1.0) -> Counter[str]:
+    """Count the workers that say, within `patience_s`, which queues they serve."""
+    with broker():
+        replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
+    return Counter(queue["name"] for queues in replies.values() for queue in queues)
 
 
 def workers_on(queue: str, patience_s: float = 1.0) -> int:
     """Count the workers that say, within `patience_s`, that they serve a queue."""
-    try:
-        replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
-    except OperationalError as error:
-        raise redis_away(error) from error
-    return sum(any(q["name"] == queue for q in queues) for queues in replies.values())
+    return workers(patience_s)[queue]
 
 
 def reconcile() -> None:
@@ -142,8 +132,5 @@ def remove_leftovers() -> None:
 def _queue_length(queue: str) -> int:
     if inbox is not None:
         return len(inbox)
-    try:
-        with current_app.connection_for_write() as connection:
-            return int(connection.default_channel.client.llen(queue))
-    except OperationalError as error:
-        raise redis_away(error) from error
+    with broker(), current_app.connection_for_write() as connection:
+        return int(connection.default_channel.client.llen(queue))

@@ -9,18 +9,20 @@ import threading
 import time
 from typing import Any
 
-from celery import signals
+from celery import current_app, signals
 from kombu.entity import Queue
 
 from pipeline.errors import ImgrecError
-from pipeline.files import write_atomic
+from pipeline.failpoints import failpoint
+from pipeline.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.settings import load_settings
-from workers import flow, runtime
+from workers import flow, runtime, vitals
+from workers.pulse import Pulse, connection
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 10.0
-FORGET_S = 86_400.0
+current_app.steps["consumer"].add(Pulse)
+_tasks: dict[str, vitals.Work] = {}
 
 
 @signals.celeryd_init.connect
@@ -53,6 +55,12 @@ def widen(sender: Any, **_: Any) -> None:
         sender.concurrency = load_settings().query_concurrency
 
 
+@signals.worker_init.connect
+def start_heartbeat(sender: Any, **_: Any) -> None:
+    """Give signs of life from here on: a worker that waits for Redis is well."""
+    _thread("heartbeat", _beat, sender.hostname)
+
+
 @signals.after_setup_logger.connect
 def quieten(**_: Any) -> None:
     """Keep to what an operator reads: our own lines, and what goes wrong."""
@@ -62,19 +70,33 @@ def quieten(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def start_helpers(sender: Any, **_: Any) -> None:
-    """Start this worker's threads: heartbeat, model warm-up, reconciler."""
+    """Start this worker's threads: model warm-up, reconciler."""
     queues = {queue.name for queue in sender.task_consumer.queues}
-    _thread("heartbeat", _beat, sender.hostname)
     if flow.QUERY in queues:
         _thread("warm-up", _warm_up)
     if flow.INDEX in queues:
-        _thread("reconciler", _reconcile)
+        vitals.need(_thread("reconciler", _reconcile))
+
+
+@signals.task_prerun.connect
+def begin_task(task_id: str, task: Any, **_: Any) -> None:
+    """Watch a query; a shard has its lease, and a merge no limit."""
+    if task.name not in ("imgrec.embed_shard", "imgrec.merge_shards"):
+        _tasks[task_id] = vitals.Work(f"{task.name} {task_id}", load_settings().stall_s)
+        _tasks[task_id].begin()
+
+
+@signals.task_postrun.connect
+def end_task(task_id: str, **_: Any) -> None:
+    if task_id in _tasks:
+        _tasks.pop(task_id).end()
 
 
 @signals.worker_shutting_down.connect
 def stop(**_: Any) -> None:
     """Let running shards go back to the queue after their current image."""
     runtime.stopping.set()
+    connection.changed.set()
 
 
 @signals.worker_shutdown.connect
@@ -90,26 +112,34 @@ def _queues(option: Any) -> set[str]:
     return set(option or ())
 
 
-def _thread(name: str, run: Any, *args: Any) -> None:
-    threading.Thread(target=run, args=args, name=name, daemon=True).start()
+def _thread(name: str, run: Any, *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=run, args=args, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _beat(name: str) -> None:
-    """Touch a file for health checks; liveness must not depend on Redis or the database."""
-    folder = load_settings().data_dir / "run"
-    file = folder / f"{name}.alive"
-    for old in folder.glob("*.alive"):  # of workers that were killed
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > FORGET_S:
-                old.unlink()
-    while not runtime.stopping.is_set():
+    """Touch a file for health checks while all that is needed lives; say in another why not.
+
+    A Redis or a database that is away makes nobody ill: nothing here could mend it.
+    """
+    heartbeat, before = Heartbeat(load_settings().data_dir / "run", name), ""
+    while True:
+        connection.changed.clear()
+        if runtime.stopping.is_set():
+            break
+        ill = "; ".join([*vitals.troubles(), *filter(None, [connection.trouble()])])
+        if ill and not before:
+            log.error("This worker is ill: %s.", ill)
+        elif before and not ill:
+            log.warning("This worker is well again.")
+        before = ill
         try:
-            write_atomic(file, str(time.time()).encode())
+            heartbeat.beat(READY if connection.there else "waiting for Redis", ill)
         except OSError as error:
             log.warning("The heartbeat file cannot be written: %s", error)
-        runtime.stopping.wait(HEARTBEAT_S)
-    with contextlib.suppress(OSError):
-        file.unlink()
+        connection.changed.wait(EVERY_S)
+    heartbeat.end()
 
 
 def _warm_up() -> None:
@@ -127,8 +157,10 @@ def _warm_up() -> None:
 def _reconcile() -> None:
     pause_s = load_settings().reconcile_s
     while not runtime.stopping.wait(pause_s):
+        failpoint("reconcile")
         try:
-            flow.reconcile()
+            with vitals.Work("the reconciler", load_settings().stall_s):
+                flow.reconcile()
         except ImgrecError as error:
             log.warning("The ledger waits: %s", error)
         except Exception:

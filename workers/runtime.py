@@ -6,7 +6,7 @@ import functools
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipeline.classify import Trained, ZeroShot, text_matrix
 from pipeline.clip import Clip, load_clip
 from pipeline.embed import Tools, make_tools
 from pipeline.errors import ImgrecError, SetupError
+from pipeline.failpoints import failpoint
 from pipeline.feedback import Opinions
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.heads import HeadStore
@@ -36,6 +37,7 @@ from pipeline.store.jobs import Jobs
 from pipeline.store.polled import Polled
 from pipeline.store.products import Products
 from pipeline.versions import VersionStore
+from workers import vitals
 from workers.query_log import QueryLog
 
 log = logging.getLogger(__name__)
@@ -204,7 +206,16 @@ def trained() -> Trained:
 
 @once
 def batcher() -> Batcher:
-    return Batcher(clip().embed_images, load_settings().embed_batch_size)
+    embed_images, stall_s = clip().embed_images, load_settings().stall_s
+
+    def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        with vitals.Work("a batch of queries", stall_s):
+            failpoint("batch")
+            return embed_images(images)
+
+    made = Batcher(embed, load_settings().embed_batch_size)
+    vitals.need(made.thread)
+    return made
 
 
 def _remover(threads: int) -> Remover:

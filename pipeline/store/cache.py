@@ -20,13 +20,13 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from pipeline.errors import ServerAway
-from pipeline.store.database import without_password
+from pipeline.store.redis_client import trouble
 
 log = logging.getLogger(__name__)
 
 PREFIX = "imgrec:cache"
 STATS = f"{PREFIX}:stats"
+SETTING = "CACHE_URL, or in REDIS_URL where that is empty"
 KINDS = ("vectors", "results", "texts")
 PAUSE_S = 15  # after an error the server is left alone for so long
 KEYS_AT_ONCE = 1000
@@ -171,7 +171,7 @@ class Cache:
             return question()
         except redis.RedisError as error:
             self._away_until = time.monotonic() + PAUSE_S
-            log.warning("The cache does not answer (%s); working without it.", error)
+            log.warning("Working without the cache. %s", trouble(self._url, error, SETTING))
             return otherwise
 
 
@@ -199,10 +199,7 @@ def _away(url: str) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise ServerAway(
-            f"The cache does not answer at {without_password(url)} ({error}): start Redis, or "
-            "correct CACHE_URL."
-        ) from error
+        raise trouble(url, error, SETTING) from error
 
 
 def result_key(version: str, fingerprint: str, digest: str, parameters: dict[str, Any]) -> str:

@@ -16,8 +16,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import ImgrecError, ServerAway, WrongUse
+from pipeline.store.address import without_password
 
 Row = dict[str, Any]
+# A server that vanished with its network is given up in half a minute, not in two hours.
+PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+NOT_TO_US = re.compile(
+    r"\w+ authentication failed.*|\S+: no password supplied|(database|role) \".*\" does not exist"
+    r"|no pg_hba.conf entry.*|permission denied for database.*"
+)
 SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a PostgreSQL schema change
 
 
@@ -45,7 +58,7 @@ class Database:
             read_only: on SQLite, wait for no writer.
 
         Raises:
-            ServerAway: the database cannot be opened, or was lost on the way.
+            ServerAway: the database cannot be opened, refuses us, or was lost on the way.
         """
         with self._lock:
             if not self._ready:
@@ -133,7 +146,7 @@ def _postgres(url: str) -> Iterator[_PostgresTransaction]:
     from psycopg.rows import dict_row
 
     try:
-        conninfo_to_dict(url)
+        wanted: Any = {**PATIENCE, **conninfo_to_dict(url)}
     except psycopg.ProgrammingError:
         # Without its cause, which may quote a piece of the password.
         raise WrongUse(
@@ -142,22 +155,41 @@ def _postgres(url: str) -> Iterator[_PostgresTransaction]:
         ) from None
     try:
         with (
-            psycopg.connect(url, connect_timeout=5, row_factory=dict_row) as connection,
+            psycopg.connect(**wanted, row_factory=dict_row) as connection,
             connection.cursor() as cursor,
         ):
             yield _PostgresTransaction(cursor)
-    except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ServerAway(
-            f"The database {without_password(url)} does not answer: {reason}. Start it, or "
-            "correct DATABASE_URL."
-        ) from error
+    except (
+        psycopg.OperationalError,
+        psycopg.InterfaceError,  # lost between two statements
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.ReadOnlySqlTransaction,
+    ) as error:
+        raise ServerAway(_why(without_password(url), error)) from error
 
 
-def without_password(url: str) -> str:
-    """Return a URL that may be shown."""
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)  # to the last @: a password may hold one
-    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
+def _why(shown: str, error: Exception) -> str:
+    """Say why a PostgreSQL cannot be used, and what to do."""
+    import psycopg
+
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return (
+            f"The database {shown} lets this user do too little ({reason}): make it the owner "
+            "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
+        )
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return (
+            f"The database {shown} takes no changes ({reason}): DATABASE_URL must name the "
+            "primary server."
+        )
+    refused = NOT_TO_US.search(reason)
+    if refused:
+        return (
+            f"The database {shown} refuses the login ({reason[refused.start() :]}): correct the "
+            "user, the password or the name in DATABASE_URL."
+        )
+    return f"The database {shown} does not answer: {reason}. Start it, or correct DATABASE_URL."
 
 
 def _percent(sql: str) -> str:
