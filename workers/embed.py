@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 DEATHS = 2  # an image that ran alone in so many dying workers is left out
 
 
-@shared_task(name="imgrec.embed_shard")
+@shared_task(name="imgrec.embed_shard", throws=(ImgrecError,))
 def embed(job_id: str, n: int) -> None:
     """Embed shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
+    flow.require_names(job_id, n)
     try:
         _embed(job_id, n)
     except ServerAway as error:

@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerAway, WrongUse
 from pipeline.settings import load_settings
 from pipeline.store.database import without_password
 from workers import runtime
@@ -63,6 +63,19 @@ def send(task: str, queue: str, *args: object) -> None:
         current_app.send_task(task, args=args, queue=queue, ignore_result=True)
     except OperationalError as error:
         raise redis_away(error) from error
+
+
+def require_names(job_id: object, n: object = 0) -> None:
+    """Check what a message names before a database is asked for it.
+
+    Raises:
+        WrongUse: no job or shard can be called so.
+    """
+    # NUL: PostgreSQL stores none. Its INTEGER ends where int32 does.
+    if not isinstance(job_id, str) or "\0" in job_id or len(job_id) > 100:
+        raise WrongUse(f"There is no job {str(job_id)[:50]!r}: 'imgrec jobs' lists them.")
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**31:
+        raise WrongUse(f"There is no shard {str(n)[:50]!r} of job {job_id[:50]!r}.")
 
 
 def redis_away(error: BaseException | None = None) -> ServerAway:
