@@ -22,7 +22,8 @@ Facts = dict[str, Value]
 
 PRODUCT_ID, IMAGE = "product_id", "image"
 MAX_TEXT = 10_000  # characters of one value
-CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+# Spaces are stripped afterwards: a pattern that skips them tries every split of a long blank text.
+CONDITION = re.compile(r"([^<>=!]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -93,12 +94,13 @@ class Condition:
             WrongUse: it is none.
         """
         found = CONDITION.fullmatch(text)
-        if found is None:
+        column, sign, value = (part.strip() for part in found.groups()) if found else ("", "", "")
+        if not column:
             raise WrongUse(
                 f"The condition '{text}' cannot be used: write COLUMN=VALUE, or !=, <, <=, >, >= "
                 "in place of =."
             )
-        return cls(*found.groups())
+        return cls(column, sign, value)
 
     def holds(self, texts: NDArray[np.object_], numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Compare a column -> (n,); where there is no value, nothing holds.

@@ -27,9 +27,10 @@ DEATHS = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
 
 
-@shared_task(name="imgrec.embed_shard")
+@shared_task(name="imgrec.embed_shard", throws=(ImgrecError,))
 def embed(job_id: str, n: int) -> None:
     """Embed shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
+    flow.require_names(job_id, n)
     try:
         _embed(job_id, n)
     except ServerAway as error:

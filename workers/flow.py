@@ -16,6 +16,7 @@ import redis
 from celery import current_app
 from kombu.exceptions import OperationalError
 
+from pipeline.errors import WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import connect, trouble
@@ -75,6 +76,19 @@ def broker() -> Iterator[None]:
         yield
     except (OperationalError, redis.RedisError) as error:
         raise trouble(load_settings().redis_url, error) from error
+
+
+def require_names(job_id: object, n: object = 0) -> None:
+    """Check what a message names before a database is asked for it.
+
+    Raises:
+        WrongUse: no job or shard can be called so.
+    """
+    # NUL: PostgreSQL stores none. Its INTEGER ends where int32 does.
+    if not isinstance(job_id, str) or "\0" in job_id or len(job_id) > 100:
+        raise WrongUse(f"There is no job {str(job_id)[:50]!r}: 'imgrec jobs' lists them.")
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**31:
+        raise WrongUse(f"There is no shard {str(n)[:50]!r} of job {job_id[:50]!r}.")
 
 
 def require_redis() -> None:

@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
-@shared_task(name="imgrec.merge_shards")
+@shared_task(name="imgrec.merge_shards", throws=(ImgrecError,))
 def merge_shards(job_id: str) -> None:
     """Publish a job whose shards are all done; harmless to send any number of times."""
+    flow.require_names(job_id)
     try:
         _merge(job_id)
     except ServerAway as error:

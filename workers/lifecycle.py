@@ -16,7 +16,7 @@ from pipeline.errors import ImgrecError
 from pipeline.failpoints import failpoint
 from pipeline.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.settings import load_settings
-from workers import flow, runtime, vitals
+from workers import flow, gate, runtime, vitals
 from workers.pulse import Pulse, connection
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ _tasks: dict[str, vitals.Work] = {}
 def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
     settings = load_settings()
+    gate.install()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))

@@ -14,7 +14,7 @@ from celery.app.task import Task
 from numpy.typing import NDArray
 
 from pipeline.embed import confined
-from pipeline.errors import BadImage, ImgrecError
+from pipeline.errors import BadImage, ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.feedback import Shown
 from pipeline.images import decode, encode_jpeg, read_image, sha256
@@ -48,9 +48,9 @@ def query_image(
     start = time.monotonic()
     failpoint("query.start")
     question = Question.from_message(top_k, options)
+    _require_size(data)
     question.require_subject(bool(data))
     index = runtime.published().current()
-    _require_size(data)
     mine = runtime.fingerprint()
     index.version.require(mine.id, mine.summary)
     shelf = runtime.shelves().of(index.version)
@@ -120,6 +120,8 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
     """
     start = time.monotonic()
     _require_size(data)
+    if not isinstance(use_trained, bool):
+        raise WrongUse("The query cannot be used: use_trained is neither true nor false.")
     classifier = runtime.trained() if use_trained else runtime.zero_shot()
     answer = classifier.classify(_vector(data, sha256(data)))
     log.info("Classified %s in %.0f ms.", self.request.id, 1000 * (time.monotonic() - start))
@@ -127,6 +129,8 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
 
 
 def _require_size(data: bytes) -> None:
+    if not isinstance(data, bytes):  # a message may come from anybody who reaches Redis
+        raise WrongUse("The query cannot be used: its image is not made of bytes.")
     if len(data) > load_settings().max_image_bytes:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
@@ -149,12 +153,15 @@ def pictures(version: str, filenames: list[str]) -> dict[str, str]:
 
     Opens only files that this version names, below the folder that it was built from.
     """
+    if not isinstance(version, str) or not isinstance(filenames, list | tuple):
+        raise WrongUse("The pictures cannot be found: name an index version and a list of files.")
     opened = runtime.versions().current()
     if opened.name != version:
         opened = runtime.versions().open(version)
     root = Path(opened.manifest["root"])
     require_allowed(root, load_settings())
-    known = set(filenames[:MAX_PICTURES]) & set(opened.paths)
+    wanted = {name for name in filenames[:MAX_PICTURES] if isinstance(name, str)}
+    known = wanted & set(opened.paths)
     found = {}
     for filename in sorted(known):
         try:
