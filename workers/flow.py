@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import redis
 from celery import current_app
@@ -19,8 +21,9 @@ from redis.retry import Retry
 
 from pipeline.errors import ServerAway
 from pipeline.settings import load_settings
-from pipeline.store.database import without_password
-from workers import runtime
+
+if TYPE_CHECKING:
+    from pipeline.store.jobs import Jobs
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,9 @@ EMBED, INDEX, QUERY = "embed", "index", "query"
 QUEUES = (EMBED, INDEX, QUERY)
 # Set while this process does all the work itself (workers.local): tasks wait here, not in Redis.
 inbox: deque[tuple[str, tuple[object, ...]]] | None = None
+_answered_at = float("-inf")
 
+ANSWERED_S = 5.0  # a Redis that has answered so lately is not asked again
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -38,7 +43,7 @@ def advance(job_id: str) -> None:
     Raises:
         ServerAway: Redis does not take messages; the shards stay marked and are sent again.
     """
-    jobs = runtime.jobs()
+    jobs = _jobs()
     send_shards(job_id, jobs.next_window(job_id, load_settings().shard_window))
     if jobs.ready_to_merge(job_id):
         send("imgrec.merge_shards", INDEX, job_id)
@@ -67,6 +72,8 @@ def send(task: str, queue: str, *args: object) -> None:
 
 def redis_away(error: BaseException | None = None) -> ServerAway:
     """Return the sentence for a Redis that does not answer, or that takes nothing more."""
+    from pipeline.store.database import without_password
+
     url = without_password(load_settings().redis_url)
     if "used memory > 'maxmemory'" in f"{error} {error.__cause__ if error else None}":
         return ServerAway(
@@ -85,7 +92,8 @@ def require_redis() -> None:
     Raises:
         ServerAway: it does not.
     """
-    if inbox is not None:
+    global _answered_at
+    if inbox is not None or time.monotonic() - _answered_at < ANSWERED_S:
         return
     url = load_settings().redis_url
     client = redis.Redis.from_url(
@@ -93,6 +101,7 @@ def require_redis() -> None:
     )
     try:
         client.ping()
+        _answered_at = time.monotonic()
     except redis.RedisError as error:
         raise redis_away(error) from error
     finally:
@@ -110,7 +119,7 @@ def workers_on(queue: str) -> int:
 
 def reconcile() -> None:
     """Look at every open job once and set going what stands still."""
-    jobs = runtime.jobs()
+    jobs = _jobs()
     jobs.fail_abandoned_plans()
     for job in jobs.open_jobs():
         if not job.plan_done:
@@ -125,7 +134,7 @@ def reconcile() -> None:
 
 def remove_leftovers() -> None:
     """Delete the plans and shard files of jobs that have ended."""
-    jobs = runtime.jobs()
+    jobs = _jobs()
     jobs.forget_plans()
     folder = load_settings().jobs_dir
     if not folder.is_dir():
@@ -144,3 +153,10 @@ def _queue_length(queue: str) -> int:
             return int(connection.default_channel.client.llen(queue))
     except OperationalError as error:
         raise redis_away(error) from error
+
+
+def _jobs() -> Jobs:
+    # Not at the top: a command that only asks a question needs nothing that a worker holds.
+    from workers import runtime
+
+    return runtime.jobs()
