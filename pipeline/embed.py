@@ -185,6 +185,9 @@ def embed_alone(
 ) -> ShardResult:
     """Embed a shard that has crashed its worker: one image at a time, each announced before.
 
+    Cheaper than halving the shard: the announcement names the image after one more crash, halving
+    256 images needs eight.
+
     Args:
         begin: called with a position before its image; False leaves the image out as a failure,
             because the worker died each time when it ran alone.
@@ -195,12 +198,13 @@ def embed_alone(
     for position, image in enumerate(images):
         check(position)
         if not begin(position):
-            reason = "the worker process died each time when it worked on this image alone"
+            reason = "crashed the worker: its process died each time this image ran alone"
             failures.append(Failure(image.path, "crash", reason))
             continue
         try:
             result = embed_shard(root, [image], tools, cache, check=lambda done: None, save=save)
         except (ImgrecError, OSError):
+            end(position)
             raise  # a server or a disk, which no image is to blame for
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -81,6 +81,7 @@ def merge(
     blocks, broken = _read_all(settings.jobs_dir / job.id, shards, base)
     if broken:
         return Merged(broken=broken)
+    failpoint("merge.after_read")
     check()
     workspace = versions.workspace()
     try:
@@ -223,6 +224,7 @@ def _same(contents: Contents, fingerprint: str | None, versions: VersionStore) -
 def _write(contents: Contents, workspace: Path, settings: Settings) -> index.IndexKind:
     built, kind = index.build(contents.vectors, settings.flat_max_vectors, settings.threads)
     index.self_check(built, contents.vectors)
+    failpoint("merge.before_save")
     index.save(built, workspace / "index.bin")
     names = {str(row): path for row, path in enumerate(contents.paths)}
     (workspace / "id_to_filename.json").write_text(

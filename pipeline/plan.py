@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.embed import Failure
 from pipeline.errors import ImgrecError, WrongUse
+from pipeline.failpoints import failpoint
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.images import SUFFIXES, ImageFile, find_images
 from pipeline.settings import Settings
@@ -18,7 +19,7 @@ from pipeline.versions import Version, VersionStore
 
 REUSE_ROWS = 8192  # rows in one reuse shard: a row of the ledger of about 50 kB
 SHARDS_AT_ONCE = 64  # shards written in one transaction
-PLAN_LEASE_S = 120.0  # a planner that wrote nothing for so long is dead
+PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead: a slow disk may list
 
 
 def check_folder(folder: Path, settings: Settings) -> Path:
@@ -73,13 +74,14 @@ def plan_rebuild(
     root = check_folder(folder, settings)
     fingerprint = find_fingerprint(settings)
     base = None if full or save_preprocessed else _base(versions, fingerprint)
+    lease_s = PLAN_LEASES * settings.lease_s
     job_id = jobs.create(
         root,
         full=full,
         save_preprocessed=save_preprocessed,
         fingerprint=fingerprint,
         base_version=base.name if base else None,
-        lease_s=PLAN_LEASE_S,
+        lease_s=lease_s,
     )
     sorter = _Sorter(root, base)
     number = 0
@@ -90,8 +92,9 @@ def plan_rebuild(
         for rows in sorter.take_rows(last):
             pieces.append((number, "reuse", rows))
             number += 1
-        jobs.add_shards(job_id, pieces, sorter.take_failures(), PLAN_LEASE_S)
+        jobs.add_shards(job_id, pieces, sorter.take_failures(), lease_s)
         pieces.clear()
+        failpoint("plan.after_piece")
         listed(sorter.count)
 
     try:
@@ -102,7 +105,9 @@ def plan_rebuild(
             if len(pieces) >= SHARDS_AT_ONCE:
                 write(last=False)
         write(last=True)
+        failpoint("plan.before_finish")
         jobs.finish_plan(job_id)
+        failpoint("plan.after_finish")
     except BaseException as error:
         with contextlib.suppress(ImgrecError):  # then its lease ends it
             jobs.fail(

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.embed import ShardResult, embed_alone, embed_shard
 from pipeline.errors import BadImage, ImgrecError, ServerAway, SetupError
 from pipeline.failpoints import failpoint
-from pipeline.files import write_atomic
+from pipeline.files import DISK_FULL, disk_trouble, write_atomic
 from pipeline.images import encode_jpeg
 from pipeline.plan import require_allowed
 from pipeline.settings import load_settings
@@ -24,6 +24,7 @@ from workers.lease import Lease, LeaseLost, Stopped
 log = logging.getLogger(__name__)
 
 DEATHS = 2  # an image that ran alone in so many dying workers is left out
+PATIENCE_S = 1.0  # between two tries to reach the database
 
 
 @shared_task(name="imgrec.embed_shard")
@@ -37,6 +38,7 @@ def embed(job_id: str, n: int) -> None:
 
 
 def _embed(job_id: str, n: int) -> None:
+    failpoint("embed.before_claim")
     jobs, settings = runtime.jobs(), load_settings()
     job = jobs.get(job_id)
     if not job.open or not _ready(job):
@@ -128,14 +130,32 @@ def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
         check=lease.check,
         save=save,
         begin=lambda position: jobs.start_alone(claim, position) <= DEATHS,
-        end=lambda position: jobs.end_alone(claim, position),
+        end=lambda position: _survived(claim, position),
     )
+
+
+def _survived(claim: Claim, position: int) -> None:
+    """Clear an image of suspicion, however long the database is away: this process lives."""
+    while True:
+        try:
+            runtime.jobs().end_alone(claim, position)
+            return
+        except ServerAway:
+            if runtime.stopping.wait(PATIENCE_S):
+                raise
 
 
 def _failed(claim: Claim, error: Exception) -> None:
     """Give a shard back after an error that no image explains; end the job when it persists."""
-    log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
     jobs = runtime.jobs()
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        # No fault of the shard's, and it may last: the reconciler sends it until there is room.
+        trouble = disk_trouble(error, load_settings().data_dir)
+        log.error("Shard %d of job %s: %s", claim.n, claim.job_id, trouble)
+        jobs.release_shard(claim, count_attempt=False)
+        jobs.note(claim.job_id, trouble)
+        return
+    log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
     if claim.attempts > load_settings().max_attempts:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         jobs.fail(

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pipeline.errors import ServerAway
+from pipeline.failpoints import failpoint
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def advance(job_id: str) -> None:
         ServerAway: Redis does not take messages; the shards stay marked and are sent again.
     """
     jobs = _jobs()
-    send_shards(job_id, jobs.next_window(job_id, load_settings().shard_window))
+    window = jobs.next_window(job_id, load_settings().shard_window)
+    failpoint("flow.before_send")
+    send_shards(job_id, window)
     if jobs.ready_to_merge(job_id):
         send("imgrec.merge_shards", INDEX, job_id)
 

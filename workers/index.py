@@ -7,6 +7,8 @@ import logging
 from celery import shared_task
 
 from pipeline.errors import ImgrecError, ServerAway
+from pipeline.failpoints import failpoint
+from pipeline.files import disk_trouble
 from pipeline.merge import Merged, merge
 from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
@@ -47,8 +49,9 @@ def _merge(job_id: str) -> None:
         jobs.fail(job_id, str(error).replace("JOB'", f"{job_id}'"))
         return
     except OSError as error:
-        # A full disk: nothing was published; the lease ends and the merge is tried again.
+        # Nothing was published; the lease ends and the merge is tried again.
         log.error("The merge of job %s failed: %s", job_id, error)
+        jobs.note(job_id, disk_trouble(error, settings.data_dir))
         return
     except Exception as error:
         log.error("The merge of job %s failed.", job_id, exc_info=error)
@@ -58,6 +61,7 @@ def _merge(job_id: str) -> None:
         log.warning("Job %s: the file of shard %d is gone or changed; doing it again.", job_id, n)
         jobs.reopen_shard(job_id, n)
     if merged.version:
+        failpoint("index.before_record")
         jobs.publish(job_id, merged.version)
         log.info("Job %s published %s.", job_id, merged.version)
         flow.remove_leftovers()

@@ -86,6 +86,7 @@ def query_image(
                 vector=answer.vector,
             )
         )
+    failpoint("query.before_answer")
     shown: dict[str, Any] = {
         "query_id": self.request.id,
         "index_version": index.version.name,

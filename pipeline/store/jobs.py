@@ -316,6 +316,10 @@ class Jobs:
             )
             if won:
                 tx.rows("DELETE FROM failures WHERE job_id = ? AND n = ?", (claim.job_id, claim.n))
+                tx.rows(
+                    "UPDATE jobs SET error = NULL WHERE id = ? AND error IS NOT NULL",
+                    (claim.job_id,),
+                )
                 _add_failures(tx, claim.job_id, claim.n, failures)
         return bool(won)
 
@@ -360,6 +364,13 @@ class Jobs:
             tx.rows(
                 "DELETE FROM suspects WHERE job_id = ? AND n = ? AND position = ?",
                 (claim.job_id, claim.n, position),
+            )
+
+    def note(self, job_id: str, trouble: str) -> None:
+        """Tell those who watch what an open job waits for; its next finished shard clears it."""
+        with self._database.transaction() as tx:
+            tx.rows(
+                f"UPDATE jobs SET error = ? WHERE id = ? AND state IN {_OPEN}", (trouble, job_id)
             )
 
     def set_fingerprint(self, job_id: str, fingerprint: Fingerprint) -> Job:
