@@ -13,10 +13,8 @@ from typing import Any
 import psutil
 from base_clip import base_clip
 from harness import ROOT, Run
-from published import publish_random
+from published import publish_random, settings_of
 from stand import Stand, until
-
-from pipeline.settings import Settings
 
 TITLE = "Query: the round trip, 32 clients, the cache, the shell"
 ROWS, DIM = 20_000, 512
@@ -42,7 +40,7 @@ def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
     count = 40 if run.quick else 300
     found = client(run, stand, "latency", count=count)
     used = (cpu_s(worker) - used) / (2 * count)
-    bare, asked, again, noise = (sorted(column) for column in zip(*found["rows"], strict=True))
+    bare, asked, again, _ = (sorted(column) for column in zip(*found["rows"], strict=True))
     over = sorted(1000 * (row[1] - row[0]) for row in found["rows"])
     what = f"one client, ViT-B/32 on one thread, {ROWS:,} vectors, photos no cache knows"
     run.ratio(
@@ -84,9 +82,7 @@ def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
 def many_clients(run: Run, stand: Stand, worker: psutil.Process) -> None:
     used = cpu_s(worker)
     queries, rounds = (64, 1) if run.quick else (320, 5)
-    found = client(
-        run, stand, "throughput", clients=CLIENTS, queries=queries, rounds=rounds
-    )
+    found = client(run, stand, "throughput", clients=CLIENTS, queries=queries, rounds=rounds)
     used = (cpu_s(worker) - used) / (queries * rounds + CLIENTS)
     rows = found["rows"]
     run.ratio(
@@ -148,11 +144,6 @@ def client(run: Run, stand: Stand, mode: str, **options: Any) -> Any:
     if done.returncode:
         raise RuntimeError(f"{done.stderr}\n{stand.log('query')[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def settings_of(stand: Stand) -> Settings:
-    names = {name.lower(): value for name, value in stand.environment.items()}
-    return Settings(_env_file=None, **names)
 
 
 def cpu_s(process: psutil.Process) -> float:

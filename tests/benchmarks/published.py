@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from stand import Stand
 
 from pipeline import index
 from pipeline.fingerprint import find_fingerprint
@@ -47,3 +48,9 @@ def publish_random(settings: Settings, rows: int, dim: int, root: Path) -> Versi
         )
         versions.point_to(version)
     return version
+
+
+def settings_of(stand: Stand) -> Settings:
+    """Return the settings that the stand's processes have."""
+    names = {name.lower(): value for name, value in stand.environment.items()}
+    return Settings(_env_file=None, **names)

@@ -16,6 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
+from celery import current_app  # noqa: E402
+
 from cli import ask  # noqa: E402
 from pipeline.clip import load_clip  # noqa: E402
 from pipeline.images import Limits, decode, read_image  # noqa: E402
@@ -106,6 +108,7 @@ def latency(fresh: Fresh, count: int) -> dict[str, Any]:
 
 def throughput(fresh: Fresh, clients: int, queries: int, rounds: int) -> dict[str, Any]:
     """Many clients at once beside the batched forward pass, in turns -> pictures a second."""
+    current_app.conf.broker_pool_limit = None  # each thread stands for a process of its own
     bare = Bare()
     photos = [fresh().read_bytes() for _ in range(bare.settings.embed_batch_size)]
     batch = [bare.prepared(photo) for photo in photos]
