@@ -35,13 +35,12 @@ result_accept_content = ["json"]
 
 task_acks_late = False
 worker_prefetch_multiplier = 1
-# A worker takes a shard only when it is free: a second one would wait behind the first while other
-# workers idle. Not so queries: a worker that holds none looks for the next only three times a
-# second (workers.lifecycle turns this off for them).
+# A worker takes a message only when a thread is free for it: a second shard would wait behind the
+# first while other workers idle.
 worker_disable_prefetch = True
 
 # Threads: torch, onnxruntime and CUDA must not be used before a fork, so there is none.
-worker_pool = "threads"
+worker_pool = "workers.pool:Pool"
 worker_pool_start_method = "spawn"  # for those who choose prefork
 worker_concurrency = 1  # a worker of queries alone: QUERY_CONCURRENCY, see workers.lifecycle
 

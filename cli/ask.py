@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadImage, IndexMissing, ServerAway, TimedOut
-from pipeline.images import Limits, decode, encode_jpeg, read_image
+from pipeline.images import MIN_SIDE, WORK_SIDE, Limits, decode, encode_jpeg, read_image
 from pipeline.settings import Settings
 
 # A message of at most this many bytes carries the file as it is, so that its content hash finds
@@ -29,10 +29,12 @@ def message(image: Path, settings: Settings) -> bytes:
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     try:
         data = read_image(image, limits)
-        decoded = decode(data, limits, settings.preprocess_bg_color)
+        large = len(data) > MESSAGE_BYTES
+        side = WORK_SIDE if large else MIN_SIDE  # what is sent as it is needs only the check
+        decoded = decode(data, limits, settings.preprocess_bg_color, side)
     except BadImage as error:
         raise BadImage(f"The image '{image}' cannot be used: {error}.", error.stage) from error
-    return data if len(data) <= MESSAGE_BYTES else encode_jpeg(decoded)
+    return encode_jpeg(decoded) if large else data
 
 
 class Asked:

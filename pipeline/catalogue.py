@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import WrongUse
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Value = str | int | float | bool
 Facts = dict[str, Value]
@@ -111,6 +113,8 @@ class Condition:
             texts: (n,) casefolded text, None where there is no value.
             numbers: (n,) the same as numbers, NaN where it is none.
         """
+        import numpy as np  # not at the top: the command line only reads conditions
+
         compare, wanted = COMPARE[self.sign], to_number(self.value)
         known = np.array([text is not None for text in texts], bool)
         if self.sign in ("=", "!="):
@@ -134,7 +138,7 @@ def to_number(value: Value) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if np.isfinite(number) else None
+    return number if math.isfinite(number) else None
 
 
 def read_products(file: Path) -> list[Product]:
@@ -254,7 +258,7 @@ def _value(value: Any, column: Any, line: int) -> Value:
         raise _Mistake(f"line {line}: '{column}' is neither text, nor a number, nor true or false")
     if isinstance(value, str):
         return _text(value.strip(), str(column), line)
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise _Mistake(f"line {line}: '{column}' is no finite number")
     return value
 

@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import BadImage, WrongUse
@@ -121,8 +118,12 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Image.Image:
-    """Decode to 8-bit RGB, turned upright, at most `WORK_SIDE` pixels on the longer side.
+def decode(
+    data: bytes, limits: Limits, background: tuple[int, int, int], side: int = WORK_SIDE
+) -> Image.Image:
+    """Decode to 8-bit RGB, turned upright, at most `side` pixels on the longer side.
+
+    A small `side` checks a JPEG at a fraction of the cost: all of it is read, less is computed.
 
     First frame of an animation; alpha is laid on `background`; 16-bit, CMYK, palette and gray
     pictures become RGB.
@@ -150,8 +151,8 @@ def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Ima
                 f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
             )
         try:
-            # JPEG only: decode at 1/2, 1/4 or 1/8 where that is still larger than WORK_SIDE.
-            image.draft(None, (WORK_SIDE, WORK_SIDE))
+            # JPEG only: decode at 1/2, 1/4 or 1/8 where that is still larger than `side`.
+            image.draft(None, (side, side))
             image.load()
             # Before the modes change: converting drops the EXIF block that holds the rotation.
             rgb = _to_rgb(_turn_upright(image), background)
@@ -159,7 +160,7 @@ def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Ima
             raise
         except Exception as error:  # as above
             raise _broken(error) from error
-    rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    rgb.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return rgb
 
 
@@ -181,7 +182,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return _to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, (*background, 255))
@@ -189,11 +190,14 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     return image.convert("RGB")
 
 
-def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16- or 32-bit gray to 0..255; the type does not say how much of its range is used.
 
     A large one is thinned out to at most twice `WORK_SIDE`: in float64 it would cost gigabytes.
     """
+    import numpy as np  # not at the top: the command line checks pictures, too, and starts faster
+
+    pixels = np.asarray(image)
     step = math.ceil(max(pixels.shape) / (2 * WORK_SIDE))
     values = np.nan_to_num(pixels[::step, ::step].astype(np.float64))
     top = float(values.max(initial=0))
@@ -205,7 +209,7 @@ def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         scale = 255.0 / 65_535
     else:
         scale = 255.0 / top
-    return np.clip(values * scale, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
 
 
 def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 import redis
 from celery import current_app
@@ -20,7 +22,9 @@ from pipeline.errors import WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import connect, trouble
-from workers import runtime
+
+if TYPE_CHECKING:
+    from pipeline.store.jobs import Jobs
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,9 @@ EMBED, INDEX, QUERY = "embed", "index", "query"
 QUEUES = (EMBED, INDEX, QUERY)
 # Set while this process does all the work itself (workers.local): tasks wait here, not in Redis.
 inbox: deque[tuple[str, tuple[object, ...]]] | None = None
+_answered_at = float("-inf")
 
+ANSWERED_S = 5.0  # a Redis that has answered so lately is not asked again
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -38,7 +44,7 @@ def advance(job_id: str) -> None:
     Raises:
         ServerAway: Redis does not take messages; the shards stay marked and are sent again.
     """
-    jobs = runtime.jobs()
+    jobs = _jobs()
     window = jobs.next_window(job_id, load_settings().shard_window)
     failpoint("flow.before_send")
     send_shards(job_id, window)
@@ -97,10 +103,12 @@ def require_redis() -> None:
     Raises:
         ServerAway: it does not.
     """
-    if inbox is not None:
+    global _answered_at
+    if inbox is not None or time.monotonic() - _answered_at < ANSWERED_S:
         return
     with broker(), closing(connect(load_settings().redis_url, 2)) as client:
         client.delete("imgrec:check")  # not a mere ping, which any user may send
+    _answered_at = time.monotonic()
 
 
 def workers(patience_s: float = 1.0) -> Counter[str]:
@@ -117,7 +125,7 @@ def workers_on(queue: str, patience_s: float = 1.0) -> int:
 
 def reconcile() -> None:
     """Look at every open job once and set going what stands still."""
-    jobs = runtime.jobs()
+    jobs = _jobs()
     jobs.fail_abandoned_plans()
     for job in jobs.open_jobs():
         if not job.plan_done:
@@ -132,7 +140,7 @@ def reconcile() -> None:
 
 def remove_leftovers() -> None:
     """Delete the plans and shard files of jobs that have ended."""
-    jobs = runtime.jobs()
+    jobs = _jobs()
     jobs.forget_plans()
     folder = load_settings().jobs_dir
     if not folder.is_dir():
@@ -148,3 +156,10 @@ def _queue_length(queue: str) -> int:
         return len(inbox)
     with broker(), current_app.connection_for_write() as connection:
         return int(connection.default_channel.client.llen(queue))
+
+
+def _jobs() -> Jobs:
+    # Not at the top: a command that only asks a question needs nothing that a worker holds.
+    from workers import runtime
+
+    return runtime.jobs()

@@ -14,6 +14,7 @@ from kombu.entity import Queue
 
 from pipeline.errors import ImgrecError
 from pipeline.failpoints import failpoint
+from pipeline.fingerprint import find_fingerprint
 from pipeline.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.settings import load_settings
 from workers import flow, gate, runtime, vitals
@@ -33,10 +34,12 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))
-    if not queues:
-        conf.task_queues = [Queue(name) for name in flow.QUEUES]  # type: ignore[no-untyped-call]
-    if queues == {flow.QUERY}:
-        conf.worker_disable_prefetch = False
+    # What was taken is started at once, so the noting of a query as taken, which costs a quarter of
+    # its way, would only help one that is lost in the same instant; its client sends it again.
+    conf.task_queues = [
+        Queue(name, no_ack=name == flow.QUERY)  # type: ignore[no-untyped-call]
+        for name in flow.QUEUES
+    ]
     name, _, host = instance.hostname.partition("@")
     if name == "celery":
         # Workers that share the default name would share one control mailbox, too.
@@ -47,10 +50,10 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
 def widen(sender: Any, **_: Any) -> None:
     """Give a worker of queries alone its threads, unless `-c` has; leave out workers' small talk.
 
-    Gossip and mingle tell workers of each other, which nothing here needs. On a connection that
-    went silent each of their messages would wait for its own timeout.
+    Gossip and mingle tell workers of each other, which nothing here needs. They cost each a second
+    at its start, and on a connection that went silent each message waits for its own timeout.
     """
-    sender.options.update(without_gossip=True, without_mingle=True)
+    sender.options |= {"without_mingle": True, "without_gossip": True}
     # Not in `set_up`: the command line has read the configured concurrency before that.
     if set(sender.app.amqp.queues.consume_from) == {flow.QUERY} and sender.concurrency == 1:
         sender.concurrency = load_settings().query_concurrency
@@ -62,6 +65,14 @@ def start_heartbeat(sender: Any, **_: Any) -> None:
     _thread("heartbeat", _beat, sender.hostname)
 
 
+@signals.worker_init.connect
+def warm_up(sender: Any, **_: Any) -> None:
+    """Load what queries need, in two threads, while Celery still connects."""
+    if flow.QUERY in sender.app.amqp.queues.consume_from:
+        _thread("warm-up", _load_model)
+        _thread("warm-up-index", _open_index)
+
+
 @signals.after_setup_logger.connect
 def quieten(**_: Any) -> None:
     """Keep to what an operator reads: our own lines, and what goes wrong."""
@@ -71,10 +82,8 @@ def quieten(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def start_helpers(sender: Any, **_: Any) -> None:
-    """Start this worker's threads: model warm-up, reconciler."""
+    """Start this worker's reconciler, if it has one."""
     queues = {queue.name for queue in sender.task_consumer.queues}
-    if flow.QUERY in queues:
-        _thread("warm-up", _warm_up)
     if flow.INDEX in queues:
         vitals.need(_thread("reconciler", _reconcile))
 
@@ -143,7 +152,7 @@ def _beat(name: str) -> None:
     heartbeat.end()
 
 
-def _warm_up() -> None:
+def _load_model() -> None:
     """Load the model before the first query asks for it."""
     try:
         start = time.monotonic()
@@ -153,6 +162,13 @@ def _warm_up() -> None:
         log.info("The model is loaded (%.1f s).", time.monotonic() - start)
     except ImgrecError as error:
         log.error("%s", error)  # each query will say it, too
+
+
+def _open_index() -> None:
+    """Read the model's digest and the index while the other thread imports torch."""
+    with contextlib.suppress(ImgrecError):  # each query will say it
+        find_fingerprint(load_settings())
+        runtime.shelves().of(runtime.published().current().version)
 
 
 def _reconcile() -> None:

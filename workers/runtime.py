@@ -170,11 +170,17 @@ def tools() -> Tools:
 
 @once
 def query_prepare() -> Callable[[Image.Image], Prepared]:
-    """The same preprocessing for queries: one picture at a time, on all threads, for latency."""
+    """The same preprocessing for queries; background removal takes one picture at a time.
+
+    On all threads, for latency. Without it there is nothing to wait for: pictures are made ready
+    side by side while the model computes.
+    """
     settings = load_settings()
     clip()  # before the remover, as in `tools`
     spec = Preprocessing.from_settings(settings)
-    remover = _remover(threads=settings.threads) if settings.use_bg_removal else None
+    if not settings.use_bg_removal:
+        return lambda image: prepare(image, spec, None)
+    remover = _remover(threads=settings.threads)
     turn = threading.Lock()
 
     def run(image: Image.Image) -> Prepared:

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 from celery import Celery
 from celery.backends.base import Backend
+from celery.concurrency.thread import TaskPool
+from celery.utils.imports import symbol_by_name
 from desk import Desk
 from stand import free_port, until
 
@@ -48,7 +50,7 @@ def test_every_task_has_a_queue_and_every_queue_a_task() -> None:
 
 def test_no_model_meets_a_fork() -> None:
     """torch, onnxruntime and CUDA break in a forked child (celery#3402)."""
-    assert celeryconfig.worker_pool == "threads"
+    assert issubclass(symbol_by_name(celeryconfig.worker_pool), TaskPool)
     assert celeryconfig.worker_pool_start_method == "spawn"
 
 
@@ -78,7 +80,7 @@ def test_an_error_keeps_kind_sentence_and_exit_code_on_its_way_from_a_worker(
 def set_up(
     queues: object, hostname: str = "celery@host"
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
-    conf = SimpleNamespace(task_queues=None, worker_disable_prefetch=True)
+    conf = SimpleNamespace(task_queues=None)
     instance = SimpleNamespace(hostname=hostname)
     lifecycle.set_up(instance=instance, conf=conf, options={"queues": queues})
     return instance, conf
@@ -90,13 +92,20 @@ def test_workers_on_one_machine_get_names_of_their_own(desk: Desk) -> None:
     assert set_up("embed", "mine@host")[0].hostname == "mine@host"
 
 
-def test_a_worker_without_queues_serves_all_and_one_of_queries_looks_ahead(desk: Desk) -> None:
+def test_a_worker_without_queues_serves_all(desk: Desk) -> None:
     instance, conf = set_up(None)
     assert {queue.name for queue in conf.task_queues} == set(flow.QUEUES)
     assert instance.hostname.startswith("embed-index-query-")
-    assert conf.worker_disable_prefetch is True
-    assert set_up(" query ")[1].worker_disable_prefetch is False
-    assert set_up("embed")[1].worker_disable_prefetch is True
+
+
+@pytest.mark.parametrize("queues", [None, "query", "embed,query"])
+def test_only_queries_are_taken_without_a_note_and_nothing_is_taken_ahead(
+    desk: Desk, queues: str | None
+) -> None:
+    """What is taken without a note must start at once, or a worker's end would lose it."""
+    unnoted = {queue.name for queue in set_up(queues)[1].task_queues if queue.no_ack}
+    assert unnoted == {flow.QUERY}
+    assert celeryconfig.worker_disable_prefetch is True
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,7 @@ def test_only_a_worker_of_queries_alone_gets_many_threads_and_never_against_c(
     desk: Desk, queues: set[str], concurrency: int, expected: int
 ) -> None:
     consumed = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=queues)))
-    sender = SimpleNamespace(app=consumed, concurrency=concurrency)
+    sender = SimpleNamespace(app=consumed, concurrency=concurrency, options={})
     lifecycle.widen(sender=sender)
     assert sender.concurrency == expected
 
@@ -274,5 +283,5 @@ def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives
         raise errors.SetupError("rembg is not installed")
 
     monkeypatch.setattr(runtime, "query_prepare", cannot)
-    lifecycle._warm_up()
+    lifecycle._load_model()
     assert "rembg is not installed" in caplog.text
