@@ -18,6 +18,7 @@ from pipeline import index
 from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
 from pipeline.failpoints import failpoint
 from pipeline.files import file_sha256
+from pipeline.index_kind import IndexKind
 from pipeline.settings import Settings
 from pipeline.shards import read_shard
 from pipeline.store.jobs import DoneShard, Job
@@ -89,7 +90,7 @@ def merge(
         if same is not None:
             return Merged(same)
         check()
-        kind = _write(contents, workspace, settings)
+        kind = _write(contents, workspace, settings, check)
         check()
         failpoint("merge.before_commit")
         version = versions.commit(
@@ -220,9 +221,17 @@ def _same(contents: Contents, fingerprint: str | None, versions: VersionStore) -
     return None
 
 
-def _write(contents: Contents, workspace: Path, settings: Settings) -> index.IndexKind:
-    built, kind = index.build(contents.vectors, settings.flat_max_vectors, settings.threads)
-    index.self_check(built, contents.vectors)
+def _write(
+    contents: Contents, workspace: Path, settings: Settings, check: Callable[[], None]
+) -> IndexKind:
+    built, kind = index.build(
+        contents.vectors,
+        settings.flat_max_vectors,
+        settings.threads,
+        settings.index_memory,
+        check,
+    )
+    index.self_check(built, contents.vectors, kind)
     index.save(built, workspace / "index.bin")
     names = {str(row): path for row, path in enumerate(contents.paths)}
     (workspace / "id_to_filename.json").write_text(

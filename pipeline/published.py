@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import index
 from pipeline.errors import ImgrecError
+from pipeline.index_kind import IndexKind
 from pipeline.versions import Version, VersionStore
 
 log = logging.getLogger(__name__)
@@ -37,21 +39,38 @@ class OpenIndex:
             vector: (d,) float32 unit vector.
             allowed: (n,) rows that may be found; None allows all.
         """
-        parameters = self.version.manifest["index"]
-        nlist, nprobe, total = parameters["nlist"], parameters["nprobe"], self.faiss.ntotal
+        kind, total = self.kind, self.faiss.ntotal
+        nlist, nprobe = kind.nlist, kind.nprobe
         if allowed is not None:
             total = int(allowed.sum())
             # What is allowed lies as thin in the lists as in the whole: look at more of them.
             nprobe = min(nlist, nprobe * self.faiss.ntotal // max(1, total))
         depth = min(first, total)
         while total:
-            scores, rows = index.search(self.faiss, vector[None, :], depth, allowed, nprobe)
+            scores, rows = self.search(vector[None, :], depth, allowed, nprobe)
             found = int((rows[0] >= 0).sum())  # fewer where the inverted lists ran out
             if found == depth or nprobe >= nlist:
                 yield list(zip(rows[0, :found].tolist(), scores[0, :found].tolist(), strict=True))
             if depth >= total and (found == total or nprobe >= nlist):
                 return
             nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
+
+    @cached_property
+    def kind(self) -> IndexKind:
+        return IndexKind.of(self.version.manifest["index"])
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        nprobe: int = 0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return (scores, rows), see `index.search`; `nprobe` 0 keeps the tuned one."""
+        kind = replace(self.kind, nprobe=nprobe) if nprobe else self.kind
+        return index.search(
+            self.faiss, queries, k, allowed, kind=kind, vectors=self.version.vectors
+        )
 
 
 class PublishedIndex:
@@ -80,8 +99,8 @@ class PublishedIndex:
                 return held
             try:
                 version = self._versions.open(name) if name else self._versions.current()
-                nprobe = version.manifest["index"]["nprobe"]
-                faiss = index.load(version.folder / "index.bin", nprobe)
+                kind = IndexKind.of(version.manifest["index"])
+                faiss = index.load(version.folder / "index.bin", kind)
                 fresh = OpenIndex(version, faiss)
                 # Now, not within the first query: the version may be pruned while it serves.
                 _ = version.paths, version.vectors
