@@ -153,7 +153,7 @@ def pictures(version: str, filenames: list[str]) -> dict[str, str]:
         opened = runtime.versions().open(version)
     root = Path(opened.manifest["root"])
     require_allowed(root, load_settings())
-    known = set(filenames[:MAX_PICTURES]) & set(opened.paths)
+    known = {name for name in filenames[:MAX_PICTURES] if opened.has_path(name)}
     found = {}
     for filename in sorted(known):
         try:
