@@ -6,8 +6,9 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from stat import S_ISREG
 
@@ -36,7 +37,7 @@ UPRIGHT = {
 Image.MAX_IMAGE_PIXELS = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """One picture below a folder: its posix path from there, bytes, modification time in ns."""
 
@@ -54,42 +55,72 @@ class Limits:
 
 
 def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
-    """Yield the pictures below `root`, sorted folder by folder, hidden ones left out.
+    """Yield the pictures below `root` in ascending order of their paths, hidden ones left out.
 
     A file that cannot even be listed is yielded as (shown path, error). Links to folders are not
-    followed: they may form circles; links to files are.
+    followed: they may form circles; links to files are. Memory holds one folder's names, and those
+    of the folders that it lies in.
+
+    Raises:
+        WrongUse: a folder cannot be read.
     """
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable(root)):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith(".") or Path(name).suffix.lower() not in SUFFIXES:
-                continue
-            full = Path(folder, name)
-            path = full.relative_to(root).as_posix()
-            try:
-                path.encode()
-            except UnicodeEncodeError:
-                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-                yield shown, BadImage("the file name is not UTF-8: rename the file", "find")
-                continue
-            try:
-                stat = full.stat()
-            except OSError as error:
-                yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
-                continue
-            if not S_ISREG(stat.st_mode):  # reading a pipe would never end
-                yield path, BadImage("this is no regular file", "find")
-                continue
-            yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+    waiting: list[Iterator[tuple[str, os.DirEntry[str]]]] = [_entries(str(root), "", root)]
+    while waiting:
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+            continue
+        path, entry = found
+        if path.endswith("/"):
+            waiting.append(_entries(entry.path, path, root))
+            continue
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+            yield shown, BadImage("the file name is not UTF-8: rename the file", "find")
+            continue
+        try:
+            stat = entry.stat()
+        except OSError as error:
+            yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
+            continue
+        if not S_ISREG(stat.st_mode):  # reading a pipe would never end
+            yield path, BadImage("this is no regular file", "find")
+            continue
+        yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
 
 
-def _refuse_unreadable(root: Path) -> Callable[[OSError], None]:
-    def refuse(error: OSError) -> None:
+def _entries(folder: str, prefix: str, root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield a folder's pictures and folders by path; a folder's path ends with a slash.
+
+    With the slash, a folder sorts where its pictures do: a-b.jpg, a/b.jpg, a0.jpg.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    found.append((f"{prefix}{entry.name}/", entry))
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not _is_folder(entry):
+                    found.append((f"{prefix}{entry.name}", entry))
+    except OSError as error:
         # A folder that is skipped in silence would drop its products from the index.
         where = error.filename or root
         raise WrongUse(f"The folder {where} cannot be read: {error.strerror}.") from error
+    found.sort(key=itemgetter(0), reverse=True)
+    while found:
+        yield found.pop()
 
-    return refuse
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a link leads to a folder; one that leads nowhere does not."""
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_image(path: Path, limits: Limits) -> bytes:

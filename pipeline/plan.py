@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.embed import Failure
 from pipeline.errors import ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
@@ -134,12 +137,9 @@ class _Sorter:
 
     def __init__(self, root: Path, base: Version | None) -> None:
         self._root = root
-        self._base = base
         # Paths are compared only within one folder; elsewhere, content hashes decide.
         same_folder = base is not None and base.manifest["root"] == str(root)
-        self._rows_by_path = (
-            {path: row for row, path in enumerate(base.paths)} if base and same_folder else {}
-        )
+        self._known = _Known(base) if base and same_folder else None
         self._rows: list[int] = []
         self._failures: list[Failure] = []
         self.count = 0
@@ -152,16 +152,11 @@ class _Sorter:
                 path, error = found
                 self._failures.append(Failure(path, error.stage, error.reason))
                 continue
-            row = self._rows_by_path.get(found.path)
-            if row is not None and self._unchanged(row, found):
-                self._rows.append(row)
-            else:
+            row = self._known.row_of(found) if self._known else None
+            if row is None:
                 yield found
-
-    def _unchanged(self, row: int, found: ImageFile) -> bool:
-        assert self._base is not None  # rows exist only with a base
-        size, mtime_ns = self._base.files[row]
-        return bool(size == found.size and mtime_ns == found.mtime_ns)
+            else:
+                self._rows.append(row)
 
     def take_rows(self, last: bool) -> Iterator[list[int]]:
         """Yield full chunks of reused rows, and the rest at the end."""
@@ -172,3 +167,34 @@ class _Sorter:
     def take_failures(self) -> list[Failure]:
         taken, self._failures = self._failures, []
         return taken
+
+
+class _Known:
+    """The base version beside the listing: both ascend by path, so one pass meets each name."""
+
+    def __init__(self, base: Version) -> None:
+        self._paths = iter(base.paths)
+        self._facts = _rows(base.files)
+        self._row = -1
+        self._path: str | None = None
+        self._fact: tuple[int, int] | None = None
+        self._next()
+
+    def row_of(self, found: ImageFile) -> int | None:
+        """Return the row of an unchanged image: same path, size and time of change."""
+        while self._path is not None and self._path < found.path:
+            self._next()
+        if self._path != found.path or self._fact != (found.size, found.mtime_ns):
+            return None
+        return self._row
+
+    def _next(self) -> None:
+        self._row += 1
+        self._path = next(self._paths, None)
+        self._fact = next(self._facts, None)
+
+
+def _rows(files: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield (bytes, mtime in ns) by row, read in pieces."""
+    for start in range(0, len(files), REUSE_ROWS):
+        yield from map(tuple, files[start : start + REUSE_ROWS].tolist())

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import WrongUse
@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     keep_versions: int = Field(3, ge=2, description="Index versions kept for rollback")
     flat_max_vectors: int = Field(
         50_000, ge=1, description="Up to here the index is exact; above it is IVF"
+    )
+    index_memory: ByteSize | None = Field(
+        None,
+        description="What the index may take, as 2GiB; above it, its vectors are shortened; "
+        "empty: no limit",
     )
 
     # Classify

@@ -161,7 +161,7 @@ def pictures(version: str, filenames: list[str]) -> dict[str, str]:
     root = Path(opened.manifest["root"])
     require_allowed(root, load_settings())
     wanted = {name for name in filenames[:MAX_PICTURES] if isinstance(name, str)}
-    known = wanted & set(opened.paths)
+    known = {name for name in wanted if opened.has_path(name)}
     found = {}
     for filename in sorted(known):
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.images import ImageFile
 from pipeline.store.database import Database, Row, Transaction
 
 OPEN_STATES = ("planned", "running", "merging")
+SHARDS_AT_ONCE = 64  # rows of the plan that are read at a time
 _OPEN = "('planned', 'running', 'merging')"
 
 
@@ -421,21 +422,24 @@ class Jobs:
                 )
             )
 
-    def done_shards(self, job_id: str) -> list[DoneShard]:
-        """Return all shards of a job, by number."""
-        with self._database.transaction() as tx:
-            rows = tx.rows(
-                "SELECT n, kind, items, file, sha256 FROM shards WHERE job_id = ?"
-                " AND state = 'done' ORDER BY n",
-                (job_id,),
-            )
-        shards = []
-        for row in rows:
-            items = json.loads(row["items"])
-            images = [ImageFile(*item) for item in items] if row["kind"] == "embed" else []
-            reused = items if row["kind"] == "reuse" else []
-            shards.append(DoneShard(row["n"], images, reused, row["file"], row["sha256"]))
-        return shards
+    def done_shards(self, job_id: str) -> Iterator[DoneShard]:
+        """Yield all shards of a job, by number, a few in memory at a time."""
+        after = -1
+        while True:
+            with self._database.transaction(read_only=True) as tx:
+                rows = tx.rows(
+                    "SELECT n, kind, items, file, sha256 FROM shards WHERE job_id = ?"
+                    " AND state = 'done' AND n > ? ORDER BY n LIMIT ?",
+                    (job_id, after, SHARDS_AT_ONCE),
+                )
+            for row in rows:
+                items = json.loads(row["items"])
+                images = [ImageFile(*item) for item in items] if row["kind"] == "embed" else []
+                reused = items if row["kind"] == "reuse" else []
+                yield DoneShard(row["n"], images, reused, row["file"], row["sha256"])
+            if len(rows) < SHARDS_AT_ONCE:
+                return
+            after = rows[-1]["n"]
 
     def bases_in_use(self) -> set[str]:
         """Return the versions that open jobs still reuse vectors of."""

@@ -22,6 +22,7 @@ HOST = socket.gethostname()
 
 VERSION = {
     *("version", "published", "images", "dimension", "index", "nprobe", "recall_at_10"),
+    *("rerank", "memory", "reason"),
     *("bytes", "fingerprint", "made_with", "job_id", "root", "created_at"),
 }
 
