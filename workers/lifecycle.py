@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, signals
 from kombu.entity import Queue
 
 from pipeline.errors import ImgrecError
@@ -20,7 +20,23 @@ from workers import flow, runtime
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
+TICK_S = 0.02
 FORGET_S = 86_400.0
+
+
+class Turning(bootsteps.StartStopStep):
+    """Turns the consumer's loop many times a second.
+
+    Without prefetching, Celery asks for the next message only when its loop turns, and a task that
+    ends does not turn it: a worker stood idle for a third of a second after each shard. A step,
+    because the timers of a loop are cleared when a connection is lost, and steps start again.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        if parent.hub is not None:
+            parent.hub.call_repeatedly(TICK_S, lambda: None)
 
 
 @signals.celeryd_init.connect
@@ -34,6 +50,7 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
         conf.task_queues = [Queue(name) for name in flow.QUEUES]  # type: ignore[no-untyped-call]
     if queues == {flow.QUERY}:
         conf.worker_disable_prefetch = False
+    instance.app.steps["consumer"].add(Turning)
     name, _, host = instance.hostname.partition("@")
     if name == "celery":
         # Workers that share the default name would share one control mailbox, too.

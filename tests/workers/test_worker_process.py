@@ -75,7 +75,8 @@ def set_up(
     queues: object, hostname: str = "celery@host"
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
     conf = SimpleNamespace(task_queues=None, worker_disable_prefetch=True)
-    instance = SimpleNamespace(hostname=hostname)
+    steps = {"consumer": set()}
+    instance = SimpleNamespace(hostname=hostname, app=SimpleNamespace(steps=steps))
     lifecycle.set_up(instance=instance, conf=conf, options={"queues": queues})
     return instance, conf
 
@@ -93,6 +94,19 @@ def test_a_worker_without_queues_serves_all_and_one_of_queries_looks_ahead(desk:
     assert conf.worker_disable_prefetch is True
     assert set_up(" query ")[1].worker_disable_prefetch is False
     assert set_up("embed")[1].worker_disable_prefetch is True
+
+
+def test_a_worker_s_loop_turns_again_after_each_new_connection(desk: Desk) -> None:
+    """Its timers die with a connection, and only a turn of the loop asks for the next shard."""
+    instance, _ = set_up("embed")
+    (step,) = instance.app.steps["consumer"]
+    turns: list[float] = []
+    hub = SimpleNamespace(call_repeatedly=lambda pause_s, call: turns.append(pause_s))
+    turning = step(SimpleNamespace(hub=hub))
+    for _ in range(2):
+        turning.start(SimpleNamespace(hub=hub))
+    assert turns == [lifecycle.TICK_S] * 2
+    turning.start(SimpleNamespace(hub=None))
 
 
 @pytest.mark.parametrize(
