@@ -139,6 +139,8 @@ def load_clip(settings: Settings) -> Clip:
             model.vision_model.encoder = quantised() if name == "int8" else exact
         return Clip(model, image_processor, tokenizer, device, name)
 
+    if settings.precision == "auto" and precision.is_small(model):
+        return make("fp32")
     names = precision.available(model, device)
     key = precision.measurement_key(model_revision(name, revision), device)
     return make(

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 BOUND = 0.995
 FASTER = 1.15  # a lesser gain is within the noise of a busy machine
-CHEAP_S = 0.005  # a float32 picture that costs less than its decoding is not worth a measurement
+SMALL = 4_000_000  # weights of an image side that costs no more than decoding its pictures
 PROBES = 12
 ROUNDS = 3
 LOCK_WAIT_S = 180.0  # another process is measuring; longer than any measurement
@@ -99,8 +99,6 @@ def choose(settings: Settings, key: str, names: Sequence[str], make: Callable[[s
             f"PRECISION={wanted} cannot run here with {settings.embedding_model}; what can: "
             f"{', '.join(names)}. Set PRECISION=auto to use the fastest of them."
         )
-    if wanted == "auto" and is_cheap(make("fp32"), settings.preprocess_size):
-        return "fp32"
     found = _remembered(settings.data_dir, key, lambda: measure(names, make))
     if wanted != "auto":
         for each in found:
@@ -136,11 +134,9 @@ def measure(names: Sequence[str], make: Callable[[str], Embed]) -> list[Measured
     return found
 
 
-def is_cheap(exact: Embed, size: tuple[int, int]) -> bool:
-    """Tell whether the model is so small that reading a picture costs more than embedding it."""
-    pictures = [Image.new("RGB", size)] * 4
-    exact(pictures)
-    return min(_seconds(lambda: exact(pictures)) for _ in range(3)) < CHEAP_S * len(pictures)
+def is_small(model: Any) -> bool:
+    """Tell whether reading a picture costs more than embedding it: then nothing is to be gained."""
+    return sum(weights.numel() for weights in model.vision_model.parameters()) < SMALL
 
 
 def probes() -> list[Image.Image]:
