@@ -35,6 +35,10 @@ class Settings(BaseSettings):
         description="Any transformers CLIP or SigLIP: a hub name or a folder",
     )
     embedding_revision: str = Field("main", description="Branch, tag or commit of a hub model")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto",
+        description="How exactly images are embedded; auto: fastest whose vectors stay the same",
+    )
     embed_batch_size: int = Field(32, ge=1, le=4096, description="Images in one forward pass")
     cpu_threads: int = Field(
         0, ge=0, description="Compute threads of one worker process; 0 takes half of the cores"
