@@ -15,7 +15,7 @@ from kombu.entity import Queue
 from pipeline.errors import ImgrecError
 from pipeline.files import write_atomic
 from pipeline.settings import load_settings
-from workers import flow, gate, runtime
+from workers import flow, gate, memory, runtime
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,9 @@ def quieten(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def start_helpers(sender: Any, **_: Any) -> None:
-    """Start this worker's threads: heartbeat, model warm-up, reconciler."""
+    """Start this worker's threads: heartbeat, memory watch, model warm-up, reconciler."""
     queues = {queue.name for queue in sender.task_consumer.queues}
+    memory.begin()
     _thread("heartbeat", _beat, sender.hostname)
     if flow.QUERY in queues:
         _thread("warm-up", _warm_up)
@@ -115,6 +116,7 @@ def _warm_up() -> None:
         runtime.query_prepare()
         runtime.fingerprint()
         runtime.batcher()
+        memory.settle(runtime.room, flow.QUERY)
         log.info("The model is loaded (%.1f s).", time.monotonic() - start)
     except ImgrecError as error:
         log.error("%s", error)  # each query will say it, too
