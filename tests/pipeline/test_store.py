@@ -244,3 +244,10 @@ def test_a_database_that_is_away_is_a_sentence_without_the_password(tmp_path: Pa
         Jobs(Database(f"sqlite:///{tmp_path}/file")).newest()
     with pytest.raises(ServerAway, match="cannot be opened"):
         Jobs(Database(f"sqlite:///{tmp_path}/file/app.db")).newest()
+
+
+def test_a_process_that_ends_a_transaction_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    """SQLite's last connection empties the log into the file, with two fsyncs: not each of ours."""
+    file = tmp_path / "app.db"
+    plan(Jobs(Database(f"sqlite:///{file}")))
+    assert file.with_name("app.db-wal").stat().st_size > 0
