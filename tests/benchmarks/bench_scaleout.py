@@ -26,6 +26,7 @@ from pipeline.fingerprint import Fingerprint
 from pipeline.merge import merge
 from pipeline.settings import Settings
 from pipeline.shards import ShardVectors, write_shard
+from pipeline.store.cache import Cache
 from pipeline.store.database import Database
 from pipeline.store.jobs import Claim, Jobs
 from pipeline.versions import VersionStore
@@ -35,7 +36,7 @@ QUICK = False
 ROUNDS = 3
 SHARD, PHOTOS_A_ROUND = 16, 640
 LEDGER_SHARDS, SHARD_IMAGES, DIM = 200, 256, 512
-MANY_SHARDS = 4_000  # a million images
+MANY_SHARDS = 40_000  # ten million images
 MERGED = 50_000
 
 
@@ -146,6 +147,10 @@ def messages(run: Run) -> None:
             run.fact("messages/s from one sender", round(float(done.stdout)))
             size = len(stand.redis().lindex("imgrec:embed", 0) or b"")
             run.fact("bytes of a shard's message in Redis", size)
+            cache = Cache(stand.environment["REDIS_URL"], 1000, 1000)
+            cache.put_vectors("f" * 16, {"0" * 64: unit_rows(1)[0]})
+            (key,) = stand.redis().keys("imgrec:cache:vectors:*")
+            run.fact("bytes of a cached vector in Redis", stand.redis().memory_usage(key))
         finally:
             stand.close()
 
