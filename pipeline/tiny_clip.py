@@ -42,11 +42,11 @@ def write_clip(
     vocabulary = _byte_vocabulary()
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    ends = {
+    ends: dict[str, Any] = {
         "bos_token_id": vocabulary["<|startoftext|>"],
         "eos_token_id": vocabulary["<|endoftext|>"],
     }
-    config = CLIPConfig(
+    config: Any = CLIPConfig(
         vision_config=vision, text_config={**text, **ends}, projection_dim=projection_dim
     )
     side = config.vision_config.image_size

@@ -32,7 +32,7 @@ EMBED, INDEX, QUERY = "embed", "index", "query"
 QUEUES = (EMBED, INDEX, QUERY)
 # Set while this process does all the work itself (workers.local): tasks wait here, not in Redis.
 inbox: deque[tuple[str, tuple[object, ...]]] | None = None
-_answered_at = float("-inf")
+_answered = ("", 0.0)  # the URL of the Redis that answered last, and when
 
 ANSWERED_S = 5.0  # a Redis that has answered so lately is not asked again
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
@@ -103,12 +103,13 @@ def require_redis() -> None:
     Raises:
         ServerAway: it does not.
     """
-    global _answered_at
-    if inbox is not None or time.monotonic() - _answered_at < ANSWERED_S:
+    global _answered
+    url, (last, at) = load_settings().redis_url, _answered
+    if inbox is not None or (url == last and time.monotonic() - at < ANSWERED_S):
         return
-    with broker(), closing(connect(load_settings().redis_url, 2)) as client:
+    with broker(), closing(connect(url, 2)) as client:
         client.delete("imgrec:check")  # not a mere ping, which any user may send
-    _answered_at = time.monotonic()
+    _answered = (url, time.monotonic())
 
 
 def workers(patience_s: float = 1.0) -> Counter[str]:

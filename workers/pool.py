@@ -25,7 +25,7 @@ class Pool(TaskPool):
 def _wake(_: Any) -> None:
     loop = get_event_loop()
     if loop is not None:
-        loop.call_soon(_nothing)
+        loop.call_soon(_nothing)  # type: ignore[no-untyped-call]
 
 
 def _nothing() -> None:

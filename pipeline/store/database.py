@@ -31,6 +31,7 @@ NOT_TO_US = re.compile(
     r"\w+ authentication failed.*|\S+: no password supplied|(database|role) \".*\" does not exist"
     r"|no pg_hba.conf entry.*|permission denied for database.*"
 )
+SQLITE = "sqlite:///"
 SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a PostgreSQL schema change
 
 
@@ -48,6 +49,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self._ready = False
+        self._kept: sqlite3.Connection | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -64,6 +66,7 @@ class Database:
             if not self._ready:
                 with self._open() as transaction:
                     _migrate(transaction)
+                self._keep_open()
                 self._ready = True
         with self._open(read_only) as transaction:
             yield transaction
@@ -74,9 +77,25 @@ class Database:
             found = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
         return int(found[0]["n"]) if found else 0
 
+    def _keep_open(self) -> None:
+        """Hold one connection of SQLite that does nothing.
+
+        Whoever closes the last one writes the log into the file and waits for the disk: without
+        this one, after each transaction (https://sqlite.org/wal.html, "The WAL File").
+        """
+        if not self.url.startswith(SQLITE):
+            return
+        file = self.url.removeprefix(SQLITE)
+        try:
+            self._kept = sqlite3.connect(file, timeout=30, check_same_thread=False)
+            # Only a connection that has read counts as one.
+            self._kept.execute("SELECT MAX(version) FROM schema_version").fetchone()
+        except sqlite3.Error as error:
+            raise ServerAway(f"The database {file} cannot be opened: {error}.") from error
+
     def _open(self, read_only: bool = False) -> Any:
-        if self.url.startswith("sqlite:///"):
-            return _sqlite(Path(self.url.removeprefix("sqlite:///")), read_only)
+        if self.url.startswith(SQLITE):
+            return _sqlite(Path(self.url.removeprefix(SQLITE)), read_only)
         return _postgres(self.url)
 
 
