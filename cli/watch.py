@@ -109,19 +109,23 @@ def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -
     deadline = None if timeout is None else time.monotonic() + timeout
     with progress_bar(quiet) as show:
         while True:
-            job = jobs.get(job_id)
-            progress = jobs.progress(job_id)
-            show(job, progress)
-            if not job.open:
-                return job
-            if job.error:
-                helper.say(f"Waiting: {job.error}")
+            try:
+                job = jobs.get(job_id)
+                progress = jobs.progress(job_id)
+            except ServerAway as error:  # the job outlives a database that restarts; so does this
+                helper.wait_for(error)
+            else:
+                show(job, progress)
+                if not job.open:
+                    return job
+                if job.error:
+                    helper.say(f"Waiting: {job.error}")
+                if work is None:
+                    helper.help(progress)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not done after {timeout:g} s.")
             if work is not None:
                 work.check()
-            else:
-                helper.help(progress)
             time.sleep(POLL_S)
 
 
@@ -151,7 +155,11 @@ class _Helper:
                         f"{queue}', or all with 'imgrec up'."
                     )
         except ServerAway as error:
-            self.say(f"{error} Waiting for it.")
+            self.wait_for(error)
+
+    def wait_for(self, error: ServerAway) -> None:
+        """Say once that a server is away, and that it is waited for."""
+        self.say(f"{error} Waiting for it.")
 
     def say(self, text: str) -> None:
         if text not in self._said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -63,6 +64,22 @@ class Postgres:
         assert self._server is not None
         self._server.send_signal(MODES[mode])
         self._server.wait(30)
+
+    def freeze(self) -> None:
+        """Stop the server and its sessions where they are, as a machine that hangs."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        assert self._server is not None
+        parent = self._server.pid
+        os.kill(parent, number)
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
+                    os.kill(int(entry.name), number)
 
     def close(self) -> None:
         if self._server is not None and self._server.poll() is None:
