@@ -14,6 +14,7 @@ from kombu.entity import Queue
 
 from pipeline.errors import ImgrecError
 from pipeline.files import write_atomic
+from pipeline.memory import keep_little
 from pipeline.settings import load_settings
 from workers import flow, gate, memory, runtime
 
@@ -28,6 +29,7 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
     settings = load_settings()
     gate.install()
+    keep_little()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))
