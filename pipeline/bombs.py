@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -19,6 +21,24 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 # file: 50 MB of them would keep a thread busy for hours. Encoders write 10; libtiff allows 100.
 MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size that a WebP declares; None for other files.
+
+    Told before the file is opened: Pillow's decoder then asks for two canvases of that size.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        return width, height
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
 
 
 def require_honest(image: Image.Image, data: bytes, max_pixels: int) -> None:

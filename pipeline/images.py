@@ -14,7 +14,7 @@ from stat import S_ISREG
 
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.bombs import decode_cost, require_honest
+from pipeline.bombs import BYTES_PER_PIXEL, decode_cost, require_honest, webp_size
 from pipeline.errors import BadImage, WrongUse
 from pipeline.memory import Room
 
@@ -168,6 +168,17 @@ def decode(
         BadImage: no image of a known format, too small, too many pixels, cut off, broken, or more
             than the memory holds.
     """
+    declared = webp_size(data)
+    if declared is not None:
+        _require_pixels(declared, limits)
+        with limits.room.take(BYTES_PER_PIXEL * declared[0] * declared[1]):
+            return _decode(data, limits, background, Room())
+    return _decode(data, limits, background, limits.room)
+
+
+def _decode(
+    data: bytes, limits: Limits, background: tuple[int, int, int], room: Room
+) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -175,12 +186,8 @@ def decode(
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
         raise _broken(error) from error
     with image:
+        _require_pixels(image.size, limits)
         width, height = image.size
-        if width * height > limits.max_pixels:
-            raise BadImage(
-                f"the image has {width}x{height} = {width * height:,} pixels, "
-                f"the limit MAX_IMAGE_PIXELS is {limits.max_pixels:,}"
-            )
         if min(width, height) < MIN_SIDE:
             raise BadImage(
                 f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
@@ -189,7 +196,7 @@ def decode(
             require_honest(image, data, limits.max_pixels)
             # JPEG only: decode at 1/2, 1/4 or 1/8 where that is still larger than `side`.
             image.draft(None, (side, side))
-            with limits.room.take(decode_cost(image, width * height)):
+            with room.take(decode_cost(image, width * height)):
                 image.load()
                 # Before the modes change: converting drops the EXIF block that holds the rotation.
                 rgb = _to_rgb(_turn_upright(image), background)
@@ -199,6 +206,15 @@ def decode(
         except Exception as error:  # as above
             raise _broken(error) from error
     return rgb
+
+
+def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise BadImage(
+            f"the image has {width}x{height} = {width * height:,} pixels, "
+            f"the limit MAX_IMAGE_PIXELS is {limits.max_pixels:,}"
+        )
 
 
 def _broken(error: Exception) -> BadImage:

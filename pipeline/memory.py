@@ -5,6 +5,7 @@ On Linux only; elsewhere nothing is known and nothing is limited.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -21,6 +22,7 @@ CONTAINER = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # cgroup v1
 )
 SHARE_OF_MACHINE = 0.5  # an embed, an index and a query worker commonly share one
+M_ARENA_MAX, ARENAS = -8, 4  # malloc.h
 SHARE_OF_CONTAINER = 0.9  # a container holds one worker; its kernel kills at the limit itself
 
 
@@ -49,12 +51,20 @@ def default_limit() -> int:
     return int(limit)
 
 
+def keep_little() -> None:
+    """Have the C library share its arenas between threads; call it before any thread.
+
+    Each of 16 threads would keep some of the largest picture that it ever decoded: after 6,000
+    mutated pictures 537 MB instead of 287.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a C library without them
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
+
+
 def give_back() -> None:
     """Have the C library return what it keeps for later; freed memory is no leak."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # a C library without it
-        return
 
 
 def shown(size: int) -> str:

@@ -31,18 +31,22 @@ log = logging.getLogger(__name__)
 # Of a body as it lies in Redis. The command line sends pictures of at most half a MiB, or the
 # 1024 pixels that workers reduce them to; in JSON and base64 twice, a byte becomes 1.8.
 MOST_TAKEN = 8 * MIB
-MOST_READ = 64 * MIB  # larger ones are dropped before they are parsed, so without an answer
+MOST_READ = 96 * MIB  # larger ones are dropped before they are parsed, so without an answer
 TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
 MAX_TEXT = 10_000  # characters of a header
 
-NOTHING: tuple[Any, ...] = (None, [], {}, [None, None], 0, "")
 # The headers that go on to Celery; others, as tracing tools add them, are dropped. Those that make
-# a worker wait, retry or send more tasks must be empty: imgrec never sends any.
-MUST_BE_EMPTY = ("eta", "shadow", "group", "group_index", "timelimit", "stamped_headers", "stamps")
+# a worker wait, retry or send more tasks must say nothing: imgrec never sends any.
+SILENT: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("eta", "shadow", "group", "group_index"), (None,)),
+    "timelimit": (None, [None, None]),
+    "stamped_headers": (None, []),
+    "stamps": (None, {}),
+}
 TEXTS = ("lang", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "expires")
 NUMBERS = ("retries", "replaced_task_nesting")
 FLAGS = ("ignore_result", "redelivered")
-KNOWN = {"id", "task", *MUST_BE_EMPTY, *TEXTS, *NUMBERS, *FLAGS}
+KNOWN = {"id", "task", *SILENT, *TEXTS, *NUMBERS, *FLAGS}
 
 
 def install() -> None:
@@ -59,7 +63,7 @@ class Refused(WrongUse):
         super().__init__(f"The message cannot be used: {reason}.")
 
 
-def check_envelope(message: Any) -> None:
+def check_envelope(message: Any, queue: str) -> None:
     """Check everything around the body, and drop the headers that nobody here reads.
 
     Raises:
@@ -70,7 +74,12 @@ def check_envelope(message: Any) -> None:
     _require(isinstance(headers, dict), "its headers are no table")
     _require(isinstance(properties, dict), "its properties are no table")
     _require(_is_id(headers.get("id")), "it has no task id")
-    _require(isinstance(headers.get("task"), str), "it names no task")
+    task = headers.get("task")
+    _require(isinstance(task, str), "it names no task")
+    # Celery brings tasks of its own, which send others, or themselves again and again.
+    _require(task.startswith("imgrec."), f"{task[:50]!r} is no task of imgrec")
+    route = current_app.conf.task_routes.get(task)
+    _require(route in (None, {"queue": queue}), f"{task} does not belong into queue '{queue}'")
     _require(_is_id(properties.get("delivery_tag")), "it has no delivery tag")
     _require(isinstance(properties.get("delivery_info"), dict), "its delivery_info is no table")
     _require(properties.get("body_encoding") == "base64", "its body is not in base64")
@@ -90,8 +99,8 @@ def check_envelope(message: Any) -> None:
 
 
 def _check_headers(headers: dict[str, Any]) -> None:
-    for name in MUST_BE_EMPTY:
-        _require(headers.get(name) in NOTHING, f"its header '{name}' is not empty")
+    for name, silence in SILENT.items():
+        _require(headers.get(name) in silence, f"its header '{name}' is not empty")
     for name in TEXTS:
         text = headers.get(name)
         _require(isinstance(text, str | None), f"its header '{name}' is no text")
@@ -121,7 +130,7 @@ def check_body(task: str, body: Any) -> None:
         "its named arguments are no table",
     )
     _require(
-        isinstance(more, dict) and all(value in NOTHING for value in more.values()),
+        isinstance(more, dict) and not any(more.values()),
         "it wants to send more tasks",
     )
     known = current_app.tasks.get(task)
@@ -178,7 +187,7 @@ class Transport(redis.Transport):
     def _deliver(self, message: Any, queue: str) -> None:
         try:
             if queue in flow.QUEUES:
-                check_envelope(message)
+                check_envelope(message, queue)
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         except Refused as refusal:
             self._refuse(message, queue, refusal)

@@ -16,6 +16,7 @@ from pipeline.errors import ImgrecError
 from pipeline.failpoints import failpoint
 from pipeline.fingerprint import find_fingerprint
 from pipeline.heartbeat import EVERY_S, READY, Heartbeat
+from pipeline.memory import keep_little
 from pipeline.settings import load_settings
 from workers import flow, gate, memory, runtime, vitals
 from workers.pulse import Pulse, connection
@@ -31,6 +32,7 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
     settings = load_settings()
     gate.install()
+    keep_little()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))

@@ -1,0 +1,144 @@
+"""Mutated pictures against live workers: each is indexed or named with a reason, no worker ends.
+
+A failure names the seed; `python -c "from mutants import mutants; ..."` makes the same bytes again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from mutants import Mutant, mutants
+from stand import Stand, draw_folder, until
+
+LIMIT = 2 * 1024**3
+ONE_LINE = 400  # characters of a reason, at most
+
+
+@contextmanager
+def watched(*workers: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Fail when a worker ends, or holds more memory than WORKER_MAX_MEMORY at any instant."""
+    yield
+    for worker in workers:
+        assert worker.poll() is None, "a worker has ended"
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        # The kernel keeps the peak: nothing between two looks is missed.
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        assert peak < LIMIT, f"a worker has held {peak >> 20} MiB"
+
+
+def limited(stand: Stand) -> None:
+    stand.environment["WORKER_MAX_MEMORY"] = "2GiB"
+
+
+def asker(stand: Stand) -> Celery:
+    prefix = {"global_keyprefix": "imgrec:"}
+    app = Celery(broker=stand.environment["REDIS_URL"], set_as_current=False)
+    app.conf.update(broker_transport_options=prefix)
+    return app
+
+
+def answers(stand: Stand, ids: Mapping[str, Any], patience_s: float) -> dict[str, dict[str, Any]]:
+    """Wait until every question has an answer; return them as Celery stores them."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def all_there() -> bool:
+        missing = [each for each in ids if each not in found]
+        raw = stand.redis().mget(f"imgrec:celery-task-meta-{each}" for each in missing)
+        found.update(
+            {each: json.loads(data) for each, data in zip(missing, raw, strict=True) if data}
+        )
+        return len(found) == len(ids)
+
+    until(all_there, "every question is answered", patience_s)
+    return found
+
+
+def rebuild_of_mutants(stand: Stand, seed: int, count: int) -> None:
+    limited(stand)
+    good = draw_folder(stand.products, 20)
+    made: dict[str, Mutant] = {}
+    for number, mutant in enumerate(mutants(seed, count)):
+        name = f"mutants/{number:05d}-{mutant.kind.replace(';', '')}.{mutant.suffix}"
+        made[name] = mutant
+        (stand.products / name).parent.mkdir(exist_ok=True)
+        (stand.products / name).write_bytes(mutant.data)
+    workers = [stand.worker("embed"), stand.worker("index"), stand.worker("query")]
+    with watched(*workers):
+        job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
+        done = stand.answer("status", job_id, "--wait", "--timeout", "1500")
+        assert done["state"] == "published"
+        indexed, failed = set(stand.indexed()), stand.failures(job_id)
+        # Each is in one of the two, the good ones and nothing hopeless in the first.
+        assert indexed | set(failed) == {*good, *made}
+        assert not indexed & set(failed)
+        assert set(good) <= indexed
+        assert [name for name in indexed if name in made and made[name].hopeless] == []
+        assert done["embedded"] + done["reused"] == len(indexed)
+        for name, (stage, reason) in failed.items():
+            assert stage in {"read", "decode"}, (name, stage, reason)
+            assert 10 < len(reason) < ONE_LINE, (name, reason)
+            assert "\n" not in reason, (name, reason)
+        answer = stand.query(stand.products / good[3])
+        assert answer["matches"][0]["filename"] == good[3]
+
+
+def queries_of_mutants(stand: Stand, seed: int, count: int) -> None:
+    limited(stand)
+    good = draw_folder(stand.products, 20)
+    workers = [stand.worker("embed"), stand.worker("index"), stand.worker("query")]
+    stand.rebuild()
+    app = asker(stand)
+    made = {uuid.uuid4().hex: mutant for mutant in mutants(seed, count)}
+    with watched(*workers):
+        for number, (query_id, mutant) in enumerate(made.items()):
+            # The other task of pictures, too.
+            task, more = (
+                ("imgrec.query_image", (3,)) if number % 2 else ("imgrec.classify_image", ())
+            )
+            app.send_task(
+                task,
+                args=(mutant.data, *more),
+                task_id=query_id,
+                queue="query",
+                serializer="msgpack",
+                argsrepr="(<image>)",
+            )
+        for query_id, answer in answers(stand, made, 900).items():
+            mutant, result = made[query_id], answer["result"]
+            if answer["status"] == "SUCCESS":
+                assert not mutant.hopeless, mutant.kind
+                assert len(result.get("matches", [0, 0, 0])) == 3
+            else:
+                empty = "Name an image" in str(result["exc_message"]) and not mutant.data
+                assert result["exc_type"] == "BadImage" or empty, (mutant.kind, result)
+                assert 10 < len(str(result["exc_message"][0])) < ONE_LINE, (mutant.kind, result)
+        answer = stand.query(stand.products / good[3])
+        assert answer["matches"][0]["filename"] == good[3]
+
+
+def test_a_rebuild_of_mutated_pictures_indexes_or_names_each_and_loses_no_good_one(
+    stand: Stand,
+) -> None:
+    rebuild_of_mutants(stand, seed=1, count=250)
+
+
+def test_queries_with_mutated_pictures_are_each_answered(stand: Stand) -> None:
+    queries_of_mutants(stand, seed=2, count=150)
+
+
+@pytest.mark.slow
+def test_a_rebuild_of_12_000_mutated_pictures(stand: Stand) -> None:
+    rebuild_of_mutants(stand, seed=12_000, count=12_000)
+
+
+@pytest.mark.slow
+def test_8_000_queries_with_mutated_pictures(stand: Stand) -> None:
+    queries_of_mutants(stand, seed=8_000, count=8_000)
