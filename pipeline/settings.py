@@ -79,7 +79,9 @@ class Settings(BaseSettings):
         "sqlite:///./data/app.db", description="sqlite:///FILE or postgresql://..."
     )
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Broker and results (append-only, noeviction)"
+        "redis://127.0.0.1:6379/0",
+        description="Broker and results (append-only, noeviction); rediss://HOST is Redis over "
+        "TLS and verifies, ?ssl_ca_certs=FILE names an authority of your own",
     )
     cache_url: str = Field("", description="Redis of the shared cache; empty: REDIS_URL")
 

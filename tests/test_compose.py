@@ -176,11 +176,32 @@ def test_the_readme_explains_what_compose_asks_for() -> None:
         assert name in readme, name
 
 
+def leaves_the_machine(port: Any) -> bool:
+    """Tell whether a published port, in the short or the long form, is not on loopback alone."""
+    if isinstance(port, dict):
+        return port.get("host_ip") not in ("127.0.0.1", "::1")
+    return not str(port).startswith(("127.0.0.1:", "[::1]:"))
+
+
 @any_service
 def test_no_port_leaves_this_machine(name: str) -> None:
-    for port in SERVICES[name].get("ports", []):
-        assert str(port).startswith("127.0.0.1:"), port
+    assert [port for port in SERVICES[name].get("ports", []) if leaves_the_machine(port)] == []
     assert SERVICES[name].get("network_mode") != "host"
+
+
+def test_what_the_comments_propose_to_publish_stays_here_too() -> None:
+    proposed = [yaml.safe_load(found) for found in re.findall(r"# *ports: (\[.*\])", TEXT)]
+    assert proposed
+    assert not any(leaves_the_machine(port) for ports in proposed for port in ports)
+
+
+@pytest.mark.parametrize(
+    "port", ["6379:6379", 6379, "0.0.0.0:6379:6379", {"target": 6379, "published": "6379"}]
+)
+def test_a_port_of_the_whole_network_would_be_noticed(port: Any) -> None:
+    assert leaves_the_machine(port)
+    assert not leaves_the_machine("127.0.0.1:6379:6379")
+    assert not leaves_the_machine({"target": 6379, "host_ip": "127.0.0.1"})
 
 
 def test_the_broker_keeps_everything_and_the_cache_may_forget() -> None:
