@@ -160,11 +160,14 @@ class PublishedIndex:
         try:
             fresh = self._load(name)
             _read_ahead(fresh.version.folder / "index.bin")
-            self._warm(fresh.version)
         except (ImgrecError, OSError):
             self._retry_at = time.monotonic() + RETRY_S
             log.exception("Index %s cannot be loaded; %s goes on.", name, held.version.name)
             return
+        try:
+            self._warm(fresh.version)
+        except ImgrecError as error:  # it can serve all the same
+            log.warning("Index %s was not made ready: %s", name, error)
         self._open = fresh
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)
 

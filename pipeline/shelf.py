@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -21,13 +22,26 @@ class Shelves:
     def __init__(self, catalogue: Callable[[], Catalogue]) -> None:
         self._catalogue = catalogue
         self._newest: Shelf | None = None
+        self._ready: Shelf | None = None
+
+    def prepare(self, version: Version) -> None:
+        """Make a version's shelf before it serves, with what the one in use has been asked."""
+        fresh = Shelf(version, self._catalogue())
+        if self._newest is not None:
+            fresh.do_as(self._newest)
+        self._ready = fresh
 
     def of(self, version: Version) -> Shelf:
         """Return a version beside the catalogue as it is now."""
         now, held = self._catalogue(), self._newest
         # Identity, not the name: a deleted folder's name is given again.
         if held is None or held.version is not version or held.catalogue is not now:
-            held = self._newest = Shelf(version, now)
+            ready = self._ready
+            if ready is not None and ready.version is version and ready.catalogue is now:
+                held, self._ready = ready, None
+            else:
+                held = Shelf(version, now)
+            self._newest = held
         return held
 
 
@@ -39,6 +53,14 @@ class Shelf:
         self.catalogue = catalogue
         self._columns: dict[str, tuple[NDArray[np.object_], NDArray[np.float64]]] = {}
         self._masks: dict[tuple[Condition, ...], NDArray[np.bool_]] = {}
+
+    def do_as(self, other: Shelf) -> None:
+        """Work out what another shelf has worked out: the filters and lookups that are in use."""
+        if "_rows" in vars(other):
+            _ = self._rows
+        for conditions in list(other._masks):
+            with contextlib.suppress(WrongUse):  # of a column that the catalogue lost
+                self.allowed(conditions)
 
     def product_of(self, row: int) -> str:
         return self.catalogue.product_of(self.version.paths[row])

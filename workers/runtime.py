@@ -114,7 +114,7 @@ def versions() -> VersionStore:
 
 @once
 def published() -> PublishedIndex:
-    return PublishedIndex(versions())
+    return PublishedIndex(versions(), lambda version: shelves().prepare(version))
 
 
 @once

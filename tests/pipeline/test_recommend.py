@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from pipeline import index as faiss_index
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, Condition
 from pipeline.errors import WrongUse
 from pipeline.feedback import Given, Opinions
 from pipeline.published import OpenIndex
 from pipeline.question import Question
 from pipeline.recommend import Answer, compose, recommend
-from pipeline.shelf import Shelf
+from pipeline.shelf import Shelf, Shelves
 
 COUNT, DIM = 400, 16
 
@@ -309,3 +309,19 @@ def test_masks_are_kept_and_a_new_catalogue_forgets_them(opened: OpenIndex, tmp_
     mask = later.allowed(conditions)
     assert mask is not None
     assert np.flatnonzero(mask).tolist() == [2]
+
+
+def test_a_shelf_that_was_prepared_has_the_filters_that_are_in_use(opened: OpenIndex) -> None:
+    """Else the first filtered query of a new version works them out for a million rows."""
+    known = catalogue(**{f"p/{n:03d}": {"color": "red"} for n in range(0, COUNT, 2)})
+    shelves = Shelves(lambda: known)
+    conditions = (Condition.parse("color=red"),)
+    old = shelves.of(opened.version)
+    assert old.allowed(conditions) is not None
+    newer: Any = SimpleNamespace(**vars(opened.version))
+    shelves.prepare(newer)
+    assert shelves.of(opened.version) is old  # queries go on
+    fresh = shelves.of(newer)
+    assert (fresh.version, list(fresh._masks)) == (newer, [conditions])
+    assert np.array_equal(fresh.allowed(conditions), old.allowed(conditions))
+    assert shelves.of(newer) is fresh
