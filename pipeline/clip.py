@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import threading
 from collections.abc import Sequence
@@ -12,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline import int8, precision
 from pipeline.errors import SetupError
+from pipeline.fingerprint import model_revision
+from pipeline.pixels import Pixels
 from pipeline.settings import Settings
 
 Vectors = NDArray[np.float32]
@@ -26,14 +31,15 @@ class Clip:
     """
 
     def __init__(
-        self, model: Any, image_processor: Any, tokenizer: Any, device: str, dim: int
+        self, model: Any, image_processor: Any, tokenizer: Any, device: str, precision: str
     ) -> None:
         self._model = model
-        self._image_processor = image_processor
+        self._pixels = Pixels(image_processor)
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self.device = device
-        self.dim = dim
+        self.precision = precision
+        self.dim = _dimension(model)
 
     @property
     def logit_scale(self) -> float:
@@ -44,8 +50,12 @@ class Clip:
         """Embed RGB pictures -> (n, dim) float32, L2-normalised, in the same order."""
         if not images:
             return np.zeros((0, self.dim), np.float32)
-        inputs = self._image_processor(images=list(images), return_tensors="pt")
-        return self._forward(self._model.get_image_features, inputs)
+        pixels = self._pixels(images)
+        if self.device == "cuda":
+            pixels = pixels.pin_memory()
+        return self._forward(
+            self._model.get_image_features, self.precision == "bf16", pixel_values=pixels
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Embed texts -> (n, dim) float32, L2-normalised; what exceeds the context is cut off.
@@ -70,13 +80,18 @@ class Clip:
             max_length=text_config.max_position_embeddings,
             return_tensors="pt",
         )
-        return self._forward(self._model.get_text_features, inputs)
+        return self._forward(self._model.get_text_features, False, **inputs)
 
-    def _forward(self, features: Any, inputs: Any) -> Vectors:
+    def _forward(self, features: Any, bf16: bool, **inputs: Any) -> Vectors:
         import torch
 
-        with self._lock, torch.inference_mode():
-            output = features(**inputs.to(self.device))
+        rounded: Any = (
+            torch.autocast(self.device, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        )
+        with self._lock, torch.inference_mode(), rounded:
+            output = features(
+                **{name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+            )
             # transformers 5 returns an output object whose pooled field is the projected embedding
             tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
             unit = torch.nn.functional.normalize(tensor.float(), dim=-1)
@@ -115,8 +130,23 @@ def load_clip(settings: Settings) -> Clip:
             "and a text side: set EMBEDDING_MODEL to one."
         )
     model.eval().to(device)
-    return Clip(
-        model, image_processor, _load_tokenizer(source, revision), device, _dimension(model)
+    tokenizer = _load_tokenizer(source, revision)
+    exact = model.vision_model.encoder if int8.can_run(model) else None
+    quantised = functools.cache(lambda: int8.make_encoder(model, settings.threads))
+
+    def make(name: str) -> Clip:
+        if exact is not None:
+            model.vision_model.encoder = quantised() if name == "int8" else exact
+        return Clip(model, image_processor, tokenizer, device, name)
+
+    if settings.precision == "auto" and precision.is_small(model):
+        return make("fp32")
+    names = precision.available(model, device)
+    key = precision.measurement_key(model_revision(name, revision), device)
+    return make(
+        precision.choose(
+            settings, key, names, lambda name: lambda images: make(name).embed_images(images)
+        )
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.background import load_remover
 from pipeline.errors import BadImage, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images import ImageFile, Limits, decode, read_image, sha256
+from pipeline.images import OUT_OF_MEMORY, ImageFile, Limits, decode, read_image, sha256
 from pipeline.preprocess import Prepared, Preprocessing, prepare
 from pipeline.settings import Settings
 from pipeline.shards import ShardVectors
@@ -207,6 +207,8 @@ def embed_alone(
             end(position)
             raise  # a server or a disk, which no image is to blame for
         except Exception as error:
+            if tools.limits.room.leaked():
+                raise  # nor for what the process lost before
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             failures.append(Failure(image.path, "embed", reason))
         else:
@@ -246,7 +248,13 @@ def _read(
         if save is not None:
             save(image.path, prepared.image)
     except BadImage as error:
+        if error.reason == OUT_OF_MEMORY and tools.limits.room.leaked():
+            raise MemoryError from error  # the next worker has more
         return _Read(failure=Failure(image.path, error.stage, error.reason))
+    except MemoryError:  # within the background removal
+        if tools.limits.room.leaked():
+            raise
+        return _Read(failure=Failure(image.path, "preprocess", OUT_OF_MEMORY))
     warning = None
     if prepared.warning:
         warning = Failure(image.path, "preprocess", prepared.warning, warning=True)

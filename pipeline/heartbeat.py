@@ -83,7 +83,8 @@ class Sign:
 def signs(folder: Path, host: str) -> list[Sign]:
     """Read the signs of the workers whose processes live on this host, by name."""
     found = []
-    for file in sorted({f.with_suffix(".alive") for f in folder.glob(f"*@{host}.[ai]l*")}):
+    files = [*folder.glob(f"*@{host}.alive"), *folder.glob(f"*@{host}.ill")]
+    for file in sorted({each.with_suffix(".alive") for each in files}):
         if _lives(file.with_suffix(".lock")):
             try:
                 age_s, state = time.time() - file.stat().st_mtime, file.read_text()

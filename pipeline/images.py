@@ -7,14 +7,16 @@ import io
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from stat import S_ISREG
 
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.bombs import decode_cost, require_honest
 from pipeline.errors import BadImage, WrongUse
+from pipeline.memory import Room
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -32,6 +34,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+OUT_OF_MEMORY = "the image needs more memory than the worker has left (WORKER_MAX_MEMORY)"
+
 # Our own limit is checked from the header, before any pixel is decoded, and is lower than Pillow's;
 # Pillow's would be a second, unconfigurable one.
 Image.MAX_IMAGE_PIXELS = None
@@ -48,10 +52,11 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may cost."""
+    """What a picture may cost; `room` is shared by all that are decoded at the same time."""
 
     max_pixels: int
     max_bytes: int
+    room: Room = field(default_factory=Room, compare=False)
 
 
 def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
@@ -160,14 +165,13 @@ def decode(
     pictures become RGB.
 
     Raises:
-        BadImage: no image of a known format, too small, too many pixels, cut off, broken.
+        BadImage: no image of a known format, too small, too many pixels, cut off, broken, or more
+            than the memory holds.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage(f"the file is no image of a known format ({', '.join(FORMATS)})") from error
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
         raise _broken(error) from error
     with image:
@@ -182,20 +186,24 @@ def decode(
                 f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
             )
         try:
+            require_honest(image, data, limits.max_pixels)
             # JPEG only: decode at 1/2, 1/4 or 1/8 where that is still larger than `side`.
             image.draft(None, (side, side))
-            image.load()
-            # Before the modes change: converting drops the EXIF block that holds the rotation.
-            rgb = _to_rgb(_turn_upright(image), background)
-        except MemoryError:
+            with limits.room.take(decode_cost(image, width * height)):
+                image.load()
+                # Before the modes change: converting drops the EXIF block that holds the rotation.
+                rgb = _to_rgb(_turn_upright(image), background)
+                rgb.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        except BadImage:
             raise
         except Exception as error:  # as above
             raise _broken(error) from error
-    rgb.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return rgb
 
 
 def _broken(error: Exception) -> BadImage:
+    if isinstance(error, MemoryError):
+        return BadImage(OUT_OF_MEMORY)
     if "truncated" in str(error).lower():
         return BadImage("the image is cut off (truncated file)")
     return BadImage(f"the image is broken: {error}")

@@ -51,6 +51,8 @@ def merge(
     settings: Settings,
     versions: VersionStore,
     check: Callable[[], None],
+    *,
+    require_fit: Callable[[int], None] = lambda vector_bytes: None,
 ) -> Merged:
     """Publish a job's vectors. The caller holds `versions.lock()`.
 
@@ -59,6 +61,7 @@ def merge(
 
     Args:
         check: called between steps; raises to stop.
+        require_fit: called with the bytes of all vectors; raises where memory is too small.
 
     Raises:
         JobFailed: no good image, or a later job has published already.
@@ -89,6 +92,7 @@ def merge(
         if same is not None:
             return Merged(same)
         check()
+        require_fit(contents.vectors.nbytes)
         kind = _write(contents, workspace, settings, check)
         check()
         failpoint("merge.before_commit")

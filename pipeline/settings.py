@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import WrongUse
@@ -35,6 +35,10 @@ class Settings(BaseSettings):
         description="Any transformers CLIP or SigLIP: a hub name or a folder",
     )
     embedding_revision: str = Field("main", description="Branch, tag or commit of a hub model")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto",
+        description="How exactly images are embedded; auto: fastest whose vectors stay the same",
+    )
     embed_batch_size: int = Field(32, ge=1, le=4096, description="Images in one forward pass")
     cpu_threads: int = Field(
         0, ge=0, description="Compute threads of one worker process; 0 takes half of the cores"
@@ -59,6 +63,11 @@ class Settings(BaseSettings):
         50_000_000, ge=64, description="Larger pictures are refused before they are decoded"
     )
     max_image_bytes: int = Field(50 * MIB, ge=1024, description="Larger files are refused")
+    worker_max_memory: str = Field(
+        "",
+        description="Memory of one worker process, as in 4GiB; empty: half of the machine's or "
+        "most of the container's; 0: no limit",
+    )
 
     # Places
     data_dir: Path = Field(Path("data"), description="Folder of the index, the jobs, the logs")
@@ -138,6 +147,15 @@ class Settings(BaseSettings):
             raise ValueError("three numbers from 0 to 255, as in 255,255,255")
         return value
 
+    @field_validator("worker_max_memory")
+    @classmethod
+    def _known_size(cls, value: str) -> str:
+        try:
+            TypeAdapter(ByteSize).validate_python(value or "0")
+        except ValidationError:
+            raise ValueError("a number of bytes, as in 4GiB or 512MB") from None
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
@@ -159,6 +177,12 @@ class Settings(BaseSettings):
     @property
     def jobs_dir(self) -> Path:
         return self.data_dir / "jobs"
+
+    @property
+    def memory_limit(self) -> int | None:
+        """`WORKER_MAX_MEMORY` in bytes; 0 for none, None where it is left to us."""
+        value = self.worker_max_memory
+        return int(TypeAdapter(ByteSize).validate_python(value)) if value else None
 
     @property
     def threads(self) -> int:

@@ -68,6 +68,8 @@ def test_asking_a_question_loads_nothing_that_only_workers_and_tables_need() -> 
 
 
 def shown(default: object) -> str:
+    if default is None:
+        return ""
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
@@ -94,8 +96,9 @@ def test_the_twins_that_break_each_other_are_never_installed_together() -> None:
     for dependencies in (project["dependencies"], extras["local"], extras["dev"]):
         assert not [name for name in dependencies if name.startswith(twins)]
     for extra, suffix in (("cpu", ("faiss-cpu", "onnxruntime>")), ("gpu", ("faiss-gpu", "-gpu"))):
-        assert len(extras[extra]) == 2
-        for name in extras[extra]:
+        named = [name for name in extras[extra] if name.startswith(twins)]
+        assert len(named) == 2
+        for name in named:
             assert any(part in name for part in suffix), name
     installed = {distribution.name for distribution in metadata.distributions()}
     assert len({"onnxruntime", "onnxruntime-gpu"} & installed) == 1

@@ -18,7 +18,7 @@ from pipeline.plan import require_allowed
 from pipeline.settings import load_settings
 from pipeline.shards import write_shard
 from pipeline.store.jobs import Claim, Job
-from workers import flow, runtime
+from workers import flow, memory, runtime
 from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def _embed(job_id: str, n: int) -> None:
             result = _work(job, claim, lease)
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
     except Stopped:
-        jobs.release_shard(claim, count_attempt=False)
+        # What ends a worker by its memory again and again must come to be tried alone.
+        jobs.release_shard(claim, count_attempt=memory.over.is_set())
         log.info("Shard %d of job %s goes back to the queue: this worker ends.", n, job_id)
     except LeaseLost:
         log.info("Shard %d of job %s is no longer ours.", n, job_id)
@@ -66,6 +67,11 @@ def _embed(job_id: str, n: int) -> None:
     except ServerAway:
         raise
     except Exception as error:
+        if runtime.room.leaked():
+            log.error("Shard %d of job %s lacks memory; the next worker has more.", n, job_id)
+            jobs.release_shard(claim, count_attempt=False)
+            memory.end_worker()
+            return
         _failed(claim, error)
         return
     else:
@@ -97,6 +103,7 @@ def _ready(job: Job) -> bool:
                 "folder under the same path."
             )
         runtime.tools()
+        memory.settle(runtime.room, flow.EMBED)
         mine = runtime.fingerprint()
     except ImgrecError as error:
         if isinstance(error, ServerAway):
@@ -124,6 +131,11 @@ def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
         )
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
     jobs = runtime.jobs()
+
+    def end(position: int) -> None:
+        if not memory.over.is_set():  # else this image may be why
+            _survived(claim, position)
+
     return embed_alone(
         job.root,
         claim.images,
@@ -132,7 +144,7 @@ def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
         check=lease.check,
         save=save,
         begin=lambda position: jobs.start_alone(claim, position) <= DEATHS,
-        end=lambda position: _survived(claim, position),
+        end=end,
     )
 
 

@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 # Of a body as it lies in Redis. The command line sends pictures of at most half a MiB, or the
 # 1024 pixels that workers reduce them to; in JSON and base64 twice, a byte becomes 1.8.
-MOST_TAKEN = 16 * MIB
+MOST_TAKEN = 8 * MIB
 MOST_READ = 64 * MIB  # larger ones are dropped before they are parsed, so without an answer
 TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
 MAX_TEXT = 10_000  # characters of a header
 
-NOTHING = (None, [], {}, [None, None], 0, "")
+NOTHING: tuple[Any, ...] = (None, [], {}, [None, None], 0, "")
 # The headers that go on to Celery; others, as tracing tools add them, are dropped. Those that make
 # a worker wait, retry or send more tasks must be empty: imgrec never sends any.
 MUST_BE_EMPTY = ("eta", "shadow", "group", "group_index", "timelimit", "stamped_headers", "stamps")
@@ -137,7 +137,7 @@ class Message(virtual.Message):
 
     def _decode(self) -> Any:
         try:
-            body = super()._decode()
+            body = super()._decode()  # type: ignore[no-untyped-call]
         except ContentDisallowed as error:
             raise Refused(str(error)) from error
         except DecodeError as error:
@@ -153,12 +153,12 @@ class Channel(redis.Channel):
     Message = Message
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
         self.client.set_response_callback("BRPOP", _leave_out_giants)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             # `Transport._deliver` lets none of these out: this one could not even be parsed.
             log.error("Refused a message: it is no JSON object (%s).", type(error).__name__)
@@ -179,7 +179,7 @@ class Transport(redis.Transport):
         try:
             if queue in flow.QUEUES:
                 check_envelope(message)
-            super()._deliver(message, queue)
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         except Refused as refusal:
             self._refuse(message, queue, refusal)
         except (KeyError, DataError) as error:  # kombu takes them for an outage

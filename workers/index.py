@@ -12,7 +12,7 @@ from pipeline.files import disk_trouble
 from pipeline.merge import Merged, merge
 from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
-from workers import flow, runtime
+from workers import flow, memory, runtime
 from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,13 @@ def _merge(job_id: str) -> None:
     except ImgrecError as error:
         jobs.fail(job_id, str(error).replace("JOB'", f"{job_id}'"))
         return
+    except MemoryError:
+        jobs.fail(
+            job_id,
+            "The index does not fit into memory: raise WORKER_MAX_MEMORY for the worker on queue "
+            "'index' and run the rebuild again.",
+        )
+        return
     except OSError as error:
         # Nothing was published; the lease ends and the merge is tried again.
         log.error("The merge of job %s failed: %s", job_id, error)
@@ -72,8 +79,15 @@ def _merge(job_id: str) -> None:
 
 def _publish(job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = runtime.jobs(), load_settings(), runtime.versions()
-    with versions.lock().acquire(timeout=LOCK_WAIT_S):
-        merged = merge(job, jobs.done_shards(job.id), settings, versions, lease.check)
+    with versions.lock().acquire(timeout=LOCK_WAIT_S), memory.expected():
+        merged = merge(
+            job,
+            jobs.done_shards(job.id),
+            settings,
+            versions,
+            lease.check,
+            require_fit=memory.require_fit,
+        )
         if merged.version:
             versions.prune(settings.keep_versions, jobs.bases_in_use())
     return merged

@@ -17,7 +17,7 @@ from pipeline.failpoints import failpoint
 from pipeline.fingerprint import find_fingerprint
 from pipeline.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.settings import load_settings
-from workers import flow, gate, runtime, vitals
+from workers import flow, gate, memory, runtime, vitals
 from workers.pulse import Pulse, connection
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,9 @@ def quieten(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def start_helpers(sender: Any, **_: Any) -> None:
-    """Start this worker's reconciler, if it has one."""
+    """Start this worker's threads: memory watch, reconciler."""
     queues = {queue.name for queue in sender.task_consumer.queues}
+    memory.begin()
     if flow.INDEX in queues:
         vitals.need(_thread("reconciler", _reconcile))
 
@@ -159,6 +160,7 @@ def _load_model() -> None:
         runtime.query_prepare()
         runtime.fingerprint()
         runtime.batcher()
+        memory.settle(runtime.room, flow.QUERY)
         log.info("The model is loaded (%.1f s).", time.monotonic() - start)
     except ImgrecError as error:
         log.error("%s", error)  # each query will say it, too

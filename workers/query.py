@@ -17,13 +17,13 @@ from pipeline.embed import confined
 from pipeline.errors import BadImage, ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.feedback import Shown
-from pipeline.images import decode, encode_jpeg, read_image, sha256
+from pipeline.images import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
 from pipeline.plan import require_allowed
 from pipeline.question import Question
 from pipeline.recommend import Answer, compose, recommend
 from pipeline.settings import load_settings
 from pipeline.store.cache import result_key
-from workers import runtime
+from workers import flow, memory, runtime
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +140,13 @@ def _vector(data: bytes, digest: str) -> NDArray[np.float32]:
     known = runtime.KnownVectors(runtime.fingerprint().id, use_known=True)
     vector = known.get(digest)
     if vector is None:
+        prepare = runtime.query_prepare()
+        memory.settle(runtime.room, flow.QUERY)
         image = decode(data, runtime.limits(), load_settings().preprocess_bg_color)
-        prepared = runtime.query_prepare()(image)
+        try:
+            prepared = prepare(image)
+        except MemoryError as error:
+            raise BadImage(OUT_OF_MEMORY, "preprocess") from error
         vector = runtime.batcher().embed(prepared.image, EMBED_TIMEOUT_S)
         known.put({digest: vector})
     return vector

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.heads import HeadStore
 from pipeline.images import Limits
 from pipeline.labels import load_labels
+from pipeline.memory import Room
 from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
 from pipeline.published import PublishedIndex
 from pipeline.settings import load_settings
@@ -156,16 +158,20 @@ def fingerprint() -> Fingerprint:
     return found
 
 
+# Shared by all pictures that this process decodes; see workers.memory.
+room = Room()
+
+
 def limits() -> Limits:
     settings = load_settings()
-    return Limits(settings.max_image_pixels, settings.max_image_bytes)
+    return Limits(settings.max_image_pixels, settings.max_image_bytes, room)
 
 
 @once
 def tools() -> Tools:
     """Everything that embedding a shard needs."""
     encoder = clip()  # first: torch brings the CUDA libraries that onnxruntime looks for
-    return make_tools(load_settings(), encoder)
+    return replace(make_tools(load_settings(), encoder), limits=limits())
 
 
 @once

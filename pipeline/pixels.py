@@ -1,0 +1,56 @@
+"""Turn prepared pictures into the tensor that a model's own image processor would make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+class Pixels:
+    """An image processor, without its detours where a picture already has the model's size.
+
+    transformers turns each picture into float64 planes, one after the other, while the model
+    waits; what it computes for a picture of the right size is one multiplication and one addition
+    a channel. Any other picture, and any processor that does something else, goes the long way.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._side = _plain_side(processor)
+        if self._side:
+            std = np.asarray(processor.image_std, np.float32).reshape(3, 1, 1)
+            self._scale = np.float32(processor.rescale_factor) / std
+            self._shift = -np.asarray(processor.image_mean, np.float32).reshape(3, 1, 1) / std
+
+    def __call__(self, images: Sequence[Image.Image]) -> Any:
+        """Return (n, 3, height, width) float32, a torch tensor."""
+        import torch
+
+        if self._side and all(
+            image.mode == "RGB" and image.size == (self._side, self._side) for image in images
+        ):
+            # Planes first, while a value is one byte.
+            bytes_ = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+            planes = bytes_.permute(0, 3, 1, 2).contiguous().float()
+            return planes.mul_(torch.from_numpy(self._scale)).add_(torch.from_numpy(self._shift))
+        return self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+
+def _plain_side(processor: Any) -> int | None:
+    """Return the side of the squares that this processor only rescales; None if there are none."""
+    if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
+        return None
+    if getattr(processor, "do_pad", None) or getattr(processor, "do_flip_channel_order", None):
+        return None
+    wanted = []
+    if getattr(processor, "do_resize", False):
+        size = processor.size
+        shortest = size.get("shortest_edge")
+        wanted += [shortest, shortest] if shortest else [size.get("height"), size.get("width")]
+    if getattr(processor, "do_center_crop", False):
+        wanted += [processor.crop_size.get("height"), processor.crop_size.get("width")]
+    sides = set(wanted)
+    return int(sides.pop()) if len(sides) == 1 and None not in sides else None
