@@ -17,7 +17,7 @@ from pipeline.settings import Settings
 MESSAGE_BYTES = 512 * 1024
 # A worker that loads its model on a busy machine may be mute for a second.
 LAST_LOOK_S = 4.0
-LOOK_AGAIN_S = 5.0  # silence after which the workers are counted and the query is sent once more
+LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can still be answered
 
 
 def message(image: Path, settings: Settings) -> bytes:
@@ -127,7 +127,9 @@ def wait_for(
                         f"Query {query_id} has no answer after {timeout:g} s: "
                         f"'imgrec result {query_id}' may have it later; answers are kept an hour."
                     ) from None
-                if resend is not None:
+                # While others still wait to be taken, the workers are behind and nothing is lost:
+                # to send it again would only make them slower.
+                if resend is not None and not flow.queue_length(flow.QUERY):
                     resend()
                     resend = None
 

@@ -134,7 +134,7 @@ def reconcile() -> None:
         freed = jobs.free_expired_shards(job.id)
         if freed:
             log.warning("Job %s: the workers of shards %s are gone; sending again.", job.id, freed)
-        if _queue_length(EMBED) == 0:
+        if queue_length(EMBED) == 0:
             send_shards(job.id, jobs.lost_messages(job.id, LOST_AFTER_S))
         advance(job.id)
 
@@ -152,7 +152,8 @@ def remove_leftovers() -> None:
             shutil.rmtree(child, ignore_errors=True)
 
 
-def _queue_length(queue: str) -> int:
+def queue_length(queue: str) -> int:
+    """Count the messages that no worker has taken yet."""
     if inbox is not None:
         return len(inbox)
     with broker(), current_app.connection_for_write() as connection:

@@ -37,7 +37,7 @@ def measure(run: Run) -> None:
 
 def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
     used = cpu_s(worker)
-    count = 40 if run.quick else 300
+    count = 20 if run.quick else 300
     found = client(run, stand, "latency", count=count)
     used = (cpu_s(worker) - used) / (2 * count)
     bare, asked, again, _ = (sorted(column) for column in zip(*found["rows"], strict=True))
@@ -81,7 +81,7 @@ def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
 
 def many_clients(run: Run, stand: Stand, worker: psutil.Process) -> None:
     used = cpu_s(worker)
-    queries, rounds = (64, 1) if run.quick else (320, 5)
+    queries, rounds = (48, 1) if run.quick else (320, 5)
     found = client(run, stand, "throughput", clients=CLIENTS, queries=queries, rounds=rounds)
     used = (cpu_s(worker) - used) / (queries * rounds + CLIENTS)
     rows = found["rows"]

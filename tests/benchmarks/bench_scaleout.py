@@ -104,7 +104,7 @@ def steady(stand: Stand, count: int) -> tuple[float, float]:
 
     before = now()
     # Until the last shards are in hands: then one worker waits for the other.
-    until(lambda: jobs.next_window(job, 10**6) == [] and unclaimed(jobs, job) == 0, "the end", 900)
+    until(lambda: unclaimed(jobs, job) == 0, "the last shards are in hands", 900)
     after = now()
     images = after[1] - before[1]
     jobs.cancel(job)

@@ -14,6 +14,8 @@ from published import publish_random, settings_of
 from stand import Stand
 
 TITLE = "Start-up: from `celery worker -Q query` to its first answer"
+QUICK = False  # it loads the model three times at least
+ROUNDS = 7
 # What a script must do before it can embed its first picture, and nothing else.
 BARE = """
 import sys
@@ -45,10 +47,9 @@ def measure(run: Run) -> None:
     publish_random(settings_of(stand), 20_000, 512, stand.products)
     stand.start_redis()
     try:
-        rounds = 1 if run.quick else 7
         bare(stand, model)  # both read the same files: not the first one from the disk
         rows = []
-        for number in range(rounds):
+        for number in range(ROUNDS):
             turns = (lambda: bare(stand, model), lambda n=number: first_answer(run, stand, n))
             found = [work() for work in (turns if number % 2 == 0 else turns[::-1])]
             rows.append(found if number % 2 == 0 else found[::-1])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,12 @@ def latency(fresh: Fresh, count: int) -> dict[str, Any]:
 
 def throughput(fresh: Fresh, clients: int, queries: int, rounds: int) -> dict[str, Any]:
     """Many clients at once beside the batched forward pass, in turns -> pictures a second."""
-    current_app.conf.broker_pool_limit = None  # each thread stands for a process of its own
+    current_app.conf.broker_pool_limit = 2 * clients  # each stands for a process of its own
+    pool = ThreadPoolExecutor(clients)
     bare = Bare()
     photos = [fresh().read_bytes() for _ in range(bare.settings.embed_batch_size)]
     batch = [bare.prepared(photo) for photo in photos]
-    crowd(fresh, clients, clients)
+    crowd(pool, fresh, 2 * clients)  # all of them have their connections then
     bare.clip.embed_images(batch)
     rows = []
     for _ in range(rounds):
@@ -120,7 +122,7 @@ def throughput(fresh: Fresh, clients: int, queries: int, rounds: int) -> dict[st
         for _ in range(max(1, queries // len(batch) // 2)):
             forward.append(len(batch) / timed(lambda: bare.clip.embed_images(batch))[0])
         used = time.process_time()
-        asked = crowd(fresh, clients, queries)
+        asked = crowd(pool, fresh, queries)
         used = time.process_time() - used
         for _ in range(max(1, queries // len(batch) // 2)):
             forward.append(len(batch) / timed(lambda: bare.clip.embed_images(batch))[0])
@@ -128,34 +130,10 @@ def throughput(fresh: Fresh, clients: int, queries: int, rounds: int) -> dict[st
     return {"rows": rows}
 
 
-def crowd(fresh: Fresh, clients: int, queries: int) -> float:
-    """Let `clients` threads ask `queries` new pictures; return the pictures a second."""
-    left = iter(range(queries))
-    lock = threading.Lock()
-    errors: list[BaseException] = []
-
-    def client() -> None:
-        while True:
-            with lock:
-                if next(left, None) is None:
-                    return
-            try:
-                ask_imgrec(fresh())
-            except BaseException as error:
-                errors.append(error)
-                return
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-
-    def all_of_them() -> None:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    taken, _ = timed(all_of_them)
-    if errors:
-        raise errors[0]
+def crowd(pool: ThreadPoolExecutor, fresh: Fresh, queries: int) -> float:
+    """Let all clients ask `queries` new pictures; return the pictures a second."""
+    files = [fresh() for _ in range(queries)]
+    taken, _ = timed(lambda: list(pool.map(ask_imgrec, files)))
     return queries / taken
 
 

@@ -163,6 +163,19 @@ def test_a_query_without_an_answer_is_sent_once_more_under_its_id(
     assert queue.sent[0] == queue.sent[1]
 
 
+def test_a_query_is_not_sent_again_while_the_workers_are_behind(
+    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = iter([7, 1, 0, 0])
+    monkeypatch.setattr(flow, "queue_length", lambda name: next(waiting))
+    queue.answers = iter([NoAnswer(), NoAnswer(), ANSWER])
+    assert imgrec("query", photo, "--wait").code == 0
+    assert len(queue.sent) == 1
+    queue.answers = iter([NoAnswer(), ANSWER])
+    assert imgrec("query", photo, "--wait").code == 0
+    assert len(queue.sent) == 1 + 2
+
+
 def test_a_wait_that_ends_names_the_command_for_later(
     imgrec: Run, queue: Queue, photo: Path
 ) -> None:

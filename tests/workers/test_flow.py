@@ -17,7 +17,7 @@ from workers import flow
 
 send = flow.send  # the desk puts its own in this place
 require_redis = flow.require_redis
-queue_length = flow._queue_length
+queue_length = flow.queue_length
 
 
 def sent(desk: Desk) -> list[tuple[str, tuple[Any, ...]]]:
