@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.background import load_remover
 from pipeline.errors import BadImage, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images import ImageFile, Limits, decode, read_image, sha256
+from pipeline.images import WORK_SIDE, ImageFile, Limits, decode, read_image, sha256
 from pipeline.preprocess import Prepared, Preprocessing, prepare
 from pipeline.settings import Settings
 from pipeline.shards import ShardVectors
@@ -60,6 +60,7 @@ class Tools:
     bg_color: tuple[int, int, int]
     batch_size: int
     threads: int
+    decode_side: int = WORK_SIDE
 
 
 def make_tools(settings: Settings, encoder: Encoder) -> Tools:
@@ -73,7 +74,7 @@ def make_tools(settings: Settings, encoder: Encoder) -> Tools:
     """
     remover = None
     if settings.use_bg_removal:
-        remover = load_remover(settings.rembg_model, 1, settings.device)
+        remover = load_remover(settings.rembg_model, 1, settings.device, settings)
     spec = Preprocessing.from_settings(settings)
     return Tools(
         encoder=encoder,
@@ -82,6 +83,8 @@ def make_tools(settings: Settings, encoder: Encoder) -> Tools:
         bg_color=settings.preprocess_bg_color,
         batch_size=settings.embed_batch_size,
         threads=settings.threads,
+        # A cut-out may be a small part of the picture; without one, all of it becomes the square.
+        decode_side=WORK_SIDE if settings.use_bg_removal else 2 * max(settings.preprocess_size),
     )
 
 
@@ -238,7 +241,7 @@ def _read(
         known = cache.get(digest)
         if known is not None and save is None:
             return _Read(digest, vector=known)
-        prepared = tools.prepare(decode(data, tools.limits, tools.bg_color))
+        prepared = tools.prepare(decode(data, tools.limits, tools.bg_color, tools.decode_side))
         if save is not None:
             save(image.path, prepared.image)
     except BadImage as error:

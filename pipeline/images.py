@@ -121,11 +121,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Image.Image:
+def decode(
+    data: bytes, limits: Limits, background: tuple[int, int, int], side: int = WORK_SIDE
+) -> Image.Image:
     """Decode to 8-bit RGB, turned upright, at most `WORK_SIDE` pixels on the longer side.
 
-    First frame of an animation; alpha is laid on `background`; 16-bit, CMYK, palette and gray
-    pictures become RGB.
+    A JPEG whose longer side keeps at least `side` pixels is decoded at 1/2, 1/4 or 1/8, which skips
+    most of the work. First frame of an animation; alpha is laid on `background`; 16-bit, CMYK,
+    palette and gray pictures become RGB.
 
     Raises:
         BadImage: no image of a known format, too small, too many pixels, cut off, broken.
@@ -150,17 +153,33 @@ def decode(data: bytes, limits: Limits, background: tuple[int, int, int]) -> Ima
                 f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
             )
         try:
-            # JPEG only: decode at 1/2, 1/4 or 1/8 where that is still larger than WORK_SIDE.
-            image.draft(None, (WORK_SIDE, WORK_SIDE))
+            # In the picture's own shape: in a square one, a 4:3 photo would be decoded twice as
+            # large, because of its shorter side.
+            share = side / max(width, height)
+            image.draft(None, (math.floor(width * share), math.floor(height * share)))
             image.load()
             # Before the modes change: converting drops the EXIF block that holds the rotation.
-            rgb = _to_rgb(_turn_upright(image), background)
+            rgb = _to_rgb(_turn_upright(_whole_blocks(image, width, height)), background)
         except MemoryError:
             raise
         except Exception as error:  # as above
             raise _broken(error) from error
     rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return rgb
+
+
+def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Cut off the last row and column of a reduced JPEG where less than a block made them.
+
+    They look like whole ones, and would shift everything by up to half a pixel.
+    """
+    if image.format != "JPEG":
+        return image
+    scale = round(width / image.width)
+    whole = (width // scale, height // scale)
+    if whole == image.size:
+        return image
+    return image.crop((0, 0, *whole))
 
 
 def _broken(error: Exception) -> BadImage:
