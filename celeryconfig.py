@@ -9,14 +9,14 @@ and an acknowledged result waits for a Redis that is away.
 """
 
 from pipeline.settings import load_settings
+from pipeline.store.address import celery_address
 
 _settings = load_settings()
 _PREFIX = "imgrec:"
 
 imports = ("workers.lifecycle", "workers.embed", "workers.index", "workers.query")
 
-broker_url = _settings.redis_url
-result_backend = _settings.redis_url
+broker_url = result_backend = celery_address(_settings.redis_url)
 
 # Queue names only: Celery then publishes without a binding table, which a wiped Redis would lose.
 task_routes = {
@@ -35,13 +35,12 @@ result_accept_content = ["json"]
 
 task_acks_late = False
 worker_prefetch_multiplier = 1
-# A worker takes a shard only when it is free: a second one would wait behind the first while other
-# workers idle. Not so queries: a worker that holds none looks for the next only three times a
-# second (workers.lifecycle turns this off for them).
+# A worker takes a message only when a thread is free for it: a second shard would wait behind the
+# first while other workers idle.
 worker_disable_prefetch = True
 
 # Threads: torch, onnxruntime and CUDA must not be used before a fork, so there is none.
-worker_pool = "threads"
+worker_pool = "workers.pool:Pool"
 worker_pool_start_method = "spawn"  # for those who choose prefork
 worker_concurrency = 1  # a worker of queries alone: QUERY_CONCURRENCY, see workers.lifecycle
 
@@ -62,7 +61,8 @@ broker_transport_options = {
     "unacked_restore_throttle": 1,
     "unacked_mutex_expire": 60,
     "health_check_interval": 15,
-    "socket_timeout": 30,
+    # Each silent connection is waited for so long, one after the other, before a new one is made.
+    "socket_timeout": 10,
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "max_connections": 4 * _settings.query_concurrency,
@@ -74,7 +74,7 @@ result_backend_transport_options = {
 result_backend_always_retry = True  # or the result of a task that ends in an outage is lost
 result_backend_max_retries = 60
 result_expires = 3600
-redis_socket_timeout = 30
+redis_socket_timeout = 10
 redis_socket_connect_timeout = 3
 redis_socket_keepalive = True
 redis_retry_on_timeout = True

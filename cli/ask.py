@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadImage, IndexMissing, ServerAway, TimedOut
-from pipeline.images import Limits, decode, encode_jpeg, read_image
+from pipeline.images import MIN_SIDE, WORK_SIDE, Limits, decode, encode_jpeg, read_image
 from pipeline.settings import Settings
 
 # A message of at most this many bytes carries the file as it is, so that its content hash finds
 # cached vectors; a larger one carries the picture at the size that workers reduce it to anyway.
 MESSAGE_BYTES = 512 * 1024
+# A worker that loads its model on a busy machine may be mute for a second.
+LAST_LOOK_S = 4.0
 LOOK_AGAIN_S = 5.0  # silence after which the workers are counted and the query is sent once more
 
 
@@ -27,10 +29,12 @@ def message(image: Path, settings: Settings) -> bytes:
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     try:
         data = read_image(image, limits)
-        decoded = decode(data, limits, settings.preprocess_bg_color)
+        large = len(data) > MESSAGE_BYTES
+        side = WORK_SIDE if large else MIN_SIDE  # what is sent as it is needs only the check
+        decoded = decode(data, limits, settings.preprocess_bg_color, side)
     except BadImage as error:
         raise BadImage(f"The image '{image}' cannot be used: {error}.", error.stage) from error
-    return data if len(data) <= MESSAGE_BYTES else encode_jpeg(decoded)
+    return encode_jpeg(decoded) if large else data
 
 
 class Asked:
@@ -74,11 +78,10 @@ def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> Non
         ServerAway: Redis does not answer.
     """
     from celery import current_app
-    from kombu.exceptions import OperationalError
 
     from workers import flow
 
-    try:
+    with flow.broker():
         current_app.send_task(
             task,
             args=args,
@@ -88,8 +91,6 @@ def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> Non
             argsrepr="(<image>)",  # or a kilobyte of it stands in every log line
             expires=max(timeout, 60.0) + 3600.0,
         )
-    except OperationalError as error:
-        raise flow.redis_away(error) from error
 
 
 def wait_for(
@@ -107,21 +108,19 @@ def wait_for(
     """
     from celery.exceptions import TimeoutError as NoAnswer
     from celery.result import AsyncResult
-    from kombu.exceptions import OperationalError
-    from redis.exceptions import RedisError
 
     from workers import flow
 
     pending = AsyncResult(query_id)
     deadline = time.monotonic() + timeout
-    try:
+    with flow.broker():
         while True:
             left = deadline - time.monotonic()
             try:
                 answer: dict[str, Any] = pending.get(timeout=max(0.05, min(left, LOOK_AGAIN_S)))
                 return answer
             except NoAnswer:
-                if not flow.workers_on(flow.QUERY):
+                if not (flow.workers_on(flow.QUERY) or flow.workers_on(flow.QUERY, LAST_LOOK_S)):
                     raise _nobody_answers(needs_index) from None
                 if time.monotonic() >= deadline:
                     raise TimedOut(
@@ -131,8 +130,6 @@ def wait_for(
                 if resend is not None:
                     resend()
                     resend = None
-    except (RedisError, OperationalError) as error:
-        raise flow.redis_away(error) from error
 
 
 def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:

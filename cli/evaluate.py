@@ -234,8 +234,6 @@ def _mistaken(report: dict[str, Any], name: str) -> str:
 def _judge_index(
     folder: Path | None, ks: tuple[int, ...], settings: Settings, as_json: bool
 ) -> None:
-
-    from pipeline import index
     from pipeline.evaluate import Vectors, recall_of_index
     from pipeline.published import PublishedIndex
     from pipeline.versions import VersionStore
@@ -250,7 +248,7 @@ def _judge_index(
         source = str(folder)
 
     def search(asked: Vectors, k: int) -> NDArray[np.int64]:
-        return index.search(opened.faiss, asked, k)[1]
+        return opened.search(asked, k)[1]
 
     recall = recall_of_index(search, vectors, queries, ks)
     kind = opened.version.manifest["index"]["factory"]

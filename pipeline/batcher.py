@@ -28,8 +28,8 @@ class Batcher:
         self._embed = embed
         self._batch_size = batch_size
         self._waiting: queue.Queue[tuple[Image.Image, Future[Vector]]] = queue.Queue()
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self.thread.start()
 
     def embed(self, image: Image.Image, timeout_s: float) -> Vector:
         """Return the (d,) float32 unit vector of one picture.

@@ -5,24 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import WrongUse
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Value = str | int | float | bool
 Facts = dict[str, Value]
 
 PRODUCT_ID, IMAGE = "product_id", "image"
 MAX_TEXT = 10_000  # characters of one value
-CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+# Spaces are stripped afterwards: a pattern that skips them tries every split of a long blank text.
+CONDITION = re.compile(r"([^<>=!]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -93,12 +96,13 @@ class Condition:
             WrongUse: it is none.
         """
         found = CONDITION.fullmatch(text)
-        if found is None:
+        column, sign, value = (part.strip() for part in found.groups()) if found else ("", "", "")
+        if not column:
             raise WrongUse(
                 f"The condition '{text}' cannot be used: write COLUMN=VALUE, or !=, <, <=, >, >= "
                 "in place of =."
             )
-        return cls(*found.groups())
+        return cls(column, sign, value)
 
     def holds(self, texts: NDArray[np.object_], numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Compare a column -> (n,); where there is no value, nothing holds.
@@ -109,6 +113,8 @@ class Condition:
             texts: (n,) casefolded text, None where there is no value.
             numbers: (n,) the same as numbers, NaN where it is none.
         """
+        import numpy as np  # not at the top: the command line only reads conditions
+
         compare, wanted = COMPARE[self.sign], to_number(self.value)
         known = np.array([text is not None for text in texts], bool)
         if self.sign in ("=", "!="):
@@ -132,7 +138,7 @@ def to_number(value: Value) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if np.isfinite(number) else None
+    return number if math.isfinite(number) else None
 
 
 def read_products(file: Path) -> list[Product]:
@@ -252,7 +258,7 @@ def _value(value: Any, column: Any, line: int) -> Value:
         raise _Mistake(f"line {line}: '{column}' is neither text, nor a number, nor true or false")
     if isinstance(value, str):
         return _text(value.strip(), str(column), line)
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise _Mistake(f"line {line}: '{column}' is no finite number")
     return value
 

@@ -175,11 +175,11 @@ def choose_device(wanted: str) -> str:
     return "cpu"
 
 
-def gpu_name() -> str:
-    """Name the GPU that torch uses; there must be one."""
+def gpu_name() -> str | None:
+    """Name the GPU that torch sees; None where it sees none."""
     import torch
 
-    return str(torch.cuda.get_device_name(0))
+    return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
 
 
 def _load_tokenizer(source: str, revision: str) -> Any:

@@ -16,7 +16,15 @@ from PIL import Image
 from pipeline.background import load_remover
 from pipeline.errors import BadImage, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images import WORK_SIDE, ImageFile, Limits, decode, read_image, sha256
+from pipeline.images import (
+    OUT_OF_MEMORY,
+    WORK_SIDE,
+    ImageFile,
+    Limits,
+    decode,
+    read_image,
+    sha256,
+)
 from pipeline.prepared import PreparedCache
 from pipeline.preprocess import Prepared, Preprocessing, prepare
 from pipeline.settings import Settings
@@ -91,7 +99,9 @@ def make_tools(settings: Settings, encoder: Encoder) -> Tools:
         batch_size=settings.embed_batch_size,
         threads=settings.threads,
         # A cut-out may be a small part of the picture; without one, all of it becomes the square.
-        decode_side=WORK_SIDE if settings.use_bg_removal else 2 * max(settings.preprocess_size),
+        decode_side=WORK_SIDE
+        if settings.use_bg_removal
+        else min(WORK_SIDE, 2 * max(settings.preprocess_size)),
         prepared=prepared,
     )
 
@@ -196,6 +206,9 @@ def embed_alone(
 ) -> ShardResult:
     """Embed a shard that has crashed its worker: one image at a time, each announced before.
 
+    Cheaper than halving the shard: the announcement names the image after one more crash, halving
+    256 images needs eight.
+
     Args:
         begin: called with a position before its image; False leaves the image out as a failure,
             because the worker died each time when it ran alone.
@@ -206,14 +219,17 @@ def embed_alone(
     for position, image in enumerate(images):
         check(position)
         if not begin(position):
-            reason = "the worker process died each time when it worked on this image alone"
+            reason = "crashed the worker: its process died each time this image ran alone"
             failures.append(Failure(image.path, "crash", reason))
             continue
         try:
             result = embed_shard(root, [image], tools, cache, check=lambda done: None, save=save)
         except (ImgrecError, OSError):
+            end(position)
             raise  # a server or a disk, which no image is to blame for
         except Exception as error:
+            if tools.limits.room.leaked():
+                raise  # nor for what the process lost before
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             failures.append(Failure(image.path, "embed", reason))
         else:
@@ -253,7 +269,13 @@ def _read(
         if save is not None:
             save(image.path, prepared.image)
     except BadImage as error:
+        if error.reason == OUT_OF_MEMORY and tools.limits.room.leaked():
+            raise MemoryError from error  # the next worker has more
         return _Read(failure=Failure(image.path, error.stage, error.reason))
+    except MemoryError:  # within the background removal
+        if tools.limits.room.leaked():
+            raise
+        return _Read(failure=Failure(image.path, "preprocess", OUT_OF_MEMORY))
     warning = None
     if prepared.warning:
         warning = Failure(image.path, "preprocess", prepared.warning, warning=True)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
 from pathlib import Path
+
+from pipeline.failpoints import failpoint
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -17,6 +22,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        failpoint(f"rename:{path.name.split('-')[0]}")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -43,3 +49,11 @@ def file_sha256(path: Path) -> str:
     """Return the digest of a file's content, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def disk_trouble(error: OSError, folder: Path) -> str:
+    """Return the sentence for a disk that takes nothing more."""
+    return (
+        f"DATA_DIR ({folder}) cannot be written: {error.strerror or error}. Free space there; the "
+        "rebuild then goes on by itself."
+    )

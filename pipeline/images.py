@@ -6,17 +6,17 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.bombs import decode_cost, require_honest
 from pipeline.errors import BadImage, WrongUse
+from pipeline.memory import Room
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -34,12 +34,14 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+OUT_OF_MEMORY = "the image needs more memory than the worker has left (WORKER_MAX_MEMORY)"
+
 # Our own limit is checked from the header, before any pixel is decoded, and is lower than Pillow's;
 # Pillow's would be a second, unconfigurable one.
 Image.MAX_IMAGE_PIXELS = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """One picture below a folder: its posix path from there, bytes, modification time in ns."""
 
@@ -50,49 +52,80 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may cost."""
+    """What a picture may cost; `room` is shared by all that are decoded at the same time."""
 
     max_pixels: int
     max_bytes: int
+    room: Room = field(default_factory=Room, compare=False)
 
 
 def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
-    """Yield the pictures below `root`, sorted folder by folder, hidden ones left out.
+    """Yield the pictures below `root` in ascending order of their paths, hidden ones left out.
 
     A file that cannot even be listed is yielded as (shown path, error). Links to folders are not
-    followed: they may form circles; links to files are.
+    followed: they may form circles; links to files are. Memory holds one folder's names, and those
+    of the folders that it lies in.
+
+    Raises:
+        WrongUse: a folder cannot be read.
     """
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable(root)):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith(".") or Path(name).suffix.lower() not in SUFFIXES:
-                continue
-            full = Path(folder, name)
-            path = full.relative_to(root).as_posix()
-            try:
-                path.encode()
-            except UnicodeEncodeError:
-                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-                yield shown, BadImage("the file name is not UTF-8: rename the file", "find")
-                continue
-            try:
-                stat = full.stat()
-            except OSError as error:
-                yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
-                continue
-            if not S_ISREG(stat.st_mode):  # reading a pipe would never end
-                yield path, BadImage("this is no regular file", "find")
-                continue
-            yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+    waiting: list[Iterator[tuple[str, os.DirEntry[str]]]] = [_entries(str(root), "", root)]
+    while waiting:
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+            continue
+        path, entry = found
+        if path.endswith("/"):
+            waiting.append(_entries(entry.path, path, root))
+            continue
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+            yield shown, BadImage("the file name is not UTF-8: rename the file", "find")
+            continue
+        try:
+            stat = entry.stat()
+        except OSError as error:
+            yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
+            continue
+        if not S_ISREG(stat.st_mode):  # reading a pipe would never end
+            yield path, BadImage("this is no regular file", "find")
+            continue
+        yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
 
 
-def _refuse_unreadable(root: Path) -> Callable[[OSError], None]:
-    def refuse(error: OSError) -> None:
+def _entries(folder: str, prefix: str, root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield a folder's pictures and folders by path; a folder's path ends with a slash.
+
+    With the slash, a folder sorts where its pictures do: a-b.jpg, a/b.jpg, a0.jpg.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    found.append((f"{prefix}{entry.name}/", entry))
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not _is_folder(entry):
+                    found.append((f"{prefix}{entry.name}", entry))
+    except OSError as error:
         # A folder that is skipped in silence would drop its products from the index.
         where = error.filename or root
         raise WrongUse(f"The folder {where} cannot be read: {error.strerror}.") from error
+    found.sort(key=itemgetter(0), reverse=True)
+    while found:
+        yield found.pop()
 
-    return refuse
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a link leads to a folder; one that leads nowhere does not."""
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_image(path: Path, limits: Limits) -> bytes:
@@ -131,14 +164,13 @@ def decode(
     palette and gray pictures become RGB.
 
     Raises:
-        BadImage: no image of a known format, too small, too many pixels, cut off, broken.
+        BadImage: no image of a known format, too small, too many pixels, cut off, broken, or more
+            than the memory holds.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage(f"the file is no image of a known format ({', '.join(FORMATS)})") from error
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
         raise _broken(error) from error
     with image:
@@ -153,18 +185,21 @@ def decode(
                 f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
             )
         try:
+            require_honest(image, data, limits.max_pixels)
             # In the picture's own shape: in a square one, a 4:3 photo would be decoded twice as
             # large, because of its shorter side.
             share = side / max(width, height)
-            image.draft(None, (math.floor(width * share), math.floor(height * share)))
-            image.load()
-            # Before the modes change: converting drops the EXIF block that holds the rotation.
-            rgb = _to_rgb(_turn_upright(_whole_blocks(image, width, height)), background)
-        except MemoryError:
+            image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
+            with limits.room.take(decode_cost(image, width * height)):
+                image.load()
+                # Before the modes change: converting drops the EXIF block that holds the rotation.
+                upright = _turn_upright(_whole_blocks(image, width, height))
+                rgb = _to_rgb(upright, background)
+                rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        except BadImage:
             raise
         except Exception as error:  # as above
             raise _broken(error) from error
-    rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return rgb
 
 
@@ -183,6 +218,8 @@ def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _broken(error: Exception) -> BadImage:
+    if isinstance(error, MemoryError):
+        return BadImage(OUT_OF_MEMORY)
     if "truncated" in str(error).lower():
         return BadImage("the image is cut off (truncated file)")
     return BadImage(f"the image is broken: {error}")
@@ -200,7 +237,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return _to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, (*background, 255))
@@ -208,11 +245,14 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     return image.convert("RGB")
 
 
-def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16- or 32-bit gray to 0..255; the type does not say how much of its range is used.
 
     A large one is thinned out to at most twice `WORK_SIDE`: in float64 it would cost gigabytes.
     """
+    import numpy as np  # not at the top: the command line checks pictures, too, and starts faster
+
+    pixels = np.asarray(image)
     step = math.ceil(max(pixels.shape) / (2 * WORK_SIDE))
     values = np.nan_to_num(pixels[::step, ::step].astype(np.float64))
     top = float(values.max(initial=0))
@@ -224,7 +264,7 @@ def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         scale = 255.0 / 65_535
     else:
         scale = 255.0 / top
-    return np.clip(values * scale, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
 
 
 def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +17,12 @@ from pipeline import index
 from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
 from pipeline.failpoints import failpoint
 from pipeline.files import file_sha256
+from pipeline.id_map import take, write_id_map
+from pipeline.index_kind import IndexKind
 from pipeline.settings import Settings
 from pipeline.shards import read_shard
 from pipeline.store.jobs import DoneShard, Job
-from pipeline.versions import Contents, Version, VersionStore
+from pipeline.versions import Contents, Version, VersionStore, order_by_hash
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,12 @@ class _Block:
 
 def merge(
     job: Job,
-    shards: list[DoneShard],
+    shards: Iterable[DoneShard],
     settings: Settings,
     versions: VersionStore,
     check: Callable[[], None],
+    *,
+    require_fit: Callable[[int], None] = lambda vector_bytes: None,
 ) -> Merged:
     """Publish a job's vectors. The caller holds `versions.lock()`.
 
@@ -58,6 +61,7 @@ def merge(
 
     Args:
         check: called between steps; raises to stop.
+        require_fit: called with the bytes of all vectors; raises where memory is too small.
 
     Raises:
         JobFailed: no good image, or a later job has published already.
@@ -74,13 +78,12 @@ def merge(
             f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
             "older one would hide it. Run the rebuild again to have it."
         )
-    base = None
-    if job.base_version and any(shard.rows for shard in shards):
-        base = versions.open(job.base_version)
-        _verify(base)
-    blocks, broken = _read_all(settings.jobs_dir / job.id, shards, base)
+    blocks, broken = _read_all(
+        settings.jobs_dir / job.id, shards, lambda: _base(job, versions), check
+    )
     if broken:
         return Merged(broken=broken)
+    failpoint("merge.after_read")
     check()
     workspace = versions.workspace()
     try:
@@ -89,7 +92,8 @@ def merge(
         if same is not None:
             return Merged(same)
         check()
-        kind = _write(contents, workspace, settings)
+        require_fit(contents.vectors.nbytes)
+        kind = _write(contents, workspace, settings, check)
         check()
         failpoint("merge.before_commit")
         version = versions.commit(
@@ -123,12 +127,18 @@ def _later_version(job: Job, versions: VersionStore) -> Version | None:
 
 
 def _read_all(
-    folder: Path, shards: list[DoneShard], base: Version | None
+    folder: Path,
+    shards: Iterable[DoneShard],
+    find_base: Callable[[], Version],
+    check: Callable[[], None],
 ) -> tuple[list[_Block], list[int]]:
     """Describe the rows of every shard; return them, and the numbers of unreadable shards."""
     blocks, broken = [], []
+    base = None
     for shard in shards:
+        check()
         if shard.rows:
+            base = base or find_base()
             blocks.append(_reused(shard, base))
             continue
         try:
@@ -138,12 +148,28 @@ def _read_all(
     return blocks, broken
 
 
-def _reused(shard: DoneShard, base: Version | None) -> _Block:
-    if base is None:
-        raise IndexBroken(f"Shard {shard.n} reuses rows, but its job names no base version.")
+def _base(job: Job, versions: VersionStore) -> Version:
+    """Open the version whose vectors a job reuses, whole.
+
+    Raises:
+        IndexBroken: it rotted, or the job names none.
+    """
+    if not job.base_version:
+        raise IndexBroken(f"Job {job.id} reuses rows, but names no base version.")
+    base = versions.open(job.base_version)
+    for name in ("vectors.npy", "sha256.npy", "files.npy", "id_to_filename.json"):
+        if file_sha256(base.folder / name) != base.manifest["files"][name]["sha256"]:
+            raise IndexBroken(
+                f"{base.folder / name} changed on disk, so its vectors cannot be reused: "
+                "run 'imgrec enqueue-rebuild --full'."
+            )
+    return base
+
+
+def _reused(shard: DoneShard, base: Version) -> _Block:
     rows = np.array(shard.rows)
     return _Block(
-        paths=[base.paths[row] for row in rows],
+        paths=take(base.paths, shard.rows),
         files=np.asarray(base.files[rows]),
         sha256=np.asarray(base.sha256[rows]),
         vectors=lambda: np.asarray(base.vectors[rows]),
@@ -192,15 +218,6 @@ def _join(blocks: list[_Block], file: Path) -> Contents:
     return Contents(ordered, facts, hashes, vectors)
 
 
-def _verify(base: Version) -> None:
-    for name in ("vectors.npy", "sha256.npy", "files.npy", "id_to_filename.json"):
-        if file_sha256(base.folder / name) != base.manifest["files"][name]["sha256"]:
-            raise IndexBroken(
-                f"{base.folder / name} changed on disk, so its vectors cannot be reused: "
-                "run 'imgrec enqueue-rebuild --full'."
-            )
-
-
 def _same(contents: Contents, fingerprint: str | None, versions: VersionStore) -> str | None:
     """Return the published version's name if it holds exactly these rows, all of it whole."""
     try:
@@ -220,14 +237,21 @@ def _same(contents: Contents, fingerprint: str | None, versions: VersionStore) -
     return None
 
 
-def _write(contents: Contents, workspace: Path, settings: Settings) -> index.IndexKind:
-    built, kind = index.build(contents.vectors, settings.flat_max_vectors, settings.threads)
-    index.self_check(built, contents.vectors)
-    index.save(built, workspace / "index.bin")
-    names = {str(row): path for row, path in enumerate(contents.paths)}
-    (workspace / "id_to_filename.json").write_text(
-        json.dumps(names, ensure_ascii=False), encoding="utf-8"
+def _write(
+    contents: Contents, workspace: Path, settings: Settings, check: Callable[[], None]
+) -> IndexKind:
+    built, kind = index.build(
+        contents.vectors,
+        settings.flat_max_vectors,
+        settings.threads,
+        settings.index_memory,
+        check,
     )
+    index.self_check(built, contents.vectors, kind)
+    failpoint("merge.before_save")
+    index.save(built, workspace / "index.bin")
+    write_id_map(workspace / "id_to_filename.json", contents.paths)
     np.save(workspace / "sha256.npy", contents.sha256)
+    np.save(workspace / "by_hash.npy", order_by_hash(contents.sha256))
     np.save(workspace / "files.npy", contents.files)
     return kind

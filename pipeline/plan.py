@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.embed import Failure
 from pipeline.errors import ImgrecError, WrongUse
+from pipeline.failpoints import failpoint
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.images import SUFFIXES, ImageFile, find_images
 from pipeline.settings import Settings
@@ -18,7 +22,7 @@ from pipeline.versions import Version, VersionStore
 
 REUSE_ROWS = 8192  # rows in one reuse shard: a row of the ledger of about 50 kB
 SHARDS_AT_ONCE = 64  # shards written in one transaction
-PLAN_LEASE_S = 120.0  # a planner that wrote nothing for so long is dead
+PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead: a slow disk may list
 
 
 def check_folder(folder: Path, settings: Settings) -> Path:
@@ -73,13 +77,14 @@ def plan_rebuild(
     root = check_folder(folder, settings)
     fingerprint = find_fingerprint(settings)
     base = None if full or save_preprocessed else _base(versions, fingerprint)
+    lease_s = PLAN_LEASES * settings.lease_s
     job_id = jobs.create(
         root,
         full=full,
         save_preprocessed=save_preprocessed,
         fingerprint=fingerprint,
         base_version=base.name if base else None,
-        lease_s=PLAN_LEASE_S,
+        lease_s=lease_s,
     )
     sorter = _Sorter(root, base)
     number = 0
@@ -90,8 +95,9 @@ def plan_rebuild(
         for rows in sorter.take_rows(last):
             pieces.append((number, "reuse", rows))
             number += 1
-        jobs.add_shards(job_id, pieces, sorter.take_failures(), PLAN_LEASE_S)
+        jobs.add_shards(job_id, pieces, sorter.take_failures(), lease_s)
         pieces.clear()
+        failpoint("plan.after_piece")
         listed(sorter.count)
 
     try:
@@ -102,7 +108,9 @@ def plan_rebuild(
             if len(pieces) >= SHARDS_AT_ONCE:
                 write(last=False)
         write(last=True)
+        failpoint("plan.before_finish")
         jobs.finish_plan(job_id)
+        failpoint("plan.after_finish")
     except BaseException as error:
         with contextlib.suppress(ImgrecError):  # then its lease ends it
             jobs.fail(
@@ -129,12 +137,9 @@ class _Sorter:
 
     def __init__(self, root: Path, base: Version | None) -> None:
         self._root = root
-        self._base = base
         # Paths are compared only within one folder; elsewhere, content hashes decide.
         same_folder = base is not None and base.manifest["root"] == str(root)
-        self._rows_by_path = (
-            {path: row for row, path in enumerate(base.paths)} if base and same_folder else {}
-        )
+        self._known = _Known(base) if base and same_folder else None
         self._rows: list[int] = []
         self._failures: list[Failure] = []
         self.count = 0
@@ -147,16 +152,11 @@ class _Sorter:
                 path, error = found
                 self._failures.append(Failure(path, error.stage, error.reason))
                 continue
-            row = self._rows_by_path.get(found.path)
-            if row is not None and self._unchanged(row, found):
-                self._rows.append(row)
-            else:
+            row = self._known.row_of(found) if self._known else None
+            if row is None:
                 yield found
-
-    def _unchanged(self, row: int, found: ImageFile) -> bool:
-        assert self._base is not None  # rows exist only with a base
-        size, mtime_ns = self._base.files[row]
-        return bool(size == found.size and mtime_ns == found.mtime_ns)
+            else:
+                self._rows.append(row)
 
     def take_rows(self, last: bool) -> Iterator[list[int]]:
         """Yield full chunks of reused rows, and the rest at the end."""
@@ -167,3 +167,34 @@ class _Sorter:
     def take_failures(self) -> list[Failure]:
         taken, self._failures = self._failures, []
         return taken
+
+
+class _Known:
+    """The base version beside the listing: both ascend by path, so one pass meets each name."""
+
+    def __init__(self, base: Version) -> None:
+        self._paths = iter(base.paths)
+        self._facts = _rows(base.files)
+        self._row = -1
+        self._path: str | None = None
+        self._fact: tuple[int, int] | None = None
+        self._next()
+
+    def row_of(self, found: ImageFile) -> int | None:
+        """Return the row of an unchanged image: same path, size and time of change."""
+        while self._path is not None and self._path < found.path:
+            self._next()
+        if self._path != found.path or self._fact != (found.size, found.mtime_ns):
+            return None
+        return self._row
+
+    def _next(self) -> None:
+        self._row += 1
+        self._path = next(self._paths, None)
+        self._fact = next(self._facts, None)
+
+
+def _rows(files: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield (bytes, mtime in ns) by row, read in pieces."""
+    for start in range(0, len(files), REUSE_ROWS):
+        yield from map(tuple, files[start : start + REUSE_ROWS].tolist())

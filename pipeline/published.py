@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline import index
 from pipeline.errors import ImgrecError
+from pipeline.index_kind import IndexKind
 from pipeline.versions import Version, VersionStore
 
 log = logging.getLogger(__name__)
+
+LOAD_AT_ONCE = 64 << 20  # bytes of an index that a query can wait for: some 10 ms
+READ_BYTES = 1 << 20
+RETRY_S = 10.0  # after a large version could not be loaded
 
 
 @dataclass(frozen=True)
@@ -37,15 +45,15 @@ class OpenIndex:
             vector: (d,) float32 unit vector.
             allowed: (n,) rows that may be found; None allows all.
         """
-        parameters = self.version.manifest["index"]
-        nlist, nprobe, total = parameters["nlist"], parameters["nprobe"], self.faiss.ntotal
+        kind, total = self.kind, self.faiss.ntotal
+        nlist, nprobe = kind.nlist, kind.nprobe
         if allowed is not None:
             total = int(allowed.sum())
             # What is allowed lies as thin in the lists as in the whole: look at more of them.
             nprobe = min(nlist, nprobe * self.faiss.ntotal // max(1, total))
         depth = min(first, total)
         while total:
-            scores, rows = index.search(self.faiss, vector[None, :], depth, allowed, nprobe)
+            scores, rows = self.search(vector[None, :], depth, allowed, nprobe)
             found = int((rows[0] >= 0).sum())  # fewer where the inverted lists ran out
             if found == depth or nprobe >= nlist:
                 yield list(zip(rows[0, :found].tolist(), scores[0, :found].tolist(), strict=True))
@@ -53,17 +61,49 @@ class OpenIndex:
                 return
             nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
 
+    @cached_property
+    def kind(self) -> IndexKind:
+        return IndexKind.of(self.version.manifest["index"])
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        nprobe: int = 0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return (scores, rows), see `index.search`; `nprobe` 0 keeps the tuned one."""
+        kind = replace(self.kind, nprobe=nprobe) if nprobe else self.kind
+        return index.search(
+            self.faiss, queries, k, allowed, kind=kind, vectors=self.version.vectors
+        )
+
 
 class PublishedIndex:
-    """Follow the pointer file: each query sees the version that is published when it starts."""
+    """Follow the pointer file.
 
-    def __init__(self, versions: VersionStore) -> None:
+    A small new version is loaded by the first query that sees it. A large one is loaded beside the
+    queries: they go on with the one before until it is ready, and none waits.
+    """
+
+    def __init__(
+        self, versions: VersionStore, warm: Callable[[Version], None] = lambda version: None
+    ) -> None:
+        """Follow `versions`.
+
+        Args:
+            warm: called with a large version before it serves, to make ready what else belongs to
+                it.
+        """
         self._versions = versions
+        self._warm = warm
         self._lock = threading.Lock()
         self._open: OpenIndex | None = None
+        self._loader: threading.Thread | None = None
+        self._retry_at = 0.0
 
     def current(self) -> OpenIndex:
-        """Return the published index, loading it if the pointer has moved.
+        """Return the published index, or the one before while a large one is being loaded.
 
         A version that cannot be loaded is reported in the log and the one before goes on serving.
 
@@ -74,17 +114,15 @@ class PublishedIndex:
         held = self._open
         if held and held.version.name == name and held.version.still_there:
             return held
+        if held and name and self._is_large(name):
+            self._load_beside(name, held)
+            return held
         with self._lock:
             held = self._open
             if held and held.version.name == name and held.version.still_there:
                 return held
             try:
-                version = self._versions.open(name) if name else self._versions.current()
-                nprobe = version.manifest["index"]["nprobe"]
-                faiss = index.load(version.folder / "index.bin", nprobe)
-                fresh = OpenIndex(version, faiss)
-                # Now, not within the first query: the version may be pruned while it serves.
-                _ = version.paths, version.vectors
+                fresh = self._load(name)
             except ImgrecError:
                 if held is None or name is None:
                     raise
@@ -92,3 +130,48 @@ class PublishedIndex:
                 return held
             self._open = fresh
             return fresh
+
+    def _load(self, name: str | None) -> OpenIndex:
+        version = self._versions.open(name) if name else self._versions.current()
+        kind = IndexKind.of(version.manifest["index"])
+        faiss = index.load(version.folder / "index.bin", kind)
+        # Now, not within the first query: the version may be pruned while it serves.
+        _ = version.paths, version.vectors, version.sha256, version.by_hash
+        return OpenIndex(version, faiss)
+
+    def _is_large(self, name: str) -> bool:
+        try:
+            return (self._versions.folder / name / "index.bin").stat().st_size > LOAD_AT_ONCE
+        except OSError:
+            return False  # loading it says what is wrong
+
+    def _load_beside(self, name: str, held: OpenIndex) -> None:
+        with self._lock:
+            busy = self._loader is not None and self._loader.is_alive()
+            if busy or self._open is not held or time.monotonic() < self._retry_at:
+                return
+            self._loader = threading.Thread(
+                target=self._swap, args=(name, held), name="index", daemon=True
+            )
+            self._loader.start()
+
+    def _swap(self, name: str, held: OpenIndex) -> None:
+        start = time.monotonic()
+        try:
+            fresh = self._load(name)
+            _read_ahead(fresh.version.folder / "index.bin")
+            self._warm(fresh.version)
+        except (ImgrecError, OSError):
+            self._retry_at = time.monotonic() + RETRY_S
+            log.exception("Index %s cannot be loaded; %s goes on.", name, held.version.name)
+            return
+        self._open = fresh
+        log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)
+
+
+def _read_ahead(file: Path) -> None:
+    """Read a file once, so that the first searches find it in memory and not on the disk."""
+    block = bytearray(READ_BYTES)
+    with file.open("rb", buffering=0) as stream:
+        while stream.readinto(block):
+            pass

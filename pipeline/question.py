@@ -74,6 +74,10 @@ class Question:
             isinstance(self.where, tuple) and all(isinstance(w, str) for w in self.where),
             "where is no list of texts",
         )
+        _require(
+            all(len(condition) <= MAX_TEXT for condition in self.where),
+            f"a condition has more than {MAX_TEXT} characters",
+        )
         _require(len(self.where) <= MAX_CONDITIONS, f"there are over {MAX_CONDITIONS} conditions")
         _ = self.conditions
 
@@ -135,5 +139,5 @@ def _is_number(value: Any, low: float, high: float) -> bool:
 
 
 def _require(good: bool, reason: str) -> None:
-    if not good:
-        raise WrongUse(f"The query cannot be used: {reason}.")
+    if not good:  # the reason may quote a message of megabytes
+        raise WrongUse(f"The query cannot be used: {reason[:300]}.")

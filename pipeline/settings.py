@@ -10,12 +10,12 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import WrongUse
+from pipeline.store.address import database_address, redis_address, without_password
 
 MIB = 1024 * 1024
 
@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         50_000_000, ge=64, description="Larger pictures are refused before they are decoded"
     )
     max_image_bytes: int = Field(50 * MIB, ge=1024, description="Larger files are refused")
+    worker_max_memory: str = Field(
+        "",
+        description="Memory of one worker process, as in 4GiB; empty: half of the machine's or "
+        "most of the container's; 0: no limit",
+    )
 
     # Places
     data_dir: Path = Field(Path("data"), description="Folder of the index, the jobs, the logs")
@@ -97,6 +102,11 @@ class Settings(BaseSettings):
     keep_versions: int = Field(3, ge=2, description="Index versions kept for rollback")
     flat_max_vectors: int = Field(
         50_000, ge=1, description="Up to here the index is exact; above it is IVF"
+    )
+    index_memory: ByteSize | None = Field(
+        None,
+        description="What the index may take, as 2GiB; above it, its vectors are shortened; "
+        "empty: no limit",
     )
 
     # Classify
@@ -142,20 +152,24 @@ class Settings(BaseSettings):
             raise ValueError("three numbers from 0 to 255, as in 255,255,255")
         return value
 
+    @field_validator("worker_max_memory")
+    @classmethod
+    def _known_size(cls, value: str) -> str:
+        try:
+            TypeAdapter(ByteSize).validate_python(value or "0")
+        except ValidationError:
+            raise ValueError("a number of bytes, as in 4GiB or 512MB") from None
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        if not value.startswith(("sqlite:///", "postgresql://", "postgres://")):
-            raise ValueError("must start with sqlite:/// or postgresql://")
-        return value
+        return database_address(value)
 
     @field_validator("redis_url", "cache_url")
     @classmethod
     def _known_redis(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        _ = urlsplit(value).port  # a port that is no number raises ValueError
-        return value
+        return redis_address(value) if value else value
 
     @property
     def index_dir(self) -> Path:
@@ -168,6 +182,12 @@ class Settings(BaseSettings):
     @property
     def jobs_dir(self) -> Path:
         return self.data_dir / "jobs"
+
+    @property
+    def memory_limit(self) -> int | None:
+        """`WORKER_MAX_MEMORY` in bytes; 0 for none, None where it is left to us."""
+        value = self.worker_max_memory
+        return int(TypeAdapter(ByteSize).validate_python(value)) if value else None
 
     @property
     def threads(self) -> int:
@@ -196,13 +216,14 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        from pipeline.store.database import without_password
-
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
         reason = first["msg"].removeprefix("Value error, ")
         shown = without_password(repr(first["input"]))
-        raise WrongUse(f"The setting {name} cannot be used: {reason} (it is {shown}).") from error
+        if name.endswith("_URL") and "://" not in shown:
+            shown = "not shown: it may hold a password"
+        # Without its cause, which quotes the value with its password.
+        raise WrongUse(f"The setting {name} cannot be used: {reason} (it is {shown}).") from None
     if settings.u2net_home:
         # rembg reads this name from the environment only; a value from .env must reach it.
         os.environ["U2NET_HOME"] = settings.u2net_home

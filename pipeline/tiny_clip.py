@@ -8,12 +8,32 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-SIDE = 64
+SIDE = 64  # pixels
+CONTEXT = 32  # tokens
 
 
 def make_tiny_clip(folder: Path, seed: int = 0) -> Path:
     """Write a loadable CLIP folder (config, weights, image processor, tokenizer); return it."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    vision = {**sizes, "num_attention_heads": 4, "image_size": SIDE, "patch_size": 8}
+    text = {
+        **sizes,
+        "num_attention_heads": 4,
+        "vocab_size": len(_byte_vocabulary()),
+        "max_position_embeddings": CONTEXT,
+    }
+    return write_clip(folder, vision, text, projection_dim=32, seed=seed)
+
+
+def write_clip(
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], projection_dim: int, seed: int = 0
+) -> Path:
+    """Write a CLIP of any size with random weights; what is not named has CLIP's own default.
+
+    The defaults of transformers' `CLIPConfig` are those of ViT-B/32.
+    """
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     from transformers.models.clip import CLIPImageProcessorPil
@@ -22,25 +42,22 @@ def make_tiny_clip(folder: Path, seed: int = 0) -> Path:
     vocabulary = _byte_vocabulary()
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
+    ends: dict[str, Any] = {
+        "bos_token_id": vocabulary["<|startoftext|>"],
+        "eos_token_id": vocabulary["<|endoftext|>"],
+    }
+    config: Any = CLIPConfig(
+        vision_config=vision, text_config={**text, **ends}, projection_dim=projection_dim
+    )
+    side = config.vision_config.image_size
     CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=32
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        model_max_length=config.text_config.max_position_embeddings,
     ).save_pretrained(folder)
     CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     ).save_pretrained(folder)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    config = CLIPConfig(
-        vision_config={**sizes, "num_attention_heads": 4, "image_size": SIDE, "patch_size": 8},
-        text_config={
-            **sizes,
-            "num_attention_heads": 4,
-            "vocab_size": len(vocabulary),
-            "max_position_embeddings": 32,
-            "bos_token_id": vocabulary["<|startoftext|>"],
-            "eos_token_id": vocabulary["<|endoftext|>"],
-        },
-        projection_dim=32,
-    )
     torch.manual_seed(seed)
     CLIPModel(config).save_pretrained(folder)
     return folder

@@ -2,9 +2,10 @@
 
     faiss_index/CURRENT                 the name of the published version, one line
     faiss_index/v0007/index.bin         FAISS; ids are row numbers
-    faiss_index/v0007/id_to_filename.json   {"0": "shoe/a.jpg", ...}
+    faiss_index/v0007/id_to_filename.json   {"0": "shoe/a.jpg", ...}, a line each, sorted
     faiss_index/v0007/vectors.npy       (n, d) float32: what the next rebuild reuses
     faiss_index/v0007/sha256.npy        (n,) S64 content hashes
+    faiss_index/v0007/by_hash.npy       (n,) int64: rows in the order of their hashes
     faiss_index/v0007/files.npy         (n, 2) int64: bytes, mtime in ns
     faiss_index/v0007/manifest.json     fingerprint, counts, digests of all of the above
 
@@ -18,7 +19,8 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Collection
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, WrongUse
 from pipeline.files import file_sha256, sync_file, sync_folder, write_atomic
+from pipeline.id_map import read_id_map
 from pipeline.index import random_pairs
 
 NAME = re.compile(r"v(\d{4,})")
@@ -83,25 +86,25 @@ class Version:
             return False
 
     @cached_property
-    def paths(self) -> list[str]:
-        """File names by row.
+    def paths(self) -> Sequence[str]:
+        """File names by row, in ascending order.
 
         Raises:
             IndexBroken: the map is missing or does not match the manifest.
         """
         file = self.folder / "id_to_filename.json"
-        try:
-            data = file.read_bytes()
-            names: dict[str, str] = json.loads(data)
-            paths = [names[str(row)] for row in range(len(names))]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IndexBroken(f"The id map {file} cannot be read: {error}.") from error
+        paths = read_id_map(file)
         if len(paths) != self.manifest["images"]:
             raise IndexBroken(
                 f"The id map {file} names {len(paths)} files, "
                 f"the manifest {self.manifest['images']}."
             )
         return paths
+
+    def has_path(self, path: str) -> bool:
+        """Tell whether a file is indexed, by a few looks into the sorted names."""
+        row = bisect_left(self.paths, path)
+        return row < len(self.paths) and self.paths[row] == path
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -119,8 +122,12 @@ class Version:
         return array
 
     @cached_property
-    def _by_hash(self) -> NDArray[np.int64]:
-        return np.argsort(self.sha256, kind="stable")
+    def by_hash(self) -> NDArray[np.int64]:
+        """Rows in the order of their content hashes; sorted now for an old version."""
+        if "by_hash.npy" not in self.manifest["files"]:
+            return order_by_hash(self.sha256)
+        order: NDArray[np.int64] = self._array("by_hash.npy")
+        return order
 
     @cached_property
     def random_pairs(self) -> dict[str, Any]:
@@ -130,7 +137,7 @@ class Version:
 
     def row_of_hash(self, digest: str) -> int | None:
         """Return a row with this content, or None."""
-        order, wanted = self._by_hash, digest.encode()
+        order, wanted = self.by_hash, digest.encode()
         place = int(np.searchsorted(self.sha256, np.bytes_(wanted), sorter=order))
         if place < len(order) and self.sha256[order[place]] == wanted:
             return int(order[place])
@@ -154,6 +161,11 @@ class Version:
                 f"Index {self.name} was made with {theirs}, but this worker uses {summary}: set "
                 "EMBEDDING_MODEL and the PREPROCESS settings back, or run 'imgrec enqueue-rebuild'."
             )
+
+
+def order_by_hash(sha256: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return the rows in ascending order of their hashes."""
+    return np.argsort(sha256, kind="stable")
 
 
 class VersionStore:

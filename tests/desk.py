@@ -72,7 +72,7 @@ class Desk:
         patch.setattr(runtime, "cache", lambda: self.memory)
         patch.setattr(flow, "send", self._send)
         patch.setattr(flow, "require_redis", lambda: None)
-        patch.setattr(flow, "workers_on", lambda queue: 1)
+        patch.setattr(flow, "workers_on", lambda queue, patience_s=1.0: 1)
         patch.setattr(flow, "_queue_length", lambda queue: self._waiting(queue))
         runtime.stopping.clear()
 

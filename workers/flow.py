@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import deque
-from collections.abc import Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 import redis
 from celery import current_app
 from kombu.exceptions import OperationalError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from pipeline.errors import ServerAway
+from pipeline.errors import WrongUse
+from pipeline.failpoints import failpoint
 from pipeline.settings import load_settings
-from pipeline.store.database import without_password
-from workers import runtime
+from pipeline.store.redis_client import connect, trouble
+
+if TYPE_CHECKING:
+    from pipeline.store.jobs import Jobs
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,9 @@ EMBED, INDEX, QUERY = "embed", "index", "query"
 QUEUES = (EMBED, INDEX, QUERY)
 # Set while this process does all the work itself (workers.local): tasks wait here, not in Redis.
 inbox: deque[tuple[str, tuple[object, ...]]] | None = None
+_answered = ("", 0.0)  # the URL of the Redis that answered last, and when
 
+ANSWERED_S = 5.0  # a Redis that has answered so lately is not asked again
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -38,8 +44,10 @@ def advance(job_id: str) -> None:
     Raises:
         ServerAway: Redis does not take messages; the shards stay marked and are sent again.
     """
-    jobs = runtime.jobs()
-    send_shards(job_id, jobs.next_window(job_id, load_settings().shard_window))
+    jobs = _jobs()
+    window = jobs.next_window(job_id, load_settings().shard_window)
+    failpoint("flow.before_send")
+    send_shards(job_id, window)
     if jobs.ready_to_merge(job_id):
         send("imgrec.merge_shards", INDEX, job_id)
 
@@ -59,58 +67,66 @@ def send(task: str, queue: str, *args: object) -> None:
     if inbox is not None:
         inbox.append((task, args))
         return
-    try:
+    with broker():
         current_app.send_task(task, args=args, queue=queue, ignore_result=True)
-    except OperationalError as error:
-        raise redis_away(error) from error
 
 
-def redis_away(error: BaseException | None = None) -> ServerAway:
-    """Return the sentence for a Redis that does not answer, or that takes nothing more."""
-    url = without_password(load_settings().redis_url)
-    if "used memory > 'maxmemory'" in f"{error} {error.__cause__ if error else None}":
-        return ServerAway(
-            f"Redis at {url} is full and takes no message: raise its maxmemory, or empty the cache "
-            "with 'imgrec cache clear'. What was planned goes on when there is room."
-        )
-    return ServerAway(
-        f"Redis does not answer at {url}: start it ('imgrec up' starts everything on one machine), "
-        "or correct REDIS_URL."
-    )
+@contextmanager
+def broker() -> Iterator[None]:
+    """Turn what kombu and redis-py raise into the sentence about Redis.
+
+    Raises:
+        ServerAway: it does not answer, refuses us, or takes nothing more.
+    """
+    try:
+        yield
+    except (OperationalError, redis.RedisError) as error:
+        raise trouble(load_settings().redis_url, error) from error
+
+
+def require_names(job_id: object, n: object = 0) -> None:
+    """Check what a message names before a database is asked for it.
+
+    Raises:
+        WrongUse: no job or shard can be called so.
+    """
+    # NUL: PostgreSQL stores none. Its INTEGER ends where int32 does.
+    if not isinstance(job_id, str) or "\0" in job_id or len(job_id) > 100:
+        raise WrongUse(f"There is no job {str(job_id)[:50]!r}: 'imgrec jobs' lists them.")
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**31:
+        raise WrongUse(f"There is no shard {str(n)[:50]!r} of job {job_id[:50]!r}.")
 
 
 def require_redis() -> None:
-    """Check within seconds that Redis answers, before anything is planned or sent.
+    """Check within seconds that Redis works for us, before anything is planned or sent.
 
     Raises:
         ServerAway: it does not.
     """
-    if inbox is not None:
+    global _answered
+    url, (last, at) = load_settings().redis_url, _answered
+    if inbox is not None or (url == last and time.monotonic() - at < ANSWERED_S):
         return
-    url = load_settings().redis_url
-    client = redis.Redis.from_url(
-        url, socket_connect_timeout=2, socket_timeout=2, retry=Retry(NoBackoff(), 0)
-    )
-    try:
-        client.ping()
-    except redis.RedisError as error:
-        raise redis_away(error) from error
-    finally:
-        client.close()
+    with broker(), closing(connect(url, 2)) as client:
+        client.delete("imgrec:check")  # not a mere ping, which any user may send
+    _answered = (url, time.monotonic())
 
 
-def workers_on(queue: str) -> int:
-    """Count the workers that say, within a second, that they serve a queue."""
-    try:
-        replies = current_app.control.inspect(timeout=1.0).active_queues() or {}
-    except OperationalError as error:
-        raise redis_away(error) from error
-    return sum(any(q["name"] == queue for q in queues) for queues in replies.values())
+def workers(patience_s: float = 1.0) -> Counter[str]:
+    """Count the workers that say, within `patience_s`, which queues they serve."""
+    with broker():
+        replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
+    return Counter(queue["name"] for queues in replies.values() for queue in queues)
+
+
+def workers_on(queue: str, patience_s: float = 1.0) -> int:
+    """Count the workers that say, within `patience_s`, that they serve a queue."""
+    return workers(patience_s)[queue]
 
 
 def reconcile() -> None:
     """Look at every open job once and set going what stands still."""
-    jobs = runtime.jobs()
+    jobs = _jobs()
     jobs.fail_abandoned_plans()
     for job in jobs.open_jobs():
         if not job.plan_done:
@@ -125,7 +141,7 @@ def reconcile() -> None:
 
 def remove_leftovers() -> None:
     """Delete the plans and shard files of jobs that have ended."""
-    jobs = runtime.jobs()
+    jobs = _jobs()
     jobs.forget_plans()
     folder = load_settings().jobs_dir
     if not folder.is_dir():
@@ -139,8 +155,12 @@ def remove_leftovers() -> None:
 def _queue_length(queue: str) -> int:
     if inbox is not None:
         return len(inbox)
-    try:
-        with current_app.connection_for_write() as connection:
-            return int(connection.default_channel.client.llen(queue))
-    except OperationalError as error:
-        raise redis_away(error) from error
+    with broker(), current_app.connection_for_write() as connection:
+        return int(connection.default_channel.client.llen(queue))
+
+
+def _jobs() -> Jobs:
+    # Not at the top: a command that only asks a question needs nothing that a worker holds.
+    from workers import runtime
+
+    return runtime.jobs()

@@ -7,10 +7,12 @@ import logging
 from celery import shared_task
 
 from pipeline.errors import ImgrecError, ServerAway
+from pipeline.failpoints import failpoint
+from pipeline.files import disk_trouble
 from pipeline.merge import Merged, merge
 from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
-from workers import flow, runtime
+from workers import flow, memory, runtime
 from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
@@ -18,9 +20,10 @@ log = logging.getLogger(__name__)
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
-@shared_task(name="imgrec.merge_shards")
+@shared_task(name="imgrec.merge_shards", throws=(ImgrecError,))
 def merge_shards(job_id: str) -> None:
     """Publish a job whose shards are all done; harmless to send any number of times."""
+    flow.require_names(job_id)
     try:
         _merge(job_id)
     except ServerAway as error:
@@ -46,9 +49,17 @@ def _merge(job_id: str) -> None:
     except ImgrecError as error:
         jobs.fail(job_id, str(error).replace("JOB'", f"{job_id}'"))
         return
+    except MemoryError:
+        jobs.fail(
+            job_id,
+            "The index does not fit into memory: raise WORKER_MAX_MEMORY for the worker on queue "
+            "'index' and run the rebuild again.",
+        )
+        return
     except OSError as error:
-        # A full disk: nothing was published; the lease ends and the merge is tried again.
+        # Nothing was published; the lease ends and the merge is tried again.
         log.error("The merge of job %s failed: %s", job_id, error)
+        jobs.note(job_id, disk_trouble(error, settings.data_dir))
         return
     except Exception as error:
         log.error("The merge of job %s failed.", job_id, exc_info=error)
@@ -58,6 +69,7 @@ def _merge(job_id: str) -> None:
         log.warning("Job %s: the file of shard %d is gone or changed; doing it again.", job_id, n)
         jobs.reopen_shard(job_id, n)
     if merged.version:
+        failpoint("index.before_record")
         jobs.publish(job_id, merged.version)
         log.info("Job %s published %s.", job_id, merged.version)
         flow.remove_leftovers()
@@ -67,8 +79,15 @@ def _merge(job_id: str) -> None:
 
 def _publish(job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = runtime.jobs(), load_settings(), runtime.versions()
-    with versions.lock().acquire(timeout=LOCK_WAIT_S):
-        merged = merge(job, jobs.done_shards(job.id), settings, versions, lease.check)
+    with versions.lock().acquire(timeout=LOCK_WAIT_S), memory.expected():
+        merged = merge(
+            job,
+            jobs.done_shards(job.id),
+            settings,
+            versions,
+            lease.check,
+            require_fit=memory.require_fit,
+        )
         if merged.version:
             versions.prune(settings.keep_versions, jobs.bases_in_use())
     return merged

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 
 from pipeline.errors import ImgrecError
 from workers.runtime import stopping
+from workers.vitals import Work
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +28,24 @@ class LeaseLost(Exception):
 class Lease:
     """A thread that calls `beat` several times a lease, as long as the work moves on."""
 
-    def __init__(self, beat: Callable[[int], bool], lease_s: float, stall_s: float) -> None:
+    def __init__(
+        self,
+        beat: Callable[[int], bool],
+        lease_s: float,
+        stall_s: float,
+        what: str = "a task",
+    ) -> None:
         self._beat = beat
         self._pause_s = min(BEAT_S, lease_s / BEATS_PER_LEASE)
         self._stall_s = stall_s
         self._progress = 0
-        self._moved = time.monotonic()
+        self._work = Work(what, stall_s)
         self._lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
+        self._work.begin()
         self._thread.start()
         return self
 
@@ -50,6 +57,7 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        self._work.end()
 
     def check(self, progress: int = 0) -> None:
         """Note progress; end the work where it must end.
@@ -59,7 +67,7 @@ class Lease:
         """
         if progress != self._progress:
             self._progress = progress
-            self._moved = time.monotonic()
+            self._work.move()
         if self._lost:
             raise LeaseLost
         if stopping.is_set():
@@ -67,7 +75,7 @@ class Lease:
 
     def _run(self) -> None:
         while not self._ended.wait(self._pause_s):
-            if time.monotonic() - self._moved > self._stall_s:
+            if self._work.still_s > self._stall_s:
                 # A hung worker must lose its lease although this thread still lives.
                 log.error("No progress for %.0f s: giving the lease up.", self._stall_s)
                 self._lost = True
@@ -78,3 +86,5 @@ class Lease:
                     return
             except ImgrecError as error:  # a short outage of the database; the lease may outlive it
                 log.warning("The lease could not be extended: %s", error)
+            except Exception:
+                log.exception("The lease could not be extended; trying on.")

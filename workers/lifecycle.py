@@ -9,31 +9,37 @@ import threading
 import time
 from typing import Any
 
-from celery import signals
+from celery import current_app, signals
 from kombu.entity import Queue
 
 from pipeline.errors import ImgrecError
-from pipeline.files import write_atomic
+from pipeline.failpoints import failpoint
+from pipeline.fingerprint import find_fingerprint
+from pipeline.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.settings import load_settings
-from workers import flow, runtime
+from workers import flow, gate, memory, runtime, vitals
+from workers.pulse import Pulse, connection
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 10.0
-FORGET_S = 86_400.0
+current_app.steps["consumer"].add(Pulse)
+_tasks: dict[str, vitals.Work] = {}
 
 
 @signals.celeryd_init.connect
 def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
     settings = load_settings()
+    gate.install()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))
-    if not queues:
-        conf.task_queues = [Queue(name) for name in flow.QUEUES]  # type: ignore[no-untyped-call]
-    if queues == {flow.QUERY}:
-        conf.worker_disable_prefetch = False
+    # What was taken is started at once, so the noting of a query as taken, which costs a quarter of
+    # its way, would only help one that is lost in the same instant; its client sends it again.
+    conf.task_queues = [
+        Queue(name, no_ack=name == flow.QUERY)  # type: ignore[no-untyped-call]
+        for name in flow.QUEUES
+    ]
     name, _, host = instance.hostname.partition("@")
     if name == "celery":
         # Workers that share the default name would share one control mailbox, too.
@@ -42,10 +48,29 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 @signals.worker_init.connect
 def widen(sender: Any, **_: Any) -> None:
-    """Give a worker of queries alone its threads, unless `-c` has."""
+    """Give a worker of queries alone its threads, unless `-c` has; leave out workers' small talk.
+
+    Gossip and mingle tell workers of each other, which nothing here needs. They cost each a second
+    at its start, and on a connection that went silent each message waits for its own timeout.
+    """
+    sender.options |= {"without_mingle": True, "without_gossip": True}
     # Not in `set_up`: the command line has read the configured concurrency before that.
     if set(sender.app.amqp.queues.consume_from) == {flow.QUERY} and sender.concurrency == 1:
         sender.concurrency = load_settings().query_concurrency
+
+
+@signals.worker_init.connect
+def start_heartbeat(sender: Any, **_: Any) -> None:
+    """Give signs of life from here on: a worker that waits for Redis is well."""
+    _thread("heartbeat", _beat, sender.hostname)
+
+
+@signals.worker_init.connect
+def warm_up(sender: Any, **_: Any) -> None:
+    """Load what queries need, in two threads, while Celery still connects."""
+    if flow.QUERY in sender.app.amqp.queues.consume_from:
+        _thread("warm-up", _load_model)
+        _thread("warm-up-index", _open_index)
 
 
 @signals.after_setup_logger.connect
@@ -57,19 +82,32 @@ def quieten(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def start_helpers(sender: Any, **_: Any) -> None:
-    """Start this worker's threads: heartbeat, model warm-up, reconciler."""
+    """Start this worker's threads: memory watch, reconciler."""
     queues = {queue.name for queue in sender.task_consumer.queues}
-    _thread("heartbeat", _beat, sender.hostname)
-    if flow.QUERY in queues:
-        _thread("warm-up", _warm_up)
+    memory.begin()
     if flow.INDEX in queues:
-        _thread("reconciler", _reconcile)
+        vitals.need(_thread("reconciler", _reconcile))
+
+
+@signals.task_prerun.connect
+def begin_task(task_id: str, task: Any, **_: Any) -> None:
+    """Watch a query; a shard has its lease, and a merge no limit."""
+    if task.name not in ("imgrec.embed_shard", "imgrec.merge_shards"):
+        _tasks[task_id] = vitals.Work(f"{task.name} {task_id}", load_settings().stall_s)
+        _tasks[task_id].begin()
+
+
+@signals.task_postrun.connect
+def end_task(task_id: str, **_: Any) -> None:
+    if task_id in _tasks:
+        _tasks.pop(task_id).end()
 
 
 @signals.worker_shutting_down.connect
 def stop(**_: Any) -> None:
     """Let running shards go back to the queue after their current image."""
     runtime.stopping.set()
+    connection.changed.set()
 
 
 @signals.worker_shutdown.connect
@@ -85,45 +123,63 @@ def _queues(option: Any) -> set[str]:
     return set(option or ())
 
 
-def _thread(name: str, run: Any, *args: Any) -> None:
-    threading.Thread(target=run, args=args, name=name, daemon=True).start()
+def _thread(name: str, run: Any, *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=run, args=args, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _beat(name: str) -> None:
-    """Touch a file for health checks; liveness must not depend on Redis or the database."""
-    folder = load_settings().data_dir / "run"
-    file = folder / f"{name}.alive"
-    for old in folder.glob("*.alive"):  # of workers that were killed
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > FORGET_S:
-                old.unlink()
-    while not runtime.stopping.is_set():
+    """Touch a file for health checks while all that is needed lives; say in another why not.
+
+    A Redis or a database that is away makes nobody ill: nothing here could mend it.
+    """
+    heartbeat, before = Heartbeat(load_settings().data_dir / "run", name), ""
+    while True:
+        connection.changed.clear()
+        if runtime.stopping.is_set():
+            break
+        ill = "; ".join([*vitals.troubles(), *filter(None, [connection.trouble()])])
+        if ill and not before:
+            log.error("This worker is ill: %s.", ill)
+        elif before and not ill:
+            log.warning("This worker is well again.")
+        before = ill
         try:
-            write_atomic(file, str(time.time()).encode())
+            heartbeat.beat(READY if connection.there else "waiting for Redis", ill)
         except OSError as error:
             log.warning("The heartbeat file cannot be written: %s", error)
-        runtime.stopping.wait(HEARTBEAT_S)
-    with contextlib.suppress(OSError):
-        file.unlink()
+        connection.changed.wait(EVERY_S)
+    heartbeat.end()
 
 
-def _warm_up() -> None:
+def _load_model() -> None:
     """Load the model before the first query asks for it."""
     try:
         start = time.monotonic()
         runtime.query_prepare()
         runtime.fingerprint()
         runtime.batcher()
+        memory.settle(runtime.room, flow.QUERY)
         log.info("The model is loaded (%.1f s).", time.monotonic() - start)
     except ImgrecError as error:
         log.error("%s", error)  # each query will say it, too
 
 
+def _open_index() -> None:
+    """Read the model's digest and the index while the other thread imports torch."""
+    with contextlib.suppress(ImgrecError):  # each query will say it
+        find_fingerprint(load_settings())
+        runtime.shelves().of(runtime.published().current().version)
+
+
 def _reconcile() -> None:
     pause_s = load_settings().reconcile_s
     while not runtime.stopping.wait(pause_s):
+        failpoint("reconcile")
         try:
-            flow.reconcile()
+            with vitals.Work("the reconciler", load_settings().stall_s):
+                flow.reconcile()
         except ImgrecError as error:
             log.warning("The ledger waits: %s", error)
         except Exception:

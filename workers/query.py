@@ -14,16 +14,16 @@ from celery.app.task import Task
 from numpy.typing import NDArray
 
 from pipeline.embed import confined
-from pipeline.errors import BadImage, ImgrecError
+from pipeline.errors import BadImage, ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.feedback import Shown
-from pipeline.images import decode, encode_jpeg, read_image, sha256
+from pipeline.images import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
 from pipeline.plan import require_allowed
 from pipeline.question import Question
 from pipeline.recommend import Answer, compose, recommend
 from pipeline.settings import load_settings
 from pipeline.store.cache import result_key
-from workers import runtime
+from workers import flow, memory, runtime
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ def query_image(
     start = time.monotonic()
     failpoint("query.start")
     question = Question.from_message(top_k, options)
+    _require_size(data)
     question.require_subject(bool(data))
     index = runtime.published().current()
-    _require_size(data)
     mine = runtime.fingerprint()
     index.version.require(mine.id, mine.summary)
     shelf = runtime.shelves().of(index.version)
@@ -86,6 +86,7 @@ def query_image(
                 vector=answer.vector,
             )
         )
+    failpoint("query.before_answer")
     shown: dict[str, Any] = {
         "query_id": self.request.id,
         "index_version": index.version.name,
@@ -119,6 +120,8 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
     """
     start = time.monotonic()
     _require_size(data)
+    if not isinstance(use_trained, bool):
+        raise WrongUse("The query cannot be used: use_trained is neither true nor false.")
     classifier = runtime.trained() if use_trained else runtime.zero_shot()
     answer = classifier.classify(_vector(data, sha256(data)))
     log.info("Classified %s in %.0f ms.", self.request.id, 1000 * (time.monotonic() - start))
@@ -126,6 +129,8 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
 
 
 def _require_size(data: bytes) -> None:
+    if not isinstance(data, bytes):  # a message may come from anybody who reaches Redis
+        raise WrongUse("The query cannot be used: its image is not made of bytes.")
     if len(data) > load_settings().max_image_bytes:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
@@ -135,8 +140,13 @@ def _vector(data: bytes, digest: str) -> NDArray[np.float32]:
     known = runtime.KnownVectors(runtime.fingerprint().id, use_known=True)
     vector = known.get(digest)
     if vector is None:
+        prepare = runtime.query_prepare()
+        memory.settle(runtime.room, flow.QUERY)
         image = decode(data, runtime.limits(), load_settings().preprocess_bg_color)
-        prepared = runtime.query_prepare()(image)
+        try:
+            prepared = prepare(image)
+        except MemoryError as error:
+            raise BadImage(OUT_OF_MEMORY, "preprocess") from error
         vector = runtime.batcher().embed(prepared.image, EMBED_TIMEOUT_S)
         known.put({digest: vector})
     return vector
@@ -148,12 +158,15 @@ def pictures(version: str, filenames: list[str]) -> dict[str, str]:
 
     Opens only files that this version names, below the folder that it was built from.
     """
+    if not isinstance(version, str) or not isinstance(filenames, list | tuple):
+        raise WrongUse("The pictures cannot be found: name an index version and a list of files.")
     opened = runtime.versions().current()
     if opened.name != version:
         opened = runtime.versions().open(version)
     root = Path(opened.manifest["root"])
     require_allowed(root, load_settings())
-    known = set(filenames[:MAX_PICTURES]) & set(opened.paths)
+    wanted = {name for name in filenames[:MAX_PICTURES] if isinstance(name, str)}
+    known = {name for name in wanted if opened.has_path(name)}
     found = {}
     for filename in sorted(known):
         try:

@@ -8,8 +8,11 @@ import time
 from collections import deque
 
 from pipeline.errors import ServerAway
+from pipeline.failpoints import failpoint
 from pipeline.feedback import Shown
+from pipeline.settings import load_settings
 from pipeline.store.feedback import FeedbackLog
+from workers import vitals
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class QueryLog:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="query-log", daemon=True)
                     self._thread.start()
+                    vitals.need(self._thread)
 
     def flush(self) -> None:
         """Write what waits, now.
@@ -72,8 +76,10 @@ class QueryLog:
             self._wanted.wait()
             self._wanted.clear()
             time.sleep(WRITE_EVERY_S)
+            failpoint("query_log.write")
             try:
-                self.flush()
+                with vitals.Work("the log of queries", load_settings().stall_s):
+                    self.flush()
             except ServerAway as error:
                 log.warning("The log of queries waits: %s", error)
                 self._wanted.set()

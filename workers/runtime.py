@@ -6,7 +6,8 @@ import functools
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,11 +21,13 @@ from pipeline.classify import Trained, ZeroShot, text_matrix
 from pipeline.clip import Clip, load_clip
 from pipeline.embed import Tools, make_tools
 from pipeline.errors import ImgrecError, SetupError
+from pipeline.failpoints import failpoint
 from pipeline.feedback import Opinions
 from pipeline.fingerprint import Fingerprint, find_fingerprint
 from pipeline.heads import HeadStore
 from pipeline.images import Limits
 from pipeline.labels import load_labels
+from pipeline.memory import Room
 from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
 from pipeline.published import PublishedIndex
 from pipeline.settings import load_settings
@@ -36,6 +39,7 @@ from pipeline.store.jobs import Jobs
 from pipeline.store.polled import Polled
 from pipeline.store.products import Products
 from pipeline.versions import VersionStore
+from workers import vitals
 from workers.query_log import QueryLog
 
 log = logging.getLogger(__name__)
@@ -154,25 +158,35 @@ def fingerprint() -> Fingerprint:
     return found
 
 
+# Shared by all pictures that this process decodes; see workers.memory.
+room = Room()
+
+
 def limits() -> Limits:
     settings = load_settings()
-    return Limits(settings.max_image_pixels, settings.max_image_bytes)
+    return Limits(settings.max_image_pixels, settings.max_image_bytes, room)
 
 
 @once
 def tools() -> Tools:
     """Everything that embedding a shard needs."""
     encoder = clip()  # first: torch brings the CUDA libraries that onnxruntime looks for
-    return make_tools(load_settings(), encoder)
+    return replace(make_tools(load_settings(), encoder), limits=limits())
 
 
 @once
 def query_prepare() -> Callable[[Image.Image], Prepared]:
-    """The same preprocessing for queries: one picture at a time, on all threads, for latency."""
+    """The same preprocessing for queries; background removal takes one picture at a time.
+
+    On all threads, for latency. Without it there is nothing to wait for: pictures are made ready
+    side by side while the model computes.
+    """
     settings = load_settings()
     clip()  # before the remover, as in `tools`
     spec = Preprocessing.from_settings(settings)
-    remover = _remover(threads=settings.threads) if settings.use_bg_removal else None
+    if not settings.use_bg_removal:
+        return lambda image: prepare(image, spec, None)
+    remover = _remover(threads=settings.threads)
     turn = threading.Lock()
 
     def run(image: Image.Image) -> Prepared:
@@ -204,7 +218,16 @@ def trained() -> Trained:
 
 @once
 def batcher() -> Batcher:
-    return Batcher(clip().embed_images, load_settings().embed_batch_size)
+    embed_images, stall_s = clip().embed_images, load_settings().stall_s
+
+    def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        with vitals.Work("a batch of queries", stall_s):
+            failpoint("batch")
+            return embed_images(images)
+
+    made = Batcher(embed, load_settings().embed_batch_size)
+    vitals.need(made.thread)
+    return made
 
 
 def _remover(threads: int) -> Remover:

@@ -11,8 +11,9 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,16 +21,17 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from pipeline.errors import ServerAway
-from pipeline.store.database import without_password
+from pipeline.store.redis_client import trouble
 
 log = logging.getLogger(__name__)
 
 PREFIX = "imgrec:cache"
 STATS = f"{PREFIX}:stats"
+SETTING = "CACHE_URL, or in REDIS_URL where that is empty"
 KINDS = ("vectors", "results", "texts")
 PAUSE_S = 15  # after an error the server is left alone for so long
 KEYS_AT_ONCE = 1000
+MOST_MISSES = 100_000  # not counted yet: a server that is away must not fill the memory
 Vector = NDArray[np.float32]
 Answer = TypeVar("Answer")
 
@@ -56,6 +58,7 @@ class Cache:
             url, socket_timeout=2, socket_connect_timeout=2, health_check_interval=15
         )
         self._ttl_s = {"vectors": vector_ttl_s, "texts": vector_ttl_s, "results": result_ttl_s}
+        self._missed: deque[str] = deque(maxlen=MOST_MISSES)
         self._away_until = 0.0
 
     def get_vector(self, fingerprint: str, digest: str) -> Vector | None:
@@ -145,12 +148,13 @@ class Cache:
     def _get(self, kind: str, name: str) -> bytes | None:
         def read() -> bytes | None:
             data = self._redis.get(f"{PREFIX}:{kind}:{name}")
+            if not isinstance(data, bytes):
+                self._missed.append(kind)  # counted with what is put in its place, in one trip
+                return None
             pipe = self._redis.pipeline(transaction=False)
-            pipe.hincrby(STATS, f"{kind}.{'misses' if data is None else 'hits'}", 1)
-            pipe.hsetnx(STATS, "since", str(time.time()))
-            pipe.expire(STATS, self._ttl_s["vectors"])
+            self._count(pipe, f"{kind}.hits")
             pipe.execute()
-            return data if isinstance(data, bytes) else None
+            return data
 
         return self._ask(read, None)
 
@@ -159,10 +163,23 @@ class Cache:
             pipe = self._redis.pipeline(transaction=False)
             for name, data in values.items():
                 pipe.set(f"{PREFIX}:{kind}:{name}", data, ex=self._ttl_s[kind])
+            self._count(pipe)
             pipe.execute()
 
         if values:
             self._ask(write, None)
+
+    def _count(self, pipe: Any, *names: str) -> None:
+        """Add the counting of `names`, and of the misses since the last time, to a pipeline."""
+        counted = Counter(names)
+        with suppress(IndexError):  # another thread may take the last ones
+            while True:
+                counted[f"{self._missed.popleft()}.misses"] += 1
+        for name, times in counted.items():
+            pipe.hincrby(STATS, name, times)
+        if counted:
+            pipe.hsetnx(STATS, "since", str(time.time()))
+            pipe.expire(STATS, self._ttl_s["vectors"])
 
     def _ask(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
         if time.monotonic() < self._away_until:
@@ -171,7 +188,7 @@ class Cache:
             return question()
         except redis.RedisError as error:
             self._away_until = time.monotonic() + PAUSE_S
-            log.warning("The cache does not answer (%s); working without it.", error)
+            log.warning("Working without the cache. %s", trouble(self._url, error, SETTING))
             return otherwise
 
 
@@ -199,10 +216,7 @@ def _away(url: str) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise ServerAway(
-            f"The cache does not answer at {without_password(url)} ({error}): start Redis, or "
-            "correct CACHE_URL."
-        ) from error
+        raise trouble(url, error, SETTING) from error
 
 
 def result_key(version: str, fingerprint: str, digest: str, parameters: dict[str, Any]) -> str:

@@ -16,8 +16,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import ImgrecError, ServerAway, WrongUse
+from pipeline.store.address import without_password
 
 Row = dict[str, Any]
+# A server that vanished with its network is given up in half a minute, not in two hours.
+PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+NOT_TO_US = re.compile(
+    r"\w+ authentication failed.*|\S+: no password supplied|(database|role) \".*\" does not exist"
+    r"|no pg_hba.conf entry.*|permission denied for database.*"
+)
+SQLITE = "sqlite:///"
 SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a PostgreSQL schema change
 
 
@@ -35,6 +49,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self._ready = False
+        self._kept: sqlite3.Connection | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -45,12 +60,13 @@ class Database:
             read_only: on SQLite, wait for no writer.
 
         Raises:
-            ServerAway: the database cannot be opened, or was lost on the way.
+            ServerAway: the database cannot be opened, refuses us, or was lost on the way.
         """
         with self._lock:
             if not self._ready:
                 with self._open() as transaction:
                     _migrate(transaction)
+                self._keep_open()
                 self._ready = True
         with self._open(read_only) as transaction:
             yield transaction
@@ -61,9 +77,25 @@ class Database:
             found = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
         return int(found[0]["n"]) if found else 0
 
+    def _keep_open(self) -> None:
+        """Hold one connection of SQLite that does nothing.
+
+        Whoever closes the last one writes the log into the file and waits for the disk: without
+        this one, after each transaction (https://sqlite.org/wal.html, "The WAL File").
+        """
+        if not self.url.startswith(SQLITE):
+            return
+        file = self.url.removeprefix(SQLITE)
+        try:
+            self._kept = sqlite3.connect(file, timeout=30, check_same_thread=False)
+            # Only a connection that has read counts as one.
+            self._kept.execute("SELECT MAX(version) FROM schema_version").fetchone()
+        except sqlite3.Error as error:
+            raise ServerAway(f"The database {file} cannot be opened: {error}.") from error
+
     def _open(self, read_only: bool = False) -> Any:
-        if self.url.startswith("sqlite:///"):
-            return _sqlite(Path(self.url.removeprefix("sqlite:///")), read_only)
+        if self.url.startswith(SQLITE):
+            return _sqlite(Path(self.url.removeprefix(SQLITE)), read_only)
         return _postgres(self.url)
 
 
@@ -133,7 +165,7 @@ def _postgres(url: str) -> Iterator[_PostgresTransaction]:
     from psycopg.rows import dict_row
 
     try:
-        conninfo_to_dict(url)
+        wanted: Any = {**PATIENCE, **conninfo_to_dict(url)}
     except psycopg.ProgrammingError:
         # Without its cause, which may quote a piece of the password.
         raise WrongUse(
@@ -142,22 +174,41 @@ def _postgres(url: str) -> Iterator[_PostgresTransaction]:
         ) from None
     try:
         with (
-            psycopg.connect(url, connect_timeout=5, row_factory=dict_row) as connection,
+            psycopg.connect(**wanted, row_factory=dict_row) as connection,
             connection.cursor() as cursor,
         ):
             yield _PostgresTransaction(cursor)
-    except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ServerAway(
-            f"The database {without_password(url)} does not answer: {reason}. Start it, or "
-            "correct DATABASE_URL."
-        ) from error
+    except (
+        psycopg.OperationalError,
+        psycopg.InterfaceError,  # lost between two statements
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.ReadOnlySqlTransaction,
+    ) as error:
+        raise ServerAway(_why(without_password(url), error)) from error
 
 
-def without_password(url: str) -> str:
-    """Return a URL that may be shown."""
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)  # to the last @: a password may hold one
-    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
+def _why(shown: str, error: Exception) -> str:
+    """Say why a PostgreSQL cannot be used, and what to do."""
+    import psycopg
+
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return (
+            f"The database {shown} lets this user do too little ({reason}): make it the owner "
+            "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
+        )
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return (
+            f"The database {shown} takes no changes ({reason}): DATABASE_URL must name the "
+            "primary server."
+        )
+    refused = NOT_TO_US.search(reason)
+    if refused:
+        return (
+            f"The database {shown} refuses the login ({reason[refused.start() :]}): correct the "
+            "user, the password or the name in DATABASE_URL."
+        )
+    return f"The database {shown} does not answer: {reason}. Start it, or correct DATABASE_URL."
 
 
 def _percent(sql: str) -> str:

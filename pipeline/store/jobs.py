@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.images import ImageFile
 from pipeline.store.database import Database, Row, Transaction
 
 OPEN_STATES = ("planned", "running", "merging")
+SHARDS_AT_ONCE = 64  # rows of the plan that are read at a time
 _OPEN = "('planned', 'running', 'merging')"
 
 
@@ -316,6 +317,10 @@ class Jobs:
             )
             if won:
                 tx.rows("DELETE FROM failures WHERE job_id = ? AND n = ?", (claim.job_id, claim.n))
+                tx.rows(
+                    "UPDATE jobs SET error = NULL WHERE id = ? AND error IS NOT NULL",
+                    (claim.job_id,),
+                )
                 _add_failures(tx, claim.job_id, claim.n, failures)
         return bool(won)
 
@@ -360,6 +365,13 @@ class Jobs:
             tx.rows(
                 "DELETE FROM suspects WHERE job_id = ? AND n = ? AND position = ?",
                 (claim.job_id, claim.n, position),
+            )
+
+    def note(self, job_id: str, trouble: str) -> None:
+        """Tell those who watch what an open job waits for; its next finished shard clears it."""
+        with self._database.transaction() as tx:
+            tx.rows(
+                f"UPDATE jobs SET error = ? WHERE id = ? AND state IN {_OPEN}", (trouble, job_id)
             )
 
     def set_fingerprint(self, job_id: str, fingerprint: Fingerprint) -> Job:
@@ -410,21 +422,24 @@ class Jobs:
                 )
             )
 
-    def done_shards(self, job_id: str) -> list[DoneShard]:
-        """Return all shards of a job, by number."""
-        with self._database.transaction() as tx:
-            rows = tx.rows(
-                "SELECT n, kind, items, file, sha256 FROM shards WHERE job_id = ?"
-                " AND state = 'done' ORDER BY n",
-                (job_id,),
-            )
-        shards = []
-        for row in rows:
-            items = json.loads(row["items"])
-            images = [ImageFile(*item) for item in items] if row["kind"] == "embed" else []
-            reused = items if row["kind"] == "reuse" else []
-            shards.append(DoneShard(row["n"], images, reused, row["file"], row["sha256"]))
-        return shards
+    def done_shards(self, job_id: str) -> Iterator[DoneShard]:
+        """Yield all shards of a job, by number, a few in memory at a time."""
+        after = -1
+        while True:
+            with self._database.transaction(read_only=True) as tx:
+                rows = tx.rows(
+                    "SELECT n, kind, items, file, sha256 FROM shards WHERE job_id = ?"
+                    " AND state = 'done' AND n > ? ORDER BY n LIMIT ?",
+                    (job_id, after, SHARDS_AT_ONCE),
+                )
+            for row in rows:
+                items = json.loads(row["items"])
+                images = [ImageFile(*item) for item in items] if row["kind"] == "embed" else []
+                reused = items if row["kind"] == "reuse" else []
+                yield DoneShard(row["n"], images, reused, row["file"], row["sha256"])
+            if len(rows) < SHARDS_AT_ONCE:
+                return
+            after = rows[-1]["n"]
 
     def bases_in_use(self) -> set[str]:
         """Return the versions that open jobs still reuse vectors of."""

@@ -105,3 +105,8 @@ CREATE TABLE revisions (
     name TEXT PRIMARY KEY,                    -- products feedback
     n    INTEGER NOT NULL
 );
+
+-- version 3
+-- The next shards in their order without a look at all that wait: a job may have millions.
+CREATE INDEX shards_in_order ON shards (job_id, state, n);
+DROP INDEX shards_by_state;

@@ -183,6 +183,14 @@ def in_turns(
     return pairs
 
 
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """Return the memory that a process has for itself: not mapped files, not the page cache."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
 def machine() -> dict[str, Any]:
     """Say what the figures were measured on."""
     import torch

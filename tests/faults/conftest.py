@@ -1,16 +1,23 @@
-"""A whole imgrec for the tests of this folder.
+"""A whole imgrec for the tests of this folder, and the table of what the faults came to.
 
 On the tiny model and on coloured shapes: faults are about what is lost or doubled, not about what
 a picture looks like, and hundreds of pictures are embedded in seconds.
+
+`FAULT_SEEDS` says how often each fault runs, each time with other dice; `make faults` sets 5.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults.trial import Outcome, Trial, table
 from stand import Stand
+
+OUTCOMES: list[Outcome] = []
+TABLE = Path("build/faults.md")
 
 
 @pytest.fixture
@@ -19,3 +26,43 @@ def stand(tmp_path: Path, model: Path) -> Iterator[Stand]:
     stand.start_redis()
     yield stand
     stand.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "trial" in metafunc.fixturenames:
+        seeds = range(1, int(os.environ.get("FAULT_SEEDS", "1")) + 1)
+        metafunc.parametrize("trial", seeds, indirect=True, ids=[f"seed{seed}" for seed in seeds])
+
+
+@pytest.fixture
+def trial(request: pytest.FixtureRequest, stand: Stand) -> Iterator[Trial]:
+    """One run of the fault that the test's mark `fault(row, words)` names."""
+    row, words = request.node.get_closest_marker("fault").args
+    params = {k: v for k, v in request.node.callspec.params.items() if k != "trial"}
+    fault = words.format(**params)
+    trial = Trial(stand, request.param, Outcome(row, fault))
+    OUTCOMES.append(trial.outcome)
+    yield trial
+    if request.node.stash.get(FAILED, False):
+        trial.outcome.lost = None
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call" and report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if OUTCOMES:
+        lines = table(OUTCOMES)
+        terminalreporter.section("faults")
+        for line in lines:
+            terminalreporter.line(line)
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text("\n".join(lines) + "\n")

@@ -64,6 +64,23 @@ def test_every_key_has_a_life(server: int) -> None:
     assert all(0 < client.ttl(key) <= 100 for key in keys)
 
 
+def test_hits_and_misses_are_counted_a_miss_with_what_is_put_in_its_place(server: int) -> None:
+    cache, client = make_cache(server), redis.Redis(port=server)
+    client.delete("imgrec:cache:stats")
+    for _ in range(3):
+        assert cache.get_vector("kind", "counted") is None
+    assert cache.get_result("counted") is None
+    cache.put_vectors("kind", {"counted": VECTOR})
+    for _ in range(2):
+        assert cache.get_vector("kind", "counted") is not None
+    _, kinds = cache.describe()
+    assert {facts.kind: (facts.hits, facts.misses) for facts in kinds} == {
+        "vectors": (2, 3),
+        "results": (0, 1),
+        "texts": (0, 0),
+    }
+
+
 @pytest.mark.parametrize("value", [b"", b"abc", b"\0" * 32, np.ones(8, "<f4").tobytes()])
 def test_bytes_that_are_no_unit_vector_are_no_vector(server: int, value: bytes) -> None:
     cache, client = make_cache(server), redis.Redis(port=server)
@@ -112,6 +129,20 @@ def test_concurrent_queries_share_forward_passes_and_each_gets_its_own_vector() 
     assert sum(batches) == 20
     assert len(batches) < 20
     assert max(batches) <= 16
+
+
+def test_a_lone_query_is_computed_at_once_and_alone() -> None:
+    """Nobody waits for a batch to fill: the next picture is asked for after this one's answer."""
+    batches: list[int] = []
+
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        batches.append(len(images))
+        return np.zeros((len(images), 1), np.float32)
+
+    batcher = Batcher(embed, batch_size=16)
+    for value in range(3):
+        batcher.embed(gray(value), 30)
+    assert batches == [1, 1, 1]
 
 
 def test_one_bad_query_fails_alone() -> None:

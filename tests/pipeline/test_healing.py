@@ -188,5 +188,6 @@ def test_manifests_say_what_a_version_is_made_of(shop: Shop) -> None:
         "id_to_filename.json",
         "vectors.npy",
         "sha256.npy",
+        "by_hash.npy",
         "files.npy",
     }

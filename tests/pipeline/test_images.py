@@ -168,6 +168,17 @@ def test_empty_large_and_missing_files_are_refused_by_name(tmp_path: Path) -> No
             read_image(tmp_path / name, LIMITS)
 
 
+def test_paths_ascend_so_that_a_listing_and_a_version_can_be_read_side_by_side(
+    tmp_path: Path,
+) -> None:
+    names = ["a.jpg", "a-b.jpg", "a/b.jpg", "a/z/1.jpg", "a-/1.jpg", "a0.jpg", "b/1.jpg", "Z.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = [item.path for item in find_images(tmp_path) if isinstance(item, ImageFile)]
+    assert found == sorted(names)
+
+
 def test_folders_are_walked_in_order_and_strangers_left_out(tmp_path: Path) -> None:
     for name in (
         "b/2.JPG",

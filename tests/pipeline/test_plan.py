@@ -14,6 +14,7 @@ from pipeline import plan
 from pipeline.errors import WrongUse
 from pipeline.images import ImageFile, find_images
 from pipeline.plan import plan_rebuild
+from pipeline.store import jobs
 
 
 def rows(shop: Shop, job_id: str) -> list[tuple[int, str, list[object]]]:
@@ -29,6 +30,7 @@ def test_a_long_listing_is_written_piece_by_piece_and_every_picture_once(
     shop.rebuild()
     monkeypatch.setattr(plan, "SHARDS_AT_ONCE", 3)
     monkeypatch.setattr(plan, "REUSE_ROWS", 4)
+    monkeypatch.setattr(jobs, "SHARDS_AT_ONCE", 3)
     shop.settings = shop.settings.model_copy(update={"shard_size": 2})
     for number in range(25):
         shop.draw(f"new/{number:02d}.png", seed=100 + number)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from PIL import Image
 from shop import Shop
 
+from pipeline import published
 from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, JobFailed, WrongUse
 from pipeline.merge import Merged
 from pipeline.published import PublishedIndex
+from pipeline.versions import Version
 
 
 def test_only_what_changed_is_planned_and_every_image_is_published_once(shop: Shop) -> None:
@@ -203,13 +207,15 @@ def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(shop
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for number in range(8):
-        shop.draw(f"more-{number}.png", seed=500 + number)
-        shop.rebuild()
-        shop.versions.prune(2, protect=())
-    stop.set()
-    for reader in readers:
-        reader.join()
+    try:
+        for number in range(8):
+            shop.draw(f"more-{number}.png", seed=500 + number)
+            shop.rebuild()
+            shop.versions.prune(2, protect=())
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
     assert errors == []
     assert len(seen) > 1
 
@@ -227,3 +233,55 @@ def test_queries_go_on_with_the_old_version_when_the_new_one_is_broken(shop: Sho
     assert index.current().version.name == "v0001"
     with pytest.raises(IndexBroken):
         PublishedIndex(shop.versions).current()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_before(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "LOAD_AT_ONCE", 0)
+    may_end, warmed = threading.Event(), list[str]()
+
+    def warm(version: Version) -> None:
+        may_end.wait(30)
+        warmed.append(version.name)
+
+    shop.rebuild()
+    index = PublishedIndex(shop.versions, warm)
+    assert index.current().version.name == "v0001"  # the first has no other to go on with
+    shop.draw("new.png", seed=300)
+    shop.rebuild()
+    assert {index.current().version.name for _ in range(20)} == {"v0001"}
+    may_end.set()
+    until(lambda: index.current().version.name == "v0002")
+    assert warmed == ["v0002"]  # once, however many asked
+
+
+def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "LOAD_AT_ONCE", 0)
+    shop.rebuild()
+    index = PublishedIndex(shop.versions)
+    index.current()
+    shop.draw("new.png", seed=300)
+    shop.rebuild()
+    names = shop.settings.index_dir / "v0002" / "id_to_filename.json"
+    names.write_text("broken")
+    loads: list[str] = []
+    load = index._load
+    monkeypatch.setattr(index, "_load", lambda name: (loads.append(name), load(name))[1])
+    for _ in range(20):
+        assert index.current().version.name == "v0001"
+        if index._loader is not None:
+            index._loader.join()
+    assert loads == ["v0002"]
+    shop.versions.rollback("v0001")
+    shop.versions.prune(1, protect=())
+    assert index.current().version.name == "v0001"

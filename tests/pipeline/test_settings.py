@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import ServerAway, WrongUse
 from pipeline.settings import Settings, cores, load_settings
-from pipeline.store.database import Database, without_password
+from pipeline.store.address import without_password
+from pipeline.store.database import Database
 
 NAMES = [name.upper() for name in Settings.model_fields]
 

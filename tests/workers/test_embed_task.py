@@ -140,10 +140,10 @@ def test_a_passing_error_costs_an_attempt_and_the_next_one_succeeds(
 def test_an_error_that_persists_ends_the_job_with_its_reason(
     desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disk_full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def broken_disk(*_: object) -> None:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("workers.embed.write_shard", disk_full)
+    monkeypatch.setattr("workers.embed.write_shard", broken_disk)
     job_id = desk.shop.plan()
     for _ in range(load_settings().max_attempts):
         embed(job_id, 0)
@@ -152,7 +152,26 @@ def test_an_error_that_persists_ends_the_job_with_its_reason(
     job = desk.job(job_id)
     assert job.state == "failed"
     assert "could not finish shard 0" in str(job.error)
-    assert "No space left on device" in str(job.error)
+    assert "Input/output error" in str(job.error)
+
+
+def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
+    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    job_id = desk.shop.plan()
+    with monkeypatch.context() as full:
+        full.setattr("workers.embed.write_shard", disk_full)
+        for _ in range(3 * load_settings().max_attempts):
+            embed(job_id, 0)
+            assert desk.job(job_id).open
+        assert "No space left on device. Free space there" in str(desk.job(job_id).error)
+    flow.advance(job_id)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+    assert desk.job(job_id).error is None
 
 
 def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from pipeline.errors import (
 from pipeline.head import THE_CATEGORY, Head, HeadName
 from pipeline.heads import save_head
 from pipeline.images import sha256
+from pipeline.preprocess import Prepared
 from pipeline.settings import load_settings
 from pipeline.versions import VersionStore
 from workers import runtime
@@ -85,6 +89,44 @@ def test_a_new_picture_is_embedded_once_and_its_vector_and_answer_are_kept(
     assert len(query_image(jpeg("red"), 4)["matches"]) == 4  # another answer, the same vector
     assert asked == [1]
     assert any(digest == sha256(jpeg("red")) for _, digest in desk.memory.vectors)
+
+
+def test_a_question_that_comes_while_the_model_loads_waits_for_it_and_is_answered(
+    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rebuild()
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load() -> Any:
+        loading.set()
+        assert loaded.wait(20)
+        return desk.encoder
+
+    monkeypatch.setattr(runtime, "clip", runtime.once(load))
+    for name in ("fingerprint", "query_prepare"):
+        made = runtime.once(getattr(runtime, name).__wrapped__)
+        monkeypatch.setattr(runtime, name, made)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(query_image, jpeg("red"), 3)
+        assert loading.wait(20)
+        assert not answer.done()
+        loaded.set()
+        assert len(answer.result(20)["matches"]) == 3
+
+
+def test_without_background_removal_pictures_are_made_ready_side_by_side(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def prepare(image: Image.Image, *_: object) -> Prepared:
+        both.wait()  # breaks where one waits for the other
+        return Prepared(image)
+
+    monkeypatch.setattr(runtime, "prepare", prepare)
+    ready = runtime.query_prepare()
+    with ThreadPoolExecutor(2) as pool:
+        assert len(list(pool.map(ready, [Image.new("RGB", (9, 9))] * 2))) == 2
 
 
 def test_a_cached_answer_does_not_outlive_the_version_that_gave_it(

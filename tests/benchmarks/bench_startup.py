@@ -1,0 +1,121 @@
+"""How soon a query worker answers: beside a bare process that imports and loads the same model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from base_clip import base_clip
+from harness import ROOT, Run
+from published import publish_random, settings_of
+from stand import Stand
+
+TITLE = "Start-up: from `celery worker -Q query` to its first answer"
+# What a script must do before it can embed its first picture, and nothing else.
+BARE = """
+import sys
+import torch
+from transformers import CLIPModel
+from transformers.models.clip import CLIPImageProcessorPil
+import faiss
+torch.set_num_threads(1)
+CLIPModel.from_pretrained(sys.argv[1]).eval()
+CLIPImageProcessorPil.from_pretrained(sys.argv[1])
+"""
+# A client that has nothing to start: its question waits in the queue before the worker is there.
+ASK = """
+import sys, time
+from pathlib import Path
+from cli import ask
+from pipeline.settings import load_settings
+data = ask.message(Path(sys.argv[1]), load_settings())
+asked = ask.Asked("imgrec.query_image", (data, 5), 300.0, False)
+print("asked", flush=True)
+assert asked.answer()["matches"]
+print(time.time(), flush=True)
+"""
+
+
+def measure(run: Run) -> None:
+    model = base_clip()
+    stand = Stand(run.folder, model)
+    publish_random(settings_of(stand), 20_000, 512, stand.products)
+    stand.start_redis()
+    try:
+        rounds = 1 if run.quick else 7
+        bare(stand, model)  # both read the same files: not the first one from the disk
+        rows = []
+        for number in range(rounds):
+            turns = (lambda: bare(stand, model), lambda n=number: first_answer(run, stand, n))
+            found = [work() for work in (turns if number % 2 == 0 else turns[::-1])]
+            rows.append(found if number % 2 == 0 else found[::-1])
+    finally:
+        stand.close()
+    run.ratio(
+        "first answer / bare import and load",
+        [asked[0] / alone[0] for alone, asked in rows],
+        what="from the spawn to the answer of a waiting query; ViT-B/32, in turns",
+        target=1.2,
+        better="lower",
+    )
+    run.ratio(
+        "the same in CPU seconds",
+        [asked[1] / alone[1] for alone, asked in rows],
+        what="CPU of the whole process until then: what other load does not change",
+        better="lower",
+    )
+    run.fact("bare import and load, s / CPU s", pair([alone for alone, _ in rows]))
+    run.fact("first answer, s / CPU s", pair([asked for _, asked in rows]))
+
+
+def bare(stand: Stand, model: Path) -> tuple[float, float]:
+    """Return the seconds and CPU seconds of a process that only imports and loads."""
+    start = time.time()
+    process = subprocess.Popen(
+        [sys.executable, "-c", BARE, str(model)], env=stand.env(), stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return time.time() - start, used.ru_utime + used.ru_stime
+
+
+def first_answer(run: Run, stand: Stand, number: int) -> tuple[float, float]:
+    """Return the seconds and CPU seconds from a worker's spawn to its first answer."""
+    photo = run.photos(10)[number % 10]
+    file = run.folder / f"asked-{number}.jpg"
+    file.write_bytes(photo.read_bytes() + str(time.time_ns()).encode())
+    client = subprocess.Popen(
+        [sys.executable, "-c", ASK, str(file)],
+        cwd=ROOT,
+        env=stand.env(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == "asked\n"
+    start = time.time()
+    worker = stand.worker("query")
+    try:
+        answered = float(client.stdout.readline() or "nan")
+        used = cpu_s(worker.pid)
+    finally:
+        worker.kill()
+        worker.wait()
+        client.wait()
+    return answered - start, used
+
+
+def cpu_s(pid: int) -> float:
+    import psutil
+
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def pair(rows: list[tuple[float, float]]) -> str:
+    wall, cpu = (sorted(column)[len(rows) // 2] for column in zip(*rows, strict=True))
+    return f"{wall:.1f} / {cpu:.1f}"

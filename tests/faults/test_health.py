@@ -1,0 +1,212 @@
+"""Health is true: a worker is ill when what it needs is dead or stuck, not when Redis is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand import Stand, draw_folder, draw_product, until
+
+
+def health(stand: Stand, *args: str) -> tuple[int, dict[str, Any]]:
+    done = stand.imgrec("health", *args, "--json")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, found
+
+
+def ill(stand: Stand, queue: str) -> str:
+    """Return why the worker of a queue is ill; empty while it is well."""
+    code, found = health(stand, queue)
+    assert (code == 1) == bool(found["ill"] or not found["alive"])
+    return "; ".join(found["ill"].values())
+
+
+def well(stand: Stand, queue: str) -> bool:
+    return health(stand, queue)[0] == 0
+
+
+def ready(stand: Stand, queue: str) -> bool:
+    done = stand.imgrec("health", queue)
+    return done.returncode == 0 and "waiting for Redis" not in done.stderr
+
+
+def touched(stand: Stand, queue: str) -> int:
+    (file,) = (stand.data / "run").glob(f"{queue}-*.alive")
+    return file.stat().st_mtime_ns
+
+
+def test_an_index_worker_without_its_reconciler_is_ill(stand: Stand) -> None:
+    worker = stand.worker("index", IMGREC_FAILPOINT="reconcile:end")
+    until(lambda: ill(stand, "index"), "the illness is told", 60)
+    assert ill(stand, "index") == "the thread 'reconciler' is dead"
+    assert worker.poll() is None  # it looks as if it worked
+    assert "This worker is ill" in stand.log("index")
+
+
+def test_a_worker_whose_loop_hangs_is_ill(stand: Stand) -> None:
+    once = stand.folder / "once"
+    stand.worker(
+        "embed", IMGREC_FAILPOINT="loop:hang", IMGREC_FAILPOINT_ONCE=str(once), STALL_S="3"
+    )
+    until(once.exists, "the loop hangs", 60)
+    until(lambda: "the loop that takes messages has not moved" in ill(stand, "embed"), "told", 60)
+
+
+def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: Stand) -> None:
+    good = draw_folder(stand.products, 20)
+    once = stand.folder / "once"
+    more = {"IMGREC_FAILPOINT": f"image:{good[4]}:hang", "IMGREC_FAILPOINT_ONCE": str(once)}
+    stand.worker("embed", **more, STALL_S="3")
+    job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
+    until(once.exists, "a thread is stuck within the shard", 60)
+    until(lambda: f"shard 0 of job {job_id} has not moved" in ill(stand, "embed"), "told", 60)
+    stand.workers("embed", "index")
+    assert stand.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
+    assert stand.indexed() == good
+
+
+@pytest.mark.slow
+def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: Stand) -> None:
+    good = draw_folder(stand.products, 6)
+    stand.workers("embed", "index")
+    stand.rebuild()
+    query = stand.worker("query", IMGREC_FAILPOINT="query_log.write:end")
+    until(lambda: ready(stand, "query"), "it takes messages", 60)
+    stand.query(stand.products / good[0])
+    until(lambda: ill(stand, "query") == "the thread 'query-log' is dead", "told", 60)
+    os.killpg(query.pid, signal.SIGKILL)
+    query.wait()
+    until(lambda: health(stand, "query")[1] == {"alive": {}, "ill": {}}, "it is gone, not ill", 20)
+
+    stand.worker("query", IMGREC_FAILPOINT="batch:hang", STALL_S="3")
+    draw_product(stand.folder / "unknown.jpg", seed=77)  # so that the model is asked
+    stand.imgrec("query", str(stand.folder / "unknown.jpg"))
+    until(lambda: "a batch of queries has not moved" in ill(stand, "query"), "told", 60)
+
+
+def test_a_redis_that_is_away_makes_no_worker_ill(stand: Stand) -> None:
+    stand.workers("embed", "index")
+    for queue in ("embed", "index"):
+        until(lambda queue=queue: well(stand, queue), "it is well", 60)
+    stand.kill_redis()
+    until(lambda: "waiting for Redis" in stand.imgrec("health", "embed").stderr, "it is told", 60)
+    # A worker that starts meanwhile is as well as they are.
+    stand.worker("query")
+    until(lambda: well(stand, "query"), "the new one is well", 60)
+    before = {queue: touched(stand, queue) for queue in ("embed", "index", "query")}
+    for queue, then in before.items():
+        until(
+            lambda queue=queue, then=then: touched(stand, queue) > then and well(stand, queue),
+            "signs of life go on",
+            60,
+        )
+    stand.start_redis()
+    until(lambda: "waiting" not in stand.imgrec("health").stderr, "they are connected again", 60)
+    assert stand.imgrec("health").returncode == 0
+
+
+@pytest.fixture
+def up(stand: Stand) -> Iterator[Stand]:
+    """A stand whose workers `imgrec up` starts."""
+    stand.kill_redis()
+    yield stand
+    stand.imgrec("down")
+
+
+def start(stand: Stand, hung_s: float, **more: str) -> None:
+    """Run `imgrec up` with another patience."""
+    program = f"import cli.stack as s; s.HUNG_S, s.STOP_S = {hung_s}, 3.0; "
+    program += "from cli.main import main; main(['up'])"
+    with (stand.folder / "up-0.log").open("wb") as log:
+        stand.processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=stand.folder,
+                env=stand.env(**more),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        )
+    until(lambda: "Ready." in stand.log("up"), "everything runs")
+
+
+def pid_of(stand: Stand, name: str) -> int | None:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            names = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        mine = f"DATA_DIR={stand.data}".encode() in names
+        if mine and any(word.startswith(f"{name}@".encode()) for word in words):
+            return int(entry.name)
+    return None
+
+
+def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: Stand) -> None:
+    good = draw_folder(up.products, 60)
+    once = up.folder / "once"
+    more = {"IMGREC_FAILPOINT": "embed.after_claim:stop", "IMGREC_FAILPOINT_ONCE": str(once)}
+    start(up, 13.0, **more)
+    first = pid_of(up, "embed")
+    job_id = up.answer("enqueue-rebuild", str(up.products))["job_id"]
+    until(once.exists, "the worker froze with a shard in its hands", 60)
+    until(lambda: "embed does not work (no sign of life for" in up.log("up"), "it is noticed", 60)
+    assert up.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
+    assert up.indexed() == good
+    assert "embed ended (killed by SIGKILL)" in up.log("up")
+    assert pid_of(up, "embed") != first
+    for name in ("index", "query"):
+        assert f"{name} does not work" not in up.log("up")
+
+
+@pytest.mark.slow
+def test_up_replaces_a_worker_that_is_ill_and_leaves_those_that_wait_for_redis(up: Stand) -> None:
+    once = up.folder / "once"
+    more = {"IMGREC_FAILPOINT": "reconcile:end", "IMGREC_FAILPOINT_ONCE": str(once)}
+    up.start_redis()
+    start(up, 25.0, **more)
+    first = {name: pid_of(up, name) for name in ("embed", "index", "query")}
+    until(lambda: "index does not work (the thread 'reconciler' is dead)" in up.log("up"), "told")
+    until(lambda: pid_of(up, "index") not in (None, first["index"]), "another one runs")
+    until(lambda: well(up, "index"), "it is well", 60)
+    up.kill_redis()
+    until(lambda: "waiting for Redis" in up.imgrec("health", "embed").stderr, "it is away", 60)
+    signs = {name: touched_of_up(up, name) for name in ("embed", "query")}
+    for name, then in signs.items():  # four signs: longer than `up` waits for one
+        for _ in range(4):
+            last = touched_of_up(up, name)
+            until(lambda name=name, last=last: touched_of_up(up, name) > last, "a sign", 60)
+        assert touched_of_up(up, name) > then
+    assert {name: pid_of(up, name) for name in ("embed", "query")} == {
+        name: first[name] for name in ("embed", "query")
+    }
+    up.start_redis()
+    draw_folder(up.products, 6)
+    assert up.rebuild()["state"] == "published"
+
+
+def touched_of_up(stand: Stand, name: str) -> int:
+    (file,) = (stand.data / "run").glob(f"{name}@*.alive")
+    return file.stat().st_mtime_ns
+
+
+@pytest.mark.slow
+def test_up_with_its_real_patience_replaces_a_frozen_worker(up: Stand) -> None:
+    assert up.imgrec("up", "--detach").returncode == 0
+    first = pid_of(up, "query")
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    log = up.data / "run" / "up.log"
+    until(lambda: "query does not work (no sign of life for" in log.read_text(), "noticed", 120)
+    until(lambda: "query ended (killed by SIGKILL)" in log.read_text(), "it is killed", 60)
+    until(lambda: pid_of(up, "query") not in (None, first), "another one runs", 60)
+    until(lambda: well(up, "query"), "it is well", 120)

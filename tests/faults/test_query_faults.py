@@ -1,0 +1,159 @@
+"""Queries whose worker dies, that come beside broken ones, or while the index changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from celery import Celery
+from faults.trial import Trial
+from stand import Stand, draw_product, until
+
+CLIENTS, VERSIONS = 32, 20
+ANSWER_S = 60.0
+
+
+def ask(app: Celery, picture: bytes, top_k: int) -> Any:
+    """Send a query as the command line does."""
+    return app.send_task(
+        "imgrec.query_image", args=(picture, top_k), queue="query", serializer="msgpack"
+    )
+
+
+@pytest.mark.fault(22, "kill -9 of a query worker at {line}, while the command waits")
+@pytest.mark.parametrize("line", ["query.start", "query.before_answer"])
+def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line: str) -> None:
+    trial.draw(20)
+    stand = trial.stand
+    stand.workers("embed", "index")
+    trial.publishes(trial.enqueue())
+    victims = [stand.worker("query", **trial.armed(line)) for _ in range(2)]
+    name = trial.dice.choice(trial.good)
+    trial.hit()
+    answer = stand.query(stand.products / name)
+    trial.recovered()
+    assert answer["matches"][0]["filename"] == name
+    assert sum(victim.poll() == -signal.SIGKILL for victim in victims) == 1
+
+
+@pytest.mark.fault(22, "kill -9 of the only query worker, while the command waits")
+def test_a_query_that_nobody_can_answer_is_a_sentence_and_leaves_no_listener(trial: Trial) -> None:
+    trial.draw(20)
+    stand = trial.stand
+    stand.workers("embed", "index")
+    trial.publishes(trial.enqueue())
+    victim = stand.worker("query", **trial.armed("query.start"))
+    trial.hit()
+    done = stand.imgrec("query", str(stand.products / trial.good[0]), "--wait")
+    trial.recovered()
+    assert victim.poll() == -signal.SIGKILL
+    assert done.returncode == 4
+    assert "No worker listens on queue 'query'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert stand.redis().pubsub_channels("imgrec:celery-task-meta-*") == []
+
+
+@pytest.mark.fault(23, "one broken picture among 16 queries at once")
+def test_one_bad_query_fails_alone(trial: Trial) -> None:
+    trial.draw(20)
+    stand = trial.stand
+    stand.workers("embed", "index", "query")
+    trial.publishes(trial.enqueue())
+    names = trial.good[:16]
+    bad = trial.dice.randrange(16)
+    app = stand.sender()
+    trial.hit()
+    asked = []
+    for number, name in enumerate(names):
+        data = (stand.products / name).read_bytes()
+        if number == bad:
+            place = len(data) // 2
+            data = data[:place]
+        asked.append(ask(app, data, 3))
+    for number, (name, pending) in enumerate(zip(names, asked, strict=True)):
+        if number == bad:
+            with pytest.raises(Exception, match="cut off"):
+                pending.get(timeout=ANSWER_S)
+        else:
+            assert pending.get(timeout=ANSWER_S)["matches"][0]["filename"] == name
+    trial.recovered()
+
+
+def id_map(stand: Stand) -> tuple[str, frozenset[str]]:
+    version = (stand.data / "faiss_index" / "CURRENT").read_text().strip()
+    file = stand.data / "faiss_index" / version / "id_to_filename.json"
+    return version, frozenset(json.loads(file.read_bytes()).values())
+
+
+@pytest.mark.fault(27, f"{VERSIONS} versions published under {CLIENTS} query clients")
+def test_queries_during_publications_get_whole_versions_and_none_fails(trial: Trial) -> None:
+    trial.draw(20)
+    stand = trial.stand
+    stand.workers("embed", "index")
+    trial.publishes(trial.enqueue())
+    stand.worker("query")
+    pictures = [(stand.products / name).read_bytes() for name in trial.good]
+    ended = threading.Event()
+
+    def client(number: int) -> list[tuple[str, frozenset[str]]]:
+        """Ask until the last version is out; return what each answer named and held."""
+        app, answers, turn = stand.sender(), [], number
+        while not ended.is_set():
+            turn += 1
+            found = ask(app, pictures[turn % len(pictures)], 100).get(timeout=ANSWER_S)
+            names = [match["filename"] for match in found["matches"]]
+            assert len(names) == len(set(names))
+            answers.append((found["index_version"], frozenset(names)))
+        return answers
+
+    versions = dict([id_map(stand)])
+    trial.hit()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client, number) for number in range(CLIENTS)]
+        try:
+            for number in range(1, VERSIONS):
+                # One product comes and one goes: each version has a set of its own.
+                draw_product(stand.products / "kind0" / f"new-{number}.jpg", trial.seed + number)
+                trial.good.append(f"kind0/new-{number}.jpg")
+                gone = trial.good.pop(trial.dice.randrange(10))
+                (stand.products / gone).unlink()
+                trial.publishes(trial.enqueue())
+                versions |= dict([id_map(stand)])
+        finally:
+            ended.set()
+        answers = [answer for each in clients for answer in each.result()]
+    trial.recovered()
+    assert len(versions) == VERSIONS
+    for version, names in answers:
+        assert names == versions[version], f"an answer that is no answer of {version}"
+    # Most versions live a second or two: queries have met more than the first and the last.
+    assert len({version for version, _ in answers}) > VERSIONS // 2
+
+
+@pytest.mark.fault(7, "SIGSTOP of a query worker with a query in its hands")
+def test_a_query_in_a_frozen_worker_is_answered_by_another(trial: Trial) -> None:
+    trial.draw(20)
+    stand = trial.stand
+    stand.workers("embed", "index")
+    trial.publishes(trial.enqueue())
+    frozen = stand.worker("query", **trial.armed("query.start!stop"))
+    until(lambda: "ready" in stand.log("query"), "it takes queries")
+    stand.keep("query")
+    until(lambda: stand.log("query").count("ready") == 2, "and another one")
+    app, name = stand.sender(), trial.good[0]
+    picture = (stand.products / name).read_bytes()
+    # Both workers are asked until the armed one has met its line.
+    while not trial.once.exists():
+        ask(app, picture, 1)
+        time.sleep(0.05)
+    trial.hit()
+    answer = stand.query(stand.products / name)
+    trial.recovered()
+    assert answer["matches"][0]["filename"] == name
+    os.killpg(frozen.pid, signal.SIGCONT)

@@ -1,0 +1,128 @@
+"""Redis over TLS: the whole way through it, and a sentence for each way that it can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from secrets_seen import SECRET, places_of
+from stand import Stand, draw_folder, until
+from tls import Authority, TlsProxy
+
+
+@dataclass
+class Door:
+    """A Redis with a password, which only a proxy speaks to in plain words."""
+
+    stand: Stand
+    authority: Authority
+    proxy: TlsProxy
+
+    def url(self, host: str = "localhost", scheme: str = "rediss", options: str = "") -> str:
+        return f"{scheme}://:{SECRET}@{host}:{self.proxy.port}/0{options}"
+
+    @property
+    def trusted(self) -> str:
+        return f"?ssl_cert_reqs=required&ssl_ca_certs={self.authority.file}"
+
+
+@pytest.fixture
+def door(tmp_path: Path, model: Path) -> Iterator[Door]:
+    stand = Stand(tmp_path, model)
+    stand.start_redis()
+    stand.redis().config_set("requirepass", SECRET)
+    authority = Authority(tmp_path / "authority.pem")
+    proxy = TlsProxy(authority.server("localhost"), stand.port)
+    door = Door(stand, authority, proxy)
+    stand.environment["REDIS_URL"] = door.url(options=door.trusted)
+    yield door
+    proxy.close()
+    stand.close()
+
+
+def test_a_rebuild_and_queries_go_over_tls_and_outlive_a_proxy_that_restarts(door: Door) -> None:
+    stand = door.stand
+    good = draw_folder(stand.products, 12)
+    workers = [stand.worker(queue) for queue in ("embed", "index", "query")]
+    assert stand.rebuild()["state"] == "published"
+    answer = stand.query(stand.products / good[3])
+    assert answer["matches"][0]["filename"] == good[3]
+    assert stand.answer("cache", "list")["kinds"][0]["keys"] == 12
+    checked = stand.imgrec("check", "--no-model")
+    assert checked.returncode == 0, checked.stdout
+    assert "ok   redis: " in checked.stdout
+    assert door.proxy.handshakes > 6  # nobody found another way
+
+    door.proxy.cut()
+    again = stand.query(stand.products / good[5])
+    assert again["matches"][0]["filename"] == good[5]
+    assert [worker.poll() for worker in workers] == [None, None, None]
+    # One that Celery would have called insecure, or refused.
+    assert "insecure" not in stand.log("embed") + stand.log("query")
+    assert places_of(SECRET, stand) == []
+
+
+WRONG = {
+    "plain to TLS": ("redis", "localhost", "", "write rediss://"),
+    "no authority": ("rediss", "localhost", "", "ssl_ca_certs=FILE"),
+    "another name": ("rediss", "127.0.0.1", "TRUSTED", "write the name that it was made for"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_way_to_tls_is_a_sentence_with_the_way_out(door: Door, case: str) -> None:
+    scheme, host, options, way_out = WRONG[case]
+    url = door.url(host, scheme, door.trusted if options else "")
+    (name,) = draw_folder(door.stand.products, 1)
+    for command in (
+        ["enqueue-rebuild", str(door.stand.products)],
+        ["query", str(door.stand.products / name), "--wait"],
+        ["cache", "list"],
+        *([["check", "--no-model"], ["up", "--detach"]] if case == "no authority" else []),
+    ):
+        done = door.stand.imgrec(*command, REDIS_URL=url)
+        told = done.stdout + done.stderr
+        assert done.returncode == 4, (command, told)
+        assert way_out in told, command
+        assert "Traceback" not in told
+        assert SECRET not in told
+
+
+def test_tls_to_a_plain_redis_is_a_sentence_too(door: Door) -> None:
+    url = f"rediss://:{SECRET}@localhost:{door.stand.port}/0"
+    done = door.stand.imgrec("cache", "list", REDIS_URL=url)
+    assert done.returncode == 4
+    assert "if it speaks none, write redis://" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_server_may_want_a_certificate_of_its_clients(door: Door, tmp_path: Path) -> None:
+    context = door.authority.server("localhost")
+    door.authority.demand(context)
+    strict = TlsProxy(context, door.stand.port)
+    certificate, key = door.authority.client_files(tmp_path)
+    url = f"rediss://:{SECRET}@localhost:{strict.port}/0{door.trusted}"
+    try:
+        refused = door.stand.imgrec("cache", "list", REDIS_URL=url)
+        assert refused.returncode == 4
+        assert "add ssl_certfile and ssl_keyfile" in refused.stderr
+        mine = f"{url}&ssl_certfile={certificate}&ssl_keyfile={key}"
+        good = draw_folder(door.stand.products, 3)
+        door.stand.environment["REDIS_URL"] = mine
+        door.stand.workers("embed", "index")
+        assert door.stand.rebuild()["state"] == "published"
+        assert door.stand.indexed() == good
+    finally:
+        strict.close()
+
+
+def test_a_bare_rediss_verifies(door: Door) -> None:
+    """What kombu would do without us is to verify nothing."""
+    stand = door.stand
+    worker = stand.worker("embed", REDIS_URL=door.url())
+    until(lambda: "CERTIFICATE_VERIFY_FAILED" in stand.log("embed"), "the worker refuses", 60)
+    assert worker.poll() is None  # it waits for a better certificate
+    assert door.proxy.handshakes == 0
+    assert places_of(SECRET, stand) == []
