@@ -145,7 +145,12 @@ def load_clip(settings: Settings) -> Clip:
     key = precision.measurement_key(model_revision(name, revision), device)
     return make(
         precision.choose(
-            settings, key, names, lambda name: lambda images: make(name).embed_images(images)
+            settings,
+            key,
+            names,
+            lambda: precision.measure(
+                names, lambda name: lambda images: make(name).embed_images(images)
+            ),
         )
     )
 

@@ -16,7 +16,16 @@ from PIL import Image
 from pipeline.background import load_remover
 from pipeline.errors import BadImage, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images import OUT_OF_MEMORY, ImageFile, Limits, decode, read_image, sha256
+from pipeline.images import (
+    OUT_OF_MEMORY,
+    WORK_SIDE,
+    ImageFile,
+    Limits,
+    decode,
+    read_image,
+    sha256,
+)
+from pipeline.prepared import PreparedCache
 from pipeline.preprocess import Prepared, Preprocessing, prepare
 from pipeline.settings import Settings
 from pipeline.shards import ShardVectors
@@ -60,6 +69,8 @@ class Tools:
     bg_color: tuple[int, int, int]
     batch_size: int
     threads: int
+    decode_side: int = WORK_SIDE
+    prepared: PreparedCache | None = None
 
 
 def make_tools(settings: Settings, encoder: Encoder) -> Tools:
@@ -73,15 +84,25 @@ def make_tools(settings: Settings, encoder: Encoder) -> Tools:
     """
     remover = None
     if settings.use_bg_removal:
-        remover = load_remover(settings.rembg_model, 1, settings.device)
+        remover = load_remover(settings.rembg_model, 1, settings.device, settings)
     spec = Preprocessing.from_settings(settings)
+    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    prepared = None
+    if settings.use_bg_removal and settings.prepared_cache_bytes:  # resizing alone costs no more
+        folder = settings.data_dir / "prepared"
+        prepared = PreparedCache(folder, spec, limits, settings.prepared_cache_bytes)
     return Tools(
         encoder=encoder,
         prepare=lambda image: prepare(image, spec, remover),
-        limits=Limits(settings.max_image_pixels, settings.max_image_bytes),
+        limits=limits,
         bg_color=settings.preprocess_bg_color,
         batch_size=settings.embed_batch_size,
         threads=settings.threads,
+        # A cut-out may be a small part of the picture; without one, all of it becomes the square.
+        decode_side=WORK_SIDE
+        if settings.use_bg_removal
+        else min(WORK_SIDE, 2 * max(settings.preprocess_size)),
+        prepared=prepared,
     )
 
 
@@ -244,7 +265,7 @@ def _read(
         known = cache.get(digest)
         if known is not None and save is None:
             return _Read(digest, vector=known)
-        prepared = tools.prepare(decode(data, tools.limits, tools.bg_color))
+        prepared = _prepare(data, digest, tools)
         if save is not None:
             save(image.path, prepared.image)
     except BadImage as error:
@@ -261,6 +282,16 @@ def _read(
     if known is not None:
         return _Read(digest, vector=known, failure=warning)
     return _Read(digest, prepared=prepared, failure=warning)
+
+
+def _prepare(data: bytes, digest: str, tools: Tools) -> Prepared:
+    kept = tools.prepared.get(digest) if tools.prepared else None
+    if kept is not None:
+        return kept
+    made = tools.prepare(decode(data, tools.limits, tools.bg_color, tools.decode_side))
+    if tools.prepared:
+        tools.prepared.put(digest, made)
+    return made
 
 
 def confined(root: Path, path: str) -> Path:

@@ -157,12 +157,11 @@ def sha256(data: bytes) -> str:
 def decode(
     data: bytes, limits: Limits, background: tuple[int, int, int], side: int = WORK_SIDE
 ) -> Image.Image:
-    """Decode to 8-bit RGB, turned upright, at most `side` pixels on the longer side.
+    """Decode to 8-bit RGB, turned upright, at most `WORK_SIDE` pixels on the longer side.
 
-    A small `side` checks a JPEG at a fraction of the cost: all of it is read, less is computed.
-
-    First frame of an animation; alpha is laid on `background`; 16-bit, CMYK, palette and gray
-    pictures become RGB.
+    A JPEG whose longer side keeps at least `side` pixels is decoded at 1/2, 1/4 or 1/8, which skips
+    most of the work. First frame of an animation; alpha is laid on `background`; 16-bit, CMYK,
+    palette and gray pictures become RGB.
 
     Raises:
         BadImage: no image of a known format, too small, too many pixels, cut off, broken, or more
@@ -172,12 +171,12 @@ def decode(
     if declared is not None:
         _require_pixels(declared, limits)
         with limits.room.take(BYTES_PER_PIXEL * declared[0] * declared[1]):
-            return _decode(data, limits, background, Room())
-    return _decode(data, limits, background, limits.room)
+            return _decode(data, limits, background, side, Room())
+    return _decode(data, limits, background, side, limits.room)
 
 
 def _decode(
-    data: bytes, limits: Limits, background: tuple[int, int, int], room: Room
+    data: bytes, limits: Limits, background: tuple[int, int, int], side: int, room: Room
 ) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -194,13 +193,16 @@ def _decode(
             )
         try:
             require_honest(image, data, limits.max_pixels)
-            # JPEG only: decode at 1/2, 1/4 or 1/8 where that is still larger than `side`.
-            image.draft(None, (side, side))
+            # In the picture's own shape: in a square one, a 4:3 photo would be decoded twice as
+            # large, because of its shorter side.
+            share = side / max(width, height)
+            image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
             with room.take(decode_cost(image, width * height)):
                 image.load()
                 # Before the modes change: converting drops the EXIF block that holds the rotation.
-                rgb = _to_rgb(_turn_upright(image), background)
-                rgb.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+                upright = _turn_upright(_whole_blocks(image, width, height))
+                rgb = _to_rgb(upright, background)
+                rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
         except BadImage:
             raise
         except Exception as error:  # as above
@@ -215,6 +217,20 @@ def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
             f"the image has {width}x{height} = {width * height:,} pixels, "
             f"the limit MAX_IMAGE_PIXELS is {limits.max_pixels:,}"
         )
+
+
+def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Cut off the last row and column of a reduced JPEG where less than a block made them.
+
+    They look like whole ones, and would shift everything by up to half a pixel.
+    """
+    if image.format != "JPEG":
+        return image
+    scale = round(width / image.width)
+    whole = (width // scale, height // scale)
+    if whole == image.size:
+        return image
+    return image.crop((0, 0, *whole))
 
 
 def _broken(error: Exception) -> BadImage:

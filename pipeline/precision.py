@@ -49,10 +49,13 @@ Embed = Callable[[Sequence[Image.Image]], Vectors]
 
 @dataclass(frozen=True)
 class Measured:
-    """What one precision gave on the probe pictures, in float32's company."""
+    """What one precision gave on the probe pictures, in float32's company.
+
+    `agreement` is the worst picture's: the cosine of vectors, the IoU of masks.
+    """
 
     precision: str
-    cosine: float
+    agreement: float
     speedup: float
 
 
@@ -81,12 +84,14 @@ def _bf16_pays() -> bool:
     return took[torch.bfloat16] * FASTER < took[torch.float32]
 
 
-def choose(settings: Settings, key: str, names: Sequence[str], make: Callable[[str], Embed]) -> str:
+def choose(
+    settings: Settings, key: str, names: Sequence[str], measure: Callable[[], list[Measured]]
+) -> str:
     """Return the precision to use: the one that is asked for, or the fastest within the bound.
 
     Args:
         key: what the measurement depends on (`measurement_key`).
-        make: gives the function that embeds in a precision.
+        measure: compares the precisions; called when nothing is remembered under the key.
 
     Raises:
         SetupError: the precision asked for cannot run here or leaves the bound.
@@ -99,24 +104,32 @@ def choose(settings: Settings, key: str, names: Sequence[str], make: Callable[[s
             f"PRECISION={wanted} cannot run here with {settings.embedding_model}; what can: "
             f"{', '.join(names)}. Set PRECISION=auto to use the fastest of them."
         )
-    found = _remembered(settings.data_dir, key, lambda: measure(names, make))
-    if wanted != "auto":
-        for each in found:
-            if each.precision == wanted and each.cosine < BOUND:
-                raise SetupError(
-                    f"PRECISION={wanted} changes the vectors of {settings.embedding_model} too "
-                    f"much: a cosine of {each.cosine:.4f} with float32, the limit is {BOUND}. Set "
-                    "PRECISION=auto or fp32."
-                )
-        return wanted
-    good = [each for each in found if each.cosine >= BOUND and each.speedup >= FASTER]
+    found = remembered(settings.data_dir, key, measure)
+    if wanted == "auto":
+        return fastest(found, BOUND)
+    for each in found:
+        if each.precision == wanted and each.agreement < BOUND:
+            raise SetupError(
+                f"PRECISION={wanted} changes the vectors of {settings.embedding_model} too much: a "
+                f"cosine of {each.agreement:.4f} with float32, the limit is {BOUND}. Set "
+                "PRECISION=auto or fp32."
+            )
+    return wanted
+
+
+def fastest(found: Sequence[Measured], bound: float) -> str:
+    """Return the fastest precision that agrees with float32, or float32."""
+    good = [each for each in found if each.agreement >= bound and each.speedup >= FASTER]
     return max(good, key=lambda each: each.speedup).precision if good else "fp32"
 
 
 def measure(names: Sequence[str], make: Callable[[str], Embed]) -> list[Measured]:
-    """Embed the probe pictures in each precision, in turns, and compare with float32."""
-    exact = make("fp32")
-    pictures = probes()
+    """Embed the probe pictures in each precision, in turns with float32, and compare.
+
+    Args:
+        make: gives the function that embeds in a precision.
+    """
+    exact, pictures = make("fp32"), probes()
     expected = exact(pictures)
     found = []
     for name in names:
@@ -124,19 +137,22 @@ def measure(names: Sequence[str], make: Callable[[str], Embed]) -> list[Measured
             continue
         embed = make(name)
         cosine = float((embed(pictures) * expected).sum(1).min())
-        pairs = [
-            (_seconds(lambda: exact(pictures)), _seconds(lambda e=embed: e(pictures)))  # type: ignore[misc]
-            for _ in range(ROUNDS)
-        ]
-        speedup = min(a for a, _ in pairs) / min(b for _, b in pairs)
-        found.append(Measured(name, cosine, speedup))
-        log.info("%s: %.2f times float32's speed, cosine %.5f.", name, speedup, cosine)
+        found.append(Measured(name, cosine, speedup(exact, embed, pictures)))
+        log.info("%s: %.2f times float32's speed, cosine %.5f.", name, found[-1].speedup, cosine)
     return found
+
+
+def speedup(
+    exact: Callable[[Any], Any], other: Callable[[Any], Any], work: Any, rounds: int = ROUNDS
+) -> float:
+    """Return how many times faster `other` is: the best of some rounds, taken in turns."""
+    pairs = [(_seconds(lambda: exact(work)), _seconds(lambda: other(work))) for _ in range(rounds)]
+    return min(a for a, _ in pairs) / max(min(b for _, b in pairs), 1e-9)
 
 
 def is_small(model: Any) -> bool:
     """Tell whether reading a picture costs more than embedding it: then nothing is to be gained."""
-    return sum(weights.numel() for weights in model.vision_model.parameters()) < SMALL
+    return bool(sum(each.numel() for each in model.vision_model.parameters()) < SMALL)
 
 
 def probes() -> list[Image.Image]:
@@ -145,6 +161,17 @@ def probes() -> list[Image.Image]:
         draw(Product(CATEGORIES[n], COLORS[n % len(COLORS)], PATTERNS[n % 4], "casual", n), 224)
         for n in range(PROBES)
     ]
+
+
+def scenes() -> list[Image.Image]:
+    """Draw a few products before a coloured wall, for the comparison of masks."""
+    found = []
+    for n, color in enumerate(("#8fa3ad", "#c9b79c", "#5d6b57")):
+        product = draw(Product(CATEGORIES[4 * n], COLORS[3 + n], "plain", "casual", n), 320)
+        pixels = np.asarray(product).min(axis=2)  # products are drawn on white
+        wall = Image.new("RGB", product.size, color)
+        found.append(Image.composite(product, wall, Image.fromarray(pixels < 245)))
+    return found
 
 
 def measurement_key(revision: str | None, device: str) -> str:
@@ -167,7 +194,7 @@ def processor() -> str:
     return f"{platform.machine()} {platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _remembered(folder: Path, key: str, measure: Callable[[], list[Measured]]) -> list[Measured]:
+def remembered(folder: Path, key: str, measure: Callable[[], list[Measured]]) -> list[Measured]:
     """Return what was measured before under this key, or measure and keep it."""
     file = folder / "precision.json"
     folder.mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     preprocess_bg_color: Annotated[tuple[int, int, int], NoDecode] = Field(
         (255, 255, 255), description="Red, green, blue behind cut-outs, alpha and padding"
     )
+    prepared_cache_bytes: int = Field(
+        2048 * MIB,
+        ge=0,
+        description="Disk for cut-outs that later rebuilds use again; 0 keeps none",
+    )
     max_image_pixels: int = Field(
         50_000_000, ge=64, description="Larger pictures are refused before they are decoded"
     )

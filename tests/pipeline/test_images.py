@@ -12,9 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.clip import load_clip
+from pipeline.drawing import Product, draw
 from pipeline.embed import confined
 from pipeline.errors import BadImage
-from pipeline.images import ImageFile, Limits, decode, find_images, read_image
+from pipeline.images import (
+    EXIF_ORIENTATION,
+    ImageFile,
+    Limits,
+    decode,
+    find_images,
+    read_image,
+)
+from pipeline.preprocess import Preprocessing, prepare
+from pipeline.settings import Settings
 
 LIMITS = Limits(max_pixels=1_000_000, max_bytes=1_000_000)
 BLUE = (10, 20, 200)
@@ -207,3 +218,37 @@ def test_a_link_or_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path) 
     for path in ("link.jpg", "../secret.jpg", str(secret)):
         with pytest.raises(BadImage, match="leads out"):
             confined(root, path)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A drawn product of any size, with the grain of a camera."""
+    dice = np.random.default_rng(width)
+    small = draw(Product("shoe", "red", "striped", "casual", 3), 480)
+    pixels = np.asarray(small.resize((width, height), Image.Resampling.LANCZOS)).astype(np.int16)
+    grain = dice.normal(0, 4, (height, width, 1)).astype(np.int16)
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(2996, 2244), (1803, 2404), (3001, 1999)])
+def test_a_large_photo_is_decoded_small_and_stays_the_same_picture_for_the_model(
+    size: tuple[int, int], settings: Settings
+) -> None:
+    """Sizes that are no multiple of 8 are the hard ones: their last block is a part of one."""
+    mini = Path(__file__).parents[2] / "models" / "imgrec-mini"
+    clip = load_clip(settings.model_copy(update={"embedding_model": str(mini)}))
+    spec = Preprocessing((224, 224), 0.0, (255, 255, 255), None)
+    data = encoded(photo(*size), "JPEG", quality=90)
+    small = decode(data, Limits(50_000_000, 50_000_000), (255, 255, 255), 448)
+    assert 448 <= max(small.size) < 900
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    seen = [prepare(image, spec, None).image for image in (whole, small)]
+    first, second = clip.embed_images(seen)
+    assert float(first @ second) >= 0.999
+
+
+def test_a_large_photo_that_lies_on_its_side_is_decoded_small_and_turned() -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    data = encoded(photo(2996, 1500), "JPEG", exif=exif)
+    turned = decode(data, Limits(50_000_000, 50_000_000), (255, 255, 255), 448)
+    assert turned.size == (375, 749)

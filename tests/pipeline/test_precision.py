@@ -17,7 +17,7 @@ from pipeline.clip import load_clip
 from pipeline.errors import SetupError
 from pipeline.fingerprint import find_fingerprint
 from pipeline.pixels import Pixels
-from pipeline.precision import BOUND, choose, measurement_key, probes
+from pipeline.precision import BOUND, measurement_key, probes
 from pipeline.settings import Settings
 
 Embed = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -93,10 +93,12 @@ def test_all_precisions_are_one_kind_for_the_fingerprint(settings: Settings) -> 
 
 
 class Bench:
-    """Precisions of known speed and error; counts how often they are made."""
+    """Precisions of known speed and error; counts how often they are measured."""
 
-    def __init__(self, cosines: dict[str, float], seconds: dict[str, float]) -> None:
-        self.cosines, self.seconds, self.measured = cosines, seconds, 0
+    def __init__(self) -> None:
+        self.cosines = {"fp32": 1.0, "bf16": 0.9999, "int8": 0.9}
+        self.seconds = {"fp32": 0.1, "bf16": 0.06, "int8": 0.02}
+        self.clock, self.measured = 0.0, 0
 
     def make(self, name: str) -> Embed:
         cosine = self.cosines[name]
@@ -108,22 +110,20 @@ class Bench:
 
         return embed
 
-    clock = 0.0
+    def choose(self, settings: Settings, key: str, names: Sequence[str]) -> str:
+        def measure() -> list[precision.Measured]:
+            self.measured += 1
+            return precision.measure(names, self.make)
+
+        return precision.choose(settings, key, names, measure)
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    bench = Bench(
-        {"fp32": 1.0, "bf16": 0.9999, "int8": 0.9}, {"fp32": 0.1, "bf16": 0.06, "int8": 0.02}
-    )
+    bench = Bench()
     monkeypatch.setattr(precision.time, "perf_counter", lambda: bench.clock)
-    measure = precision.measure
-
-    def counted(names: Sequence[str], make: Callable[[str], Embed]) -> list[precision.Measured]:
-        bench.measured += 1
-        return measure(names, make)
-
-    monkeypatch.setattr(precision, "measure", counted)
+    gray = [Image.new("RGB", (8, 8))] * 2
+    monkeypatch.setattr(precision, "probes", lambda: gray)
     return bench
 
 
@@ -131,31 +131,31 @@ ALL = ["fp32", "bf16", "int8"]
 
 
 def test_auto_takes_the_fastest_within_the_bound(settings: Settings, bench: Bench) -> None:
-    assert choose(settings, "key", ALL, bench.make) == "bf16"  # int8 is faster, and wrong
+    assert bench.choose(settings, "key", ALL) == "bf16"  # int8 is faster, and wrong
     bench.cosines["int8"] = 0.999
-    assert choose(settings, "another", ALL, bench.make) == "int8"
+    assert bench.choose(settings, "another", ALL) == "int8"
     bench.seconds |= {"int8": 0.098, "bf16": 0.2}
-    assert choose(settings, "a third", ALL, bench.make) == "fp32"  # no gain worth its error
+    assert bench.choose(settings, "a third", ALL) == "fp32"  # no gain worth its error
 
 
 def test_a_precision_that_was_asked_for_and_leaves_the_bound_is_refused(
     settings: Settings, bench: Bench
 ) -> None:
     with pytest.raises(SetupError, match=r"PRECISION=int8 changes.*0\.9000.*limit is 0\.995"):
-        choose(with_precision(settings, "int8"), "key", ALL, bench.make)
-    assert choose(with_precision(settings, "bf16"), "key", ALL, bench.make) == "bf16"
+        bench.choose(with_precision(settings, "int8"), "key", ALL)
+    assert bench.choose(with_precision(settings, "bf16"), "key", ALL) == "bf16"
     with pytest.raises(SetupError, match=r"PRECISION=bf16 cannot run here.*what can: fp32, int8"):
-        choose(with_precision(settings, "bf16"), "key", ["fp32", "int8"], bench.make)
+        bench.choose(with_precision(settings, "bf16"), "key", ["fp32", "int8"])
 
 
 def test_a_measurement_is_remembered_and_made_anew_for_another_key(
     settings: Settings, bench: Bench
 ) -> None:
     for _ in range(3):
-        assert choose(settings, "one", ALL, bench.make) == "bf16"
+        assert bench.choose(settings, "one", ALL) == "bf16"
     assert bench.measured == 1
-    choose(settings, "two", ALL, bench.make)
-    choose(settings, "one", ALL, bench.make)
+    bench.choose(settings, "two", ALL)
+    bench.choose(settings, "one", ALL)
     assert bench.measured == 2
     assert set(json.loads((settings.data_dir / "precision.json").read_text())) == {"one", "two"}
 
@@ -164,7 +164,7 @@ def test_a_measurement_is_remembered_and_made_anew_for_another_key(
 def test_a_damaged_memory_is_measured_anew(settings: Settings, bench: Bench, content: str) -> None:
     settings.data_dir.mkdir(parents=True)
     (settings.data_dir / "precision.json").write_text(content)
-    assert choose(settings, "one", ALL, bench.make) == "bf16"
+    assert bench.choose(settings, "one", ALL) == "bf16"
     assert bench.measured == 1
 
 

@@ -1,0 +1,147 @@
+"""Rebuild with backgrounds cut out, beside rembg and the plain loop; masks beside rembg's own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from base_clip import base_clip
+from bench_rebuild import BATCH, LIMITS, WHITE, embed_all
+from harness import ROOT, Run
+from PIL import Image
+
+from pipeline.background import MASK_BOUND, iou, load_remover
+from pipeline.clip import Clip, load_clip
+from pipeline.embed import embed_shard, make_tools
+from pipeline.images import ImageFile, decode
+from pipeline.preprocess import FOREGROUND, Preprocessing, prepare
+from pipeline.settings import Settings, cores
+
+TITLE = "Rebuild with background removal: beside rembg, image by image, and the plain loop"
+WEIGHTS = ROOT / "models" / "u2net"
+
+
+class NoVectors:
+    """Every picture is new."""
+
+    def get(self, digest: str) -> None:
+        return None
+
+    def put(self, vectors: object) -> None: ...
+
+
+def measure(run: Run) -> None:
+    os.environ["U2NET_HOME"] = str(WEIGHTS)
+    photos = run.photos(6 if run.quick else 48)
+    for model in ("u2net", "u2netp"):
+        if not (WEIGHTS / f"{model}.onnx").exists():
+            run.fact(model, f"not measured: there is no {WEIGHTS / model}.onnx")
+            continue
+        compare(run, model, photos, rounds=2 if run.quick else 5)
+
+
+def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
+    import rembg
+
+    settings = Settings(
+        _env_file=None,
+        embedding_model=str(base_clip()),
+        data_dir=run.folder / name,
+        cpu_threads=cores(),
+        rembg_model=name,
+        prepared_cache_bytes=0,
+    )
+    tools = make_tools(settings, load_clip(settings))
+    cached = make_tools(settings.model_copy(update={"prepared_cache_bytes": 10**9}), tools.encoder)
+    theirs = load_clip(settings.model_copy(update={"precision": "fp32"}))
+    session = rembg.new_session(name)
+    images = [ImageFile(str(photo.relative_to(photo.anchor)), 0, 0) for photo in photos]
+    root = Path(photos[0].anchor)
+
+    def ours(with_tools: object) -> tuple[float, float]:
+        return clocked(
+            lambda: embed_shard(root, images, with_tools, NoVectors(), check=lambda _: None)
+        )
+
+    def plain() -> None:
+        for start in range(0, len(photos), BATCH):
+            cut = []
+            for photo in photos[start : start + BATCH]:
+                made = rembg.remove(Image.open(photo), session=session)
+                white = Image.new("RGBA", made.size, (*WHITE, 255))
+                cut.append(Image.alpha_composite(white, made).convert("RGB"))
+            embed_plainly(theirs, cut)
+
+    ours(cached)
+    clock, spent, again = [], [], []
+    for _ in range(rounds):
+        fast_s, fast_cpu = ours(tools)
+        plain_s, plain_cpu = clocked(plain)
+        again_s, _ = ours(cached)
+        clock.append(plain_s / fast_s)
+        spent.append(plain_cpu / fast_cpu)
+        again.append(fast_s / again_s)
+    what = "rembg.remove one by one, then CLIPImageProcessor and CLIPModel float32, batch 32 / "
+    run.ratio(
+        f"{name}: plain loop / ours",
+        clock,
+        what=f"{what}a shard of {len(photos)} photos",
+        target=2.0,
+    )
+    run.ratio(f"{name}: the same in CPU seconds", spent, what="what a busy machine distorts less")
+    run.ratio(
+        f"{name}: first rebuild / one with another model",
+        again,
+        what="cut-outs made / cut-outs found by content on disk",
+    )
+    masks(run, name, settings, photos)
+
+
+def embed_plainly(clip: Clip, images: Sequence[Image.Image]) -> None:
+    import torch
+
+    inputs = clip._pixels._processor(images=list(images), return_tensors="pt")
+    with torch.inference_mode():
+        found = clip._model.get_image_features(**inputs).pooler_output
+        torch.nn.functional.normalize(found, dim=-1).numpy()
+
+
+def masks(run: Run, name: str, settings: Settings, photos: Sequence[Path]) -> None:
+    exact = load_remover(name, cores(), "cpu")
+    fast = load_remover(name, cores(), "cpu", settings)
+    pictures = [decode(photo.read_bytes(), LIMITS, WHITE) for photo in photos]
+    cut = [
+        [np.asarray(each(picture)) >= FOREGROUND for picture in pictures] for each in (exact, fast)
+    ]
+    found = [iou(one, other) for one, other in zip(*cut, strict=True)]
+    run.ratio(
+        f"{name}: IoU of masks with rembg's own",
+        found,
+        what=f"one a photo, median; below {MASK_BOUND}: "
+        f"{sum(value < MASK_BOUND for value in found)} of {len(found)}",
+        target=MASK_BOUND,
+    )
+    mini = load_clip(
+        settings.model_copy(update={"embedding_model": str(ROOT / "models/imgrec-mini")})
+    )
+    spec = Preprocessing.from_settings(settings)
+    seen = [
+        embed_all(mini, [prepare(picture, spec, each).image for picture in pictures])
+        for each in (exact, fast)
+    ]
+    run.ratio(
+        f"{name}: cosine of the cut-outs' vectors",
+        [float(value) for value in (seen[0] * seen[1]).sum(1)],
+        what="imgrec-mini, cut with our masks and with rembg's own, one a photo",
+        target=0.995,
+    )
+
+
+def clocked(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds of a call by the clock and of CPU."""
+    start, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - cpu
