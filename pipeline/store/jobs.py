@@ -22,6 +22,8 @@ from pipeline.store.database import Database, Row, Transaction
 
 OPEN_STATES = ("planned", "running", "merging")
 SHARDS_AT_ONCE = 64  # rows of the plan that are read at a time
+# Not `state <> 'done'`: that reads through all rows that are, after each shard.
+_LEFT = "('pending', 'queued', 'running')"
 _OPEN = "('planned', 'running', 'merging')"
 
 
@@ -393,7 +395,7 @@ class Jobs:
                 tx.rows(
                     f"SELECT id FROM jobs WHERE id = ? AND plan_done = 1 AND state IN {_OPEN}"
                     " AND lease_until < ? AND NOT EXISTS (SELECT 1 FROM shards"
-                    " WHERE job_id = ? AND state <> 'done')",
+                    f" WHERE job_id = ? AND state IN {_LEFT})",
                     (job_id, time.time(), job_id),
                 )
             )
@@ -405,7 +407,7 @@ class Jobs:
             rows = tx.rows(
                 "UPDATE jobs SET state = 'merging', lease_until = ? WHERE id = ?"
                 f" AND plan_done = 1 AND state IN {_OPEN} AND lease_until < ?"
-                " AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = ? AND state <> 'done')"
+                f" AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = ? AND state IN {_LEFT})"
                 " RETURNING *",
                 (now + lease_s, job_id, now, job_id),
             )
