@@ -15,6 +15,8 @@ from pipeline.errors import BadImage
 BYTES_PER_PIXEL = 21
 BYTES_PER_PROGRESSIVE_PIXEL = 8
 BYTES_PER_TILE_PIXEL = 4
+# Gray of 16 bits or more is scaled in float64, thinned out to so many pixels first.
+BYTES_PER_SCALED_PIXEL, SCALED_PIXELS = 32, 2048 * 2048
 TILE_WIDTH, TILE_LENGTH = 322, 323
 
 # Each scan of a progressive JPEG goes over the whole picture, and needs no more than 100 bytes of
@@ -71,6 +73,8 @@ def decode_cost(image: Image.Image, full_pixels: int) -> int:
     """
     cost = BYTES_PER_PIXEL * image.width * image.height
     cost += BYTES_PER_TILE_PIXEL * _tile_pixels(image)
+    if image.mode.startswith(("I", "F")):
+        cost += BYTES_PER_SCALED_PIXEL * min(image.width * image.height, SCALED_PIXELS)
     if image.info.get("progressive"):
         cost += BYTES_PER_PROGRESSIVE_PIXEL * full_pixels
     return cost
