@@ -124,7 +124,7 @@ def test_a_postgresql_that_restarts_while_the_merge_publishes_leaves_one_version
     indexer.terminate()
     indexer.wait(60)
     once = shop.folder / "once"
-    frozen = shop.worker("index", IMGREC_FAILPOINT=f"{line}:stop", IMGREC_FAILPOINT_ONCE=str(once))
+    frozen = shop.worker("index", IMGREC_FAILPOINT=f"{line}!stop", IMGREC_FAILPOINT_ONCE=str(once))
     good = draw_folder(shop.products, 30)
     command = begin(shop)
     until(once.exists, "the merge stands at the line")

@@ -43,7 +43,7 @@ def touched(stand: Stand, queue: str) -> int:
 
 
 def test_an_index_worker_without_its_reconciler_is_ill(stand: Stand) -> None:
-    worker = stand.worker("index", IMGREC_FAILPOINT="reconcile:end")
+    worker = stand.worker("index", IMGREC_FAILPOINT="reconcile!end")
     until(lambda: ill(stand, "index"), "the illness is told", 60)
     assert ill(stand, "index") == "the thread 'reconciler' is dead"
     assert worker.poll() is None  # it looks as if it worked
@@ -53,7 +53,7 @@ def test_an_index_worker_without_its_reconciler_is_ill(stand: Stand) -> None:
 def test_a_worker_whose_loop_hangs_is_ill(stand: Stand) -> None:
     once = stand.folder / "once"
     stand.worker(
-        "embed", IMGREC_FAILPOINT="loop:hang", IMGREC_FAILPOINT_ONCE=str(once), STALL_S="3"
+        "embed", IMGREC_FAILPOINT="loop!hang", IMGREC_FAILPOINT_ONCE=str(once), STALL_S="3"
     )
     until(once.exists, "the loop hangs", 60)
     until(lambda: "the loop that takes messages has not moved" in ill(stand, "embed"), "told", 60)
@@ -62,7 +62,7 @@ def test_a_worker_whose_loop_hangs_is_ill(stand: Stand) -> None:
 def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: Stand) -> None:
     good = draw_folder(stand.products, 20)
     once = stand.folder / "once"
-    more = {"IMGREC_FAILPOINT": f"image:{good[4]}:hang", "IMGREC_FAILPOINT_ONCE": str(once)}
+    more = {"IMGREC_FAILPOINT": f"image:{good[4]}!hang", "IMGREC_FAILPOINT_ONCE": str(once)}
     stand.worker("embed", **more, STALL_S="3")
     job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
     until(once.exists, "a thread is stuck within the shard", 60)
@@ -77,7 +77,7 @@ def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: Stand) -> Non
     good = draw_folder(stand.products, 6)
     stand.workers("embed", "index")
     stand.rebuild()
-    query = stand.worker("query", IMGREC_FAILPOINT="query_log.write:end")
+    query = stand.worker("query", IMGREC_FAILPOINT="query_log.write!end")
     until(lambda: ready(stand, "query"), "it takes messages", 60)
     stand.query(stand.products / good[0])
     until(lambda: ill(stand, "query") == "the thread 'query-log' is dead", "told", 60)
@@ -85,7 +85,7 @@ def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: Stand) -> Non
     query.wait()
     until(lambda: health(stand, "query")[1] == {"alive": {}, "ill": {}}, "it is gone, not ill", 20)
 
-    stand.worker("query", IMGREC_FAILPOINT="batch:hang", STALL_S="3")
+    stand.worker("query", IMGREC_FAILPOINT="batch!hang", STALL_S="3")
     draw_product(stand.folder / "unknown.jpg", seed=77)  # so that the model is asked
     stand.imgrec("query", str(stand.folder / "unknown.jpg"))
     until(lambda: "a batch of queries has not moved" in ill(stand, "query"), "told", 60)
@@ -155,7 +155,7 @@ def pid_of(stand: Stand, name: str) -> int | None:
 def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: Stand) -> None:
     good = draw_folder(up.products, 60)
     once = up.folder / "once"
-    more = {"IMGREC_FAILPOINT": "embed.after_claim:stop", "IMGREC_FAILPOINT_ONCE": str(once)}
+    more = {"IMGREC_FAILPOINT": "embed.after_claim!stop", "IMGREC_FAILPOINT_ONCE": str(once)}
     start(up, 13.0, **more)
     first = pid_of(up, "embed")
     job_id = up.answer("enqueue-rebuild", str(up.products))["job_id"]
@@ -172,7 +172,7 @@ def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: Stand) -> None
 @pytest.mark.slow
 def test_up_replaces_a_worker_that_is_ill_and_leaves_those_that_wait_for_redis(up: Stand) -> None:
     once = up.folder / "once"
-    more = {"IMGREC_FAILPOINT": "reconcile:end", "IMGREC_FAILPOINT_ONCE": str(once)}
+    more = {"IMGREC_FAILPOINT": "reconcile!end", "IMGREC_FAILPOINT_ONCE": str(once)}
     up.start_redis()
     start(up, 25.0, **more)
     first = {name: pid_of(up, name) for name in ("embed", "index", "query")}
