@@ -84,7 +84,7 @@ def make_tools(settings: Settings, encoder: Encoder) -> Tools:
     """
     remover = None
     if settings.use_bg_removal:
-        remover = load_remover(settings.rembg_model, 1, settings.device, settings)
+        remover = load_remover(settings.rembg_model, 1, settings.device)
     spec = Preprocessing.from_settings(settings)
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     prepared = None

@@ -35,7 +35,7 @@ from pipeline.files import file_sha256, sync_file, sync_folder, write_atomic
 from pipeline.id_map import read_id_map
 from pipeline.index import random_pairs
 
-NAME = re.compile(r"v(\d{4,})")
+NAME = re.compile(r"v(\d{4,9})")
 KEYS = {
     *("job_id", "job_created_at", "created_at", "root", "images", "dimension"),
     *("index", "fingerprint", "files"),

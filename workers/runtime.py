@@ -232,7 +232,7 @@ def batcher() -> Batcher:
 
 def _remover(threads: int) -> Remover:
     settings = load_settings()
-    return load_remover(settings.rembg_model, threads, settings.device, settings)
+    return load_remover(settings.rembg_model, threads, settings.device)
 
 
 class KnownVectors:

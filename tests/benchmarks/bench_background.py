@@ -1,4 +1,4 @@
-"""Rebuild with backgrounds cut out, beside rembg and the plain loop; masks beside rembg's own."""
+"""Rebuild with backgrounds cut out, beside rembg and the plain loop."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from base_clip import base_clip
-from bench_rebuild import BATCH, LIMITS, WHITE, embed_all
+from bench_rebuild import BATCH, WHITE
 from harness import ROOT, Run
 from PIL import Image
 
-from pipeline.background import MASK_BOUND, iou, load_remover
 from pipeline.clip import Clip, load_clip
 from pipeline.embed import embed_shard, make_tools
-from pipeline.images import ImageFile, decode
-from pipeline.preprocess import FOREGROUND, Preprocessing, prepare
+from pipeline.images import ImageFile
 from pipeline.settings import Settings, cores
 
 TITLE = "Rebuild with background removal: beside rembg, image by image, and the plain loop"
@@ -97,7 +94,6 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         again,
         what="cut-outs made / cut-outs found by content on disk",
     )
-    masks(run, name, settings, photos)
 
 
 def embed_plainly(clip: Clip, images: Sequence[Image.Image]) -> None:
@@ -107,37 +103,6 @@ def embed_plainly(clip: Clip, images: Sequence[Image.Image]) -> None:
     with torch.inference_mode():
         found = clip._model.get_image_features(**inputs).pooler_output
         torch.nn.functional.normalize(found, dim=-1).numpy()
-
-
-def masks(run: Run, name: str, settings: Settings, photos: Sequence[Path]) -> None:
-    exact = load_remover(name, cores(), "cpu")
-    fast = load_remover(name, cores(), "cpu", settings)
-    pictures = [decode(photo.read_bytes(), LIMITS, WHITE) for photo in photos]
-    cut = [
-        [np.asarray(each(picture)) >= FOREGROUND for picture in pictures] for each in (exact, fast)
-    ]
-    found = [iou(one, other) for one, other in zip(*cut, strict=True)]
-    run.ratio(
-        f"{name}: IoU of masks with rembg's own",
-        found,
-        what=f"one a photo, median; below {MASK_BOUND}: "
-        f"{sum(value < MASK_BOUND for value in found)} of {len(found)}",
-        target=MASK_BOUND,
-    )
-    mini = load_clip(
-        settings.model_copy(update={"embedding_model": str(ROOT / "models/imgrec-mini")})
-    )
-    spec = Preprocessing.from_settings(settings)
-    seen = [
-        embed_all(mini, [prepare(picture, spec, each).image for picture in pictures])
-        for each in (exact, fast)
-    ]
-    run.ratio(
-        f"{name}: cosine of the cut-outs' vectors",
-        [float(value) for value in (seen[0] * seen[1]).sum(1)],
-        what="imgrec-mini, cut with our masks and with rembg's own, one a photo",
-        target=0.995,
-    )
 
 
 def clocked(work: Callable[[], object]) -> tuple[float, float]:
