@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import index
-from pipeline.errors import ImgrecError
+from pipeline.errors import ImgrecError, IndexBroken
 from pipeline.index_kind import IndexKind
-from pipeline.versions import Version, VersionStore
+from pipeline.versions import WAY_OUT, Version, VersionStore
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class PublishedIndex:
         self._open: OpenIndex | None = None
         self._loader: threading.Thread | None = None
         self._retry_at = 0.0
+        self._broken = ("", "")
 
     def current(self) -> OpenIndex:
         """Return the published index, or the one before while a large one is being loaded.
@@ -113,6 +114,8 @@ class PublishedIndex:
         name = self._versions.current_name()
         held = self._open
         if held and held.version.name == name and held.version.still_there:
+            if held.version.identity == self._broken[0]:
+                raise IndexBroken(self._broken[1])  # no answer is better than a wrong one
             return held
         if held and name and self._is_large(name):
             self._load_beside(name, held)
@@ -137,7 +140,25 @@ class PublishedIndex:
         faiss = index.load(version.folder / "index.bin", kind)
         # Now, not within the first query: the version may be pruned while it serves.
         _ = version.paths, version.vectors, version.sha256, version.by_hash
+        try:
+            index.self_check(faiss, version.vectors, kind)
+        except IndexBroken as error:
+            raise IndexBroken(
+                f"{version.folder / 'index.bin'} and vectors.npy do not belong together ({error}): "
+                f"{WAY_OUT}."
+            ) from error
+        threading.Thread(target=self._prove, args=(version,), name="prove", daemon=True).start()
         return OpenIndex(version, faiss)
+
+    def _prove(self, version: Version) -> None:
+        """Compare the large files with their digests, beside the queries; 1 s a gigabyte."""
+        try:
+            self._versions.verify(version)
+        except IndexBroken as error:
+            log.critical("%s", error)
+            self._broken = (version.identity, str(error))
+        except OSError:
+            log.info("Index %s was deleted while it was read.", version.name)
 
     def _is_large(self, name: str) -> bool:
         try:

@@ -235,16 +235,27 @@ def _remover(threads: int) -> Remover:
     return load_remover(settings.rembg_model, threads, settings.device)
 
 
+_proved: set[str] = set()  # versions whose vectors this process has read whole
+
+
 class KnownVectors:
     """Vectors by content hash: from the published version, then from the shared cache."""
 
-    def __init__(self, fingerprint_id: str, *, use_known: bool) -> None:
+    def __init__(self, fingerprint_id: str, *, use_known: bool, proved: bool = False) -> None:
+        """Know what was published.
+
+        Args:
+            proved: compare the version's vectors with their digest before one is reused.
+        """
         self._fingerprint = fingerprint_id
         self._use_known = use_known
         self._version = None
         if use_known:
             try:
                 version = versions().current()
+                if proved and version.identity not in _proved:
+                    versions().verify(version, ["vectors.npy"])
+                    _proved.add(version.identity)
             except ImgrecError:
                 version = None  # none yet, or broken: then nothing of it is reused
             if version and version.fingerprint == fingerprint_id:

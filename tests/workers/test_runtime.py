@@ -96,3 +96,18 @@ def test_a_broken_version_lends_no_vectors_and_stops_no_work(desk: Desk) -> None
     vectors = known(desk)
     vectors.put({"digest": VECTOR})
     assert np.array_equal(vectors.get("digest"), VECTOR)
+
+
+def test_vectors_that_have_rotted_are_not_reused_by_a_rebuild(desk: Desk) -> None:
+    job_id = desk.rebuild()
+    assert desk.job(job_id).state == "published"
+    desk.memory.vectors.clear()
+    version = runtime.versions().current()
+    mine, digest = version.fingerprint, version.sha256[3].decode()
+    assert runtime.KnownVectors(mine, use_known=True, proved=True).get(digest) is not None
+    file = version.folder / "vectors.npy"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 4
+    file.write_bytes(data)
+    runtime._proved.clear()  # as in another process
+    assert runtime.KnownVectors(mine, use_known=True, proved=True).get(digest) is None
