@@ -31,7 +31,11 @@ def check_folder(folder: Path, settings: Settings) -> Path:
     Raises:
         WrongUse: missing, no folder, outside of IMAGE_ROOTS, empty, or without any image.
     """
-    if not folder.exists():
+    try:
+        found = folder.exists()
+    except OSError as error:  # a name that no file can have
+        raise WrongUse(f"The folder '{folder}' cannot be used: {error.strerror}.") from error
+    if not found:
         raise WrongUse(f"No such file or directory: '{folder}'.")
     if not folder.is_dir():
         raise WrongUse(f"'{folder}' is a file: name the folder that holds the product images.")

@@ -140,6 +140,21 @@ def test_a_folder_below_any_allowed_root_is_taken(shop: Shop, tmp_path: Path, ro
     assert shop.plan()
 
 
+@pytest.mark.parametrize("trick", ["..", "products/../..", "/etc", "link", "a" * 300, "a\0b"])
+def test_no_folder_outside_of_the_roots_is_taken(shop: Shop, tmp_path: Path, trick: str) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    shop.settings = shop.settings.model_copy(update={"image_roots": str(shop.root)})
+    shop.root = tmp_path / trick
+    with pytest.raises(WrongUse):
+        shop.plan()
+    assert shop.jobs.newest() == []
+
+
+def test_a_folder_with_a_smiling_name_is_a_folder(shop: Shop, tmp_path: Path) -> None:
+    shop.root = shop.root.rename(tmp_path / "👟 Schuhe")
+    assert shop.rebuild() == ("v0001", 30, 0)
+
+
 def test_a_root_s_name_is_no_prefix_of_another(shop: Shop) -> None:
     allowed = str(shop.root)[:-1]  # /x/product allows nothing in /x/products
     shop.settings = shop.settings.model_copy(update={"image_roots": allowed})

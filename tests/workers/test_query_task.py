@@ -229,6 +229,29 @@ def test_pictures_of_anything_else_are_left_out(desk: Desk) -> None:
     assert len(pictures("v0001", [*("x" for _ in range(MAX_PICTURES)), "kind0/04.png"])) == 0
 
 
+TRICKS = (
+    "..",
+    "../..",
+    "/",
+    "kind0/../../secret.png",
+    "kind0\0.png",
+    "\0",
+    "a" * 300,
+    "👟.png",
+    "",
+)
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_no_name_in_a_message_opens_anything_but_an_indexed_picture(desk: Desk, name: str) -> None:
+    desk.rebuild()
+    assert pictures("v0001", [name]) == {}
+    with pytest.raises(WrongUse, match="no index version"):
+        pictures(name, ["kind0/04.png"])
+    with pytest.raises(WrongUse):
+        query_image(b"", 3, {"product": name})
+
+
 def test_pictures_of_a_folder_outside_of_this_worker_s_roots_are_refused(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
