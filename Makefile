@@ -78,8 +78,8 @@ test: setup weights ## The test suite
 test-slow: setup weights ## The tests that take minutes, too
 	@$(PY) -m pytest
 
-faults: setup ## Kill, freeze, fill and wipe what imgrec runs on; nothing may be lost
-	@$(PY) -m pytest tests/faults -v
+faults: setup weights ## Kill, freeze, fill and wipe what imgrec runs on, each fault five times
+	@FAULT_SEEDS=$${FAULT_SEEDS:-5} $(PY) -m pytest tests/faults -v
 
 bench: setup weights ## Measure everything beside what one would use instead; build/bench/bench.html
 	@$(PY) tests/benchmarks $(BENCH)

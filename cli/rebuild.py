@@ -11,7 +11,7 @@ import click
 
 from cli.output import json_option, local_option, print_json, say, table
 from cli.watch import job_object, ledger, show_job, wait_for_job
-from pipeline.errors import ImgrecError
+from pipeline.errors import ImgrecError, ServerAway
 from pipeline.plan import check_folder, plan_rebuild
 from pipeline.settings import load_settings
 
@@ -62,7 +62,12 @@ def enqueue_rebuild(
             save_preprocessed=save_preprocessed,
             listed=listed,
         )
-    flow.advance(job_id)
+    try:
+        flow.advance(job_id)
+    except ServerAway as error:  # the plan stands, and the reconciler sends it
+        if not wait:
+            raise
+        say(f"{error} Waiting for it.")
     if wait or local:
         wait_for_job(job_id, timeout, as_json, local)
     elif as_json:
@@ -83,6 +88,7 @@ def status(job: str, wait: bool, timeout: float | None, as_json: bool, local: bo
     if wait:
         if local:
             _begin_local()
+        ledger().get(job)
         wait_for_job(job, timeout, as_json, local)
     elif as_json:
         print_json(job_object(job))

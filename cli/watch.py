@@ -70,7 +70,6 @@ def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool 
     Raises:
         JobFailed: the job failed or was cancelled. TimedOut: not in time; the job goes on.
     """
-    ledger().get(job_id)
     work = None
     if local:
         from workers.local import Work

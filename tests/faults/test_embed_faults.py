@@ -224,7 +224,7 @@ def test_a_worker_asked_to_end_gives_its_shard_back(trial: Trial, name: str) -> 
 def test_a_cancelled_rebuild_stops_and_the_next_one_does_only_the_rest(trial: Trial) -> None:
     trial.draw(300)
     stand = trial.stand
-    worker = stand.worker("embed", **SMALL)
+    worker = stand.worker("embed", **SMALL, IMGREC_FAILPOINT="embed.after_claim!sleep0.5")
     stand.worker("index")
     job_id = trial.enqueue(**SMALL)
     wanted = trial.dice.randrange(1, 4)
