@@ -12,6 +12,7 @@ from faults.trial import Trial
 from stand import Stand, draw_product, until
 
 from pipeline import index
+from pipeline.index_kind import IndexKind
 from pipeline.versions import VersionStore
 
 LINES = {
@@ -50,7 +51,8 @@ class Readers:
                 store = VersionStore(self._folder)
                 version = store.current()
                 store.verify(version)
-                faiss = index.load(version.folder / "index.bin", 0)
+                kind = IndexKind.of(version.manifest["index"])
+                faiss = index.load(version.folder / "index.bin", kind)
                 counts = {faiss.ntotal, len(version.paths), version.manifest["images"]}
                 if len(counts) != 1:
                     self.wrong.append(f"{version.name}: {counts}")
