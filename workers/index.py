@@ -34,6 +34,7 @@ def _merge(job_id: str) -> None:
     jobs, settings = runtime.jobs(), load_settings()
     job = jobs.claim_merge(job_id, settings.lease_s)
     if job is None:
+        jobs.get(job_id)  # one that is not there is an error, not a merge that is done
         return
     try:
         # A merge has no natural progress to watch, so only the process's death ends its lease.

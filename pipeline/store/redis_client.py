@@ -78,6 +78,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str | None:
+    if isinstance(error, redis.exceptions.ExecAbortError):
+        return None  # it only says that another error came before
     # Redis quotes the arguments of a command that it does not know; those may be a password.
     reason = str(error).split(", with args")[0].rstrip(".")
     if isinstance(error, ssl.SSLCertVerificationError):
