@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
     "check": ("cli.check", "check", "Prove that everything here works, line by line."),
-    "health": ("cli.health", "health", "Tell whether this machine's workers are alive."),
+    "health": ("cli.health", "health", "Tell whether this machine's workers are alive and well."),
 }
 
 

@@ -200,8 +200,8 @@ def _decode(
             with room.take(decode_cost(image, width * height)):
                 image.load()
                 # Before the modes change: converting drops the EXIF block that holds the rotation.
-                upright = _turn_upright(_whole_blocks(image, width, height))
-                rgb = _to_rgb(upright, background)
+                # In one go: a name for the picture in between would keep it while it is scaled.
+                rgb = _to_rgb(_turn_upright(_whole_blocks(image, width, height)), background)
                 rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
         except BadImage:
             raise
