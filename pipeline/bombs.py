@@ -12,7 +12,8 @@ from pipeline.errors import BadImage
 # Memory at the peak of decoding, measured on files of 21 kinds: 3 to 20 bytes a pixel, the most
 # with alpha, of which five copies are held. Of a progressive JPEG, libjpeg keeps every coefficient
 # besides. Of a tiled TIFF, libtiff unpacks whole tiles, however little of one the picture shows.
-BYTES_PER_PIXEL = 21
+# A WebP with alpha failed with a room of 21 while it was scaled, and fits into 26.
+BYTES_PER_PIXEL = 26
 BYTES_PER_PROGRESSIVE_PIXEL = 8
 BYTES_PER_TILE_PIXEL = 4
 # Gray of 16 bits or more is scaled in float64, thinned out to so many pixels first.

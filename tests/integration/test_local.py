@@ -207,7 +207,8 @@ def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
         [sys.executable, "-m", "cli.main", "serve", "--local"],
         cwd=ROOT,
         env={**laptop.environment, "DATA_DIR": str(tmp_path / "data"), "TERM": "xterm"}
-        | {"DATABASE_URL": f"sqlite:///{tmp_path}/app.db"},
+        | {"DATABASE_URL": f"sqlite:///{tmp_path}/app.db"}
+        | {"IMGREC_FAILPOINT": "embed.after_claim!sleep3"},  # it must not be done before Ctrl-C
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
