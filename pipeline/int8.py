@@ -73,6 +73,7 @@ class _Graph:
         self._constants: list[Any] = []
 
     def build(self) -> bytes:
+        """Return the encoder as the bytes of an ONNX model."""
         from onnx import TensorProto, helper
 
         hidden, addend = "x", ""  # the state of the tokens is their sum

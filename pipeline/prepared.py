@@ -38,6 +38,7 @@ class PreparedCache:
         self._new = 0
 
     def get(self, digest: str) -> Prepared | None:
+        """Return the prepared picture of a content hash; None where none whole is kept."""
         file = self._file(digest)
         try:
             data = file.read_bytes()
@@ -53,6 +54,7 @@ class PreparedCache:
         return found
 
     def put(self, digest: str, prepared: Prepared) -> None:
+        """Keep a prepared picture, with its warning, by content hash."""
         text = PngImagePlugin.PngInfo()
         if prepared.warning:
             text.add_text("warning", prepared.warning)
