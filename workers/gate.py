@@ -20,7 +20,7 @@ from kombu import transport
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import redis, virtual
 from redis.exceptions import ConnectionError as RedisAway
-from redis.exceptions import DataError
+from redis.exceptions import DataError, OutOfMemoryError
 
 from pipeline.errors import WrongUse
 from pipeline.settings import MIB
@@ -180,9 +180,14 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """Celery's transport over Redis, behind the gate."""
+    """Celery's transport over Redis, behind the gate.
+
+    A Redis without memory is waited for as one that is away: to Celery it is an error of the
+    program, which ends the worker (celery 5.7.0).
+    """
 
     Channel = Channel
+    connection_errors = (*redis.Transport.connection_errors, OutOfMemoryError)
 
     def _deliver(self, message: Any, queue: str) -> None:
         try:

@@ -189,6 +189,21 @@ def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(trial: Tria
     trial.publishes(job.id)
 
 
+@pytest.mark.fault(14, "a Redis that is full when the workers start")
+def test_workers_that_meet_a_full_redis_wait_for_room(trial: Trial) -> None:
+    trial.draw()
+    stand = trial.stand
+    stand.redis().set("ballast", b"x" * 3_000_000)
+    stand.redis().config_set("maxmemory", "2mb")
+    workers = [stand.worker("embed"), stand.worker("index")]
+    for queue in ("embed", "index"):
+        until(lambda queue=queue: "maxmemory" in stand.log(queue), f"{queue} meets the full Redis")
+    stand.redis().config_set("maxmemory", "0")
+    trial.hit()
+    trial.publishes(trial.enqueue())
+    assert [worker.poll() for worker in workers] == [None, None]
+
+
 @pytest.mark.fault(14, "a Redis that is full for a while in the middle of a rebuild")
 def test_a_redis_that_fills_up_in_the_middle_stops_no_rebuild(trial: Trial) -> None:
     trial.draw(MANY)
