@@ -286,7 +286,7 @@ class VersionStore:
             sync_file(file)
             files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         manifest = {**manifest, "files": files}
-        manifest["seal"] = _seal(manifest)
+        manifest["seal"] = seal(manifest)
         write_atomic(workspace / "manifest.json", json.dumps(manifest, indent=1).encode())
         taken = [
             _number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
@@ -351,12 +351,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"manifest.json is no JSON: {error}") from error
     if not isinstance(manifest, dict) or KEYS - manifest.keys():
         raise ValueError("manifest.json is no manifest")
-    if manifest.get("seal", _seal(manifest)) != _seal(manifest):  # an old version has none
+    if manifest.get("seal", seal(manifest)) != seal(manifest):  # an old version has none
         raise ValueError("manifest.json was changed after it was sealed")
     return manifest
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def seal(manifest: dict[str, Any]) -> str:
     """Return the digest of all that a manifest says, but for the seal itself."""
     said = {name: value for name, value in manifest.items() if name != "seal"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

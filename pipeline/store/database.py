@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.resources import files
@@ -32,6 +33,7 @@ NOT_TO_US = re.compile(
     r"|no pg_hba.conf entry.*|permission denied for database.*"
 )
 SQLITE = "sqlite:///"
+LOCKED_S = 30.0  # patience with another process that writes
 SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a PostgreSQL schema change
 
 
@@ -87,7 +89,7 @@ class Database:
             return
         file = self.url.removeprefix(SQLITE)
         try:
-            self._kept = sqlite3.connect(file, timeout=30, check_same_thread=False)
+            self._kept = sqlite3.connect(file, timeout=LOCKED_S, check_same_thread=False)
             # Only a connection that has read counts as one.
             self._kept.execute("SELECT MAX(version) FROM schema_version").fetchone()
         except sqlite3.Error as error:
@@ -125,14 +127,14 @@ class _SqliteTransaction:
 def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, timeout=30, isolation_level=None)
+        connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise ServerAway(f"The database {file} cannot be opened: {error}.") from error
     with closing(connection):
         connection.row_factory = sqlite3.Row
         try:
             # WAL: readers never wait for the writer; NORMAL still survives kill -9.
-            connection.execute("PRAGMA journal_mode=WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
             yield _SqliteTransaction(connection)
@@ -141,6 +143,22 @@ def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
             raise ServerAway(f"The database {file} does not work: {error}.") from error
         except sqlite3.DatabaseError as error:
             raise ServerAway(f"The file {file} is no usable database: {error}.") from error
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log; only a new file is not there yet.
+
+    SQLite does not wait for a lock here: several processes that make a file at once meet.
+    """
+    deadline = time.monotonic() + LOCKED_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 class _PostgresTransaction:

@@ -13,6 +13,7 @@ from shop import Shop
 from cli.main import main
 from pipeline.drawing import Product, draw
 from pipeline.settings import Settings, load_settings
+from pipeline.versions import seal
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "models" / "imgrec-mini")
@@ -181,7 +182,7 @@ def test_an_inverted_index_that_looks_at_fewer_lists_is_found_out(
     manifest = json.loads(file.read_bytes())
     assert manifest["index"]["nprobe"] > 1
     manifest["index"]["nprobe"] = 1
-    file.write_text(json.dumps(manifest))
+    file.write_text(json.dumps({**manifest, "seal": seal(manifest)}))
     careless = as_json(capsys, "--index", "--k", "10")
     assert careless["recall"]["10"] < tuned["recall"]["10"] - 0.1
     low, high = careless["intervals"]["10"]

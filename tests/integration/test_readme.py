@@ -39,8 +39,8 @@ VARIES = [
     (re.compile(r"\b[\d.]+ GiB"), "N GiB"),
     (re.compile(r"[━─ ]{2,}|[┳┻╇┏┓┡┩└┘┴]"), " "),
 ]
-# A query is sent once more when its worker is slow to load, which these count.
-COUNTS = re.compile(r"\d[\d.]*%?")
+# A query is sent once more when its worker is slow to load, which these count; so do ages.
+COUNTS = re.compile(r"(\d[\d.]*( min \d+)? s\b)|\d[\d.]*%?")
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
 TOLERANCE = 0.03  # other processors round otherwise
 PROGRESS = re.compile(r"^(planned|running|merging): ", re.MULTILINE)
