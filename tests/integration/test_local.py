@@ -196,6 +196,11 @@ def test_the_shell_answers_lines_in_old_and_new_spelling_and_no_line_ends_it(
     assert "after the end" not in done.stderr
 
 
+def take_the_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+
+
 def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
     laptop: Laptop, tmp_path: Path
 ) -> None:
@@ -213,7 +218,7 @@ def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_the_terminal,
     )
     os.close(theirs)
     seen = bytearray()
