@@ -146,10 +146,9 @@ class Proofs:
 
         from pipeline.background import load_remover
 
-        wanted = self._settings
-        remove = load_remover(wanted.rembg_model, wanted.threads, wanted.device)
+        remove = load_remover(self._settings, threads=self._settings.threads)
         remove(Image.new("RGB", (64, 64)))
-        return f"{wanted.rembg_model} works"
+        return f"{self._settings.rembg_model} works"
 
     def index(self) -> str:
         """The published index is whole, loads, and is of this machine's fingerprint."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -84,7 +85,7 @@ def make_tools(settings: Settings, encoder: Encoder) -> Tools:
     """
     remover = None
     if settings.use_bg_removal:
-        remover = load_remover(settings.rembg_model, 1, settings.device)
+        remover = load_remover(settings, threads=1, at_once=settings.threads)
     spec = Preprocessing.from_settings(settings)
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     prepared = None
@@ -258,8 +259,31 @@ def _read(
     cache: VectorCache,
     save: Callable[[str, Image.Image], None] | None,
 ) -> _Read:
-    failpoint(f"image:{image.path}")
+    """Read and prepare one image; alone, where memory did not suffice beside others.
+
+    Raises:
+        MemoryError: through no fault of this image; the next worker has more.
+    """
+    room = tools.limits.room
+    with suppress(MemoryError):
+        return _attempt(root, image, tools, cache, save)
+    # It may have been a picture beside it, that takes more than its header says.
+    with room.alone(), suppress(MemoryError):
+        return _attempt(root, image, tools, cache, save)
+    if room.leaked():  # asked once the errors are gone: their tracebacks hold what they met
+        raise MemoryError
+    return _Read(failure=Failure(image.path, "preprocess", OUT_OF_MEMORY))
+
+
+def _attempt(
+    root: Path,
+    image: ImageFile,
+    tools: Tools,
+    cache: VectorCache,
+    save: Callable[[str, Image.Image], None] | None,
+) -> _Read:
     try:
+        failpoint(f"image:{image.path}")
         data = read_image(confined(root, image.path), tools.limits)
         digest = sha256(data)
         known = cache.get(digest)
@@ -269,13 +293,9 @@ def _read(
         if save is not None:
             save(image.path, prepared.image)
     except BadImage as error:
-        if error.reason == OUT_OF_MEMORY and tools.limits.room.leaked():
-            raise MemoryError from error  # the next worker has more
+        if error.reason == OUT_OF_MEMORY:
+            raise MemoryError from error
         return _Read(failure=Failure(image.path, error.stage, error.reason))
-    except MemoryError:  # within the background removal
-        if tools.limits.room.leaked():
-            raise
-        return _Read(failure=Failure(image.path, "preprocess", OUT_OF_MEMORY))
     warning = None
     if prepared.warning:
         warning = Failure(image.path, "preprocess", prepared.warning, warning=True)

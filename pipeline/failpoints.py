@@ -6,6 +6,7 @@ Off unless `IMGREC_FAILPOINT` is set, to `NAME` or `NAME!ACTION`:
     segv     end it as a broken C library does
     stop     freeze it, as SIGSTOP does
     memory   allocate until nothing is left
+    leak     allocate and keep all but a little
     full     raise what a full disk raises
     raise    raise RuntimeError, as a bug would
     sleepS   pause for S seconds
@@ -27,6 +28,9 @@ import time
 _WANTED = os.environ.get("IMGREC_FAILPOINT", "")
 _NAME, _, _ACTION = _WANTED.partition("!")
 _ONCE = os.environ.get("IMGREC_FAILPOINT_ONCE")
+MIB = 2**20
+LITTLE = 32  # of those
+_leaked: list[bytes] = []
 
 
 def failpoint(name: str) -> None:
@@ -45,14 +49,22 @@ def _first_time() -> bool:
     return True
 
 
+def _allocate(held: list[bytes]) -> None:
+    while True:
+        held.append(b"\1" * MIB)  # no zeros: those take no memory before they are touched
+
+
 def _act(action: str) -> None:
     if action in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[action])
         time.sleep(0.5)  # the signal may reach another thread first: go no line further until then
     elif action == "memory":
-        held = []
-        while True:
-            held.append(b"\1" * 2**24)  # no zeros: those take no memory before they are touched
+        _allocate([])
+    elif action == "leak":
+        try:
+            _allocate(_leaked)
+        except MemoryError:
+            del _leaked[-LITTLE:]  # a process that gets none at all does not behave in any way
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif action == "raise":

@@ -82,6 +82,7 @@ class Room:
         self._size: int | None = None
         self._line: int | None = None
         self._taken = 0
+        self._alone: int | None = None
         self._changed = threading.Condition()
 
     def narrow(self, size: int, line: int) -> None:
@@ -101,7 +102,7 @@ class Room:
                     f"the image would need {shown(wanted)} of memory, WORKER_MAX_MEMORY leaves "
                     f"{shown(self._size)} for pictures: raise it, or make the image smaller"
                 )
-            self._changed.wait_for(lambda: self._size is None or self._taken + wanted <= self._size)
+            self._changed.wait_for(lambda: self._fits(wanted))
             self._taken += wanted
         try:
             yield
@@ -109,6 +110,24 @@ class Room:
             with self._changed:
                 self._taken -= wanted
                 self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold all room, once no other thread holds any; this thread may still `take`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken == 0 and self._alone is None)
+            self._alone = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = None
+                self._changed.notify_all()
+
+    def _fits(self, wanted: int) -> bool:
+        if self._alone is not None:
+            return self._alone == threading.get_ident()
+        return self._size is None or self._taken + wanted <= self._size
 
     def leaked(self) -> bool:
         """Tell whether this process is short of memory through no fault of the newest picture."""

@@ -69,7 +69,8 @@ def _embed(job_id: str, n: int) -> None:
     except Exception as error:
         if runtime.room.leaked():
             log.error("Shard %d of job %s lacks memory; the next worker has more.", n, job_id)
-            jobs.release_shard(claim, count_attempt=False)
+            # Counted: what takes it from one worker after the other is found when tried alone.
+            jobs.release_shard(claim, count_attempt=True)
             memory.end_worker()
             return
         _failed(claim, error)

@@ -43,6 +43,7 @@ _is_worker = threading.Event()
 _settled: set[str] = set()
 _busy = threading.Lock()  # held by work whose memory is no leak
 _limit: int | None = None  # in force once the models are loaded
+_line: int | None = None  # used memory above which the ceiling is near
 
 
 def begin() -> None:
@@ -57,7 +58,7 @@ def settle(room: Room, queue: str) -> None:
     Raises:
         SetupError: WORKER_MAX_MEMORY is less than the models take.
     """
-    global _limit
+    global _limit, _line
     settings, base = load_settings(), promised_bytes()
     if base is None or settings.memory_limit == 0 or not _is_worker.is_set() or queue in _settled:
         return
@@ -71,12 +72,15 @@ def settle(room: Room, queue: str) -> None:
             f"This worker needs {shown(base)} for its models alone, so WORKER_MAX_MEMORY cannot "
             f"be {shown(limit)}: set it to {shown(base + 2 * LEAST)} or more."
         )
-    _limit = limit
+    _limit, _line = limit, int(LINE * limit)
     _settled.add(queue)
-    room.narrow(int((limit - base) * PICTURES_SHARE), int(LINE * limit))
     if not _on_cuda():
+        # The ceiling counts what was asked for and never touched, too, like the ends of stacks: a
+        # leak meets it when less than the limit is used.
+        _line -= base - (used_bytes() or base)
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    room.narrow(int((limit - base) * PICTURES_SHARE), _line)
 
 
 def require_fit(vector_bytes: int) -> None:
@@ -117,12 +121,13 @@ def _watch() -> None:
     since: float | None = None
     while not stopping.wait(LOOK_S):
         limit = _limit or wanted or default_limit()
-        if (used_bytes() or 0) <= LINE * limit or _busy.locked():
+        line = _line or LINE * limit
+        if (used_bytes() or 0) <= line or _busy.locked():
             since = None
             continue
         give_back()
         since, used = since or time.monotonic(), used_bytes() or 0
-        if used > limit or (used > LINE * limit and time.monotonic() - since > LEAK_S):
+        if used > limit or (used > line and time.monotonic() - since > LEAK_S):
             _end(used, limit)
             return
 

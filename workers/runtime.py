@@ -28,7 +28,7 @@ from pipeline.heads import HeadStore
 from pipeline.images import Limits
 from pipeline.labels import load_labels
 from pipeline.memory import Room
-from pipeline.preprocess import Prepared, Preprocessing, Remover, prepare
+from pipeline.preprocess import Prepared, Preprocessing, prepare
 from pipeline.published import PublishedIndex
 from pipeline.settings import load_settings
 from pipeline.shelf import Shelves
@@ -186,7 +186,7 @@ def query_prepare() -> Callable[[Image.Image], Prepared]:
     spec = Preprocessing.from_settings(settings)
     if not settings.use_bg_removal:
         return lambda image: prepare(image, spec, None)
-    remover = _remover(threads=settings.threads)
+    remover = load_remover(settings, threads=settings.threads)
     turn = threading.Lock()
 
     def run(image: Image.Image) -> Prepared:
@@ -228,11 +228,6 @@ def batcher() -> Batcher:
     made = Batcher(embed, load_settings().embed_batch_size)
     vitals.need(made.thread)
     return made
-
-
-def _remover(threads: int) -> Remover:
-    settings = load_settings()
-    return load_remover(settings.rembg_model, threads, settings.device)
 
 
 _proved: set[str] = set()  # versions whose vectors this process has read whole

@@ -125,7 +125,7 @@ def test_a_poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed(
     trial.stand.worker("index")
     trial.hit()
     job_id = trial.enqueue(MAX_ATTEMPTS="1")
-    trial.publishes(job_id, crashed=[poison])
+    trial.publishes(job_id, left_out={poison: "crashed the worker"})
     assert sum(each.deaths for each in kept) >= 2
 
 

@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,19 +87,21 @@ class Trial:
         self.recovered()
         return self.stand.jobs.get(job_id)
 
-    def publishes(self, job_id: str, *, crashed: Iterable[str] = (), **patience: float) -> None:
+    def publishes(
+        self, job_id: str, *, left_out: Mapping[str, str] | None = None, **patience: float
+    ) -> None:
         """Wait for a job's publication; then each good image is there once, the others told of.
 
         Args:
-            crashed: images that must not be in the index, but in the ledger as crashed.
+            left_out: images that must not be in the index, but in the ledger, for this reason.
         """
         job = self.end(job_id, **patience)
         assert job.state == "published", f"{job.state}: {job.error}"
-        self.account(job_id, crashed=crashed)
+        self.account(job_id, left_out=left_out)
 
-    def account(self, job_id: str, *, crashed: Iterable[str] = ()) -> None:
+    def account(self, job_id: str, *, left_out: Mapping[str, str] | None = None) -> None:
         """Compare the published version and the ledger with what is in the folder."""
-        left_out = set(crashed)
+        left_out = left_out or {}
         wanted = Counter(name for name in self.good if name not in left_out)
         found = Counter(self.stand.indexed())
         self.outcome.lost = (wanted - found).total()
@@ -107,8 +109,8 @@ class Trial:
         assert found == wanted
         ledger = {f.path: f for f in self.stand.jobs.failures(job_id) if not f.warning}
         assert sorted(ledger) == sorted({*self.bad, *left_out})
-        for name in left_out:
-            assert "crashed the worker" in ledger[name].reason
+        for name, reason in left_out.items():
+            assert reason in ledger[name].reason
         progress = self.stand.jobs.progress(job_id)
         assert progress.embedded + progress.reused == len(wanted)
         assert progress.images == len(self.good) + len(self.bad)

@@ -236,3 +236,35 @@ def test_a_container_s_limit_is_a_worker_s_limit(
         assert memory.default_limit() == machine
     file.write_text("1000000000\n")
     assert memory.default_limit() == 900_000_000
+
+
+def test_a_picture_tried_alone_has_no_other_beside_it() -> None:
+    room = Room()
+    inside: list[str] = []
+    first, entered = threading.Event(), threading.Event()
+
+    def beside() -> None:
+        with room.take(1):
+            first.set()
+            entered.wait(20)
+            inside.append("beside leaves")
+
+    other = threading.Thread(target=beside)
+    other.start()
+    first.wait(20)
+    threading.Timer(0.2, entered.set).start()
+    with room.alone():
+        inside.append("alone")
+        late = threading.Thread(target=lambda: inside.append("late") if room_taken(room) else None)
+        late.start()
+        with room.take(10):  # by the same thread
+            late.join(0.3)
+            inside.append("alone leaves")
+    late.join(20)
+    other.join(20)
+    assert inside == ["beside leaves", "alone", "alone leaves", "late"]
+
+
+def room_taken(room: Room) -> bool:
+    with room.take(1):
+        return True

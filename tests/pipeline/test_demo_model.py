@@ -37,7 +37,7 @@ CHANGES = {"recompressed": recompressed, "cropped": cropped, "mirrored": ImageOp
 
 @pytest.mark.parametrize("remove_background", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_product_is_found_first_under_recompression_a_crop_and_in_the_mirror(
-    remove_background: bool, monkeypatch: pytest.MonkeyPatch
+    remove_background: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("U2NET_HOME", str(ROOT / "models" / "u2net"))
     settings = Settings(
@@ -45,9 +45,10 @@ def test_a_product_is_found_first_under_recompression_a_crop_and_in_the_mirror(
         embedding_model=str(ROOT / MODEL),
         use_bg_removal=remove_background,
         rembg_model="u2netp",
+        data_dir=tmp_path,
     )
     clip, spec = load_clip(settings), Preprocessing.from_settings(settings)
-    remover = load_remover("u2netp", settings.threads, "cpu") if remove_background else None
+    remover = load_remover(settings, threads=settings.threads) if remove_background else None
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
 
     def embed(images: list[Image.Image]) -> np.ndarray:

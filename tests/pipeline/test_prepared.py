@@ -127,7 +127,7 @@ def test_a_second_model_cuts_nothing_out_again(
 ) -> None:
     cut: list[int] = []
 
-    def load(*_: object) -> preprocess.Remover:
+    def load(*_: object, **__: object) -> preprocess.Remover:
         def remove(image: Image.Image) -> Image.Image:
             cut.append(1)
             mask = Image.new("L", image.size, 0)

@@ -13,11 +13,16 @@ from pipeline import background
 from pipeline.background import load_remover
 from pipeline.errors import SetupError
 from pipeline.preprocess import Preprocessing, prepare
+from pipeline.settings import Settings
 
 YELLOW = (250, 240, 10)
 PLAIN = Preprocessing(size=(224, 224), padding=0.0, bg_color=YELLOW, rembg_model=None)
 CUT = Preprocessing(size=(200, 200), padding=0.1, bg_color=YELLOW, rembg_model="toy")
 WEIGHTS = Path(__file__).parents[2] / "models" / "u2net"
+
+
+def removal(model: str, device: str = "auto") -> Settings:
+    return Settings(_env_file=None, rembg_model=model, device=device, rembg_backend="onnxruntime")
 
 
 def red_box() -> Image.Image:
@@ -87,7 +92,7 @@ def test_u2netp_cuts_a_product_out_of_its_background(monkeypatch: pytest.MonkeyP
     image = Image.new("RGB", (320, 320), (120, 150, 120))
     ImageDraw.Draw(image).ellipse((90, 70, 230, 260), fill=(200, 30, 40))
     spec = Preprocessing((224, 224), 0.1, (255, 255, 255), "u2netp")
-    prepared = prepare(image, spec, load_remover("u2netp", 1, "cpu"))
+    prepared = prepare(image, spec, load_remover(removal("u2netp", "cpu"), threads=1))
     assert prepared.warning is None
     assert is_color(prepared.image, (4, 4), (255, 255, 255))
     assert is_color(prepared.image, (112, 112), (200, 30, 40))
@@ -99,7 +104,7 @@ def test_missing_rembg_is_a_sentence_with_both_ways_out(monkeypatch: pytest.Monk
         background, "find_spec", lambda name: None if name == "rembg" else real(name)
     )
     with pytest.raises(SetupError, match=r"rembg is not installed.*pip.*USE_BG_REMOVAL=false"):
-        load_remover("u2net", 1)
+        load_remover(removal("u2net"), threads=1)
 
 
 def test_missing_weights_name_the_file_and_the_ways_out(
@@ -108,14 +113,14 @@ def test_missing_weights_name_the_file_and_the_ways_out(
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(SetupError) as caught:
-        load_remover("u2netp", 1)
+        load_remover(removal("u2netp"), threads=1)
     for words in (str(tmp_path / "u2netp.onnx"), "U2NET_HOME", "USE_BG_REMOVAL=false"):
         assert words in str(caught.value)
 
 
 def test_an_unknown_removal_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SetupError, match=r"REMBG_MODEL=u2nett is unknown.*u2netp"):
-        load_remover("u2nett", 1)
+        load_remover(removal("u2nett"), threads=1)
 
 
 def test_missing_onnxruntime_names_the_extra_that_brings_it(
@@ -126,7 +131,7 @@ def test_missing_onnxruntime_names_the_extra_that_brings_it(
         background, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
     )
     with pytest.raises(SetupError, match=r"onnxruntime is not installed.*imgrec\[cpu\]"):
-        load_remover("u2net", 1)
+        load_remover(removal("u2net"), threads=1)
 
 
 def test_cuda_that_onnxruntime_does_not_have_is_refused_and_never_the_cpu_in_silence(
@@ -137,7 +142,7 @@ def test_cuda_that_onnxruntime_does_not_have_is_refused_and_never_the_cpu_in_sil
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(SetupError, match=r"DEVICE=cuda.*imgrec\[gpu\]"):
-        load_remover("u2netp", 1, "cuda")
+        load_remover(removal("u2netp", "cuda"), threads=1)
 
 
 def test_cuda_that_does_not_start_is_refused_and_never_the_cpu_in_silence(
@@ -152,7 +157,7 @@ def test_cuda_that_does_not_start_is_refused_and_never_the_cpu_in_silence(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setenv("U2NET_HOME", str(WEIGHTS))
     with pytest.raises(SetupError, match="could not start on CUDA"):
-        load_remover("u2netp", 1, "cuda")
+        load_remover(removal("u2netp", "cuda"), threads=1)
 
 
 def test_broken_weights_are_a_sentence_with_the_ways_out(
@@ -162,7 +167,7 @@ def test_broken_weights_are_a_sentence_with_the_ways_out(
     monkeypatch.setenv("MODEL_CHECKSUM_DISABLED", "1")  # or rembg would download them again
     (tmp_path / "u2netp.onnx").write_bytes(b"no model")
     with pytest.raises(SetupError) as caught:
-        load_remover("u2netp", 1, "cpu")
+        load_remover(removal("u2netp", "cpu"), threads=1)
     assert str(tmp_path / "u2netp.onnx") in str(caught.value)
     assert "\n" not in str(caught.value)
 
