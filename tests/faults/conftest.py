@@ -28,25 +28,18 @@ def stand(tmp_path: Path, model: Path) -> Iterator[Stand]:
     stand.close()
 
 
-# What `make test` runs of the table: a fault of each kind. `make faults` runs all of it.
-SHORT = (
-    *("killed_at_any_line_loses_no_image[seed1-image]", "loses_no_image[seed1-embed.after_write]"),
-    *(
-        "delivered_three_times",
-        "poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed[seed1-kill",
-    ),
-    *("shard_file_that_rots_is_made_again[seed1-changed]", "gives_its_shard_back[seed1-SIGTERM]"),
-    *("cancelled_rebuild", "leaves_a_job_that_ends[seed1-plan.before_finish]"),
-    *("see_a_half[seed1-merge.before_commit]", "see_a_half[seed1-merge.after_pointer]"),
-    *("redis_killed_within_a_shard", "stops_no_rebuild[seed1-flushed]"),
-    *("full_redis_says_so", "answered_by_another[seed1-query.start]", "one_bad_query"),
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` runs a fault of each kind, the ones marked `short`; `make faults` all of them."""
     for item in items:
-        if item.get_closest_marker("fault") and not any(name in item.name for name in SHORT):
+        if item.get_closest_marker("fault") and not _short(item):
             item.add_marker(pytest.mark.slow)
+
+
+def _short(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("short")
+    if mark is None:
+        return False
+    return not mark.args or any(value in mark.args for value in item.callspec.params.values())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

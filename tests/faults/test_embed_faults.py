@@ -37,6 +37,7 @@ EMBED_LINES = {
 
 
 @pytest.mark.fault(1, "kill -9 of an embed worker at {line}")
+@pytest.mark.short("image", "embed.after_write")
 @pytest.mark.parametrize("line", EMBED_LINES)
 def test_an_embed_worker_killed_at_any_line_loses_no_image(trial: Trial, line: str) -> None:
     trial.draw()
@@ -62,6 +63,7 @@ def test_a_lost_message_is_sent_again(trial: Trial) -> None:
 
 
 @pytest.mark.fault(5, "every message delivered three times, to two workers at once")
+@pytest.mark.short
 def test_a_shard_delivered_three_times_counts_once(trial: Trial) -> None:
     trial.draw()
     job_id = trial.enqueue()
@@ -114,6 +116,7 @@ def test_a_frozen_worker_loses_its_shard_and_does_no_harm_when_it_wakes(trial: T
 
 
 @pytest.mark.fault(17, "an image that ends its worker by {how}")
+@pytest.mark.short("kill")
 @pytest.mark.parametrize("how", ["kill", "segv"])
 def test_a_poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed(
     trial: Trial, how: str
@@ -130,6 +133,7 @@ def test_a_poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed(
 
 
 @pytest.mark.fault(18, "a shard's file that is {how} before the merge")
+@pytest.mark.short("changed")
 @pytest.mark.parametrize("how", ["changed", "cut off", "deleted"])
 def test_a_shard_file_that_rots_is_made_again(trial: Trial, how: str) -> None:
     trial.draw()
@@ -201,6 +205,7 @@ def test_a_disk_that_takes_nothing_for_a_while_stops_no_rebuild(
 
 
 @pytest.mark.fault(20, "{name} to an embed worker in the middle of a shard")
+@pytest.mark.short("SIGTERM")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGQUIT", "SIGINT twice"])
 def test_a_worker_asked_to_end_gives_its_shard_back(trial: Trial, name: str) -> None:
     trial.draw(200)
@@ -221,6 +226,7 @@ def test_a_worker_asked_to_end_gives_its_shard_back(trial: Trial, name: str) -> 
 
 
 @pytest.mark.fault(21, "a rebuild cancelled in the middle; the next does only the rest")
+@pytest.mark.short
 def test_a_cancelled_rebuild_stops_and_the_next_one_does_only_the_rest(trial: Trial) -> None:
     trial.draw(300)
     stand = trial.stand
@@ -252,6 +258,7 @@ PLAN_LINES = {
 
 
 @pytest.mark.fault(26, "kill -9 of enqueue-rebuild at {line}")
+@pytest.mark.short("plan.before_finish")
 @pytest.mark.parametrize("line", PLAN_LINES)
 def test_a_command_killed_while_it_plans_leaves_a_job_that_ends(trial: Trial, line: str) -> None:
     trial.draw()

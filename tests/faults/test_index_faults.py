@@ -62,6 +62,7 @@ class Readers:
 
 
 @pytest.mark.fault(15, "kill -9 of the indexer at {line}")
+@pytest.mark.short("merge.before_commit", "merge.after_pointer")
 @pytest.mark.parametrize("line", LINES)
 def test_an_indexer_killed_at_any_line_publishes_once_and_readers_never_see_a_half(
     trial: Trial, line: str

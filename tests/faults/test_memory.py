@@ -15,6 +15,7 @@ LIMIT = {"WORKER_MAX_MEMORY": "768MiB"}  # about 450 above what the tiny model l
 
 
 @pytest.mark.fault(17, "an image that takes all memory, beside good ones")
+@pytest.mark.short
 def test_an_image_that_takes_all_memory_fails_alone(trial: Trial) -> None:
     trial.draw()
     glutton = trial.dice.choice(trial.good)
@@ -28,6 +29,7 @@ def test_an_image_that_takes_all_memory_fails_alone(trial: Trial) -> None:
 
 
 @pytest.mark.fault(17, "an embed worker that leaks, {line}")
+@pytest.mark.short("image")
 @pytest.mark.parametrize("line", ["image", "embed.after_mark"])
 def test_an_embed_worker_that_leaked_is_replaced_and_blames_no_image(
     trial: Trial, line: str

@@ -27,6 +27,7 @@ def ask(app: Celery, picture: bytes, top_k: int) -> Any:
 
 
 @pytest.mark.fault(22, "kill -9 of a query worker at {line}, while the command waits")
+@pytest.mark.short("query.start")
 @pytest.mark.parametrize("line", ["query.start", "query.before_answer"])
 def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line: str) -> None:
     trial.draw(20)
@@ -60,6 +61,7 @@ def test_a_query_that_nobody_can_answer_is_a_sentence_and_leaves_no_listener(tri
 
 
 @pytest.mark.fault(23, "one broken picture among 16 queries at once")
+@pytest.mark.short
 def test_one_bad_query_fails_alone(trial: Trial) -> None:
     trial.draw(20)
     stand = trial.stand

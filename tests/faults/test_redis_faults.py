@@ -40,6 +40,7 @@ def midway(trial: Trial, job_id: str) -> None:
 
 
 @pytest.mark.fault(8, "kill -9 of Redis with its append-only file, in the middle of a shard")
+@pytest.mark.short
 def test_a_redis_killed_within_a_shard_is_outlived_by_its_workers(trial: Trial) -> None:
     trial.draw(MANY)
     stand = trial.stand
@@ -54,6 +55,7 @@ def test_a_redis_killed_within_a_shard_is_outlived_by_its_workers(trial: Trial) 
 
 
 @pytest.mark.fault(9, "Redis {how} in the middle of a rebuild")
+@pytest.mark.short("flushed")
 @pytest.mark.parametrize("how", ["killed and back without its data", "flushed"])
 def test_a_redis_that_forgets_everything_stops_no_rebuild(trial: Trial, how: str) -> None:
     trial.draw(MANY)
@@ -170,6 +172,7 @@ def test_a_slow_redis_makes_things_slow_and_nothing_wrong(trial: Trial, proxy: P
 
 
 @pytest.mark.fault(14, "a Redis without memory for one more message")
+@pytest.mark.short
 def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(trial: Trial) -> None:
     trial.draw()
     stand = trial.stand
