@@ -6,6 +6,7 @@ import copy
 import hashlib
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +56,7 @@ def load_remover(settings: Settings, *, threads: int, at_once: int = 1) -> Remov
     if wanted == "onnxruntime" or device == "cuda" or not mnn.can_run(model) or _on_gpu(session):
         return _remover(session)
     weights = Path(session.download_models())
-    key = measurement_key(f"{_digest(weights)} {threads} MNN {version('MNN')}", "cpu")
+    key = measurement_key(f"{_digest(weights)} {threads} x {at_once} MNN {version('MNN')}", "cpu")
     faster: Any = None
 
     def with_mnn() -> Any:
@@ -69,7 +70,13 @@ def load_remover(settings: Settings, *, threads: int, at_once: int = 1) -> Remov
         exact, other = _remover(session), _remover(with_mnn())
         pictures = probes()[:MASK_PROBES]
         agreement = min(iou(exact(each), other(each)) for each in pictures)
-        gain = speedup(exact, other, pictures[0])
+        with ThreadPoolExecutor(at_once) as pool:
+            together = [pictures[0]] * at_once
+            gain = speedup(
+                lambda many: list(pool.map(exact, many)),
+                lambda many: list(pool.map(other, many)),
+                together,
+            )
         log.info("MNN: %.2f times onnxruntime's speed, mask IoU %.4f.", gain, agreement)
         return [Measured("mnn", agreement, gain)]
 
