@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import WrongUse
+from pipeline.errors import WrongUse, quote
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ class Condition:
         column, sign, value = (part.strip() for part in found.groups()) if found else ("", "", "")
         if not column:
             raise WrongUse(
-                f"The condition '{text}' cannot be used: write COLUMN=VALUE, or !=, <, <=, >, >= "
+                f"The condition {quote(text)} cannot be used: write COLUMN=VALUE, or !=, <, <=, >, >= "
                 "in place of =."
             )
         return cls(column, sign, value)

@@ -18,6 +18,14 @@ A message is one sentence: what, which file or id, the limit, what to do next.
 from __future__ import annotations
 
 
+LONGEST_QUOTE = 80
+
+
+def quote(text: str) -> str:
+    """Return somebody's words as a sentence quotes them: not a page of them."""
+    return f"'{text}'" if len(text) <= LONGEST_QUOTE else f"'{text[:LONGEST_QUOTE]}...'"
+
+
 class ImgrecError(Exception):
     """A failure that a sentence explains; anything else is a bug."""
 

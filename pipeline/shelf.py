@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.catalogue import PRODUCT_ID, Catalogue, Condition, Value, to_number
-from pipeline.errors import WrongUse
+from pipeline.errors import WrongUse, quote
 from pipeline.versions import Version
 
 KEPT_MASKS = 64  # of the newest conditions
@@ -134,7 +134,7 @@ class Shelf:
     def _no_column(self, name: str, known: set[str]) -> str:
         if not known:
             return (
-                f"No product of index {self.version.name} has a '{name}': 'imgrec import-products "
+                f"No product of index {self.version.name} has a {quote(name)}: 'imgrec import-products "
                 "FILE' tells imgrec about your products."
             )
-        return f"No product has a '{name}'; there are: {', '.join(sorted(known))}."
+        return f"No product has a {quote(name)}; there are: {', '.join(sorted(known))}."

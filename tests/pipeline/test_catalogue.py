@@ -148,3 +148,10 @@ def test_an_import_adds_replaces_by_id_or_replaces_all(database: Database) -> No
     products.put([Product("c", {})], replace=True)
     assert set(products.catalogue().facts_json) == {"c"}
     assert products.catalogue().by_image == {}
+
+
+def test_a_page_for_a_condition_is_not_a_page_in_the_answer() -> None:
+    with pytest.raises(WrongUse) as caught:
+        Condition.parse("x" * 1000)
+    assert len(str(caught.value)) < 250
+    assert "xxx...'" in str(caught.value)
