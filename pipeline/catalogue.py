@@ -99,8 +99,8 @@ class Condition:
         column, sign, value = (part.strip() for part in found.groups()) if found else ("", "", "")
         if not column:
             raise WrongUse(
-                f"The condition {quote(text)} cannot be used: write COLUMN=VALUE, or !=, <, <=, >, >= "
-                "in place of =."
+                f"The condition {quote(text)} cannot be used: write COLUMN=VALUE, or !=, <, <=, "
+                ">, >= in place of =."
             )
         return cls(column, sign, value)
 

@@ -17,7 +17,6 @@ A message is one sentence: what, which file or id, the limit, what to do next.
 
 from __future__ import annotations
 
-
 LONGEST_QUOTE = 80
 
 

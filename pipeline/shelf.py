@@ -134,7 +134,7 @@ class Shelf:
     def _no_column(self, name: str, known: set[str]) -> str:
         if not known:
             return (
-                f"No product of index {self.version.name} has a {quote(name)}: 'imgrec import-products "
-                "FILE' tells imgrec about your products."
+                f"No product of index {self.version.name} has a {quote(name)}: 'imgrec "
+                "import-products FILE' tells imgrec about your products."
             )
         return f"No product has a {quote(name)}; there are: {', '.join(sorted(known))}."
