@@ -18,6 +18,9 @@ MESSAGE_BYTES = 512 * 1024
 # A worker that loads its model on a busy machine may be mute for a second.
 LAST_LOOK_S = 4.0
 LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can still be answered
+# Sent again after 5 s, after 10 more, 20 more: a worker that still loads its model may take two of
+# them and be lost with both. No more: a picture that ends its worker would end them all.
+RESENDS = 3
 
 
 def message(image: Path, settings: Settings) -> bytes:
@@ -100,7 +103,7 @@ def wait_for(
     *,
     needs_index: bool = True,
 ) -> dict[str, Any]:
-    """Wait for an answer; a query lost with its worker is sent once more under the same id.
+    """Wait for an answer; a query lost with its worker is sent again under the same id.
 
     Raises:
         TimedOut: no answer in time. ServerAway: Redis is away, or no worker serves queries.
@@ -113,6 +116,8 @@ def wait_for(
 
     pending = AsyncResult(query_id)
     deadline = time.monotonic() + timeout
+    resends, pause = (RESENDS if resend else 0), LOOK_AGAIN_S
+    again_at = time.monotonic() + pause
     with flow.broker():
         while True:
             left = deadline - time.monotonic()
@@ -129,9 +134,11 @@ def wait_for(
                     ) from None
                 # While others still wait to be taken, the workers are behind and nothing is lost:
                 # to send it again would only make them slower.
-                if resend is not None and not flow.queue_length(flow.QUERY):
+                due = resends > 0 and time.monotonic() >= again_at
+                if resend is not None and due and not flow.queue_length(flow.QUERY):
                     resend()
-                    resend = None
+                    resends, pause = resends - 1, 2 * pause
+                    again_at = time.monotonic() + pause
 
 
 def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:

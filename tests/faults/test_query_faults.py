@@ -43,6 +43,23 @@ def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line:
     assert sum(victim.poll() == -signal.SIGKILL for victim in victims) == 1
 
 
+@pytest.mark.fault(22, "kill -9 of two query workers in turn, each with the query in its hands")
+def test_a_query_lost_twice_is_answered_by_a_third_worker(trial: Trial) -> None:
+    trial.draw(20)
+    stand = trial.stand
+    stand.workers("embed", "index")
+    trial.publishes(trial.enqueue())
+    victims = []
+    for number in range(2):
+        once = {"IMGREC_FAILPOINT_ONCE": str(stand.folder / f"once-{number}")}
+        victims.append(stand.keep("query", IMGREC_FAILPOINT="query.start", **once))
+    name = trial.dice.choice(trial.good)
+    trial.hit()
+    assert stand.query(stand.products / name)["matches"][0]["filename"] == name
+    trial.recovered()
+    assert [victim.deaths for victim in victims] == [1, 1]
+
+
 @pytest.mark.fault(22, "kill -9 of the only query worker, while the command waits")
 def test_a_query_that_nobody_can_answer_is_a_sentence_and_leaves_no_listener(trial: Trial) -> None:
     trial.draw(20)
