@@ -61,10 +61,6 @@ class OpenIndex:
                 return
             nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
 
-    def touch(self) -> None:
-        """Search everything once: its pages are mapped then, not within the first queries."""
-        self.search(np.zeros((1, self.faiss.d), np.float32), 1, nprobe=self.kind.nlist)
-
     @cached_property
     def kind(self) -> IndexKind:
         return IndexKind.of(self.version.manifest["index"])
@@ -185,7 +181,6 @@ class PublishedIndex:
         try:
             fresh = self._load(name)
             _read_ahead(fresh.version.folder / "index.bin")
-            fresh.touch()
         except (ImgrecError, OSError):
             self._retry_at = time.monotonic() + RETRY_S
             log.exception("Index %s cannot be loaded; %s goes on.", name, held.version.name)
