@@ -30,6 +30,7 @@ from pipeline.store.jobs import Jobs
 from pipeline.versions import VersionStore
 
 TITLE = "Incremental: a rebuild costs what changed"
+QUICK = False  # it draws twenty thousand pictures
 SHARE = 64  # pictures that the model is timed on, two batches
 MODEL = ROOT / "models" / "imgrec-mini"
 
