@@ -43,8 +43,8 @@ def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line:
     assert sum(victim.poll() == -signal.SIGKILL for victim in victims) == 1
 
 
-@pytest.mark.fault(22, "kill -9 of two query workers in turn, each with the query in its hands")
-def test_a_query_lost_twice_is_answered_by_a_third_worker(trial: Trial) -> None:
+@pytest.mark.fault(22, "kill -9 of each of two query workers at its first query")
+def test_a_query_lost_with_each_of_its_workers_is_answered_once_they_are_back(trial: Trial) -> None:
     trial.draw(20)
     stand = trial.stand
     stand.workers("embed", "index")
@@ -57,7 +57,8 @@ def test_a_query_lost_twice_is_answered_by_a_third_worker(trial: Trial) -> None:
     trial.hit()
     assert stand.query(stand.products / name)["matches"][0]["filename"] == name
     trial.recovered()
-    assert [victim.deaths for victim in victims] == [1, 1]
+    # Two where the second message goes to the other worker, and not to the first, started again.
+    assert sum(victim.deaths for victim in victims) in (1, 2)
 
 
 @pytest.mark.fault(22, "kill -9 of the only query worker, while the command waits")
