@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,47 +54,56 @@ def load_remover(settings: Settings, *, threads: int, at_once: int = 1) -> Remov
     if wanted == "mnn":
         _require_mnn(model, device)
     session = _load_session(model, threads, device)
-    if wanted == "onnxruntime" or device == "cuda" or not mnn.can_run(model) or _on_gpu(session):
-        return _remover(session)
+    on_cpu = device != "cuda" and not _on_gpu(session)
+    if wanted != "onnxruntime" and on_cpu and mnn.can_run(model):
+        session = _faster(session, settings, threads, at_once)
+    return _remover(session)
+
+
+def _faster(session: Any, settings: Settings, threads: int, at_once: int) -> Any:
+    """Return the session with its network in MNN, or itself where MNN gains nothing here.
+
+    Raises:
+        SetupError: MNN was asked for by name, and cannot read the weights or draws other masks.
+    """
+    by_name = settings.rembg_backend == "mnn"
     weights = Path(session.download_models())
     key = measurement_key(f"{_digest(weights)} {threads} x {at_once} MNN {version('MNN')}", "cpu")
-    faster: Any = None
 
-    def with_mnn() -> Any:
-        nonlocal faster
-        if faster is None:
-            faster = copy.copy(session)
-            faster.inner_session = mnn.Network(weights, session.inner_session, threads, at_once)
-        return faster
-
-    def measure() -> list[Measured]:
-        exact, other = _remover(session), _remover(with_mnn())
-        pictures = probes()[:MASK_PROBES]
-        agreement = min(iou(exact(each), other(each)) for each in pictures)
-        with ThreadPoolExecutor(at_once) as pool:
-            together = [pictures[0]] * at_once
-            gain = speedup(
-                lambda many: list(pool.map(exact, many)),
-                lambda many: list(pool.map(other, many)),
-                together,
-            )
-        log.info("MNN: %.2f times onnxruntime's speed, mask IoU %.4f.", gain, agreement)
-        return [Measured("mnn", agreement, gain)]
+    @cache
+    def in_mnn() -> Any:
+        made = copy.copy(session)
+        made.inner_session = mnn.Network(weights, session.inner_session, threads, at_once)
+        return made
 
     try:
-        (found,) = remembered(settings.data_dir, key, measure)
+        found = remembered(settings.data_dir, key, lambda: [_compare(session, in_mnn(), at_once)])
+        if by_name and found[0].agreement < MASK_BOUND:
+            raise SetupError(
+                "REMBG_BACKEND=mnn draws other masks than onnxruntime here (IoU "
+                f"{found[0].agreement:.3f}, the limit is {MASK_BOUND}): set REMBG_BACKEND=auto."
+            )
+        return in_mnn() if by_name or fastest(found, MASK_BOUND) == "mnn" else session
     except SetupError as error:
-        if wanted == "mnn":
+        if by_name:
             raise
         log.warning("Background removal goes on in onnxruntime. %s", error)
-        return _remover(session)
-    if wanted == "mnn" and found.agreement < MASK_BOUND:
-        raise SetupError(
-            "REMBG_BACKEND=mnn draws other masks than onnxruntime here (IoU "
-            f"{found.agreement:.3f}, the limit is {MASK_BOUND}): set REMBG_BACKEND=auto."
+        return session
+
+
+def _compare(session: Any, in_mnn: Any, at_once: int) -> Measured:
+    """Compare masks, and the speed of as many calls at once as there will be."""
+    exact, other = _remover(session), _remover(in_mnn)
+    pictures = probes()[:MASK_PROBES]
+    agreement = min(iou(exact(each), other(each)) for each in pictures)
+    with ThreadPoolExecutor(at_once) as pool:
+        gain = speedup(
+            lambda many: list(pool.map(exact, many)),
+            lambda many: list(pool.map(other, many)),
+            [pictures[0]] * at_once,
         )
-    use = wanted == "mnn" or fastest([found], MASK_BOUND) == "mnn"
-    return _remover(with_mnn() if use else session)
+    log.info("MNN: %.2f times onnxruntime's speed, mask IoU %.4f.", gain, agreement)
+    return Measured("mnn", agreement, gain)
 
 
 def iou(first: Image.Image, second: Image.Image) -> float:

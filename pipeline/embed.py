@@ -26,6 +26,7 @@ from pipeline.images import (
     read_image,
     sha256,
 )
+from pipeline.memory import Room
 from pipeline.prepared import PreparedCache
 from pipeline.preprocess import Prepared, Preprocessing, prepare
 from pipeline.settings import Settings
@@ -163,7 +164,9 @@ def embed_shard(
         batch.clear()
 
     def read_one(image: ImageFile) -> _Read:
-        return _read(root, image, tools, cache, save)
+        return _with_memory(
+            image.path, tools.limits.room, lambda: _read(root, image, tools, cache, save)
+        )
 
     ahead = 2 * tools.batch_size
     for position, read in enumerate(_look_ahead(read_one, images, tools.threads, ahead)):
@@ -252,30 +255,23 @@ def embed_alone(
     )
 
 
-def _read(
-    root: Path,
-    image: ImageFile,
-    tools: Tools,
-    cache: VectorCache,
-    save: Callable[[str, Image.Image], None] | None,
-) -> _Read:
+def _with_memory(path: str, room: Room, read: Callable[[], _Read]) -> _Read:
     """Read and prepare one image; alone, where memory did not suffice beside others.
 
     Raises:
         MemoryError: through no fault of this image; the next worker has more.
     """
-    room = tools.limits.room
     with suppress(MemoryError):
-        return _attempt(root, image, tools, cache, save)
+        return read()
     # It may have been a picture beside it, that takes more than its header says.
     with room.alone(), suppress(MemoryError):
-        return _attempt(root, image, tools, cache, save)
+        return read()
     if room.leaked():  # asked once the errors are gone: their tracebacks hold what they met
         raise MemoryError
-    return _Read(failure=Failure(image.path, "preprocess", OUT_OF_MEMORY))
+    return _Read(failure=Failure(path, "preprocess", OUT_OF_MEMORY))
 
 
-def _attempt(
+def _read(
     root: Path,
     image: ImageFile,
     tools: Tools,

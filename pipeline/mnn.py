@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,22 +61,25 @@ class Network:
         with _stdout_to_stderr():
             import MNN
 
-        self._inputs = onnx_session.get_inputs()
-        self._input: str = self._inputs[0].name
+        self._input: str = onnx_session.get_inputs()[0].name
         self._output: str = onnx_session.get_outputs()[0].name
         size = TRANSFORMED * weights.stat().st_size + ACTIVATIONS
         sessions = max(1, min(at_once, ROOM // size))
         options = {"backend": "CPU", "numThread": threads * (at_once // sessions)}
-        with tempfile.TemporaryDirectory() as folder:
-            self._net = MNN.Interpreter(str(_convert(weights, Path(folder))))
-            made = [self._net.createSession(options) for _ in range(sessions)]
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._net = MNN.Interpreter(str(_convert(weights, Path(folder))))
+                made = [self._net.createSession(options) for _ in range(sessions)]
+        except OSError as error:
+            raise SetupError(f"MNN could not be made ready: {error}.") from error
         self._free: SimpleQueue[Any] = SimpleQueue()
         for session in made:
             self._net.runSession(session)  # what it allocates is a part of the model's memory
             self._free.put(session)
 
-    def get_inputs(self) -> Any:
-        return self._inputs
+    def get_inputs(self) -> list[Any]:
+        """Name the input. Not by onnxruntime's own object, which would keep its session alive."""
+        return [SimpleNamespace(name=self._input)]
 
     def run(self, _: None, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Compute the first output, the only one that rembg looks at."""

@@ -26,14 +26,19 @@ def ask(app: Celery, picture: bytes, top_k: int) -> Any:
     )
 
 
+def published(trial: Trial) -> Stand:
+    """Return the trial's stand with 20 products indexed."""
+    trial.draw(20)
+    trial.stand.workers("embed", "index")
+    trial.publishes(trial.enqueue())
+    return trial.stand
+
+
 @pytest.mark.fault(22, "kill -9 of a query worker at {line}, while the command waits")
 @pytest.mark.short("query.start")
 @pytest.mark.parametrize("line", ["query.start", "query.before_answer"])
 def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line: str) -> None:
-    trial.draw(20)
-    stand = trial.stand
-    stand.workers("embed", "index")
-    trial.publishes(trial.enqueue())
+    stand = published(trial)
     victims = [stand.worker("query", **trial.armed(line)) for _ in range(2)]
     name = trial.dice.choice(trial.good)
     trial.hit()
@@ -45,10 +50,7 @@ def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line:
 
 @pytest.mark.fault(22, "kill -9 of each of two query workers at its first query")
 def test_a_query_lost_with_each_of_its_workers_is_answered_once_they_are_back(trial: Trial) -> None:
-    trial.draw(20)
-    stand = trial.stand
-    stand.workers("embed", "index")
-    trial.publishes(trial.enqueue())
+    stand = published(trial)
     victims = []
     for number in range(2):
         once = {"IMGREC_FAILPOINT_ONCE": str(stand.folder / f"once-{number}")}
@@ -63,10 +65,7 @@ def test_a_query_lost_with_each_of_its_workers_is_answered_once_they_are_back(tr
 
 @pytest.mark.fault(22, "kill -9 of the only query worker, while the command waits")
 def test_a_query_that_nobody_can_answer_is_a_sentence_and_leaves_no_listener(trial: Trial) -> None:
-    trial.draw(20)
-    stand = trial.stand
-    stand.workers("embed", "index")
-    trial.publishes(trial.enqueue())
+    stand = published(trial)
     victim = stand.worker("query", **trial.armed("query.start"))
     trial.hit()
     done = stand.imgrec("query", str(stand.products / trial.good[0]), "--wait")
@@ -113,10 +112,7 @@ def id_map(stand: Stand) -> tuple[str, frozenset[str]]:
 
 @pytest.mark.fault(27, f"{VERSIONS} versions published under {CLIENTS} query clients")
 def test_queries_during_publications_get_whole_versions_and_none_fails(trial: Trial) -> None:
-    trial.draw(20)
-    stand = trial.stand
-    stand.workers("embed", "index")
-    trial.publishes(trial.enqueue())
+    stand = published(trial)
     stand.worker("query")
     pictures = [(stand.products / name).read_bytes() for name in trial.good]
     ended = threading.Event()
@@ -158,10 +154,7 @@ def test_queries_during_publications_get_whole_versions_and_none_fails(trial: Tr
 
 @pytest.mark.fault(7, "SIGSTOP of a query worker with a query in its hands")
 def test_a_query_in_a_frozen_worker_is_answered_by_another(trial: Trial) -> None:
-    trial.draw(20)
-    stand = trial.stand
-    stand.workers("embed", "index")
-    trial.publishes(trial.enqueue())
+    stand = published(trial)
     frozen = stand.worker("query", **trial.armed("query.start!stop"))
     until(lambda: "ready" in stand.log("query"), "it takes queries")
     stand.keep("query")
