@@ -39,6 +39,10 @@ class Queue:
         self.sent: list[dict[str, Any]] = []
         self.asked: list[str] = []
         self.answers: Iterator[Any] = iter(())
+        self.now = 0.0  # seconds; waiting in vain passes them
+
+    def monotonic(self) -> float:
+        return self.now
 
     def send_task(self, task: str, **options: Any) -> Queue:
         self.sent.append({"task": task, **options})
@@ -51,6 +55,7 @@ class Queue:
     def get(self, timeout: float) -> Any:
         answer = next(self.answers, NoAnswer())
         if isinstance(answer, Exception):
+            self.now += timeout
             raise answer
         return answer
 
@@ -61,6 +66,7 @@ def queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Queue:
     monkeypatch.setattr(current_app, "send_task", queue.send_task)
     _ = current_app.AsyncResult  # Celery derives it from the class that is replaced next
     monkeypatch.setattr("celery.result.AsyncResult", queue.result)
+    monkeypatch.setattr(ask, "time", queue)
     return queue
 
 
@@ -154,19 +160,31 @@ def test_a_query_without_any_worker_names_the_command_that_starts_one(
     assert "celery worker -Q query" in done.err
 
 
-def test_a_query_without_an_answer_is_sent_once_more_under_its_id(
+def test_a_query_without_an_answer_is_sent_again_under_its_id(
     imgrec: Run, queue: Queue, photo: Path
 ) -> None:
-    queue.answers = iter([NoAnswer(), NoAnswer(), NoAnswer(), ANSWER])
+    queue.answers = iter([NoAnswer(), ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert len(queue.sent) == 2
     assert queue.sent[0] == queue.sent[1]
 
 
+def test_a_query_is_sent_again_ever_more_rarely_and_three_times_at_most(
+    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[float] = []
+    send = queue.send_task
+    monkeypatch.setattr(
+        current_app, "send_task", lambda *a, **o: (times.append(queue.now), send(*a, **o))[1]
+    )
+    assert imgrec("query", photo, "--wait", "--timeout", "300").code == 1
+    assert times == [0, 5, 15, 35]
+
+
 def test_a_query_is_not_sent_again_while_the_workers_are_behind(
     imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting = iter([7, 1, 0, 0])
+    waiting = iter([7, 1, 0])
     monkeypatch.setattr(flow, "queue_length", lambda name: next(waiting))
     queue.answers = iter([NoAnswer(), NoAnswer(), ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
