@@ -10,9 +10,9 @@ and an acknowledged result waits for a Redis that is away.
 
 from pipeline.settings import load_settings
 from pipeline.store.address import celery_address
+from pipeline.store.redis_client import PREFIX
 
 _settings = load_settings()
-_PREFIX = "imgrec:"
 
 imports = ("workers.lifecycle", "workers.embed", "workers.index", "workers.query")
 
@@ -54,7 +54,7 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # outlast any outage
 worker_cancel_long_running_tasks_on_connection_loss = False
 broker_transport_options = {
-    "global_keyprefix": _PREFIX,
+    "global_keyprefix": PREFIX,
     # Concerns only messages taken but not started; a started one is acknowledged.
     "visibility_timeout": 60,
     "unacked_restore_interval": 5,
@@ -68,7 +68,7 @@ broker_transport_options = {
     "max_connections": 4 * _settings.query_concurrency,
 }
 result_backend_transport_options = {
-    "global_keyprefix": _PREFIX,
+    "global_keyprefix": PREFIX,
     "retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.2},
 }
 result_backend_always_retry = True  # or the result of a task that ends in an outage is lost

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cli import wire
 from pipeline.errors import BadImage, IndexMissing, ServerAway, TimedOut
 from pipeline.images import MIN_SIDE, WORK_SIDE, Limits, decode, encode_jpeg, read_image
 from pipeline.settings import Settings
@@ -21,6 +22,7 @@ LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can sti
 # Sent again after 5 s, after 10 more, 20 more: a worker that still loads its model may take two of
 # them and be lost with both. No more: a picture that ends its worker would end them all.
 RESENDS = 3
+KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
 
 
 def message(image: Path, settings: Settings) -> bytes:
@@ -52,9 +54,6 @@ class Asked:
         self.query_id = uuid.uuid4().hex
         self._task, self._args, self._timeout, self._local = task, args, timeout, local
         if not local:
-            from workers import flow
-
-            flow.require_redis()
             self._send()
 
     def answer(self, *, needs_index: bool = True) -> dict[str, Any]:
@@ -71,29 +70,7 @@ class Asked:
         return wait_for(self.query_id, self._timeout, self._send, needs_index=needs_index)
 
     def _send(self) -> None:
-        send(self._task, self.query_id, self._args, self._timeout)
-
-
-def send(task: str, query_id: str, args: tuple[Any, ...], timeout: float) -> None:
-    """Send a picture's bytes and what else a task takes.
-
-    Raises:
-        ServerAway: Redis does not answer.
-    """
-    from celery import current_app
-
-    from workers import flow
-
-    with flow.broker():
-        current_app.send_task(
-            task,
-            args=args,
-            task_id=query_id,
-            queue=flow.QUERY,
-            serializer="msgpack",
-            argsrepr="(<image>)",  # or a kilobyte of it stands in every log line
-            expires=max(timeout, 60.0) + 3600.0,
-        )
+        wire.send(self._task, self.query_id, self._args, max(self._timeout, 60.0) + KEPT_S)
 
 
 def wait_for(
@@ -109,36 +86,31 @@ def wait_for(
         TimedOut: no answer in time. ServerAway: Redis is away, or no worker serves queries.
         ImgrecError: what the worker raised.
     """
-    from celery.exceptions import TimeoutError as NoAnswer
-    from celery.result import AsyncResult
-
-    from workers import flow
-
-    pending = AsyncResult(query_id)
     deadline = time.monotonic() + timeout
     resends, pause = (RESENDS if resend else 0), LOOK_AGAIN_S
     again_at = time.monotonic() + pause
-    with flow.broker():
+    with wire.listening(query_id) as listener:
         while True:
             left = deadline - time.monotonic()
-            try:
-                answer: dict[str, Any] = pending.get(timeout=max(0.05, min(left, LOOK_AGAIN_S)))
+            answer: dict[str, Any] | None = listener.wait(min(left, LOOK_AGAIN_S))
+            if answer is not None:
                 return answer
-            except NoAnswer:
-                if not (flow.workers_on(flow.QUERY) or flow.workers_on(flow.QUERY, LAST_LOOK_S)):
-                    raise _nobody_answers(needs_index) from None
-                if time.monotonic() >= deadline:
-                    raise TimedOut(
-                        f"Query {query_id} has no answer after {timeout:g} s: "
-                        f"'imgrec result {query_id}' may have it later; answers are kept an hour."
-                    ) from None
-                # While others still wait to be taken, the workers are behind and nothing is lost:
-                # to send it again would only make them slower.
-                due = resends > 0 and time.monotonic() >= again_at
-                if resend is not None and due and not flow.queue_length(flow.QUERY):
-                    resend()
-                    resends, pause = resends - 1, 2 * pause
-                    again_at = time.monotonic() + pause
+            from workers import flow  # only now: it brings Celery with it
+
+            if not (flow.workers_on(flow.QUERY) or flow.workers_on(flow.QUERY, LAST_LOOK_S)):
+                raise _nobody_answers(needs_index)
+            if time.monotonic() >= deadline:
+                raise TimedOut(
+                    f"Query {query_id} has no answer after {timeout:g} s: "
+                    f"'imgrec result {query_id}' may have it later; answers are kept an hour."
+                )
+            # While others still wait to be taken, the workers are behind and nothing is lost: to
+            # send it again would only make them slower.
+            due = resends > 0 and time.monotonic() >= again_at
+            if resend is not None and due and not flow.queue_length(flow.QUERY):
+                resend()
+                resends, pause = resends - 1, 2 * pause
+                again_at = time.monotonic() + pause
 
 
 def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:

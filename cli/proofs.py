@@ -46,7 +46,7 @@ class Proofs:
         """Redis answers, takes a key and throws no task away."""
         from redis.exceptions import RedisError
 
-        from pipeline.store.redis_client import answers, connect, trouble
+        from pipeline.store.redis_client import PREFIX, answers, connect, trouble
 
         url = self._settings.redis_url
         self._broker = "not asked: Redis does not work"
@@ -54,7 +54,7 @@ class Proofs:
             raise Failed(str(trouble(url, None)), _start_redis(url))
         try:
             client = connect(url, 5)
-            client.set("imgrec:check", 1, ex=60)
+            client.set(f"{PREFIX}check", 1, ex=60)
             facts: Any = client.info()
         except RedisError as error:
             raise Failed(str(trouble(url, error)), corrected("REDIS_URL")) from error

@@ -154,9 +154,6 @@ def query(
 @json_option
 def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
     """Show the answer of an earlier query or classification."""
-    from workers import flow
-
-    flow.require_redis()
     try:
         answer = ask.wait_for(query_id, timeout if wait else 0.0, needs_index=False)
     except TimedOut as error:

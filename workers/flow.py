@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -21,7 +20,7 @@ from kombu.exceptions import OperationalError
 from pipeline.errors import WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.settings import load_settings
-from pipeline.store.redis_client import connect, trouble
+from pipeline.store.redis_client import PREFIX, connect, trouble
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Jobs
@@ -32,9 +31,7 @@ EMBED, INDEX, QUERY = "embed", "index", "query"
 QUEUES = (EMBED, INDEX, QUERY)
 # Set while this process does all the work itself (workers.local): tasks wait here, not in Redis.
 inbox: deque[tuple[str, tuple[object, ...]]] | None = None
-_answered = ("", 0.0)  # the URL of the Redis that answered last, and when
 
-ANSWERED_S = 5.0  # a Redis that has answered so lately is not asked again
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -103,13 +100,11 @@ def require_redis() -> None:
     Raises:
         ServerAway: it does not.
     """
-    global _answered
-    url, (last, at) = load_settings().redis_url, _answered
-    if inbox is not None or (url == last and time.monotonic() - at < ANSWERED_S):
+    if inbox is not None:
         return
+    url = load_settings().redis_url
     with broker(), closing(connect(url, 2)) as client:
-        client.delete("imgrec:check")  # not a mere ping, which any user may send
-    _answered = (url, time.monotonic())
+        client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
 
 
 def workers(patience_s: float = 1.0) -> Counter[str]:

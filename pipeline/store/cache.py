@@ -21,12 +21,12 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from pipeline.store.redis_client import trouble
+from pipeline.store.redis_client import PREFIX, trouble
 
 log = logging.getLogger(__name__)
 
-PREFIX = "imgrec:cache"
-STATS = f"{PREFIX}:stats"
+CACHE = f"{PREFIX}cache"
+STATS = f"{CACHE}:stats"
 SETTING = "CACHE_URL, or in REDIS_URL where that is empty"
 KINDS = ("vectors", "results", "texts")
 PAUSE_S = 15  # after an error the server is left alone for so long
@@ -131,13 +131,14 @@ class Cache:
                     continue  # gone meanwhile
                 count, size = count + 1, size + int(used)
                 ages.append(max(0.0, self._ttl_s[kind] - max(0, left_ms) / 1000))
-        hits, misses = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
+        counts = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
+        hits, misses = (max(0, count) for count in counts)  # a hit put right after a clear is -1
         oldest, newest = max(ages, default=None), min(ages, default=None)
         return KindFacts(kind, count, size, oldest, newest, hits, misses)
 
     def _keys(self, kind: str) -> Iterator[list[bytes]]:
         batch: list[bytes] = []
-        for key in self._redis.scan_iter(match=f"{PREFIX}:{kind}:*", count=KEYS_AT_ONCE):
+        for key in self._redis.scan_iter(match=f"{CACHE}:{kind}:*", count=KEYS_AT_ONCE):
             batch.append(key)
             if len(batch) >= KEYS_AT_ONCE:
                 yield batch
@@ -147,14 +148,16 @@ class Cache:
 
     def _get(self, kind: str, name: str) -> bytes | None:
         def read() -> bytes | None:
-            data = self._redis.get(f"{PREFIX}:{kind}:{name}")
-            if not isinstance(data, bytes):
-                self._missed.append(kind)  # counted with what is put in its place, in one trip
-                return None
+            # One trip, so it is counted before it is known: what was a miss is put right with what
+            # is then put in its place.
             pipe = self._redis.pipeline(transaction=False)
+            pipe.get(f"{CACHE}:{kind}:{name}")
             self._count(pipe, f"{kind}.hits")
-            pipe.execute()
-            return data
+            data = pipe.execute()[0]
+            if isinstance(data, bytes):
+                return data
+            self._missed.append(kind)
+            return None
 
         return self._ask(read, None)
 
@@ -162,7 +165,7 @@ class Cache:
         def write() -> None:
             pipe = self._redis.pipeline(transaction=False)
             for name, data in values.items():
-                pipe.set(f"{PREFIX}:{kind}:{name}", data, ex=self._ttl_s[kind])
+                pipe.set(f"{CACHE}:{kind}:{name}", data, ex=self._ttl_s[kind])
             self._count(pipe)
             pipe.execute()
 
@@ -174,9 +177,12 @@ class Cache:
         counted = Counter(names)
         with suppress(IndexError):  # another thread may take the last ones
             while True:
-                counted[f"{self._missed.popleft()}.misses"] += 1
+                kind = self._missed.popleft()
+                counted[f"{kind}.misses"] += 1
+                counted[f"{kind}.hits"] -= 1
         for name, times in counted.items():
-            pipe.hincrby(STATS, name, times)
+            if times:
+                pipe.hincrby(STATS, name, times)
         if counted:
             pipe.hsetnx(STATS, "since", str(time.time()))
             pipe.expire(STATS, self._ttl_s["vectors"])

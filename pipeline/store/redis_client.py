@@ -15,17 +15,15 @@ from redis.retry import Retry
 from pipeline.errors import ServerAway
 from pipeline.store.address import without_password
 
+PREFIX = "imgrec:"  # of every key in Redis, so that a user of its ACL can be held to them
 ANOTHER_NAME = (62, 64)  # x509_vfy.h: X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
 def connect(url: str, timeout_s: float, **options: Any) -> redis.Redis:
     """Return a client that tries once and waits no longer than `timeout_s` for any answer."""
+    options = {"socket_connect_timeout": timeout_s, **options}
     return redis.Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        **options,
+        url, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0), **options
     )
 
 
@@ -42,6 +40,11 @@ def answers(url: str) -> bool:
         if _sentence(url, error, "REDIS_URL") is None:
             return False
         raise trouble(url, error) from error
+
+
+def refuses(error: BaseException) -> bool:
+    """Tell whether a Redis that is there takes neither our name nor our password."""
+    return isinstance(error, (redis.AuthenticationError, redis.exceptions.AuthorizationError))
 
 
 def trouble(url: str, error: BaseException | None, setting: str = "REDIS_URL") -> ServerAway:
@@ -103,7 +106,7 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             f"{server} is full and takes no message: raise its maxmemory, or empty the cache "
             "with 'imgrec cache clear'. What was planned goes on when there is room."
         )
-    if isinstance(error, (redis.AuthenticationError, redis.exceptions.AuthorizationError)):
+    if refuses(error):
         wanted = "it wants a password" if reason.startswith("HELLO must be called") else reason
         return (
             f"{server} refuses the login ({wanted}): correct the user and the password in "

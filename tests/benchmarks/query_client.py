@@ -109,7 +109,8 @@ def latency(fresh: Fresh, count: int) -> dict[str, Any]:
 
 def throughput(fresh: Fresh, clients: int, queries: int, rounds: int) -> dict[str, Any]:
     """Many clients at once beside the batched forward pass, in turns -> pictures a second."""
-    current_app.conf.broker_pool_limit = 2 * clients  # each stands for a process of its own
+    # Each stands for a process of its own, which asks after the workers when it waits for long.
+    current_app.conf.broker_pool_limit = 2 * clients
     pool = ThreadPoolExecutor(clients)
     bare = Bare()
     photos = [fresh().read_bytes() for _ in range(bare.settings.embed_batch_size)]

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from celery import current_app
-from celery.exceptions import TimeoutError as NoAnswer
 from desk import Desk
-from kombu.exceptions import OperationalError
 from PIL import Image
-from redis.exceptions import ConnectionError as RedisGone
 from stand import draw_product
 
 from cli import ask
-from pipeline.errors import FingerprintMismatch, IndexMissing
+from pipeline.errors import FingerprintMismatch, IndexMissing, ServerAway
 from pipeline.images import WORK_SIDE
 from workers import flow
 
@@ -37,35 +34,36 @@ class Queue:
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
+        self.sent_at: list[float] = []
         self.asked: list[str] = []
-        self.answers: Iterator[Any] = iter(())
+        self.answers: Iterator[Any] = iter(())  # None: a wait in vain
         self.now = 0.0  # seconds; waiting in vain passes them
 
     def monotonic(self) -> float:
         return self.now
 
-    def send_task(self, task: str, **options: Any) -> Queue:
-        self.sent.append({"task": task, **options})
-        return self
+    def send(self, task: str, query_id: str, args: Any, expires_s: float) -> None:
+        self.sent.append({"task": task, "task_id": query_id, "args": args})
+        self.sent_at.append(self.now)
 
-    def result(self, query_id: str) -> Queue:
+    @contextmanager
+    def listening(self, query_id: str) -> Iterator[Queue]:
         self.asked.append(query_id)
-        return self
+        yield self
 
-    def get(self, timeout: float) -> Any:
-        answer = next(self.answers, NoAnswer())
+    def wait(self, seconds: float) -> Any:
+        answer = next(self.answers, None)
         if isinstance(answer, Exception):
-            self.now += timeout
             raise answer
+        if answer is None:
+            self.now += seconds
         return answer
 
 
 @pytest.fixture
 def queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
-    monkeypatch.setattr(current_app, "send_task", queue.send_task)
-    _ = current_app.AsyncResult  # Celery derives it from the class that is replaced next
-    monkeypatch.setattr("celery.result.AsyncResult", queue.result)
+    monkeypatch.setattr(ask, "wire", queue)
     monkeypatch.setattr(ask, "time", queue)
     return queue
 
@@ -91,7 +89,6 @@ def test_a_small_file_is_sent_as_it_is_in_binary_and_not_as_its_path(
     imgrec("query", photo)
     (sent,) = queue.sent
     assert sent["args"] == (photo.read_bytes(), 5)
-    assert (sent["serializer"], sent["queue"]) == ("msgpack", "query")
     assert str(photo) not in str({key: sent[key] for key in sent if key != "args"})
 
 
@@ -136,7 +133,7 @@ def test_an_answer_is_a_table_for_people_and_an_object_for_programs(
     [
         (IndexMissing(), 3, "FAISS index not found. Rebuild index first using 'enqueue-rebuild'"),
         (FingerprintMismatch("Index v0001 was made with another model."), 1, "another model"),
-        (RedisGone("gone"), 4, "Redis does not answer"),
+        (ServerAway("Redis is gone."), 4, "Redis is gone"),
     ],
 )
 def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
@@ -163,22 +160,17 @@ def test_a_query_without_any_worker_names_the_command_that_starts_one(
 def test_a_query_without_an_answer_is_sent_again_under_its_id(
     imgrec: Run, queue: Queue, photo: Path
 ) -> None:
-    queue.answers = iter([NoAnswer(), ANSWER])
+    queue.answers = iter([None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert len(queue.sent) == 2
     assert queue.sent[0] == queue.sent[1]
 
 
 def test_a_query_is_sent_again_ever_more_rarely_and_three_times_at_most(
-    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+    imgrec: Run, queue: Queue, photo: Path
 ) -> None:
-    times: list[float] = []
-    send = queue.send_task
-    monkeypatch.setattr(
-        current_app, "send_task", lambda *a, **o: (times.append(queue.now), send(*a, **o))[1]
-    )
     assert imgrec("query", photo, "--wait", "--timeout", "300").code == 1
-    assert times == [0, 5, 15, 35]
+    assert queue.sent_at == [0, 5, 15, 35]
 
 
 def test_a_query_is_not_sent_again_while_the_workers_are_behind(
@@ -186,10 +178,10 @@ def test_a_query_is_not_sent_again_while_the_workers_are_behind(
 ) -> None:
     waiting = iter([7, 1, 0])
     monkeypatch.setattr(flow, "queue_length", lambda name: next(waiting))
-    queue.answers = iter([NoAnswer(), NoAnswer(), ANSWER])
+    queue.answers = iter([None, None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert len(queue.sent) == 1
-    queue.answers = iter([NoAnswer(), ANSWER])
+    queue.answers = iter([None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert len(queue.sent) == 1 + 2
 
@@ -202,14 +194,11 @@ def test_a_wait_that_ends_names_the_command_for_later(
     assert f"imgrec result {queue.sent[0]['task_id']}" in done.err
 
 
-def test_a_redis_that_goes_away_meanwhile_is_exit_code_4(
-    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OperationalError("refused")
-
-    monkeypatch.setattr(current_app, "send_task", refuse)
-    assert imgrec("query", photo).code == 4
+def test_a_redis_that_is_away_is_exit_code_4(desk: Desk, imgrec: Run, photo: Path) -> None:
+    for command in (["query", photo], ["result", "the-id"]):
+        done = imgrec(*command)
+        assert (done.code, done.out) == (4, "")
+        assert "Redis does not answer" in done.err
 
 
 def test_the_result_of_an_earlier_query_is_shown_or_its_absence_explained(
@@ -238,9 +227,8 @@ def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
 @pytest.mark.parametrize(
     ("trouble", "code", "words"),
     [
-        (NoAnswer(), 1, "their pictures did not come"),
-        (RedisGone("gone"), 4, "Redis does not answer"),
-        (OperationalError("gone"), 4, "Redis does not answer"),
+        (None, 1, "their pictures did not come"),
+        (ServerAway("Redis is gone."), 4, "Redis is gone"),
     ],
 )
 def test_pictures_that_do_not_come_are_a_sentence(
@@ -248,12 +236,12 @@ def test_pictures_that_do_not_come_are_a_sentence(
     queue: Queue,
     photo: Path,
     tmp_path: Path,
-    trouble: Exception,
+    trouble: Exception | None,
     code: int,
     words: str,
 ) -> None:
     queue.answers = iter([ANSWER, trouble])
-    wait = ("--timeout", "0") if isinstance(trouble, NoAnswer) else ()
+    wait = ("--timeout", "0") if trouble is None else ()
     done = imgrec("query", photo, "--html", tmp_path / "page.html", *wait)
     assert done.code == code
     assert words in done.err

@@ -14,7 +14,6 @@ from PIL import Image
 
 from cli import ask
 from pipeline.settings import load_settings
-from workers import flow
 
 Run = Callable[..., Any]
 
@@ -220,8 +219,7 @@ def test_that_no_head_answered_is_said_where_heads_were_asked_for(
         "attributes": [ZERO_SHOT | {"source": source}],
     }
     sent: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(flow, "require_redis", lambda: None)
-    monkeypatch.setattr(ask, "send", lambda task, query_id, args, timeout: sent.append(args))
+    monkeypatch.setattr(ask.wire, "send", lambda task, query_id, args, timeout: sent.append(args))
     monkeypatch.setattr(ask, "wait_for", lambda *args, **options: answer)
     photo = desk.shop.root / "kind0/00.png"
     done = imgrec("classify", photo, "--wait", *options)

@@ -1,0 +1,196 @@
+"""A question's way to the workers and back: Celery's protocol, spoken by redis-py alone.
+
+`imgrec query` is started anew for each question, and Celery's client is most of what it would do:
+0.2 s of imports, then for each question a new connection object and five looks at the channel of
+the answer. A message and a stored result have a shape that Celery documents for clients in other
+languages (Message Protocol, version 2), in the envelope that kombu's virtual transports share.
+Whatever is not on the way of a question, from a worker to the ledger, stays with Celery.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import redis
+
+from pipeline import errors
+from pipeline.settings import load_settings
+from pipeline.store.redis_client import PREFIX, connect, refuses, trouble
+
+if TYPE_CHECKING:
+    from redis.client import PubSub
+
+QUEUE = "query"
+CONNECT_S = 2.0  # a server that does not even say hello is away
+ANSWER_S = 5.0  # to one command: half a MiB may have to travel
+AWAY_S = 10.0  # a server that comes back within so long, as after a restart, was never away
+RETRY_S = 0.2
+OUTAGES = (redis.ConnectionError, redis.TimeoutError)
+_idle: deque[PubSub] = deque()  # subscribed to nothing
+READY = ("SUCCESS", "FAILURE", "REVOKED")  # celery.states.READY_STATES
+
+
+def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> None:
+    """Put a task into the queue of queries.
+
+    Raises:
+        ServerAway: Redis does not answer, refuses us, or takes nothing more.
+    """
+    body = msgpack.packb(
+        [args, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    )
+    headers = {
+        "lang": "py",
+        "task": task,
+        "id": query_id,
+        "root_id": query_id,
+        "parent_id": None,
+        "group": None,
+        "eta": None,
+        "expires": (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat(),
+        "retries": 0,
+        "timelimit": [None, None],
+        "ignore_result": False,
+        "argsrepr": "(<image>)",  # or a kilobyte of it stands in every log line
+        "kwargsrepr": "{}",
+        "origin": f"{os.getpid()}@{socket.gethostname()}",
+    }
+    message = {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "binary",
+        "content-type": "application/x-msgpack",
+        "headers": headers,
+        "properties": {
+            "correlation_id": query_id,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    }
+    with _server():
+        _client().lpush(f"{PREFIX}{QUEUE}", json.dumps(message))
+
+
+class Listener:
+    """Hears of one question's answer, on a connection that is its own meanwhile."""
+
+    def __init__(self, query_id: str) -> None:
+        self._name = f"{PREFIX}celery-task-meta-{query_id}"
+        self._pubsub: PubSub | None = None
+
+    def close(self) -> None:
+        """Leave the connection to the next question of this process."""
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            with suppress(redis.RedisError):
+                pubsub.unsubscribe(self._name)  # type: ignore[no-untyped-call]
+                _idle.append(pubsub)
+
+    def wait(self, seconds: float) -> Any | None:
+        """Return the answer, or None when there is none after `seconds`.
+
+        Raises:
+            ServerAway: Redis went away and did not come back. What the task has raised.
+        """
+        end = time.monotonic() + seconds
+        given_up_at = None
+        while True:
+            try:
+                meta = self._wait_until(end)
+                return None if meta is None else _open(meta)
+            except redis.RedisError as error:
+                self._drop()
+                now = time.monotonic()
+                given_up_at = given_up_at or now + AWAY_S
+                if now >= given_up_at or not isinstance(error, OUTAGES) or refuses(error):
+                    raise trouble(load_settings().redis_url, error) from error
+                time.sleep(RETRY_S)
+
+    def _wait_until(self, end: float) -> dict[str, Any] | None:
+        if self._pubsub is None:
+            try:
+                self._pubsub = _idle.pop()
+            except IndexError:
+                self._pubsub = _client().pubsub()  # type: ignore[no-untyped-call]
+            self._pubsub.subscribe(self._name)
+        # An answer from before the subscription is only stored, one from after it is heard, too.
+        # So the stored one is looked for when the subscription is confirmed, and at the end.
+        while (left := end - time.monotonic()) > 0:
+            heard = self._pubsub.get_message(timeout=left)
+            if heard is None or heard["channel"] != self._name.encode():
+                continue  # a word about the question before
+            meta = _read(heard["data"] if heard["type"] == "message" else self._stored())
+            if meta is not None:
+                return meta
+        return _read(self._stored())
+
+    def _stored(self) -> Any:
+        return _client().get(self._name)
+
+    def _drop(self) -> None:
+        if self._pubsub is not None:
+            self._pubsub.close()
+            self._pubsub = None
+        with suppress(IndexError):  # the idle ones have met the same outage
+            while True:
+                _idle.pop().close()
+
+
+@contextmanager
+def listening(query_id: str) -> Iterator[Listener]:
+    """Open a listener for a block."""
+    with closing(Listener(query_id)) as listener:
+        yield listener
+
+
+def _read(data: bytes | None) -> dict[str, Any] | None:
+    """Return what a finished task has stored; None where there is nothing, or no end yet."""
+    meta = None if data is None else json.loads(data)
+    return meta if meta and meta["status"] in READY else None
+
+
+def _open(meta: dict[str, Any]) -> Any:
+    """Return a task's result, or raise its error again.
+
+    Only errors of ours become what they were: the name of any other class comes from outside.
+    """
+    result = meta["result"]
+    if meta["status"] == "SUCCESS":
+        return result
+    name, words = str(result["exc_type"]), result["exc_message"]
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.ImgrecError)):
+        kind = type(name, (Exception,), {})
+    raise kind(*(words if isinstance(words, list) else [words]))
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise trouble(load_settings().redis_url, error) from error
+
+
+def _client() -> redis.Redis:
+    return _connected(load_settings().redis_url)
+
+
+@lru_cache(maxsize=1)
+def _connected(url: str) -> redis.Redis:
+    return connect(url, ANSWER_S, socket_connect_timeout=CONNECT_S)
