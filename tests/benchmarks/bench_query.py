@@ -1,4 +1,4 @@
-"""The query path: its round trip beside a bare embed-and-search, many clients, the shell."""
+"""The query path: its round trip beside a bare embed-and-search, many clients, publications."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import empty_task
 import psutil
 from base_clip import base_clip
 from harness import ROOT, Run
 from published import publish_random, settings_of
 from stand import Stand, until
 
+from pipeline.versions import VersionStore
+
 TITLE = "Query: the round trip, 32 clients, the cache, the shell"
 ROWS, DIM = 20_000, 512
 CLIENTS = 32
+AFTER_S = 2.0  # the new version is loaded beside, the old one let go
 
 
 def measure(run: Run) -> None:
@@ -27,9 +32,11 @@ def measure(run: Run) -> None:
     stand.start_redis()
     try:
         worker = psutil.Process(stand.worker("query").pid)
+        empty_worker(stand)
         until(lambda: "The model is loaded" in stand.log("query"), "the query worker is warm")
         one_client(run, stand, worker)
         many_clients(run, stand, worker)
+        publishing(run, stand)
         shell(run, stand)
     finally:
         stand.close()
@@ -37,10 +44,10 @@ def measure(run: Run) -> None:
 
 def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
     used = cpu_s(worker)
-    count = 20 if run.quick else 300
+    count = 20 if run.quick else 150
     found = client(run, stand, "latency", count=count)
     used = (cpu_s(worker) - used) / (2 * count)
-    bare, asked, again, _ = (sorted(column) for column in zip(*found["rows"], strict=True))
+    bare, asked, again, _, empty = (sorted(column) for column in zip(*found["rows"], strict=True))
     over = sorted(1000 * (row[1] - row[0]) for row in found["rows"])
     what = f"one client, ViT-B/32 on one thread, {ROWS:,} vectors, photos no cache knows"
     run.ratio(
@@ -64,6 +71,13 @@ def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
         target=5.0,
         better="lower",
     )
+    run.ratio(
+        "a repeated query / Celery's client and a task that does nothing",
+        [row[2] / row[4] for row in found["rows"]],
+        what="the same bytes to a plain Celery worker of threads on the same Redis",
+        better="lower",
+    )
+    run.fact("an empty Celery task, ms (median)", round(1000 * statistics.median(empty), 1))
     run.fact("bare embed-and-search, ms (median)", round(1000 * statistics.median(bare), 1))
     run.fact("round trip, ms (median)", round(1000 * statistics.median(asked), 1))
     jitter = [1000 * abs(row[3] - row[0]) for row in found["rows"]]
@@ -77,6 +91,25 @@ def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
         "ms",
         {"one client": shares},
     )
+
+
+def empty_worker(stand: Stand) -> None:
+    """Start the worker whose task does nothing."""
+    command = ["celery", "-A", "empty_task", "worker", "-Q", empty_task.QUEUE, "-P", "threads"]
+    command += ["-c", "4", "-l", "INFO", "--without-gossip", "--without-mingle"]
+    log = stand.folder / "empty.log"
+    with log.open("wb") as out:
+        stand.processes.append(
+            subprocess.Popen(
+                command,
+                cwd=Path(__file__).parent,
+                env=stand.env(),
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        )
+    until(lambda: "ready" in log.read_text(), "the empty task is served")
 
 
 def many_clients(run: Run, stand: Stand, worker: psutil.Process) -> None:
@@ -95,6 +128,42 @@ def many_clients(run: Run, stand: Stand, worker: psutil.Process) -> None:
     run.fact("32 clients, pictures/s", round(statistics.median(r[1] for r in rows), 1))
     run.fact("CPU of the clients a query, ms", round(1000 * rows[0][2], 2))
     run.fact("CPU of the worker a query of 32 clients, ms", round(1000 * used, 2))
+
+
+def publishing(run: Run, stand: Stand) -> None:
+    """Swap the published version again and again while one client asks."""
+    versions = VersionStore(settings_of(stand).index_dir)
+    publish_random(settings_of(stand), ROWS, DIM, stand.products)
+    pause_s, times = (5.0, 3) if run.quick else (15.0, 6)
+    ready, swaps = run.folder / "asking", list[float]()
+    options = {"seconds": pause_s * (times + 1), "ready": str(ready)}
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(client, run, stand, "steady", **options)
+        until(lambda: ready.exists() or asking.done(), "the client asks")
+        for number in range(times):
+            time.sleep(pause_s)
+            swaps.append(time.time())
+            versions.point_to(versions.versions()[number % 2])
+        rows = asking.result()["rows"]
+    if {version for _, _, version in rows} != {each.name for each in versions.versions()}:
+        raise RuntimeError("the worker has not met both versions")
+
+    def met(at: float, took: float) -> bool:
+        return any(at + took >= swap and at < swap + AFTER_S for swap in swaps)
+
+    within = [took for at, took, _ in rows if met(at, took)]
+    calm = [took for at, took, _ in rows if not met(at, took)]
+    p99 = quantile(calm, 0.99)
+    run.ratio(
+        "slowest query while a version is published / p99 of the others",
+        [max(within) / p99],
+        what=f"round trips of one client, new pictures; {AFTER_S:g} s from each of {times} swaps",
+        target=3.0,
+        better="lower",
+    )
+    run.fact("queries while a version is published", len(within))
+    run.fact("slowest of them, ms", round(1000 * max(within), 1))
+    run.fact("p99 of the others, ms", round(1000 * p99, 1))
 
 
 def shell(run: Run, stand: Stand) -> None:

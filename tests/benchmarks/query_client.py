@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
+import empty_task  # noqa: E402
 from celery import current_app  # noqa: E402
 
 from cli import ask  # noqa: E402
@@ -53,9 +54,12 @@ class Bare:
 
 def ask_imgrec(file: Path) -> list[str]:
     """Send the picture to the workers and wait: what `imgrec query` does after its imports."""
+    return [match["filename"] for match in ask_whole(file)["matches"]]
+
+
+def ask_whole(file: Path) -> dict[str, Any]:
     data = ask.message(file, load_settings())
-    answer = ask.Asked("imgrec.query_image", (data, TOP_K), PATIENCE_S, False).answer()
-    return [match["filename"] for match in answer["matches"]]
+    return ask.Asked("imgrec.query_image", (data, TOP_K), PATIENCE_S, False).answer()
 
 
 class Fresh:
@@ -84,11 +88,15 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def latency(fresh: Fresh, count: int) -> dict[str, Any]:
-    """One client: the same new picture bare and through the queue in turns, then once more."""
+    """One client: the same new picture bare and through the queue in turns, then once more.
+
+    And the same message to a task that does nothing.
+    """
     bare = Bare()
     for _ in range(5):
         ask_imgrec(fresh())
         bare.query(fresh())
+        empty_task.ask(fresh().read_bytes(), TOP_K)
     rows, cpu = [], 0.0
     for number in range(count):
         file = fresh()
@@ -103,8 +111,22 @@ def latency(fresh: Fresh, count: int) -> dict[str, Any]:
             raise SystemExit(f"bare found {found['bare']}, imgrec {found['asked']}")
         again, _ = timed(lambda f=file: ask_imgrec(f))
         noise, _ = timed(lambda f=file: bare.query(f))
-        rows.append((taken["bare"], taken["asked"], again, noise))
+        empty, _ = timed(lambda f=file: empty_task.ask(f.read_bytes(), TOP_K))
+        rows.append((taken["bare"], taken["asked"], again, noise, empty))
     return {"rows": rows, "client_cpu_s": cpu / count}
+
+
+def steady(fresh: Fresh, seconds: float, ready: str) -> dict[str, Any]:
+    """One client asks new pictures without a pause -> (when, how long, of which version)."""
+    for _ in range(5):
+        ask_imgrec(fresh())
+    Path(ready).touch()
+    rows, end = [], time.time() + seconds
+    while time.time() < end:
+        file, at = fresh(), time.time()
+        taken, answer = timed(lambda f=file: ask_whole(f))
+        rows.append((at, taken, answer["index_version"]))
+    return {"rows": rows}
 
 
 def throughput(fresh: Fresh, clients: int, queries: int, rounds: int) -> dict[str, Any]:
@@ -141,7 +163,8 @@ def crowd(pool: ThreadPoolExecutor, fresh: Fresh, queries: int) -> float:
 def main() -> None:
     mode, options = sys.argv[1], json.loads(sys.argv[2])
     fresh = Fresh(options.pop("photos"), Path(options.pop("folder")))
-    print(json.dumps({"latency": latency, "throughput": throughput}[mode](fresh, **options)))
+    modes = {"latency": latency, "steady": steady, "throughput": throughput}
+    print(json.dumps(modes[mode](fresh, **options)))
 
 
 if __name__ == "__main__":
