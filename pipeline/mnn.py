@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SetupError
 from pipeline.settings import MIB
 
+PACKAGE = "MNN"
 # All of one shape of input. Larger networks were not tried.
 MODELS = frozenset({"u2net", "u2netp", "u2net_human_seg", "silueta"})
 # A session takes four times its weights, which it keeps transformed, and its activations: u2net
@@ -40,7 +41,7 @@ CONVERT = "import _tools, sys; _tools.mnnconvert(sys.argv)"
 
 def can_run(model: str) -> bool:
     """Tell whether MNN is installed and this page knows the rembg model."""
-    return model in MODELS and find_spec("MNN") is not None
+    return model in MODELS and find_spec(PACKAGE) is not None
 
 
 class Network:

@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     rembg_model: str = Field(
         "u2net", min_length=1, description="u2net, u2netp, isnet-general-use, silueta, ..."
     )
-    rembg_backend: Literal["auto", "onnxruntime", "mnn"] = Field(
-        "auto", description="What computes masks on a CPU; auto: MNN where it is the faster one"
+    rembg_backend: Literal["auto", "onnxruntime", "mnn", "openvino"] = Field(
+        "auto", description="What computes masks on a CPU; auto: the fastest that draws the same"
     )
     u2net_home: str = Field("", description="Folder of the rembg weights; empty: rembg's own")
     preprocess_size: Annotated[tuple[int, int], NoDecode] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -83,6 +84,10 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         agree,
         what=f"intersection / union of the two masks' foregrounds, {len(photos)} photos",
         target=0.98,
+    )
+    kept = json.loads((settings.data_dir / "precision.json").read_text())
+    run.fact(
+        f"{name}: what was measured to choose", [each for rows in kept.values() for each in rows]
     )
     ours(cached)
     clock, spent, again = [], [], []

@@ -1,0 +1,161 @@
+"""Background removal in OpenVINO: nearly rembg's own masks, and the fastest backend of all."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import background, openvino
+from pipeline.background import _remover, iou, load_remover
+from pipeline.errors import SetupError
+from pipeline.precision import Measured, probes
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "models" / "u2net"
+
+needs_openvino = pytest.mark.skipif(
+    background.find_spec("openvino") is None, reason="OpenVINO is for x86-64"
+)
+
+
+@pytest.fixture(autouse=True)
+def weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (WEIGHTS / "u2netp.onnx").is_file(), "`make weights` fetches models/u2net/u2netp.onnx"
+    monkeypatch.setenv("U2NET_HOME", str(WEIGHTS))
+
+
+def settings(folder: Path, backend: str, **more: Any) -> Settings:
+    wanted = {"rembg_model": "u2netp", "device": "cpu", **more}
+    return Settings(_env_file=None, data_dir=folder, rembg_backend=backend, **wanted)
+
+
+def network(session: Any, at_once: int = 1) -> Any:
+    return openvino.Network(WEIGHTS / "u2netp.onnx", session.inner_session, 1, at_once)
+
+
+@needs_openvino
+def test_the_masks_are_nearly_onnxruntime_s_also_from_several_threads_at_once() -> None:
+    """With u2netp, whose masks bfloat16 changes most, so that it needs no large weights."""
+    exact = background._load_session("u2netp", 1, "cpu")
+    other = background._load_session("u2netp", 1, "cpu")
+    other.inner_session = network(exact, at_once=2)
+    pictures = probes()[:4]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(_remover(other), pictures))
+    for picture, mask in zip(pictures, found, strict=True):
+        assert iou(_remover(exact)(picture), mask) > 0.95
+    assert len({mask.tobytes() for mask in found}) == len(found)
+
+
+@needs_openvino
+def test_its_threads_may_run_on_every_core() -> None:
+    """Bound to the first cores, the workers of a machine would all share them."""
+    session = background._load_session("u2netp", 1, "cpu")
+    made = network(session)
+    made.run(None, {session.inner_session.get_inputs()[0].name: np.zeros((1, 3, 320, 320))})
+    mine = os.sched_getaffinity(0)
+    threads = [int(each.name) for each in Path("/proc/self/task").iterdir()]
+    assert all(os.sched_getaffinity(thread) == mine for thread in threads)
+
+
+@needs_openvino
+def test_weights_that_it_cannot_read_are_named(tmp_path: Path) -> None:
+    session = background._load_session("u2netp", 1, "cpu")
+    (tmp_path / "u2netp.onnx").write_bytes(b"no network")
+    with pytest.raises(SetupError, match=r"read .*u2netp.onnx .*set REMBG_BACKEND=onnxruntime"):
+        openvino.Network(tmp_path / "u2netp.onnx", session.inner_session, 1, 1)
+
+
+class Named:
+    """A backend that draws a mask of its own, so that one sees who drew it."""
+
+    PACKAGE, MODELS = "rembg", frozenset({"u2netp"})
+
+    def __init__(self, shade: int) -> None:
+        self.shade = shade
+
+    def can_run(self, model: str) -> bool:
+        return True
+
+    def Network(self, weights: Path, session: Any, *_: int) -> Any:  # noqa: N802
+        class Made:
+            get_inputs = session.get_inputs
+            shade = self.shade
+
+            def run(self, _: None, feed: dict[str, Any]) -> list[np.ndarray]:
+                found = np.zeros((1, 1, 320, 320), np.float32)
+                found[:, :, : self.shade] = 1
+                return [found]
+
+        return Made()
+
+
+@pytest.mark.parametrize(
+    ("gains", "agreements", "rows"),
+    [
+        ((1.5, 2.0), (1.0, 1.0), 20),
+        ((2.5, 2.0), (1.0, 1.0), 10),
+        ((1.5, 2.0), (1.0, 0.9), 10),  # the faster one draws other masks
+        ((1.1, 1.0), (1.0, 1.0), None),  # neither gains
+    ],
+)
+def test_the_fastest_of_those_that_draw_the_same_masks_is_used(
+    gains: tuple[float, float],
+    agreements: tuple[float, float],
+    rows: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backends = {"mnn": Named(10), "openvino": Named(20)}
+    backends["openvino"].PACKAGE = "numpy"
+    found = {
+        name: Measured(name, agreement, gain)
+        for name, agreement, gain in zip(backends, agreements, gains, strict=True)
+    }
+    monkeypatch.setattr(background, "BACKENDS", backends)
+    monkeypatch.setattr(background, "_compare", lambda name, *_: found[name])
+    picture = probes()[0].resize((320, 320))
+    mask = np.asarray(load_remover(settings(tmp_path, "auto"), threads=1)(picture))
+    if rows is None:
+        plain = load_remover(settings(tmp_path, "onnxruntime"), threads=1)(picture)
+        assert np.array_equal(mask, plain)
+    else:
+        assert (mask.max(axis=1) > 127).sum() == rows
+
+
+def test_asked_for_by_name_it_is_never_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "find_spec", lambda name: True)
+    for more in ({"rembg_model": "u2netp"}, {"rembg_model": "u2net", "device": "cuda"}):
+        with pytest.raises(SetupError, match=r"REMBG_BACKEND=openvino is for u2net on a CPU"):
+            load_remover(settings(tmp_path, "openvino", **more), threads=1)
+    monkeypatch.setattr(openvino, "can_run", lambda model: False)
+    with pytest.raises(SetupError, match="gains nothing on a CPU without bfloat16"):
+        load_remover(settings(tmp_path, "openvino", rembg_model="u2net"), threads=1)
+    monkeypatch.setattr(background, "find_spec", lambda name: None)
+    with pytest.raises(SetupError, match="openvino is not installed: run `pip install openvino`"):
+        load_remover(settings(tmp_path, "openvino", rembg_model="u2net"), threads=1)
+
+
+def test_a_model_that_bfloat16_spoils_never_runs_in_it() -> None:
+    assert not openvino.can_run("u2netp")
+
+
+@needs_openvino
+@pytest.mark.skipif(not (WEIGHTS / "u2net.onnx").is_file(), reason="the large weights are optional")
+def test_u2net_s_masks_hold_the_bound(tmp_path: Path) -> None:
+    if not openvino.can_run("u2net"):
+        pytest.skip("no bfloat16 here")
+    wanted = {"rembg_model": "u2net"}
+    exact = load_remover(settings(tmp_path, "onnxruntime", **wanted), threads=1)
+    other = load_remover(settings(tmp_path, "openvino", **wanted), threads=1)
+    picture: Image.Image = probes()[0]
+    assert iou(exact(picture), other(picture)) >= background.MASK_BOUND
