@@ -100,7 +100,7 @@ def train(
     if local:
         runtime.leave_cache_alone()
     with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
-        known = runtime.KnownVectors(runtime.fingerprint().id, use_known=True)
+        known = runtime.known_vectors()
         examples = embed_training(listing, runtime.tools(), known, done)
     for failure in examples.failures:
         say(f"{listing.root / failure.path}: {failure.reason}")

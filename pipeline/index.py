@@ -160,15 +160,18 @@ def exact(vectors: Vectors, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
     return heap.D, heap.I
 
 
-def self_check(index: Any, vectors: Vectors, kind: IndexKind) -> None:
+def self_check(index: Any, vectors: Vectors, kind: IndexKind, sample: int = SAMPLE) -> None:
     """Prove that the index holds each row once and that sampled rows find themselves.
+
+    Args:
+        sample: rows to look for.
 
     Raises:
         IndexBroken: it does not.
     """
     if index.ntotal != len(vectors):
         raise IndexBroken(f"The index holds {index.ntotal} vectors, {len(vectors)} were added.")
-    rows = _sample(len(vectors), SAMPLE)
+    rows = _sample(len(vectors), sample)
     wanted = np.ascontiguousarray(vectors[rows])
     _, found = search(index, wanted, 10, kind=kind, vectors=vectors)
     # Equal pictures have equal vectors, so not the row is compared but what stands under it.

@@ -124,7 +124,7 @@ def _ready(job: Job) -> bool:
 
 
 def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
-    known = runtime.KnownVectors(runtime.fingerprint().id, use_known=not job.full, proved=True)
+    known = runtime.known_vectors(use_known=not job.full, proved=True)
     save = _saver() if job.save_preprocessed else None
     if claim.attempts <= load_settings().max_attempts:
         return embed_shard(

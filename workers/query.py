@@ -61,12 +61,14 @@ def query_image(
     kept = None if question.uses_feedback else runtime.cache().get_result(key)
     answer = found = _unpack(kept)
     if answer is None:
-        picture = (lambda: _vector(data, digest)) if data else None
-        asked = compose(question, picture, runtime.text_vector, shelf)
+        known = runtime.KnownVectors(mine.id, index.version)
+        picture = (lambda: _vector(data, digest, known)) if data else None
         opinions = runtime.opinions().get() if question.uses_feedback else None
-        answer = recommend(question, index, shelf, asked, opinions)
-        if not question.uses_feedback:
-            runtime.cache().put_result(key, _pack(answer))
+        with runtime.cache().one_trip():
+            asked = compose(question, picture, runtime.text_vector, shelf)
+            answer = recommend(question, index, shelf, asked, opinions)
+            if not question.uses_feedback:
+                runtime.cache().put_result(key, _pack(answer))
     log.info(
         "Query %s: %d matches%s in %.0f ms.",
         self.request.id,
@@ -123,7 +125,7 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
     if not isinstance(use_trained, bool):
         raise WrongUse("The query cannot be used: use_trained is neither true nor false.")
     classifier = runtime.trained() if use_trained else runtime.zero_shot()
-    answer = classifier.classify(_vector(data, sha256(data)))
+    answer = classifier.classify(_vector(data, sha256(data), runtime.known_vectors()))
     log.info("Classified %s in %.0f ms.", self.request.id, 1000 * (time.monotonic() - start))
     return answer
 
@@ -135,9 +137,8 @@ def _require_size(data: bytes) -> None:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
 
-def _vector(data: bytes, digest: str) -> NDArray[np.float32]:
+def _vector(data: bytes, digest: str, known: runtime.KnownVectors) -> NDArray[np.float32]:
     """Return the picture's (d,) unit vector: a known one, or the model's."""
-    known = runtime.KnownVectors(runtime.fingerprint().id, use_known=True)
     vector = known.get(digest)
     if vector is None:
         prepare = runtime.query_prepare()

@@ -38,7 +38,7 @@ from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
 from pipeline.store.polled import Polled
 from pipeline.store.products import Products
-from pipeline.versions import VersionStore
+from pipeline.versions import Version, VersionStore
 from workers import vitals
 from workers.query_log import QueryLog
 
@@ -233,28 +233,34 @@ def batcher() -> Batcher:
 _proved: set[str] = set()  # versions whose vectors this process has read whole
 
 
+def known_vectors(*, use_known: bool = True, proved: bool = False) -> KnownVectors:
+    """Return what the published version and the cache hold of this process's vectors.
+
+    Args:
+        use_known: false for vectors that are only kept, never looked up.
+        proved: compare the version's vectors with their digest before one is reused.
+    """
+    version = None
+    if use_known:
+        try:
+            version = versions().current()
+            if proved and version.identity not in _proved:
+                versions().verify(version, ["vectors.npy"])
+                _proved.add(version.identity)
+        except ImgrecError:
+            version = None  # none yet, or broken: then nothing of it is reused
+    return KnownVectors(fingerprint().id, version, use_known=use_known)
+
+
 class KnownVectors:
-    """Vectors by content hash: from the published version, then from the shared cache."""
+    """Vectors by content hash: from an index version, then from the shared cache."""
 
-    def __init__(self, fingerprint_id: str, *, use_known: bool, proved: bool = False) -> None:
-        """Know what was published.
-
-        Args:
-            proved: compare the version's vectors with their digest before one is reused.
-        """
+    def __init__(
+        self, fingerprint_id: str, version: Version | None, *, use_known: bool = True
+    ) -> None:
         self._fingerprint = fingerprint_id
         self._use_known = use_known
-        self._version = None
-        if use_known:
-            try:
-                version = versions().current()
-                if proved and version.identity not in _proved:
-                    versions().verify(version, ["vectors.npy"])
-                    _proved.add(version.identity)
-            except ImgrecError:
-                version = None  # none yet, or broken: then nothing of it is reused
-            if version and version.fingerprint == fingerprint_id:
-                self._version = version
+        self._version = version if version and version.fingerprint == fingerprint_id else None
 
     def get(self, digest: str) -> NDArray[np.float32] | None:
         if not self._use_known:

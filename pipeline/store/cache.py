@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,6 +60,7 @@ class Cache:
         )
         self._ttl_s = {"vectors": vector_ttl_s, "texts": vector_ttl_s, "results": result_ttl_s}
         self._missed: deque[str] = deque(maxlen=MOST_MISSES)
+        self._mine = threading.local()
         self._away_until = 0.0
 
     def get_vector(self, fingerprint: str, digest: str) -> Vector | None:
@@ -88,6 +90,16 @@ class Cache:
     def put_result(self, key: str, result: Any) -> None:
         """Keep a query result."""
         self._put("results", {key: json.dumps(result).encode()})
+
+    @contextmanager
+    def one_trip(self) -> Iterator[None]:
+        """Send what this thread keeps within the block at its end, all at once."""
+        self._mine.waiting = waiting = dict[str, tuple[bytes, int]]()
+        try:
+            yield
+        finally:
+            self._mine.waiting = None
+            self._write(waiting)
 
     def describe(self) -> tuple[float | None, list[KindFacts]]:
         """Return since when hits are counted (seconds since the epoch), and each kind's facts.
@@ -162,10 +174,19 @@ class Cache:
         return self._ask(read, None)
 
     def _put(self, kind: str, values: Mapping[str, bytes]) -> None:
+        life = self._ttl_s[kind]
+        named = {f"{CACHE}:{kind}:{name}": (data, life) for name, data in values.items()}
+        waiting: dict[str, tuple[bytes, int]] | None = getattr(self._mine, "waiting", None)
+        if waiting is None:
+            self._write(named)
+        else:
+            waiting.update(named)
+
+    def _write(self, values: Mapping[str, tuple[bytes, int]]) -> None:
         def write() -> None:
             pipe = self._redis.pipeline(transaction=False)
-            for name, data in values.items():
-                pipe.set(f"{CACHE}:{kind}:{name}", data, ex=self._ttl_s[kind])
+            for key, (data, life) in values.items():
+                pipe.set(key, data, ex=life)
             self._count(pipe)
             pipe.execute()
 
@@ -214,6 +235,9 @@ class NoCache:
 
     def put_result(self, key: str, result: Any) -> None:
         pass
+
+    def one_trip(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,22 @@ def test_hits_and_misses_are_counted_a_miss_with_what_is_put_in_its_place(server
         "results": (0, 1),
         "texts": (0, 0),
     }
+
+
+def test_what_belongs_together_is_kept_in_one_trip_even_after_an_error(server: int) -> None:
+    cache, client = make_cache(server), redis.Redis(port=server)
+    client.flushall()
+    with suppress(ValueError), cache.one_trip():
+        cache.put_vectors("kind", {"one": VECTOR})
+        cache.put_result("two", [2])
+        assert client.keys("imgrec:cache:[vr]*") == []
+        with ThreadPoolExecutor(1) as other:  # another query's own are not held back
+            other.submit(cache.put_result, "three", [3]).result()
+        assert len(client.keys("imgrec:cache:[vr]*")) == 1
+        raise ValueError("enough")
+    assert cache.get_vector("kind", "one") is not None
+    assert (cache.get_result("two"), cache.get_result("three")) == ([2], [3])
+    assert all(0 < client.ttl(key) <= 100 for key in client.keys("*"))
 
 
 @pytest.mark.parametrize("value", [b"", b"abc", b"\0" * 32, np.ones(8, "<f4").tobytes()])

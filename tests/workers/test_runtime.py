@@ -65,7 +65,7 @@ def test_the_tools_of_a_shard_follow_the_settings(
 
 
 def known(desk: Desk, use_known: bool = True) -> runtime.KnownVectors:
-    return runtime.KnownVectors(runtime.fingerprint().id, use_known=use_known)
+    return runtime.known_vectors(use_known=use_known)
 
 
 def test_vectors_of_the_published_version_are_known_by_content(desk: Desk) -> None:
@@ -103,11 +103,11 @@ def test_vectors_that_have_rotted_are_not_reused_by_a_rebuild(desk: Desk) -> Non
     assert desk.job(job_id).state == "published"
     desk.memory.vectors.clear()
     version = runtime.versions().current()
-    mine, digest = version.fingerprint, version.sha256[3].decode()
-    assert runtime.KnownVectors(mine, use_known=True, proved=True).get(digest) is not None
+    digest = version.sha256[3].decode()
+    assert runtime.known_vectors(proved=True).get(digest) is not None
     file = version.folder / "vectors.npy"
     data = bytearray(file.read_bytes())
     data[-10] ^= 4
     file.write_bytes(data)
     runtime._proved.clear()  # as in another process
-    assert runtime.KnownVectors(mine, use_known=True, proved=True).get(digest) is None
+    assert runtime.known_vectors(proved=True).get(digest) is None
