@@ -139,14 +139,19 @@ class _Graph:
 
     def _linear(self, name: str, x: str, *layers: Any) -> str:
         """Multiply by the layers' weights, side by side, in integers."""
-        weight = np.concatenate([each.weight.detach().numpy().T for each in layers], axis=1)
-        bias = np.concatenate([each.bias.detach().numpy() for each in layers])
-        scale = np.maximum(np.abs(weight).max(0) / WEIGHT_MAX, 1e-12).astype(np.float32)
+        import torch
+
+        # In torch and in the weights' own order, (out, in): a third of the time that numpy takes
+        # for the transposed, and a worker's start waits for it.
+        weight = torch.cat([each.weight.detach() for each in layers])
+        bias = torch.cat([each.bias.detach() for each in layers])
+        scale = (weight.abs().amax(1) / WEIGHT_MAX).clamp_min_(1e-12)
+        whole = (weight / scale[:, None]).round_().to(torch.int8)
         values = {
-            "w": np.rint(weight / scale).astype(np.int8),
-            "scale": scale,
+            "w": whole.t().contiguous().numpy(),
+            "scale": scale.numpy(),
             "zero": np.zeros(len(scale), np.int8),
-            "b": bias,
+            "b": bias.numpy(),
         }
         inputs = [x, *(self._constant(f"{name}.{key}", value) for key, value in values.items())]
         return self._node("DynamicQuantizeMatMul", inputs, [name], MICROSOFT)
