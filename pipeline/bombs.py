@@ -24,6 +24,7 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 # file: 50 MB of them would keep a thread busy for hours. Encoders write 10; libtiff allows 100.
 MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
+WITHOUT_LENGTH = bytes([0x00, 0x01, *range(0xD0, 0xDA)])
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
@@ -56,13 +57,33 @@ def require_honest(image: Image.Image, data: bytes, max_pixels: int) -> None:
             f"the image is stored in tiles of {tile:,} pixels, the limit MAX_IMAGE_PIXELS is "
             f"{max_pixels:,}"
         )
-    if image.format in ("JPEG", "MPO"):
+    if image.format in ("JPEG", "MPO") and not _one_scan(image, data):
         scans = data.count(START_OF_SCAN)
         if scans > MAX_SCANS:
             raise BadImage(
                 f"the image has {scans:,} scans, more than {MAX_SCANS}: save it again as a plain "
                 "JPEG"
             )
+
+
+def _one_scan(image: Image.Image, data: bytes) -> bool:
+    """Tell whether a JPEG ends with its first scan, as a camera's does: nothing to look through.
+
+    One that is not progressive and whose first scan has all components: libjpeg takes no second.
+    """
+    if image.info.get("progressive"):
+        return False
+    place = 2  # behind the start of the image
+    while data[place : place + 1] == b"\xff":
+        if data[place : place + 2] == START_OF_SCAN:
+            return data[place + 4 : place + 5] == bytes([len(image.getbands())])
+        if data[place + 1 : place + 2] == b"\xff":  # padding
+            place += 1
+        elif data[place + 1 : place + 2] in WITHOUT_LENGTH:
+            return False  # what follows is no length: one could lead us to another scan
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
 
 
 def decode_cost(image: Image.Image, full_pixels: int) -> int:

@@ -71,6 +71,29 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_and_one_of_ten_is_not() -> None:
         decode(with_scans(1000), LIMITS, WHITE)
 
 
+@pytest.mark.parametrize("led_on", [False, True])
+def test_scans_of_single_components_are_counted_wherever_a_marker_leads(led_on: bool) -> None:
+    """A plain JPEG may come in a scan for each component: its first does not end it."""
+    data = original("JPEG", "baseline", 0)
+    at = data.index(b"\xff\xda")
+    assert data[at + 4] == 3
+    alone = data[at : at + 4] + b"\x01" + data[at + 5 :]
+    if led_on:  # a marker without a length, and behind what looks like one a scan that is whole
+        data = data[:at] + b"\xff\xd0" + (2 + len(alone)).to_bytes(2, "big") + alone + data[at:]
+    else:
+        data = data[:at]
+    with pytest.raises(BadImage, match=r"1,0\d\d scans, more than 100"):
+        decode(data + alone * 1001, LIMITS, WHITE)
+
+
+def test_a_camera_s_jpeg_has_one_scan_whatever_follows_it() -> None:
+    data = original("JPEG", "baseline", 0)
+    wanted = decode(data, LIMITS, WHITE)
+    assert decode(data + b"\xff\xda" * 1000, LIMITS, WHITE) == wanted
+    padded = data[:2] + b"\xff\xff" + data[2:]
+    assert decode(padded + b"\xff\xda" * 1000, LIMITS, WHITE) == wanted
+
+
 @pytest.mark.parametrize("mode", MODES["WEBP"])
 def test_the_size_of_a_webp_is_read_before_pillow_asks_for_its_canvas(
     mode: str, monkeypatch: pytest.MonkeyPatch
