@@ -34,7 +34,7 @@ from pipeline.versions import VersionStore
 TITLE = "Scale-out: two workers beside one; what a shard costs Redis, the database and the disk"
 QUICK = False
 ROUNDS = 3
-SHARD, PHOTOS_A_ROUND = 16, 640
+SHARD, PHOTOS_A_ROUND = 64, 1024
 LEDGER_SHARDS, SHARD_IMAGES, DIM = 200, 256, 512
 MANY_SHARDS = 40_000  # ten million images
 MERGED = 50_000
