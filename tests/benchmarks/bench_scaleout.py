@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 from base_clip import base_clip
-from harness import Run, seconds
+from harness import ROOT, Run, seconds
 from stand import Stand, until
 
 from pipeline import index
@@ -38,6 +38,26 @@ SHARD, PHOTOS_A_ROUND = 64, 1024
 LEDGER_SHARDS, SHARD_IMAGES, DIM = 200, 256, 512
 MANY_SHARDS = 40_000  # ten million images
 MERGED = 50_000
+BARE_S = 10.0
+# What a worker could reach that did nothing but compute: told when to begin, it says its images/s.
+BARE = f"""
+import sys, time
+import numpy as np
+from PIL import Image
+from pipeline.clip import load_clip
+from pipeline.settings import load_settings
+clip = load_clip(load_settings())
+dice = np.random.default_rng(0)
+batch = [Image.fromarray(dice.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(32)]
+clip.embed_images(batch)
+print("ready", flush=True)
+sys.stdin.readline()
+start, done = time.perf_counter(), 0
+while time.perf_counter() < start + {BARE_S}:
+    clip.embed_images(batch)
+    done += len(batch)
+print(done / (time.perf_counter() - start), flush=True)
+"""
 
 
 def measure(run: Run) -> None:
@@ -64,13 +84,15 @@ def workers(run: Run) -> None:
     stand.start_redis()
     try:
         rows: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+        bare: dict[int, list[float]] = {1: [], 2: []}
         for number in range(ROUNDS):
             for count in (1, 2) if number % 2 == 0 else (2, 1):
                 rows[count].append(steady(stand, count))
+                bare[count].append(computing(stand, count))
     finally:
         stand.close()
     pairs = list(zip(rows[1], rows[2], strict=True))
-    what = "ViT-B/32 on one thread each, images/s between each worker's first shard and the last"
+    what = "ViT-B/32 on one core each, images/s between each worker's first shard and the last"
     run.ratio(
         "two embed workers / one",
         [two[0] / one[0] for one, two in pairs],
@@ -83,6 +105,12 @@ def workers(run: Run) -> None:
         what="what two cores of their own would give: other load on the machine counts less",
         target=1.9,
     )
+    run.ratio(
+        "two processes that only compute / one",
+        [two / one for one, two in zip(bare[1], bare[2], strict=True)],
+        what="the model alone on one core each: caches and memory that the cores share are no cost of "
+        "the queue",
+    )
     for count, found in rows.items():
         run.fact(f"{count} worker(s), images/s", round(statistics.median(r[0] for r in found), 2))
 
@@ -90,7 +118,9 @@ def workers(run: Run) -> None:
 def steady(stand: Stand, count: int) -> tuple[float, float]:
     """Return images a second, and images a CPU second, of `count` workers on the same folder."""
     first = len(stand.processes)
-    stand.workers(*["embed"] * count)
+    for core in range(count):
+        with on_core(core):
+            stand.workers("embed")
     logs = [stand.folder / f"embed-{number}.log" for number in range(first, first + count)]
     job = stand.answer("enqueue-rebuild", str(stand.products), "--full")["job_id"]
     jobs = Jobs(Database(stand.environment["DATABASE_URL"]))
@@ -113,6 +143,42 @@ def steady(stand: Stand, count: int) -> tuple[float, float]:
         process.wait()
     stand.redis().delete("imgrec:embed", "imgrec:index")
     return images / (after[0] - before[0]), images / (after[2] - before[2])
+
+
+def computing(stand: Stand, count: int) -> float:
+    """Return the images a second of processes that do nothing but compute."""
+    started = []
+    for core in range(count):
+        with on_core(core):
+            process = subprocess.Popen(
+                [sys.executable, "-c", BARE],
+                cwd=ROOT,
+                env=stand.env(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        started.append(process)
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return sum(float(process.communicate()[0]) for process in started)
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Start processes on one core: what they decode ahead would else make one worker two."""
+    all_cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {all_cores[core % len(all_cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cores)
 
 
 def unclaimed(jobs: Jobs, job_id: str) -> int:
