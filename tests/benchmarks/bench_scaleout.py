@@ -108,8 +108,7 @@ def workers(run: Run) -> None:
     run.ratio(
         "two processes that only compute / one",
         [two / one for one, two in zip(bare[1], bare[2], strict=True)],
-        what="the model alone on one core each: caches and memory that the cores share are no cost of "
-        "the queue",
+        what="the model alone, on one core each: both share caches and memory",
     )
     for count, found in rows.items():
         run.fact(f"{count} worker(s), images/s", round(statistics.median(r[0] for r in found), 2))
