@@ -53,6 +53,7 @@ def main() -> int:
                 traceback.print_exc()
                 failed.append(name)
             run.seconds = time.perf_counter() - start
+            print(f"  ({run.seconds:.0f} s)")
         runs.append(run)
     write(options, facts, runs)
     show(runs)

@@ -134,7 +134,7 @@ def publishing(run: Run, stand: Stand) -> None:
     """Swap the published version again and again while one client asks."""
     versions = VersionStore(settings_of(stand).index_dir)
     publish_random(settings_of(stand), ROWS, DIM, stand.products)
-    pause_s, times = (5.0, 3) if run.quick else (15.0, 6)
+    pause_s, times = (3.0, 3) if run.quick else (15.0, 6)
     ready, swaps = run.folder / "asking", list[float]()
     options = {"seconds": pause_s * (times + 1), "ready": str(ready)}
     with ThreadPoolExecutor(1) as pool:
