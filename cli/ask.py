@@ -97,20 +97,27 @@ def wait_for(
                 return answer
             from workers import flow  # only now: it brings Celery with it
 
-            if not (flow.workers_on(flow.QUERY) or flow.workers_on(flow.QUERY, LAST_LOOK_S)):
+            late = time.monotonic() >= deadline
+            try:
+                served = flow.workers_on(flow.QUERY) or flow.workers_on(flow.QUERY, LAST_LOOK_S)
+                # While others still wait to be taken, the workers are behind and nothing is lost:
+                # to send it again would only make them slower.
+                due = resends > 0 and time.monotonic() >= again_at
+                if served and not late and due and resend and not flow.queue_length(flow.QUERY):
+                    resend()
+                    resends, pause = resends - 1, 2 * pause
+                    again_at = time.monotonic() + pause
+            except ServerAway:
+                if late:
+                    raise
+                continue  # the listener hears whether Redis comes back
+            if not served:
                 raise _nobody_answers(needs_index)
-            if time.monotonic() >= deadline:
+            if late:
                 raise TimedOut(
                     f"Query {query_id} has no answer after {timeout:g} s: "
                     f"'imgrec result {query_id}' may have it later; answers are kept an hour."
                 )
-            # While others still wait to be taken, the workers are behind and nothing is lost: to
-            # send it again would only make them slower.
-            due = resends > 0 and time.monotonic() >= again_at
-            if resend is not None and due and not flow.queue_length(flow.QUERY):
-                resend()
-                resends, pause = resends - 1, 2 * pause
-                again_at = time.monotonic() + pause
 
 
 def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:

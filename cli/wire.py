@@ -105,7 +105,8 @@ class Listener:
         """Return the answer, or None when there is none after `seconds`.
 
         Raises:
-            ServerAway: Redis went away and did not come back. What the task has raised.
+            ServerAway: Redis went away and did not come back within twice that time, at most
+                `AWAY_S`. What the task has raised.
         """
         end = time.monotonic() + seconds
         given_up_at = None
@@ -116,7 +117,7 @@ class Listener:
             except redis.RedisError as error:
                 self._drop()
                 now = time.monotonic()
-                given_up_at = given_up_at or now + AWAY_S
+                given_up_at = given_up_at or now + min(AWAY_S, 2 * seconds)
                 if now >= given_up_at or not isinstance(error, OUTAGES) or refuses(error):
                     raise trouble(load_settings().redis_url, error) from error
                 time.sleep(RETRY_S)

@@ -106,7 +106,15 @@ def _faster(
                 raise
             log.warning("Background removal goes on without %s. %s", backend, error)
     chosen = names[0] if by_name else fastest(found, MASK_BOUND)
-    return make(chosen) if chosen in BACKENDS else session
+    if chosen not in BACKENDS:
+        return session
+    try:
+        return make(chosen)
+    except SetupError as error:  # what worked when it was measured
+        if by_name:
+            raise
+        log.warning("Background removal goes on in onnxruntime. %s", error)
+        return session
 
 
 def _compare(name: str, session: Any, other: Any, at_once: int) -> Measured:

@@ -24,6 +24,7 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 # file: 50 MB of them would keep a thread busy for hours. Encoders write 10; libtiff allows 100.
 MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
+MAX_MARKERS = 1000  # before the first scan; a camera writes some twenty
 WITHOUT_LENGTH = bytes([0x00, 0x01, *range(0xD0, 0xDA)])
 
 
@@ -74,7 +75,9 @@ def _one_scan(image: Image.Image, data: bytes) -> bool:
     if image.info.get("progressive"):
         return False
     place = 2  # behind the start of the image
-    while data[place : place + 1] == b"\xff":
+    for _ in range(MAX_MARKERS):
+        if data[place : place + 1] != b"\xff":
+            break
         if data[place : place + 2] == START_OF_SCAN:
             return data[place + 4 : place + 5] == bytes([len(image.getbands())])
         if data[place + 1 : place + 2] == b"\xff":  # padding

@@ -9,6 +9,7 @@ https://docs.openvino.ai/2026/openvino-workflow/running-inference/optimize-infer
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SetupError
 
+log = logging.getLogger(__name__)
+
 PACKAGE = "openvino"
 # Not u2netp: of 24 photos of clothing, two masks fell below an IoU of 0.98. Others were not tried.
 MODELS = frozenset({"u2net"})
@@ -29,9 +32,13 @@ def can_run(model: str) -> bool:
     """Tell whether OpenVINO is installed, this page knows the model and the CPU has bfloat16."""
     if model not in MODELS or find_spec(PACKAGE) is None:
         return False
-    import openvino
+    try:
+        import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except (ImportError, RuntimeError) as error:
+        log.warning("OpenVINO is installed, but does not start: %s", error)
+        return False
 
 
 class Network:
@@ -59,20 +66,20 @@ class Network:
             # Each process would bind its threads to the first cores, so all workers to the same.
             "ENABLE_CPU_PINNING": False,
         }
-        core = openvino.Core()
+        self._free: SimpleQueue[Any] = SimpleQueue()
         try:
+            core = openvino.Core()
             network = core.compile_model(core.read_model(weights), "CPU", options)
+            for _ in range(at_once):
+                request = network.create_infer_request()
+                request.infer()  # what it allocates is a part of the model's memory
+                self._free.put(request)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[:1]
             raise SetupError(
-                f"OpenVINO could not read {weights} ({' '.join(first)[:200]}): set "
+                f"OpenVINO cannot run {weights} ({' '.join(first)[:200]}): set "
                 "REMBG_BACKEND=onnxruntime to work without OpenVINO."
             ) from error
-        self._free: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(at_once):
-            request = network.create_infer_request()
-            request.infer()  # what it allocates is a part of the model's memory
-            self._free.put(request)
 
     def get_inputs(self) -> list[Any]:
         """Name the input."""

@@ -164,8 +164,7 @@ class Cache:
             # is then put in its place.
             pipe = self._redis.pipeline(transaction=False)
             pipe.get(f"{CACHE}:{kind}:{name}")
-            self._count(pipe, f"{kind}.hits")
-            data = pipe.execute()[0]
+            data = self._send(pipe, f"{kind}.hits")[0]
             if isinstance(data, bytes):
                 return data
             self._missed.append(kind)
@@ -187,26 +186,33 @@ class Cache:
             pipe = self._redis.pipeline(transaction=False)
             for key, (data, life) in values.items():
                 pipe.set(key, data, ex=life)
-            self._count(pipe)
-            pipe.execute()
+            self._send(pipe)
 
         if values:
             self._ask(write, None)
 
-    def _count(self, pipe: Any, *names: str) -> None:
-        """Add the counting of `names`, and of the misses since the last time, to a pipeline."""
-        counted = Counter(names)
+    def _send(self, pipe: Any, *names: str) -> list[Any]:
+        """Send a pipeline; count `names` with it, and the misses since the last time."""
+        missed = list[str]()
         with suppress(IndexError):  # another thread may take the last ones
             while True:
-                kind = self._missed.popleft()
-                counted[f"{kind}.misses"] += 1
-                counted[f"{kind}.hits"] -= 1
+                missed.append(self._missed.popleft())
+        counted = Counter(names)
+        for kind in missed:
+            counted[f"{kind}.misses"] += 1
+            counted[f"{kind}.hits"] -= 1
         for name, times in counted.items():
             if times:
                 pipe.hincrby(STATS, name, times)
         if counted:
             pipe.hsetnx(STATS, "since", str(time.time()))
             pipe.expire(STATS, self._ttl_s["vectors"])
+        try:
+            answers: list[Any] = pipe.execute()
+        except redis.RedisError:
+            self._missed.extend(missed)
+            raise
+        return answers
 
     def _ask(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
         if time.monotonic() < self._away_until:

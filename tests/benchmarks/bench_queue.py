@@ -70,6 +70,7 @@ def measure(run: Run) -> None:
         what=f"all processes, {last.images:,} / {costs[-2].images:,} images; from "
         "FLAT_MAX_VECTORS on the index is trained, which is most of the difference",
         better="lower",
+        target=1.5,
     )
     run.ratio(
         "planning an image, most images / fewer",

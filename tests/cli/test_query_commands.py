@@ -186,6 +186,24 @@ def test_a_query_is_not_sent_again_while_the_workers_are_behind(
     assert len(queue.sent) == 1 + 2
 
 
+def test_a_look_at_the_workers_that_meets_an_outage_ends_no_question(
+    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def away(*_: object) -> int:
+        looks.append(queue.now)
+        raise ServerAway("Redis is loading its dataset")
+
+    monkeypatch.setattr(flow, "workers_on", away)
+    queue.answers = iter([None, None, ANSWER])
+    assert imgrec("query", photo, "--wait").code == 0
+    assert looks == [5, 10]
+    done = imgrec("query", photo, "--wait", "--timeout", "30")
+    assert done.code == 4
+    assert "loading its dataset" in done.err
+
+
 def test_a_wait_that_ends_names_the_command_for_later(
     imgrec: Run, queue: Queue, photo: Path
 ) -> None:

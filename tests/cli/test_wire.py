@@ -140,6 +140,18 @@ def test_a_redis_that_stays_away_is_a_sentence(
         wire.send("imgrec.query_image", "the-id", (b"", 5), 60.0)
 
 
+def test_a_look_without_waiting_says_at_once_that_redis_is_away(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pause(seconds: float) -> None:
+        raise AssertionError(f"it waits for {seconds} s")
+
+    stand.kill_redis()
+    monkeypatch.setattr(wire.time, "sleep", no_pause)
+    with pytest.raises(ServerAway, match="Redis does not answer"):
+        wait("the-id", 0.0)
+
+
 def test_a_redis_that_says_nothing_is_given_up(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from mutants import MODES, SIDE, declare, original
 from PIL import Image
 from stand import until
 
-from pipeline import images, memory
+from pipeline import bombs, images, memory
 from pipeline.bombs import BYTES_PER_PIXEL, decode_cost, webp_size
 from pipeline.errors import BadImage
 from pipeline.images import OUT_OF_MEMORY, Limits, decode
@@ -92,6 +92,14 @@ def test_a_camera_s_jpeg_has_one_scan_whatever_follows_it() -> None:
     assert decode(data + b"\xff\xda" * 1000, LIMITS, WHITE) == wanted
     padded = data[:2] + b"\xff\xff" + data[2:]
     assert decode(padded + b"\xff\xda" * 1000, LIMITS, WHITE) == wanted
+
+
+def test_a_header_of_nothing_but_padding_is_not_followed_to_its_end() -> None:
+    data = original("JPEG", "baseline", 0)
+    padded = data[:2] + b"\xff" * 100_000 + data[2:]
+    with Image.open(io.BytesIO(padded)) as image:
+        assert not bombs._one_scan(image, padded)
+        assert bombs._one_scan(image, data)
 
 
 @pytest.mark.parametrize("mode", MODES["WEBP"])

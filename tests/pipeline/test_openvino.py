@@ -69,7 +69,7 @@ def test_its_threads_may_run_on_every_core() -> None:
 def test_weights_that_it_cannot_read_are_named(tmp_path: Path) -> None:
     session = background._load_session("u2netp", 1, "cpu")
     (tmp_path / "u2netp.onnx").write_bytes(b"no network")
-    with pytest.raises(SetupError, match=r"read .*u2netp.onnx .*set REMBG_BACKEND=onnxruntime"):
+    with pytest.raises(SetupError, match=r"run .*u2netp.onnx .*set REMBG_BACKEND=onnxruntime"):
         openvino.Network(tmp_path / "u2netp.onnx", session.inner_session, 1, 1)
 
 
@@ -143,6 +143,42 @@ def test_asked_for_by_name_it_is_never_left_out_in_silence(
     monkeypatch.setattr(background, "find_spec", lambda name: None)
     with pytest.raises(SetupError, match="openvino is not installed: run `pip install openvino`"):
         load_remover(settings(tmp_path, "openvino", rembg_model="u2net"), threads=1)
+
+
+@needs_openvino
+def test_one_that_does_not_start_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __init__(self) -> None:
+            raise RuntimeError("no plugin for CPU")
+
+    import openvino as package
+
+    monkeypatch.setattr(package, "Core", Broken)
+    with caplog.at_level("WARNING"):
+        assert not openvino.can_run("u2net")
+    assert "does not start: no plugin" in caplog.text
+
+
+def test_one_that_was_measured_and_fails_now_is_onnxruntime_s_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Named):
+        def Network(self, *_: Any) -> Any:  # noqa: N802
+            raise SetupError("no space left")
+
+    picture = probes()[0]
+    wanted = load_remover(settings(tmp_path, "onnxruntime"), threads=1)(picture)
+    monkeypatch.setattr(background, "_compare", lambda name, *_: Measured(name, 1.0, 2.0))
+    monkeypatch.setattr(background, "BACKENDS", {"mnn": Named(10)})
+    assert load_remover(settings(tmp_path, "auto"), threads=1)(picture) != wanted
+    monkeypatch.setattr(background, "BACKENDS", {"mnn": Failing(10)})
+    with caplog.at_level("WARNING"):
+        assert load_remover(settings(tmp_path, "auto"), threads=1)(picture) == wanted
+    assert "goes on in onnxruntime. no space left" in caplog.text
+    with pytest.raises(SetupError, match="no space left"):
+        load_remover(settings(tmp_path, "mnn"), threads=1)
 
 
 def test_a_model_that_bfloat16_spoils_never_runs_in_it() -> None:
