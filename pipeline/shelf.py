@@ -19,21 +19,30 @@ KEPT_MASKS = 64  # of the newest conditions
 class Shelves:
     """Keeps the newest shelf as long as its version and its catalogue are the ones in use."""
 
-    def __init__(self, catalogue: Callable[[], Catalogue]) -> None:
+    def __init__(self, catalogue: Callable[[bool], Catalogue]) -> None:
+        """Follow a catalogue.
+
+        Args:
+            catalogue: returns it; told whether to look at once for a change.
+        """
         self._catalogue = catalogue
         self._newest: Shelf | None = None
         self._ready: Shelf | None = None
 
     def prepare(self, version: Version) -> None:
         """Make a version's shelf before it serves, with what the one in use has been asked."""
-        fresh = Shelf(version, self._catalogue())
+        fresh = Shelf(version, self._catalogue(False))
         if self._newest is not None:
             fresh.do_as(self._newest)
         self._ready = fresh
 
-    def of(self, version: Version) -> Shelf:
-        """Return a version beside the catalogue as it is now."""
-        now, held = self._catalogue(), self._newest
+    def of(self, version: Version, at_once: bool = False) -> Shelf:
+        """Return a version beside the catalogue as it is now, or was a moment ago.
+
+        Args:
+            at_once: as it is now.
+        """
+        now, held = self._catalogue(at_once), self._newest
         # Identity, not the name: a deleted folder's name is given again.
         if held is None or held.version is not version or held.catalogue is not now:
             ready = self._ready

@@ -53,7 +53,8 @@ def query_image(
     index = runtime.published().current()
     mine = runtime.fingerprint()
     index.version.require(mine.id, mine.summary)
-    shelf = runtime.shelves().of(index.version)
+    # Who asks by what was imported or said may have done so in the same second.
+    shelf = runtime.shelves().of(index.version, at_once=bool(question.conditions))
     digest = sha256(data) if data else ""
     facts = {"question": question.key(), "catalogue": shelf.catalogue.revision}
     key = result_key(index.version.identity, mine.id, digest, facts)
@@ -63,7 +64,7 @@ def query_image(
     if answer is None:
         known = runtime.KnownVectors(mine.id, index.version)
         picture = (lambda: _vector(data, digest, known)) if data else None
-        opinions = runtime.opinions().get() if question.uses_feedback else None
+        opinions = runtime.opinions().get(now=True) if question.uses_feedback else None
         with runtime.cache().one_trip():
             asked = compose(question, picture, runtime.text_vector, shelf)
             answer = recommend(question, index, shelf, asked, opinions)

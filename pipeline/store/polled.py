@@ -25,25 +25,31 @@ class Polled(Generic[Held]):
         self._lock = threading.Lock()
         self._held: tuple[int, Held] | None = None
         self._look_at = 0.0
+        self._away = False  # then it is waited for as ever: each look may take seconds
 
-    def get(self) -> Held:
+    def get(self, now: bool = False) -> Held:
         """Return the value; the last one, while the database is away.
+
+        Args:
+            now: look at once, for who asks about what was changed a moment before.
 
         Raises:
             ServerAway: the database does not answer and nothing is held yet.
         """
-        held = self._held
-        if held is not None and (time.monotonic() < self._look_at or self._lock.locked()):
+        held, patient = self._held, not now or self._away
+        if held and patient and (time.monotonic() < self._look_at or self._lock.locked()):
             return held[1]
         with self._lock:
             held = self._held
-            if held is not None and time.monotonic() < self._look_at:
+            if held and patient and time.monotonic() < self._look_at:
                 return held[1]
             try:
                 revision = self._revision()
                 if held is None or revision != held[0]:
                     held = self._held = (revision, self._load())
+                self._away = False
             except ServerAway as error:
+                self._away = True
                 if held is None:
                     raise
                 log.warning("What was read last is used further: %s", error)

@@ -56,6 +56,7 @@ def test_a_query_worker_that_leaked_is_replaced(stand: Stand) -> None:
         "IMGREC_FAILPOINT_ONCE": str(once),
     }
     leaking = stand.keep("query", **leaks, **LIMIT)
+    until(lambda: " ready." in stand.log("query"), "the query worker is there")
     picture = stand.products / names[0]
     assert stand.query(picture)["matches"][0]["filename"] == names[0]
     assert once.exists()

@@ -314,7 +314,7 @@ def test_masks_are_kept_and_a_new_catalogue_forgets_them(opened: OpenIndex, tmp_
 def test_a_shelf_that_was_prepared_has_the_filters_that_are_in_use(opened: OpenIndex) -> None:
     """Else the first filtered query of a new version works them out for a million rows."""
     known = catalogue(**{f"p/{n:03d}": {"color": "red"} for n in range(0, COUNT, 2)})
-    shelves = Shelves(lambda: known)
+    shelves = Shelves(lambda at_once: known)
     conditions = (Condition.parse("color=red"),)
     old = shelves.of(opened.version)
     assert old.allowed(conditions) is not None

@@ -335,10 +335,27 @@ def test_an_answered_query_is_logged_with_what_it_showed(desk: Desk, asked: list
     assert asked == []
 
 
-def test_feedback_is_used_only_when_asked_for(
+def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
     desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 3600.0)
+    desk.rebuild()
+    runtime.products().put([Product("kind0/04", {"price": 5})])
+    plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
+    assert query_image(product(desk), 5, {"feedback": True})["matches"] == plain["matches"]
+    runtime.products().put([Product("kind0/04", {"price": 7})])
+    assert query_image(product(desk), 5, {"where": ["price<6"]})["matches"] == []
+    runtime.query_log().flush()
+    query = runtime.feedback().query("q")
+    assert query is not None
+    best = plain["matches"][0]["product_id"]
+    runtime.feedback().add(query, best, "dislike", "ann", 1.0)
+    mine = query_image(product(desk), 5, {"user": "ann", "feedback": True, "explain": True})
+    parts = {match["product_id"]: match["explain"] for match in mine["matches"]}
+    assert best not in parts or "disliked" in parts[best] or "personal" in parts[best]
+
+
+def test_feedback_is_used_only_when_asked_for(desk: Desk, asked: list[int]) -> None:
     desk.rebuild()
     plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
     runtime.query_log().flush()
