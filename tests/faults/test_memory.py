@@ -11,7 +11,8 @@ from stand import Stand, draw_folder, until
 
 from pipeline.images import OUT_OF_MEMORY
 
-LIMIT = {"WORKER_MAX_MEMORY": "768MiB"}  # about 450 above what the tiny model leaves
+# The tiny model takes 300 to 600 MiB, by the libraries that the CPU chooses.
+LIMIT = {"WORKER_MAX_MEMORY": "1280MiB"}
 
 
 @pytest.mark.fault(17, "an image that takes all memory, beside good ones")
@@ -43,7 +44,7 @@ def test_an_embed_worker_that_leaked_is_replaced_and_blames_no_image(
     trial.strikes()
     trial.publishes(job_id)
     until(lambda: leaking.deaths == 1, "the worker that leaked is replaced")
-    assert "its limit WORKER_MAX_MEMORY is 768 MiB" in trial.stand.log("embed")
+    assert "its limit WORKER_MAX_MEMORY is 1.2 GiB" in trial.stand.log("embed")
 
 
 def test_a_query_worker_that_leaked_is_replaced(stand: Stand) -> None:
