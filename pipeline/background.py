@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import mnn, openvino
+from pipeline import mnn, openvino, side_by_side
 from pipeline.errors import SetupError
 from pipeline.precision import (
     Measured,
@@ -47,7 +47,7 @@ def load_remover(settings: Settings, *, threads: int, at_once: int = 1) -> Remov
     With REMBG_BACKEND=auto the network runs in MNN or OpenVINO where that is installed, and was
     found to be the fastest here and to draw the same masks. The session must be made after any
     fork: onnxruntime's threads do not survive one (microsoft/onnxruntime#31961). The function may
-    be called from several threads.
+    be called from several threads; on a GPU their pictures share one call.
 
     Args:
         threads: compute threads of one call.
@@ -60,7 +60,9 @@ def load_remover(settings: Settings, *, threads: int, at_once: int = 1) -> Remov
     if wanted in BACKENDS:
         _require(wanted, model, device)
     session = _load_session(model, threads, device)
-    if wanted != "onnxruntime" and device != "cuda" and not _on_gpu(session):
+    if _on_gpu(session):
+        return _remover(_batched(session, at_once))
+    if wanted != "onnxruntime":
         names = [wanted] if wanted in BACKENDS else list(BACKENDS)
         names = [name for name in names if BACKENDS[name].can_run(model)]
         if names:
@@ -114,6 +116,21 @@ def _faster(
         if by_name:
             raise
         log.warning("Background removal goes on in onnxruntime. %s", error)
+        return session
+
+
+def _batched(session: Any, at_once: int) -> Any:
+    """Return the session with a network that takes as many pictures as there are threads."""
+    if at_once == 1 or getattr(session, "inner_session", None) is None:
+        return session
+    try:
+        made = copy.copy(session)
+        made.inner_session = side_by_side.Network(
+            Path(session.download_models()), session.inner_session, at_once
+        )
+        return made
+    except SetupError as error:
+        log.warning("Background removal goes on one by one. %s", error)
         return session
 
 

@@ -8,37 +8,38 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 Vector = NDArray[np.float32]
 BUG_EXIT = 70  # sysexits.h: internal software error
 
 
-class Batcher:
+class Batcher(Generic[Item]):
     """One thread that embeds whatever has gathered while the previous batch was computed."""
 
     def __init__(
-        self, embed: Callable[[Sequence[Image.Image]], NDArray[np.float32]], batch_size: int
+        self, embed: Callable[[Sequence[Item]], NDArray[np.float32]], batch_size: int
     ) -> None:
         self._embed = embed
         self._batch_size = batch_size
-        self._waiting: queue.Queue[tuple[Image.Image, Future[Vector]]] = queue.Queue()
+        self._waiting: queue.Queue[tuple[Item, Future[Vector]]] = queue.Queue()
         self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self.thread.start()
 
-    def embed(self, image: Image.Image, timeout_s: float) -> Vector:
-        """Return the (d,) float32 unit vector of one picture.
+    def embed(self, item: Item, timeout_s: float) -> Vector:
+        """Return what `embed` gives for one item: of a picture, the (d,) float32 unit vector.
 
         Raises:
             TimeoutError: not within `timeout_s`.
         """
         future: Future[Vector] = Future()
-        self._waiting.put((image, future))
+        self._waiting.put((item, future))
         return future.result(timeout_s)
 
     def _run(self) -> None:
@@ -56,9 +57,9 @@ class Batcher:
             log.critical("The embedding thread died; ending the process.", exc_info=True)
             os._exit(BUG_EXIT)
 
-    def _answer(self, batch: list[tuple[Image.Image, Future[Vector]]]) -> None:
+    def _answer(self, batch: list[tuple[Item, Future[Vector]]]) -> None:
         try:
-            vectors = self._embed([image for image, _ in batch])
+            vectors = self._embed([item for item, _ in batch])
         except Exception as error:
             if len(batch) == 1:
                 batch[0][1].set_exception(error)

@@ -217,7 +217,7 @@ def trained() -> Trained:
 
 
 @once
-def batcher() -> Batcher:
+def batcher() -> Batcher[Image.Image]:
     embed_images, stall_s = clip().embed_images, load_settings().stall_s
 
     def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:

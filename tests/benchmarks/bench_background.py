@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from base_clip import base_clip
-from bench_rebuild import BATCH, WHITE
+from bench_rebuild import BATCH, WHITE, told
 from harness import ROOT, Run
 from PIL import Image
 
@@ -86,9 +86,7 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         target=0.98,
     )
     kept = json.loads((settings.data_dir / "precision.json").read_text())
-    run.fact(
-        f"{name}: what was measured to choose", [each for rows in kept.values() for each in rows]
-    )
+    run.fact(f"{name}: what was measured to choose", told(kept))
     ours(cached)
     clock, spent, again = [], [], []
     for _ in range(rounds):

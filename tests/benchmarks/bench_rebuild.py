@@ -56,7 +56,7 @@ def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
     run.fact("start of a process with the measurement", f"{time.perf_counter() - start:.1f} s")
     run.fact("precision that auto chose", clip.precision)
     kept = json.loads((stand.data / "precision.json").read_text())
-    run.fact("precision.json", next(iter(kept.values()), "not measured"))
+    run.fact("what was measured to choose", told(kept))
     theirs = load_clip(settings.model_copy(update={"precision": "fp32"}))
     loop = plain_loop(theirs)
     ideal, plain, plain_cpu, rates = [], [], [], []
@@ -216,6 +216,16 @@ def enlarged(photo: Path, number: int, grain: float) -> bytes:
         buffer, "JPEG", quality=90
     )
     return buffer.getvalue()
+
+
+def told(kept: dict[str, list[dict[str, Any]]]) -> str:
+    """Say in words what precision.json holds."""
+    return "; ".join(
+        f"{each['precision']}: {each['speedup']:.2f} times the speed, agreement "
+        f"{each['agreement']:.4f}"
+        for rows in kept.values()
+        for each in rows
+    )
 
 
 def timed(work: Work) -> tuple[Any, float]:
