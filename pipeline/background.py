@@ -61,7 +61,7 @@ def load_remover(settings: Settings, *, threads: int, at_once: int = 1) -> Remov
         _require(wanted, model, device)
     session = _load_session(model, threads, device)
     if _on_gpu(session):
-        return _remover(_batched(session, at_once))
+        return _remover(_batched(session, threads, at_once))
     if wanted != "onnxruntime":
         names = [wanted] if wanted in BACKENDS else list(BACKENDS)
         names = [name for name in names if BACKENDS[name].can_run(model)]
@@ -79,15 +79,10 @@ def _faster(
         SetupError: one was asked for by name, and cannot read the weights or draws other masks.
     """
     by_name = settings.rembg_backend in BACKENDS
-    weights = Path(session.download_models())
-    digest = _digest(weights)
+    digest = _digest(Path(session.download_models()))
 
     def make(name: str) -> Any:
-        made = copy.copy(session)
-        made.inner_session = BACKENDS[name].Network(
-            weights, session.inner_session, threads, at_once
-        )
-        return made
+        return _with_network(session, BACKENDS[name], threads, at_once)
 
     def compare(name: str) -> list[Measured]:
         return [_compare(name, session, make(name), at_once)]
@@ -119,16 +114,24 @@ def _faster(
         return session
 
 
-def _batched(session: Any, at_once: int) -> Any:
+def _with_network(session: Any, backend: Any, threads: int, at_once: int) -> Any:
+    """Return a copy of rembg's session that computes in a backend's `Network`.
+
+    Raises:
+        SetupError: the backend cannot run the weights.
+    """
+    made = copy.copy(session)
+    weights = Path(session.download_models())
+    made.inner_session = backend.Network(weights, session.inner_session, threads, at_once)
+    return made
+
+
+def _batched(session: Any, threads: int, at_once: int) -> Any:
     """Return the session with a network that takes as many pictures as there are threads."""
     if at_once == 1 or getattr(session, "inner_session", None) is None:
         return session
     try:
-        made = copy.copy(session)
-        made.inner_session = side_by_side.Network(
-            Path(session.download_models()), session.inner_session, at_once
-        )
-        return made
+        return _with_network(session, side_by_side, threads, at_once)
     except SetupError as error:
         log.warning("Background removal goes on one by one. %s", error)
         return session
@@ -188,8 +191,8 @@ def _require(backend: str, model: str, device: str) -> None:
         )
     if not module.can_run(model):
         raise SetupError(
-            f"REMBG_BACKEND={backend} gains nothing on a CPU without bfloat16: set "
-            "REMBG_BACKEND=auto."
+            f"REMBG_BACKEND={backend} cannot run here: it needs a CPU with bfloat16 and a "
+            f"{module.PACKAGE} that starts. Set REMBG_BACKEND=auto."
         )
 
 

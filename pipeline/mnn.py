@@ -1,8 +1,7 @@
 """Run the networks of rembg in MNN on a CPU: the same masks in about half the time.
 
 MNN computes a 3x3 convolution by Winograd's algorithm, with fewer multiplications than
-onnxruntime's, in float32. rembg keeps its own code before and after the network: `Network` only
-takes the place of the onnxruntime session inside rembg's.
+onnxruntime's, in float32.
 
 https://github.com/alibaba/MNN
 """
@@ -18,15 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import SetupError
 from pipeline.settings import MIB
+from pipeline.stand_in import Array, StandIn
 
 PACKAGE = "MNN"
 # All of one shape of input. Larger networks were not tried.
@@ -44,26 +41,13 @@ def can_run(model: str) -> bool:
     return model in MODELS and find_spec(PACKAGE) is not None
 
 
-class Network:
-    """An ONNX network of one input in MNN; what rembg calls on an onnxruntime session."""
+class Network(StandIn):
+    """An ONNX network of one input in MNN."""
 
-    def __init__(self, weights: Path, onnx_session: Any, threads: int, at_once: int) -> None:
-        """Convert the weights and make ready for calls from several threads.
-
-        Args:
-            weights: the ONNX file.
-            onnx_session: the session that this one takes the place of.
-            threads: compute threads of one call.
-            at_once: calls that compute at the same time; others wait.
-
-        Raises:
-            SetupError: MNN cannot read the weights.
-        """
+    def _places(self, weights: Path, threads: int, at_once: int) -> list[Any]:
         with _stdout_to_stderr():
             import MNN
 
-        self._input: str = onnx_session.get_inputs()[0].name
-        self._output: str = onnx_session.get_outputs()[0].name
         size = TRANSFORMED * weights.stat().st_size + ACTIVATIONS
         sessions = max(1, min(at_once, ROOM // size))
         options = {"backend": "CPU", "numThread": threads * (at_once // sessions)}
@@ -73,34 +57,23 @@ class Network:
                 made = [self._net.createSession(options) for _ in range(sessions)]
         except OSError as error:
             raise SetupError(f"MNN could not be made ready: {error}.") from error
-        self._free: SimpleQueue[Any] = SimpleQueue()
         for session in made:
             self._net.runSession(session)  # what it allocates is a part of the model's memory
-            self._free.put(session)
+        return made
 
-    def get_inputs(self) -> list[Any]:
-        """Name the input. Not by onnxruntime's own object, which would keep its session alive."""
-        return [SimpleNamespace(name=self._input)]
-
-    def run(self, _: None, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Compute the first output, the only one that rembg looks at."""
+    def _compute(self, place: Any, values: Array) -> Array:
         import MNN
 
-        session = self._free.get()
-        try:
-            values = np.ascontiguousarray(feed[self._input], np.float32)
-            self._net.getSessionInput(session, self._input).copyFrom(_tensor(MNN, values))
-            self._net.runSession(session)
-            output = self._net.getSessionOutput(session, self._output)
-            found = np.zeros(output.getShape(), np.float32)
-            held = _tensor(MNN, found)
-            output.copyToHostTensor(held)
-            return [np.array(held.getNumpyData()).reshape(found.shape)]
-        finally:
-            self._free.put(session)
+        self._net.getSessionInput(place, self._input).copyFrom(_tensor(MNN, values))
+        self._net.runSession(place)
+        output = self._net.getSessionOutput(place, self._output)
+        found = np.zeros(output.getShape(), np.float32)
+        held = _tensor(MNN, found)
+        output.copyToHostTensor(held)
+        return np.array(held.getNumpyData()).reshape(found.shape)
 
 
-def _tensor(mnn: Any, values: NDArray[np.float32]) -> Any:
+def _tensor(mnn: Any, values: Array) -> Any:
     return mnn.Tensor(values.shape, mnn.Halide_Type_Float, values, mnn.Tensor_DimensionType_Caffe)
 
 

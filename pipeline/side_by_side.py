@@ -8,39 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.batcher import Batcher
 from pipeline.errors import SetupError
-
-Array = NDArray[np.float32]
+from pipeline.stand_in import Array, StandIn
 
 TIMEOUT_S = 120.0
 
 
-class Network:
+class Network(StandIn):
     """An ONNX network of one input and any number of pictures; rembg calls `run` with one."""
 
-    def __init__(self, weights: Path, onnx_session: Any, at_once: int) -> None:
-        """Load the weights again, on the session's own device.
+    def __init__(self, weights: Path, onnx_session: Any, threads: int, at_once: int) -> None:
+        """Load the weights again, on the session's own device."""
+        self._theirs: Any = onnx_session
+        super().__init__(weights, onnx_session, threads, at_once)
+        self._theirs = None  # its weights need not lie on the device twice
 
-        Args:
-            weights: the ONNX file.
-            onnx_session: the session that this one takes the place of.
-            at_once: pictures in one call, at most: the threads that call.
-
-        Raises:
-            SetupError: the network takes no more than one picture.
-        """
+    def _places(self, weights: Path, threads: int, at_once: int) -> list[Any]:
         import onnx
         import onnxruntime
 
-        asked, given = onnx_session.get_inputs()[0], onnx_session.get_outputs()[0]
-        self._input, self._output = str(asked.name), str(given.name)
         model = onnx.load(weights)
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "pictures"
@@ -48,28 +39,22 @@ class Network:
         try:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(),
-                onnx_session.get_session_options(),
-                providers=onnx_session.get_providers(),
+                self._theirs.get_session_options(),
+                providers=self._theirs.get_providers(),
             )
-            two = self._compute([np.zeros(asked.shape[1:], np.float32)] * 2)
+            one = np.zeros(self._theirs.get_inputs()[0].shape[1:], np.float32)
+            together = len(self._together([one, one])) == 2
         except Exception as error:  # onnxruntime's own kinds share no base
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SetupError(
-                f"{weights.name} takes one picture at a time ({first[:200]})."
-            ) from error
-        if len(two) != 2:
+            first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise SetupError(f"{weights.name} takes one picture at a time ({first}).") from error
+        if not together:
             raise SetupError(f"{weights.name} takes one picture at a time.")
-        self._batcher: Batcher[Array] = Batcher(self._compute, at_once)
+        return [Batcher(self._together, at_once)] * at_once
 
-    def get_inputs(self) -> list[Any]:
-        """Name the input."""
-        return [SimpleNamespace(name=self._input)]
+    def _compute(self, place: Batcher[Array], values: Array) -> Array:
+        (picture,) = values
+        return place.embed(picture, TIMEOUT_S)[None]
 
-    def run(self, _: None, feed: dict[str, Array]) -> list[Array]:
-        """Compute the first output, the only one that rembg looks at."""
-        (values,) = feed[self._input]
-        return [self._batcher.embed(np.asarray(values, np.float32), TIMEOUT_S)[None]]
-
-    def _compute(self, pictures: Sequence[Array]) -> Array:
+    def _together(self, pictures: Sequence[Array]) -> Array:
         found: Array = self._session.run([self._output], {self._input: np.stack(pictures)})[0]
         return found

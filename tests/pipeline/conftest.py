@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cutouts import WEIGHTS
 from shop import Shop
 
 from pipeline.settings import Settings
@@ -16,3 +17,9 @@ def shop(settings: Settings, tmp_path: Path) -> Shop:
     for number in range(30):
         shop.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
     return shop
+
+
+@pytest.fixture
+def u2netp(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (WEIGHTS / "u2netp.onnx").is_file(), "`make weights` fetches models/u2net/u2netp.onnx"
+    monkeypatch.setenv("U2NET_HOME", str(WEIGHTS))

@@ -11,27 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cutouts import settings
 from PIL import Image
 
 from pipeline import background, mnn
 from pipeline.background import MASK_BOUND, iou, load_remover
 from pipeline.errors import SetupError
 from pipeline.precision import probes
-from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "models" / "u2net"
 
 
-@pytest.fixture(autouse=True)
-def weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (WEIGHTS / "u2netp.onnx").is_file(), "`make weights` fetches models/u2net/u2netp.onnx"
-    monkeypatch.setenv("U2NET_HOME", str(WEIGHTS))
-
-
-def settings(folder: Path, backend: str, **more: Any) -> Settings:
-    wanted = {"rembg_model": "u2netp", "device": "cpu", **more}
-    return Settings(_env_file=None, data_dir=folder, rembg_backend=backend, **wanted)
+pytestmark = pytest.mark.usefixtures("u2netp")
 
 
 class Blank:

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cutouts import WEIGHTS, settings
 from PIL import Image
 
 from pipeline import background, openvino
 from pipeline.background import _remover, iou, load_remover
 from pipeline.errors import SetupError
 from pipeline.precision import Measured, probes
-from pipeline.settings import Settings
-
-ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "models" / "u2net"
 
 needs_openvino = pytest.mark.skipif(
     background.find_spec("openvino") is None, reason="OpenVINO is for x86-64"
 )
 
 
-@pytest.fixture(autouse=True)
-def weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (WEIGHTS / "u2netp.onnx").is_file(), "`make weights` fetches models/u2net/u2netp.onnx"
-    monkeypatch.setenv("U2NET_HOME", str(WEIGHTS))
-
-
-def settings(folder: Path, backend: str, **more: Any) -> Settings:
-    wanted = {"rembg_model": "u2netp", "device": "cpu", **more}
-    return Settings(_env_file=None, data_dir=folder, rembg_backend=backend, **wanted)
+pytestmark = pytest.mark.usefixtures("u2netp")
 
 
 def network(session: Any, at_once: int = 1) -> Any:
@@ -55,14 +43,14 @@ def test_the_masks_are_nearly_onnxruntime_s_also_from_several_threads_at_once() 
 
 
 @needs_openvino
-def test_its_threads_may_run_on_every_core() -> None:
-    """Bound to the first cores, the workers of a machine would all share them."""
-    session = background._load_session("u2netp", 1, "cpu")
-    made = network(session)
-    made.run(None, {session.inner_session.get_inputs()[0].name: np.zeros((1, 3, 320, 320))})
-    mine = os.sched_getaffinity(0)
-    threads = [int(each.name) for each in Path("/proc/self/task").iterdir()]
-    assert all(os.sched_getaffinity(thread) == mine for thread in threads)
+def test_its_threads_are_bound_to_no_core() -> None:
+    """Each worker of a machine would bind its own to the same first cores.
+
+    Asked of OpenVINO: it binds now and then only, so affinities show it in some runs.
+    """
+    made = network(background._load_session("u2netp", 1, "cpu"))
+    compiled = made._free.get().get_compiled_model()
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
 @needs_openvino
@@ -138,7 +126,7 @@ def test_asked_for_by_name_it_is_never_left_out_in_silence(
         with pytest.raises(SetupError, match=r"REMBG_BACKEND=openvino is for u2net on a CPU"):
             load_remover(settings(tmp_path, "openvino", **more), threads=1)
     monkeypatch.setattr(openvino, "can_run", lambda model: False)
-    with pytest.raises(SetupError, match="gains nothing on a CPU without bfloat16"):
+    with pytest.raises(SetupError, match="needs a CPU with bfloat16"):
         load_remover(settings(tmp_path, "openvino", rembg_model="u2net"), threads=1)
     monkeypatch.setattr(background, "find_spec", lambda name: None)
     with pytest.raises(SetupError, match="openvino is not installed: run `pip install openvino`"):

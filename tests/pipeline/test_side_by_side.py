@@ -13,22 +13,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from cutouts import WEIGHTS, settings
 from stand import until
 
 from pipeline import background, side_by_side
 from pipeline.background import _remover, iou, load_remover
 from pipeline.errors import SetupError
 from pipeline.precision import probes
-from pipeline.settings import Settings
 
-ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "models" / "u2net"
-
-
-@pytest.fixture(autouse=True)
-def weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (WEIGHTS / "u2netp.onnx").is_file(), "`make weights` fetches models/u2net/u2netp.onnx"
-    monkeypatch.setenv("U2NET_HOME", str(WEIGHTS))
+pytestmark = pytest.mark.usefixtures("u2netp")
 
 
 class Slow(side_by_side.Network):
@@ -39,16 +32,21 @@ class Slow(side_by_side.Network):
         self.go.set()
         super().__init__(*args)
 
-    def _compute(self, pictures: Sequence[Any]) -> Any:
+    def _places(self, *args: Any) -> Any:
+        places = super()._places(*args)
+        self.waiting = places[0]._waiting
+        return places
+
+    def _together(self, pictures: Sequence[Any]) -> Any:
         self.sizes.append(len(pictures))
         self.go.wait(30)
-        return super()._compute(pictures)
+        return super()._together(pictures)
 
 
 def test_pictures_that_come_together_share_a_call_and_each_gets_its_own_mask() -> None:
     alone = background._load_session("u2netp", 1, "cpu")
     shared = background._load_session("u2netp", 1, "cpu")
-    network = shared.inner_session = Slow(WEIGHTS / "u2netp.onnx", alone.inner_session, 4)
+    network = shared.inner_session = Slow(WEIGHTS / "u2netp.onnx", alone.inner_session, 1, 5)
     network.sizes.clear()
     network.go.clear()
     pictures = probes()[:5]
@@ -56,7 +54,7 @@ def test_pictures_that_come_together_share_a_call_and_each_gets_its_own_mask() -
         first = pool.submit(_remover(shared), pictures[0])
         until(lambda: network.sizes == [1], "the first one is being computed")
         rest = [pool.submit(_remover(shared), each) for each in pictures[1:]]
-        until(lambda: network._batcher._waiting.qsize() == 4, "the others wait")
+        until(lambda: network.waiting.qsize() == 4, "the others wait")
         network.go.set()
         masks = [each.result(60) for each in (first, *rest)]
     assert network.sizes == [1, 4]
@@ -65,26 +63,25 @@ def test_pictures_that_come_together_share_a_call_and_each_gets_its_own_mask() -
     assert len({mask.tobytes() for mask in masks}) == len(masks)
 
 
-def settings(folder: Path) -> Settings:
-    return Settings(_env_file=None, data_dir=folder, rembg_model="u2netp")
-
-
 def test_on_a_gpu_the_threads_that_read_share_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
 
     class Counted(side_by_side.Network):
-        def __init__(self, weights: Path, session: Any, at_once: int) -> None:
-            super().__init__(weights, session, at_once)
-            made.append(at_once)
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(args[-1])
 
     monkeypatch.setattr(side_by_side, "Network", Counted)
     monkeypatch.setattr(background, "_on_gpu", lambda session: True)
     picture = probes()[0]
-    one_by_one = load_remover(settings(tmp_path), threads=1)(picture)
+    one_by_one = load_remover(settings(tmp_path, "auto"), threads=1)(picture)
     assert made == []
-    assert iou(one_by_one, load_remover(settings(tmp_path), threads=1, at_once=3)(picture)) > 0.999
+    assert (
+        iou(one_by_one, load_remover(settings(tmp_path, "auto"), threads=1, at_once=3)(picture))
+        > 0.999
+    )
     assert made == [3]
 
 
@@ -109,7 +106,7 @@ def test_a_network_that_takes_one_picture_goes_on_so_and_says_it(
 ) -> None:
     session = fixed(tmp_path / "fixed.onnx")
     with pytest.raises(SetupError, match=r"fixed\.onnx takes one picture at a time"):
-        side_by_side.Network(tmp_path / "fixed.onnx", session, 2)
+        side_by_side.Network(tmp_path / "fixed.onnx", session, 1, 2)
 
     def no(*_: Any) -> None:
         raise SetupError("u2netp.onnx takes one picture at a time.")
@@ -117,6 +114,6 @@ def test_a_network_that_takes_one_picture_goes_on_so_and_says_it(
     monkeypatch.setattr(side_by_side, "Network", no)
     monkeypatch.setattr(background, "_on_gpu", lambda session: True)
     with caplog.at_level(logging.WARNING):
-        mask = load_remover(settings(tmp_path), threads=1, at_once=2)(probes()[0])
+        mask = load_remover(settings(tmp_path, "auto"), threads=1, at_once=2)(probes()[0])
     assert "goes on one by one" in caplog.text
     assert np.asarray(mask).any()
