@@ -141,7 +141,7 @@ def _compare(name: str, session: Any, other: Any, at_once: int) -> Measured:
     """Compare masks, and the speed of as many calls at once as there will be."""
     exact, fast = _remover(session), _remover(other)
     pictures = probes()[:MASK_PROBES]
-    agreement = iou(*(_side_by_side(remove, pictures) for remove in (exact, fast)))
+    agreement = iou(*(_in_a_row(remove, pictures) for remove in (exact, fast)))
     with ThreadPoolExecutor(at_once) as pool:
         gain = speedup(
             lambda many: list(pool.map(exact, many)),
@@ -152,7 +152,7 @@ def _compare(name: str, session: Any, other: Any, at_once: int) -> Measured:
     return Measured(name, agreement, gain)
 
 
-def _side_by_side(remove: Remover, pictures: Sequence[Image.Image]) -> Image.Image:
+def _in_a_row(remove: Remover, pictures: Sequence[Image.Image]) -> Image.Image:
     return Image.fromarray(np.hstack([np.asarray(remove(each)) for each in pictures]))
 
 
