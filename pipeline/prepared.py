@@ -43,9 +43,9 @@ class PreparedCache:
         try:
             data = file.read_bytes()
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                image.load()
                 if image.size != self._size or image.mode != "RGB":
-                    return None
+                    return None  # by its header: its pixels might take any amount of memory
+                image.load()
                 found = Prepared(image.copy(), image.info.get("warning"))
         except Exception:  # none, or not whole: whatever Pillow makes of it
             return None

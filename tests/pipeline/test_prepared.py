@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline import embed, preprocess
 from pipeline.embed import Tools, embed_shard, make_tools
@@ -73,6 +73,19 @@ def test_a_damaged_file_is_a_miss(tmp_path: Path, damage: bytes | None) -> None:
     (file,) = tmp_path.rglob("*.png")
     file.write_bytes(file.read_bytes()[:-40] if damage is None else damage)
     assert cache.get(name(1)) is None
+
+
+def test_a_file_of_another_size_is_a_miss_and_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PreparedCache(tmp_path, SPEC, LIMITS, LARGE)
+    cache.put(name(1), picture(1))
+    (file,) = tmp_path.rglob("*.png")
+    Image.new("RGB", (64, 64)).save(file)
+    loads = []
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: loads.append(self))
+    assert cache.get(name(1)) is None
+    assert loads == []
 
 
 def test_the_folder_stays_within_its_limit_and_keeps_what_was_used_last(
