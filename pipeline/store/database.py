@@ -66,8 +66,9 @@ class Database:
         """
         with self._lock:
             if not self._ready:
-                with self._open() as transaction:
-                    _migrate(transaction)
+                if not self._is_migrated():
+                    with self._open() as transaction:
+                        _migrate(transaction)
                 self._keep_open()
                 self._ready = True
         with self._open(read_only) as transaction:
@@ -78,6 +79,16 @@ class Database:
         with self.transaction(read_only=True) as tx:
             found = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
         return int(found[0]["n"]) if found else 0
+
+    def _is_migrated(self) -> bool:
+        """Tell whether an SQLite file has the current schema, without taking its write lock."""
+        if not self.url.startswith(SQLITE):
+            return False
+        with self._open(read_only=True) as tx:
+            if not tx.rows("SELECT 1 FROM sqlite_master WHERE name = 'schema_version'"):
+                return False
+            version = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
+        return bool(version == max(_sections()))
 
     def _keep_open(self) -> None:
         """Hold one connection of SQLite that does nothing.

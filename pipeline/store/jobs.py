@@ -180,7 +180,7 @@ class Jobs:
         Raises:
             WrongUse: there is none with this id.
         """
-        with self._database.transaction() as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
         if not rows:
             raise WrongUse(f"There is no job {job_id!r}: 'imgrec jobs' lists them.")
@@ -188,13 +188,13 @@ class Jobs:
 
     def newest(self, limit: int = 50) -> list[Job]:
         """Return the newest jobs first."""
-        with self._database.transaction() as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows("SELECT * FROM jobs ORDER BY created_at DESC, id DESC LIMIT ?", (limit,))
         return [Job.from_row(row) for row in rows]
 
     def progress(self, job_id: str) -> Progress:
         """Count a job's images by what became of them."""
-        with self._database.transaction() as tx:
+        with self._database.transaction(read_only=True) as tx:
             shards = tx.rows(
                 "SELECT COUNT(*) AS shards, COALESCE(SUM(images), 0) AS images,"
                 " COALESCE(SUM(progress), 0) AS looked_at,"
@@ -224,7 +224,7 @@ class Jobs:
 
     def failures(self, job_id: str) -> list[Failure]:
         """Return a job's failures and warnings, by path."""
-        with self._database.transaction() as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
                 "SELECT path, stage, reason, warning FROM failures WHERE job_id = ?"
                 " ORDER BY path, warning",
@@ -236,7 +236,7 @@ class Jobs:
 
     def open_jobs(self) -> list[Job]:
         """Return the jobs that have not ended, oldest first."""
-        with self._database.transaction() as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(f"SELECT * FROM jobs WHERE state IN {_OPEN} ORDER BY created_at, id")
         return [Job.from_row(row) for row in rows]
 
@@ -390,7 +390,7 @@ class Jobs:
 
     def ready_to_merge(self, job_id: str) -> bool:
         """Tell whether every shard of a planned job is done and no indexer holds it."""
-        with self._database.transaction() as tx:
+        with self._database.transaction(read_only=True) as tx:
             return bool(
                 tx.rows(
                     f"SELECT id FROM jobs WHERE id = ? AND plan_done = 1 AND state IN {_OPEN}"
@@ -445,7 +445,7 @@ class Jobs:
 
     def bases_in_use(self) -> set[str]:
         """Return the versions that open jobs still reuse vectors of."""
-        with self._database.transaction() as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
                 f"SELECT DISTINCT base_version FROM jobs WHERE state IN {_OPEN}"
                 " AND base_version IS NOT NULL"

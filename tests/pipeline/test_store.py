@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -251,3 +253,23 @@ def test_a_process_that_ends_a_transaction_does_not_wait_for_the_disk(tmp_path: 
     file = tmp_path / "app.db"
     plan(Jobs(Database(f"sqlite:///{file}")))
     assert file.with_name("app.db-wal").stat().st_size > 0
+
+
+def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "app.db"
+    url = f"sqlite:///{file}"
+    job_id = plan(Jobs(Database(url)))
+    monkeypatch.setattr("pipeline.store.database.LOCKED_S", 0.0)
+    with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        jobs = Jobs(Database(url))  # a new process: it reads the schema's version, too
+        assert jobs.get(job_id).state == "planned"
+        assert [job.id for job in jobs.newest()] == [job_id]
+        assert jobs.progress(job_id).images == 6
+        assert jobs.failures(job_id) == []
+        assert [job.id for job in jobs.open_jobs()] == [job_id]
+        assert not jobs.ready_to_merge(job_id)
+        assert list(jobs.done_shards(job_id)) == []
+        assert jobs.bases_in_use() == set()
+        with pytest.raises(ServerAway, match="locked"):
+            jobs.cancel(job_id)
