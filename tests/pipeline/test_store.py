@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from pipeline.embed import Failure
@@ -273,3 +274,32 @@ def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.Monk
         assert jobs.bases_in_use() == set()
         with pytest.raises(ServerAway, match="locked"):
             jobs.cancel(job_id)
+
+
+def test_a_broken_constraint_is_a_bug_and_no_unusable_database(jobs: Jobs) -> None:
+    job_id = plan(jobs)
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+        jobs.add_shards(job_id, [(0, "embed", [])], [], LONG_S)  # there is a shard 0
+
+
+def test_shards_and_failures_belong_to_a_job(jobs: Jobs) -> None:
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+        jobs.add_shards("nobody", [(0, "embed", [])], [], LONG_S)
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+        jobs.add_shards("nobody", [], [Failure("a.jpg", "decode", "broken")], LONG_S)
+
+
+def test_a_file_from_before_foreign_keys_were_checked_still_works(tmp_path: Path) -> None:
+    file = tmp_path / "app.db"
+    jobs = Jobs(Database(f"sqlite:///{file}"))
+    job_id = plan(jobs)
+    with closing(sqlite3.connect(file)) as old, old:
+        old.execute("UPDATE shards SET job_id = 'nobody' WHERE n = 2")
+    finish(jobs, claim(jobs, job_id, 0), [Failure("0-0.jpg", "decode", "broken")])
+    finish(jobs, claim(jobs, job_id, 1))
+    jobs.forget_plans()
+    assert jobs.claim_merge(job_id, LONG_S) is not None
+    jobs.publish(job_id, "v0001")
+    assert jobs.get(job_id).state == "published"
+    assert [shard.n for shard in jobs.done_shards("nobody")] == []
+    assert jobs.progress("nobody").shards == 1
