@@ -105,7 +105,8 @@ class PublishedIndex:
         self._open: OpenIndex | None = None
         self._loader: threading.Thread | None = None
         self._retry_at = 0.0
-        self._broken = ("", "")
+        # The index that does not match its digests, the pointer's time when it was read, and why.
+        self._broken: tuple[OpenIndex, int, str] | None = None
 
     def current(self) -> OpenIndex:
         """Return the published index, or the one before while a large one is being loaded.
@@ -116,16 +117,14 @@ class PublishedIndex:
             IndexMissing: nothing was published. IndexBroken: nothing loadable was.
         """
         name = self._versions.current_name()
-        held = self._open
+        held = self._usable()
         if held and held.version.name == name and held.version.still_there:
-            if held.version.identity == self._broken[0]:
-                raise IndexBroken(self._broken[1])  # no answer is better than a wrong one
             return held
         if held and name and self._is_large(name):
             self._load_beside(name, held)
             return held
         with self._lock:
-            held = self._open
+            held = self._usable()
             if held and held.version.name == name and held.version.still_there:
                 return held
             try:
@@ -138,7 +137,23 @@ class PublishedIndex:
             self._open = fresh
             return fresh
 
+    def _usable(self) -> OpenIndex | None:
+        """Return the index in memory; None before the first, and where a broken one was replaced.
+
+        Raises:
+            IndexBroken: it does not match its digests, and nothing was published since.
+        """
+        held, broken = self._open, self._broken
+        if held is None or broken is None or broken[0] is not held:
+            return held
+        # A rollback proves a version before it writes the pointer, even to the same name. So a
+        # pointer that was written since names files that are worth loading.
+        if held.version.still_there and self._versions.pointer_ns() == broken[1]:
+            raise IndexBroken(broken[2])  # no answer is better than a wrong one
+        return None
+
     def _load(self, name: str | None) -> OpenIndex:
+        pointer_ns = self._versions.pointer_ns()
         version = self._versions.open(name) if name else self._versions.current()
         kind = IndexKind.of(version.manifest["index"])
         faiss = index.load(version.folder / "index.bin", kind)
@@ -152,18 +167,21 @@ class PublishedIndex:
                 f"{version.folder / 'index.bin'} and vectors.npy do not belong together ({error}): "
                 f"{WAY_OUT}."
             ) from error
-        threading.Thread(target=self._prove, args=(version,), name="prove", daemon=True).start()
-        return OpenIndex(version, faiss)
+        opened = OpenIndex(version, faiss)
+        threading.Thread(
+            target=self._prove, args=(opened, pointer_ns), name="prove", daemon=True
+        ).start()
+        return opened
 
-    def _prove(self, version: Version) -> None:
+    def _prove(self, opened: OpenIndex, pointer_ns: int) -> None:
         """Compare the large files with their digests, beside the queries; 1 s a gigabyte."""
         try:
-            self._versions.verify(version)
+            self._versions.verify(opened.version)
         except IndexBroken as error:
             log.critical("%s", error)
-            self._broken = (version.identity, str(error))
+            self._broken = (opened, pointer_ns, str(error))
         except OSError:
-            log.info("Index %s was deleted while it was read.", version.name)
+            log.info("Index %s was deleted while it was read.", opened.version.name)
 
     def _is_large(self, name: str) -> bool:
         try:

@@ -194,6 +194,13 @@ class VersionStore:
             )
         return name
 
+    def pointer_ns(self) -> int:
+        """Return when the pointer was written last; 0 before the first publication."""
+        try:
+            return self._pointer.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def current(self) -> Version:
         """Open the published version.
 
