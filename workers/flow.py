@@ -141,8 +141,10 @@ def remove_leftovers() -> None:
     folder = load_settings().jobs_dir
     if not folder.is_dir():
         return
+    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
+    children = list(folder.iterdir())
     still_open = {job.id for job in jobs.open_jobs()}
-    for child in folder.iterdir():
+    for child in children:
         if child.name not in still_open:
             shutil.rmtree(child, ignore_errors=True)
 

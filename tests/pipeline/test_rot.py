@@ -121,3 +121,33 @@ def test_a_rollback_leads_out(shop: Shop) -> None:
     answer_until_refused(index)
     shop.versions.rollback(older.name)
     assert index.current().version.name == older.name
+
+
+@pytest.mark.parametrize("asked_between", [True, False])
+def test_a_version_whose_file_was_restored_serves_again_after_a_rollback_to_it(
+    shop: Shop, asked_between: bool
+) -> None:
+    older, folder = published_twice(shop)
+    good = (folder / "vectors.npy").read_bytes()
+    (folder / "vectors.npy").write_bytes(good[:-4] + bytes([good[-4] ^ 1]) + good[-3:])
+    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    index.current()  # one wrong bit of a vector is found only by the digests
+    answer_until_refused(index)
+    (folder / "vectors.npy").write_bytes(good)
+    shop.versions.rollback(older.name)
+    if asked_between:
+        assert index.current().version.name == older.name
+    shop.versions.rollback(folder.name)
+    assert index.current().version.name == folder.name
+
+
+def test_a_broken_version_does_not_serve_while_a_large_one_is_loaded_in_its_place(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, folder = published_twice(shop)
+    monkeypatch.setattr("pipeline.published.LOAD_AT_ONCE", 0)
+    flip(folder / "vectors.npy")
+    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    answer_until_refused(index)
+    shop.versions.rollback(older.name)
+    assert index.current().version.name == older.name

@@ -13,7 +13,8 @@ from stand import free_port
 
 from pipeline.errors import ServerAway
 from pipeline.settings import load_settings
-from workers import flow
+from pipeline.store.jobs import Job
+from workers import flow, runtime
 
 send = flow.send  # the desk puts its own in this place
 require_redis = flow.require_redis
@@ -100,6 +101,24 @@ def test_one_job_s_leftovers_do_not_take_another_s(desk: Desk) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     flow.remove_leftovers()
     assert [child.name for child in folder.iterdir()] == [going]
+
+
+def test_the_files_of_a_job_that_is_created_meanwhile_stay(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, folder = desk.shop.jobs, load_settings().jobs_dir
+    folder.mkdir(parents=True)
+    open_jobs = jobs.open_jobs
+
+    def open_jobs_and_create_one() -> list[Job]:
+        open_before = open_jobs()
+        (folder / desk.shop.plan()).mkdir()
+        return open_before
+
+    monkeypatch.setattr(jobs, "open_jobs", open_jobs_and_create_one)
+    monkeypatch.setattr(runtime, "jobs", lambda: jobs)
+    flow.remove_leftovers()
+    assert [child.name for child in folder.iterdir()] == [job.id for job in open_jobs()]
 
 
 def redis_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
