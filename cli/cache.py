@@ -70,22 +70,22 @@ def clear(kind: str | None, as_json: bool) -> None:
 @json_option
 def warm(as_json: bool) -> None:
     """Fill in the published index's vectors and the texts of classify's labels."""
-    from pipeline.classify import text_matrix
-    from pipeline.labels import load_labels
-    from workers import runtime
+    from pipeline.classify.classifiers import text_matrix
+    from pipeline.classify.labels import load_labels
+    from workers import resources
 
     settings = load_settings()
     held = _cache()
     held.describe()  # a cache that is away must be an error here, not a warning
     vectors = _warm_vectors(held)
     labels, texts = load_labels(settings.labels_file), 0
-    known = runtime.KnownTexts(runtime.fingerprint().id)
+    known = resources.KnownTexts(resources.fingerprint().id)
     asked = [labels.category_prompts()]
     for category in (None, *labels.categories):
         for attribute in labels.attributes_of(category):
             asked.append(labels.attribute_prompts(category, attribute))
     for prompts in asked:
-        texts += len(text_matrix(prompts, runtime.clip(), known))
+        texts += len(text_matrix(prompts, resources.clip(), known))
     if as_json:
         print_json({"vectors": vectors, "texts": texts})
     else:
@@ -93,10 +93,10 @@ def warm(as_json: bool) -> None:
 
 
 def _warm_vectors(held: Cache) -> int:
-    from workers import runtime
+    from workers import resources
 
     try:
-        version = runtime.versions().current()
+        version = resources.versions().current()
     except ImgrecError as error:
         say(f"No vectors: {error}")
         return 0

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 
 import click
 
+from cli.checks import Failed, Proofs, corrected
 from cli.output import json_option, print_json
-from cli.proofs import Failed, Proofs, corrected
 from pipeline.errors import ImgrecError
 from pipeline.settings import Settings, load_settings
-from pipeline.store.address import without_password
+from pipeline.urls import without_password
 
 FAILED = 4
 

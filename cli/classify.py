@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli import ask
+from cli import query_client
 from cli.output import json_option, local_option, print_json, say, timeout_option, wait_option
 from pipeline.settings import load_settings
 
@@ -25,9 +25,9 @@ def classify(
     image: Path, use_trained: bool, wait: bool, timeout: float, as_json: bool, local: bool
 ) -> None:
     """Say what a product is: its category and attributes."""
-    data = ask.message(image, load_settings())
+    data = query_client.message(image, load_settings())
     args = (data, True) if use_trained else (data,)
-    asked = ask.Asked(TASK, args, timeout, local)
+    asked = query_client.Asked(TASK, args, timeout, local)
     if wait or local:
         answer = asked.answer(needs_index=False)
         if use_trained and not any(found["source"] == "trained" for found in answer["attributes"]):

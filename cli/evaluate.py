@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cli.evaluation_page import Judged
-    from pipeline.evaluate import Scores
+    from cli.evaluation_report import Judged
+    from pipeline.evaluate.retrieval import Scores
     from pipeline.settings import Settings
 
 PROMPT = "a photo of a {}"
@@ -122,7 +122,7 @@ def evaluate(
         )
     ]
     if html:
-        from cli.evaluation_page import write_evaluation
+        from cli.evaluation_report import write_evaluation
 
         write_evaluation(html, judged, folder, against)
         say(f"Wrote {html}.")
@@ -142,13 +142,19 @@ def _judge(
     prompts: tuple[str, ...],
     quiet: bool,
 ) -> list[Judged]:
-    from cli.evaluation_page import Judged
-    from pipeline.embed import make_tools
+    from cli.evaluation_report import Judged
+    from pipeline.embed.embed_images import make_tools
     from pipeline.errors import SetupError
-    from pipeline.evaluate import embed_labelled, list_classes, report, retrieve, zero_shot
+    from pipeline.evaluate.retrieval import (
+        embed_labelled,
+        list_classes,
+        report,
+        retrieve,
+        zero_shot,
+    )
 
     sizes = {path: len(list_classes(path)[0]) for path in (folder, against) if path}
-    from pipeline.clip import load_clip
+    from pipeline.embed.clip import load_clip
 
     clip = load_clip(settings)
     judged = []
@@ -234,9 +240,9 @@ def _mistaken(report: dict[str, Any], name: str) -> str:
 def _judge_index(
     folder: Path | None, ks: tuple[int, ...], settings: Settings, as_json: bool
 ) -> None:
-    from pipeline.evaluate import Vectors, recall_of_index
-    from pipeline.published import PublishedIndex
-    from pipeline.versions import VersionStore
+    from pipeline.evaluate.retrieval import Vectors, recall_of_index
+    from pipeline.index.live_index import PublishedIndex
+    from pipeline.index.versions import VersionStore
 
     opened = PublishedIndex(VersionStore(settings.index_dir)).current()
     vectors = opened.version.vectors
@@ -272,7 +278,7 @@ def _judge_index(
 
 
 def _bounds(scores: Scores) -> list[float]:
-    from pipeline.evaluate import interval
+    from pipeline.evaluate.retrieval import interval
 
     low, high = interval(scores)
     return [round(low, 4), round(high, 4)]
@@ -293,11 +299,11 @@ def _embed_queries(
     folder: Path, settings: Settings, version: Any, quiet: bool
 ) -> NDArray[np.float32]:
     """Embed the pictures of any folder as queries of this version."""
-    from pipeline.clip import load_clip
-    from pipeline.embed import make_tools
+    from pipeline.embed.clip import load_clip
+    from pipeline.embed.embed_images import make_tools
+    from pipeline.embed.fingerprint import find_fingerprint
     from pipeline.errors import SetupError
-    from pipeline.evaluate import embed_folder
-    from pipeline.fingerprint import find_fingerprint
+    from pipeline.evaluate.retrieval import embed_folder
 
     clip = load_clip(settings)
     mine = find_fingerprint(settings)

@@ -45,9 +45,9 @@ def add(query_id: str, product_id: str, actions: tuple[str, ...], user: str, as_
     """Keep a verdict about one match of a query."""
     if len(actions) != 1:
         raise WrongUse("Say one of --like, --dislike, --click and --purchase.")
-    from workers import runtime
+    from workers import resources
 
-    log = runtime.feedback()
+    log = resources.feedback()
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while (query := log.query(query_id)) is None:
         if time.monotonic() > deadline:
@@ -113,19 +113,19 @@ def _report() -> dict[str, Any]:
     """Judge the log of the published index's kind; without an index, count only."""
     import numpy as np
 
-    from pipeline.feedback import Opinions, Shown, adjust
-    from pipeline.feedback import report as judge
-    from pipeline.recommend import ALIKE
-    from pipeline.shelf import Shelf
-    from workers import runtime
+    from pipeline.search.catalogue_filter import Shelf
+    from pipeline.search.rank import ALIKE
+    from pipeline.search.relevance_feedback import Opinions, Shown, adjust
+    from pipeline.search.relevance_feedback import report as judge
+    from workers import resources
 
-    log = runtime.feedback()
+    log = resources.feedback()
     try:
-        version = runtime.versions().current()
+        version = resources.versions().current()
     except ImgrecError as error:
         say(f"No ranking is judged: {error}")
         return judge(log.queries(), log.newest(), lambda query: None)
-    shelf = Shelf(version, runtime.products().catalogue())
+    shelf = Shelf(version, resources.products().catalogue())
     given = log.newest(version.fingerprint)
     opinions, quantiles = Opinions(given), version.random_pairs["quantiles"]
 

@@ -8,8 +8,8 @@ import click
 
 from cli.output import print_json, say
 from pipeline.errors import ImgrecError
-from pipeline.heartbeat import READY, signs
 from pipeline.settings import load_settings
+from pipeline.store.heartbeat import READY, signs
 
 
 def _queues(worker: str) -> set[str]:

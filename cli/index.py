@@ -10,7 +10,7 @@ import click
 from cli.output import facts, json_option, print_json, say, table
 
 if TYPE_CHECKING:
-    from pipeline.versions import Version, VersionStore
+    from pipeline.index.versions import Version, VersionStore
 
 
 @click.group()
@@ -78,8 +78,8 @@ def rollback(version: str | None, as_json: bool) -> None:
 
 
 def _store() -> VersionStore:
+    from pipeline.index.versions import VersionStore
     from pipeline.settings import load_settings
-    from pipeline.versions import VersionStore
 
     return VersionStore(load_settings().index_dir)
 
@@ -89,7 +89,7 @@ def _date(seconds: float) -> str:
 
 
 def _object(version: Version, current: str | None) -> dict[str, Any]:
-    from pipeline.index_kind import IndexKind
+    from pipeline.index.choose import IndexKind
 
     manifest = version.manifest
     kind = IndexKind.of(manifest["index"])

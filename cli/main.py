@@ -126,7 +126,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImgrecError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
-    from pipeline.store.address import without_password
+    from pipeline.urls import without_password
 
     click.echo(
         f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (a bug: run "

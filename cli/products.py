@@ -22,15 +22,15 @@ def import_products(file: Path, replace: bool, as_json: bool) -> None:
     stand in several rows; every other column is shown in results, and --where asks for it. Without
     `image`, a product's images are the one of its name and those in the folder of its name.
     """
-    from pipeline.catalogue import read_products
-    from workers import runtime
+    from pipeline.search.product_catalogue import read_products
+    from workers import resources
 
     products = read_products(file)
-    runtime.products().put(products, replace=replace)
-    catalogue = runtime.products().catalogue()
+    resources.products().put(products, replace=replace)
+    catalogue = resources.products().catalogue()
     indexed = None
     try:
-        paths = runtime.versions().current().paths
+        paths = resources.versions().current().paths
     except ImgrecError:
         say("There is no index yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli import ask
+from cli import query_client
 from cli.classify import show_classes
 from cli.output import (
     json_option,
@@ -19,8 +19,8 @@ from cli.output import (
     wait_option,
 )
 from pipeline.errors import TimedOut
-from pipeline.images import Limits, decode, encode_jpeg
-from pipeline.question import AUTO, Question
+from pipeline.images.decode import Limits, decode, encode_jpeg
+from pipeline.search.query import AUTO, Question
 from pipeline.settings import Settings, load_settings
 
 SHOWN_FACTS = 5  # columns of the catalogue in the table
@@ -119,11 +119,11 @@ def query(
         explain=explain,
     )
     question.require_subject(image is not None)
-    data = ask.message(image, settings) if image else b""
+    data = query_client.message(image, settings) if image else b""
     args: tuple[Any, ...] = (data, question.top_k)
     if question.options:  # a plain query stays one that older workers understand
         args += (question.options,)
-    asked = ask.Asked("imgrec.query_image", args, timeout, local)
+    asked = query_client.Asked("imgrec.query_image", args, timeout, local)
     if not (wait or html or local):
         if as_json:
             print_json({"query_id": asked.query_id})
@@ -133,10 +133,12 @@ def query(
         return
     answer = asked.answer()
     if html:
-        from cli.page import write_page
+        from cli.query_report import write_page
 
         names = [match["filename"] for match in answer["matches"]]
-        wanted = ask.Asked("imgrec.pictures", (answer["index_version"], names), timeout, local)
+        wanted = query_client.Asked(
+            "imgrec.pictures", (answer["index_version"], names), timeout, local
+        )
         try:
             pictures = wanted.answer()
         except TimedOut as error:
@@ -155,7 +157,7 @@ def query(
 def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
     """Show the answer of an earlier query or classification."""
     try:
-        answer = ask.wait_for(query_id, timeout if wait else 0.0, needs_index=False)
+        answer = query_client.wait_for(query_id, timeout if wait else 0.0, needs_index=False)
     except TimedOut as error:
         raise TimedOut(
             f"There is no answer under the id {query_id}: it is not there yet (--wait waits for "

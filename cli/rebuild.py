@@ -12,7 +12,7 @@ import click
 from cli.output import json_option, local_option, print_json, say, table
 from cli.watch import job_object, ledger, show_job, wait_for_job
 from pipeline.errors import ImgrecError, ServerAway
-from pipeline.plan import check_folder, plan_rebuild
+from pipeline.rebuild.plan import check_folder, plan_rebuild
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -48,22 +48,22 @@ def enqueue_rebuild(
         _begin_local()
     settings = load_settings()
     check_folder(folder, settings)
-    from workers import flow, runtime
+    from workers import dispatch, resources
 
-    flow.require_redis()
+    dispatch.require_redis()
     _tell_of_replacement(folder)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(
             folder,
             settings,
-            runtime.jobs(),
-            runtime.versions(),
+            resources.jobs(),
+            resources.versions(),
             full=full,
             save_preprocessed=save_preprocessed,
             listed=listed,
         )
     try:
-        flow.advance(job_id)
+        dispatch.advance(job_id)
     except ServerAway as error:  # the plan stands, and the reconciler sends it
         if not wait:
             raise
@@ -174,10 +174,10 @@ def cancel(job: str, as_json: bool) -> None:
 
 
 def _tell_of_replacement(folder: Path) -> None:
-    from workers import runtime
+    from workers import resources
 
     try:
-        current = runtime.versions().current()
+        current = resources.versions().current()
     except ImgrecError:
         return  # none yet, or a broken one, which this rebuild mends
     root = current.manifest["root"]

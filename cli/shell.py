@@ -110,14 +110,14 @@ def _spelled_now(word: str) -> list[str]:
 
 
 def _look_for_workers() -> None:
-    from workers import flow
+    from workers import dispatch
 
     try:
-        flow.require_redis()
+        dispatch.require_redis()
     except ServerAway as error:
         say(f"{error} 'imgrec serve --local' works without it.")
         return
-    if not flow.workers_on(flow.QUERY):
+    if not dispatch.workers_on(dispatch.QUERY):
         say(
             "No worker listens on queue 'query': 'imgrec up' starts all; 'imgrec serve --local' "
             "works without."

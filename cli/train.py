@@ -14,10 +14,10 @@ from pipeline.errors import HeadBroken, WrongUse
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
-    from pipeline.fingerprint import Fingerprint
-    from pipeline.head import HeadName
-    from pipeline.train import Recipe, Training
-    from pipeline.training_set import TrainingSet
+    from pipeline.classify.head import HeadName
+    from pipeline.embed.fingerprint import Fingerprint
+    from pipeline.train.train_head import Recipe, Training
+    from pipeline.train.training_set import TrainingSet
 
 
 @click.command()
@@ -87,28 +87,28 @@ def train(
     if auto and given:
         raise WrongUse(f"--auto chooses the learning rate and the epochs: leave out {given[0]}.")
     settings = load_settings()
-    from pipeline.training_set import list_training
+    from pipeline.train.training_set import list_training
 
     listing = list_training(settings.training_dir, name)  # before any model is loaded
 
-    from pipeline.heads import LOSS, MODEL, save_head
-    from pipeline.train import Recipe
-    from pipeline.train import train as fit
-    from pipeline.training_set import embed_training
-    from workers import runtime
+    from pipeline.classify.head_store import LOSS, MODEL, save_head
+    from pipeline.train.train_head import Recipe
+    from pipeline.train.train_head import train as fit
+    from pipeline.train.training_set import embed_training
+    from workers import resources
 
     if local:
-        runtime.leave_cache_alone()
+        resources.leave_cache_alone()
     with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
-        known = runtime.known_vectors()
-        examples = embed_training(listing, runtime.tools(), known, done)
+        known = resources.known_vectors()
+        examples = embed_training(listing, resources.tools(), known, done)
     for failure in examples.failures:
         say(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:
         say(f"Copies of a picture within its class count once: {examples.copies} left out.")
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
-    training = fit(examples, recipe, runtime.fingerprint())
+    training = fit(examples, recipe, resources.fingerprint())
     head = save_head(settings.models_dir, name, training.head, training.loss_curve())
     if not training.temperature_fitted:
         say("Every class has one picture to train on only: no temperature could be fitted.")
@@ -123,7 +123,7 @@ def train(
         "fingerprint": head.fingerprint,
     }
     if not auto:
-        answer |= _compare(examples, recipe, runtime.fingerprint(), training)
+        answer |= _compare(examples, recipe, resources.fingerprint(), training)
     if as_json:
         print_json(answer)
     else:
@@ -135,7 +135,7 @@ def train(
 @click.pass_context
 def heads(ctx: click.Context, as_json: bool) -> None:
     """List the trained heads."""
-    from pipeline.heads import MODEL, list_heads, load_head
+    from pipeline.classify.head_store import MODEL, list_heads, load_head
 
     models = load_settings().models_dir
     rows: list[dict[str, Any]] = []
@@ -183,7 +183,7 @@ def heads(ctx: click.Context, as_json: bool) -> None:
 
 
 def _named(category: str | None, attribute: str | None, category_head: bool) -> HeadName:
-    from pipeline.head import THE_CATEGORY, HeadName
+    from pipeline.classify.head import THE_CATEGORY, HeadName
 
     if category_head:
         if category or attribute:
@@ -198,8 +198,8 @@ def _compare(
     examples: TrainingSet, recipe: Recipe, made_by: Fingerprint, training: Training
 ) -> dict[str, float]:
     """Train with --auto on the same split too, and say so where it is clearly better."""
-    from pipeline.train import clearly_better
-    from pipeline.train import train as fit
+    from pipeline.train.train_head import clearly_better
+    from pipeline.train.train_head import train as fit
 
     try:
         best = fit(examples, replace(recipe, auto=True), made_by).head.accuracy

@@ -15,8 +15,8 @@ import click
 from filelock import FileLock, Timeout
 
 from cli.output import say
+from pipeline.atomic_files import write_atomic
 from pipeline.errors import ImgrecError, ServerAway, WrongUse
-from pipeline.files import write_atomic
 from pipeline.settings import Settings, load_settings
 
 READY_S = 120.0  # the first import of torch and rembg on a cold disk takes most of it
@@ -69,7 +69,7 @@ def down() -> None:
 
 
 def _supervise(settings: Settings, embed_workers: int, run: Path) -> None:
-    from cli.stack import Stack
+    from cli.supervisor import Stack
 
     stack = Stack(settings, embed_workers, lambda line: click.echo(line, color=False))
     stopping = False

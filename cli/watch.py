@@ -20,9 +20,9 @@ NO_WORKER_AFTER_S = 4.0
 
 def ledger() -> Jobs:
     """Return the jobs in the database."""
-    from workers import runtime
+    from workers import resources
 
-    return runtime.jobs()
+    return resources.jobs()
 
 
 def job_object(job_id: str) -> dict[str, Any]:
@@ -102,9 +102,9 @@ def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool 
 
 
 def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -> Job:
-    from workers import runtime
+    from workers import resources
 
-    jobs, helper = runtime.jobs(), _Helper()
+    jobs, helper = resources.jobs(), _Helper()
     deadline = None if timeout is None else time.monotonic() + timeout
     with progress_bar(quiet) as show:
         while True:
@@ -137,18 +137,18 @@ class _Helper:
         self._said: set[str] = set()
 
     def help(self, progress: Progress) -> None:
-        from workers import flow
+        from workers import dispatch
 
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + load_settings().reconcile_s
         try:
-            flow.reconcile()
+            dispatch.reconcile()
             stuck = progress.looked_at == self._looked_at
             self._looked_at = progress.looked_at
             if stuck:
                 queue = "index" if progress.shards_done == progress.shards else "embed"
-                if not flow.workers_on(queue):
+                if not dispatch.workers_on(queue):
                     self.say(
                         f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
                         f"{queue}', or all with 'imgrec up'."

@@ -15,7 +15,7 @@ from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import WrongUse
-from pipeline.store.address import database_address, redis_address, without_password
+from pipeline.urls import database_address, redis_address, without_password
 
 MIB = 1024 * 1024
 

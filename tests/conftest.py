@@ -11,11 +11,11 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-from desk import Desk
+from inline_worker import Desk
+from tiny_clip import make_tiny_clip
 
 from pipeline.settings import Settings, load_settings
 from pipeline.store.database import Database
-from pipeline.tiny_clip import make_tiny_clip
 
 
 @pytest.fixture(scope="session")

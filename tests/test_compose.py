@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pipeline.settings import Settings
-from workers.flow import QUEUES
+from workers.dispatch import QUEUES
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "compose.yaml").read_text()
@@ -97,7 +97,7 @@ def test_a_worker_runs_the_command_that_the_readme_shows(name: str) -> None:
 
 @any_worker
 def test_a_worker_has_time_to_give_its_shard_back(name: str) -> None:
-    from cli.stack import STOP_S
+    from cli.supervisor import STOP_S
 
     assert seconds(SERVICES[name]["stop_grace_period"]) > STOP_S
 

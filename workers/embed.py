@@ -9,16 +9,16 @@ from collections.abc import Callable
 from celery import shared_task
 from PIL import Image
 
-from pipeline.embed import ShardResult, embed_alone, embed_shard
+from pipeline.atomic_files import DISK_FULL, disk_trouble, write_atomic
+from pipeline.embed.embed_images import ShardResult, embed_alone, embed_shard
+from pipeline.embed.shards import write_shard
 from pipeline.errors import BadImage, ImgrecError, ServerAway, SetupError
 from pipeline.failpoints import failpoint
-from pipeline.files import DISK_FULL, disk_trouble, write_atomic
-from pipeline.images import encode_jpeg
-from pipeline.plan import require_allowed
+from pipeline.images.decode import encode_jpeg
+from pipeline.images.find import require_allowed
 from pipeline.settings import load_settings
-from pipeline.shards import write_shard
 from pipeline.store.jobs import Claim, Job
-from workers import flow, memory, runtime
+from workers import dispatch, memory_guard, resources
 from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ PATIENCE_S = 1.0  # between two tries to reach the database
 @shared_task(name="imgrec.embed_shard", throws=(ImgrecError,))
 def embed(job_id: str, n: int) -> None:
     """Embed shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
-    flow.require_names(job_id, n)
+    dispatch.require_names(job_id, n)
     try:
         _embed(job_id, n)
     except ServerAway as error:
@@ -40,11 +40,13 @@ def embed(job_id: str, n: int) -> None:
 
 def _embed(job_id: str, n: int) -> None:
     failpoint("embed.before_claim")
-    jobs, settings = runtime.jobs(), load_settings()
+    jobs, settings = resources.jobs(), load_settings()
     job = jobs.get(job_id)
     if not job.open or not _ready(job):
         return
-    claim = jobs.claim_shard(job_id, n, f"{runtime.HOST}:{uuid.uuid4().hex[:8]}", settings.lease_s)
+    claim = jobs.claim_shard(
+        job_id, n, f"{resources.HOST}:{uuid.uuid4().hex[:8]}", settings.lease_s
+    )
     if claim is None:
         return
     failpoint("embed.after_claim")
@@ -59,7 +61,7 @@ def _embed(job_id: str, n: int) -> None:
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
     except Stopped:
         # What ends a worker by its memory again and again must come to be tried alone.
-        jobs.release_shard(claim, count_attempt=memory.over.is_set())
+        jobs.release_shard(claim, count_attempt=memory_guard.over.is_set())
         log.info("Shard %d of job %s goes back to the queue: this worker ends.", n, job_id)
     except LeaseLost:
         log.info("Shard %d of job %s is no longer ours.", n, job_id)
@@ -67,11 +69,11 @@ def _embed(job_id: str, n: int) -> None:
     except ServerAway:
         raise
     except Exception as error:
-        if runtime.room.leaked():
+        if resources.room.leaked():
             log.error("Shard %d of job %s lacks memory; the next worker has more.", n, job_id)
             # Counted: what takes it from one worker after the other is found when tried alone.
             jobs.release_shard(claim, count_attempt=True)
-            memory.end_worker()
+            memory_guard.end_worker()
             return
         _failed(claim, error)
         return
@@ -87,7 +89,7 @@ def _embed(job_id: str, n: int) -> None:
         )
         failpoint("embed.after_mark")
         log.info("Shard %d of job %s: %s", n, job_id, _account(result, won))
-    flow.advance(job_id)
+    dispatch.advance(job_id)
 
 
 def _ready(job: Job) -> bool:
@@ -95,7 +97,7 @@ def _ready(job: Job) -> bool:
 
     Before any shard is claimed: a missing model is one sentence, not ten thousand failures.
     """
-    jobs = runtime.jobs()
+    jobs = resources.jobs()
     try:
         require_allowed(job.root, load_settings())
         if not job.root.is_dir():
@@ -103,19 +105,19 @@ def _ready(job: Job) -> bool:
                 f"The folder {job.root} is not there: every embed worker must see the products "
                 "folder under the same path."
             )
-        runtime.tools()
-        memory.settle(runtime.room, flow.EMBED)
-        mine = runtime.fingerprint()
+        resources.tools()
+        memory_guard.settle(resources.room, dispatch.EMBED)
+        mine = resources.fingerprint()
     except ImgrecError as error:
         if isinstance(error, ServerAway):
             raise
-        jobs.fail(job.id, f"Worker embed@{runtime.HOST}: {error}")
+        jobs.fail(job.id, f"Worker embed@{resources.HOST}: {error}")
         return False
     held = jobs.set_fingerprint(job.id, mine)
     if held.fingerprint != mine.id:
         jobs.fail(
             job.id,
-            f"Worker embed@{runtime.HOST} would use {mine.summary}, but the job was planned for "
+            f"Worker embed@{resources.HOST} would use {mine.summary}, but the job was planned for "
             f"{held.fingerprint_summary}: give this worker and the command the same "
             "EMBEDDING_MODEL, USE_BG_REMOVAL, REMBG_MODEL and PREPROCESS settings.",
         )
@@ -124,23 +126,23 @@ def _ready(job: Job) -> bool:
 
 
 def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
-    known = runtime.known_vectors(use_known=not job.full, proved=True)
+    known = resources.known_vectors(use_known=not job.full, proved=True)
     save = _saver() if job.save_preprocessed else None
     if claim.attempts <= load_settings().max_attempts:
         return embed_shard(
-            job.root, claim.images, runtime.tools(), known, check=lease.check, save=save
+            job.root, claim.images, resources.tools(), known, check=lease.check, save=save
         )
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
-    jobs = runtime.jobs()
+    jobs = resources.jobs()
 
     def end(position: int) -> None:
-        if not memory.over.is_set():  # else this image may be why
+        if not memory_guard.over.is_set():  # else this image may be why
             _survived(claim, position)
 
     return embed_alone(
         job.root,
         claim.images,
-        runtime.tools(),
+        resources.tools(),
         known,
         check=lease.check,
         save=save,
@@ -153,16 +155,16 @@ def _survived(claim: Claim, position: int) -> None:
     """Clear an image of suspicion, however long the database is away: this process lives."""
     while True:
         try:
-            runtime.jobs().end_alone(claim, position)
+            resources.jobs().end_alone(claim, position)
             return
         except ServerAway:
-            if runtime.stopping.wait(PATIENCE_S):
+            if resources.stopping.wait(PATIENCE_S):
                 raise
 
 
 def _failed(claim: Claim, error: Exception) -> None:
     """Give a shard back after an error that no image explains; end the job when it persists."""
-    jobs = runtime.jobs()
+    jobs = resources.jobs()
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         # No fault of the shard's, and it may last: the reconciler sends it until there is room.
         trouble = disk_trouble(error, load_settings().data_dir)
@@ -175,7 +177,7 @@ def _failed(claim: Claim, error: Exception) -> None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         jobs.fail(
             claim.job_id,
-            f"Worker embed@{runtime.HOST} could not finish shard {claim.n} in {claim.attempts} "
+            f"Worker embed@{resources.HOST} could not finish shard {claim.n} in {claim.attempts} "
             f"attempts: {reason}",
         )
     else:

@@ -6,13 +6,13 @@ import logging
 
 from celery import shared_task
 
+from pipeline.atomic_files import disk_trouble
 from pipeline.errors import ImgrecError, ServerAway
 from pipeline.failpoints import failpoint
-from pipeline.files import disk_trouble
-from pipeline.merge import Merged, merge
+from pipeline.rebuild.merge import Merged, merge
 from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
-from workers import flow, memory, runtime
+from workers import dispatch, memory_guard, resources
 from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this on
 @shared_task(name="imgrec.merge_shards", throws=(ImgrecError,))
 def merge_shards(job_id: str) -> None:
     """Publish a job whose shards are all done; harmless to send any number of times."""
-    flow.require_names(job_id)
+    dispatch.require_names(job_id)
     try:
         _merge(job_id)
     except ServerAway as error:
@@ -31,7 +31,7 @@ def merge_shards(job_id: str) -> None:
 
 
 def _merge(job_id: str) -> None:
-    jobs, settings = runtime.jobs(), load_settings()
+    jobs, settings = resources.jobs(), load_settings()
     job = jobs.claim_merge(job_id, settings.lease_s)
     if job is None:
         jobs.get(job_id)  # one that is not there is an error, not a merge that is done
@@ -73,21 +73,21 @@ def _merge(job_id: str) -> None:
         failpoint("index.before_record")
         jobs.publish(job_id, merged.version)
         log.info("Job %s published %s.", job_id, merged.version)
-        flow.remove_leftovers()
+        dispatch.remove_leftovers()
     else:
-        flow.advance(job_id)
+        dispatch.advance(job_id)
 
 
 def _publish(job: Job, lease: Lease) -> Merged:
-    jobs, settings, versions = runtime.jobs(), load_settings(), runtime.versions()
-    with versions.lock().acquire(timeout=LOCK_WAIT_S), memory.expected():
+    jobs, settings, versions = resources.jobs(), load_settings(), resources.versions()
+    with versions.lock().acquire(timeout=LOCK_WAIT_S), memory_guard.expected():
         merged = merge(
             job,
             jobs.done_shards(job.id),
             settings,
             versions,
             lease.check,
-            require_fit=memory.require_fit,
+            require_fit=memory_guard.require_fit,
         )
         if merged.version:
             versions.prune(settings.keep_versions, jobs.bases_in_use())

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from pipeline.errors import ImgrecError
-from workers.runtime import stopping
-from workers.vitals import Work
+from workers.resources import stopping
+from workers.watchdog import Work
 
 log = logging.getLogger(__name__)
 

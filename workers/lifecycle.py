@@ -12,26 +12,26 @@ from typing import Any
 from celery import current_app, signals
 from kombu.entity import Queue
 
+from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.errors import ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.fingerprint import find_fingerprint
-from pipeline.heartbeat import EVERY_S, READY, Heartbeat
-from pipeline.memory import keep_little
+from pipeline.images.memory_budget import keep_little
 from pipeline.settings import load_settings
-from workers import flow, gate, memory, runtime, vitals
-from workers.pulse import Pulse, connection
+from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
+from workers import dispatch, memory_guard, resources, transport, watchdog
+from workers.consumer_watchdog import Pulse, connection
 
 log = logging.getLogger(__name__)
 
 current_app.steps["consumer"].add(Pulse)
-_tasks: dict[str, vitals.Work] = {}
+_tasks: dict[str, watchdog.Work] = {}
 
 
 @signals.celeryd_init.connect
 def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
     settings = load_settings()
-    gate.install()
+    transport.install()
     keep_little()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
@@ -39,13 +39,13 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     # What was taken is started at once, so the noting of a query as taken, which costs a quarter of
     # its way, would only help one that is lost in the same instant; its client sends it again.
     conf.task_queues = [
-        Queue(name, no_ack=name == flow.QUERY)  # type: ignore[no-untyped-call]
-        for name in flow.QUEUES
+        Queue(name, no_ack=name == dispatch.QUERY)  # type: ignore[no-untyped-call]
+        for name in dispatch.QUEUES
     ]
     name, _, host = instance.hostname.partition("@")
     if name == "celery":
         # Workers that share the default name would share one control mailbox, too.
-        instance.hostname = f"{'-'.join(sorted(queues or flow.QUEUES))}-{os.getpid()}@{host}"
+        instance.hostname = f"{'-'.join(sorted(queues or dispatch.QUEUES))}-{os.getpid()}@{host}"
 
 
 @signals.worker_init.connect
@@ -57,7 +57,7 @@ def widen(sender: Any, **_: Any) -> None:
     """
     sender.options |= {"without_mingle": True, "without_gossip": True}
     # Not in `set_up`: the command line has read the configured concurrency before that.
-    if set(sender.app.amqp.queues.consume_from) == {flow.QUERY} and sender.concurrency == 1:
+    if set(sender.app.amqp.queues.consume_from) == {dispatch.QUERY} and sender.concurrency == 1:
         sender.concurrency = load_settings().query_concurrency
 
 
@@ -70,7 +70,7 @@ def start_heartbeat(sender: Any, **_: Any) -> None:
 @signals.worker_init.connect
 def warm_up(sender: Any, **_: Any) -> None:
     """Load what queries need, in two threads, while Celery still connects."""
-    if flow.QUERY in sender.app.amqp.queues.consume_from:
+    if dispatch.QUERY in sender.app.amqp.queues.consume_from:
         _thread("warm-up", _load_model)
         _thread("warm-up-index", _open_index)
 
@@ -86,16 +86,16 @@ def quieten(**_: Any) -> None:
 def start_helpers(sender: Any, **_: Any) -> None:
     """Start this worker's threads: memory watch, reconciler."""
     queues = {queue.name for queue in sender.task_consumer.queues}
-    memory.begin()
-    if flow.INDEX in queues:
-        vitals.need(_thread("reconciler", _reconcile))
+    memory_guard.begin()
+    if dispatch.INDEX in queues:
+        watchdog.need(_thread("reconciler", _reconcile))
 
 
 @signals.task_prerun.connect
 def begin_task(task_id: str, task: Any, **_: Any) -> None:
     """Watch a query; a shard has its lease, and a merge no limit."""
     if task.name not in ("imgrec.embed_shard", "imgrec.merge_shards"):
-        _tasks[task_id] = vitals.Work(f"{task.name} {task_id}", load_settings().stall_s)
+        _tasks[task_id] = watchdog.Work(f"{task.name} {task_id}", load_settings().stall_s)
         _tasks[task_id].begin()
 
 
@@ -108,7 +108,7 @@ def end_task(task_id: str, **_: Any) -> None:
 @signals.worker_shutting_down.connect
 def stop(**_: Any) -> None:
     """Let running shards go back to the queue after their current image."""
-    runtime.stopping.set()
+    resources.stopping.set()
     connection.changed.set()
 
 
@@ -116,7 +116,7 @@ def stop(**_: Any) -> None:
 def end(**_: Any) -> None:
     """Write the last queries to their log."""
     with contextlib.suppress(ImgrecError):
-        runtime.query_log().flush()
+        resources.query_log().flush()
 
 
 def _queues(option: Any) -> set[str]:
@@ -139,9 +139,9 @@ def _beat(name: str) -> None:
     heartbeat, before = Heartbeat(load_settings().data_dir / "run", name), ""
     while True:
         connection.changed.clear()
-        if runtime.stopping.is_set():
+        if resources.stopping.is_set():
             break
-        ill = "; ".join([*vitals.troubles(), *filter(None, [connection.trouble()])])
+        ill = "; ".join([*watchdog.troubles(), *filter(None, [connection.trouble()])])
         if ill and not before:
             log.error("This worker is ill: %s.", ill)
         elif before and not ill:
@@ -159,10 +159,10 @@ def _load_model() -> None:
     """Load the model before the first query asks for it."""
     try:
         start = time.monotonic()
-        runtime.query_prepare()
-        runtime.fingerprint()
-        runtime.batcher()
-        memory.settle(runtime.room, flow.QUERY)
+        resources.query_prepare()
+        resources.fingerprint()
+        resources.batcher()
+        memory_guard.settle(resources.room, dispatch.QUERY)
         log.info("The model is loaded (%.1f s).", time.monotonic() - start)
     except ImgrecError as error:
         log.error("%s", error)  # each query will say it, too
@@ -172,16 +172,16 @@ def _open_index() -> None:
     """Read the model's digest and the index while the other thread imports torch."""
     with contextlib.suppress(ImgrecError):  # each query will say it
         find_fingerprint(load_settings())
-        runtime.shelves().of(runtime.published().current().version)
+        resources.shelves().of(resources.published().current().version)
 
 
 def _reconcile() -> None:
     pause_s = load_settings().reconcile_s
-    while not runtime.stopping.wait(pause_s):
+    while not resources.stopping.wait(pause_s):
         failpoint("reconcile")
         try:
-            with vitals.Work("the reconciler", load_settings().stall_s):
-                flow.reconcile()
+            with watchdog.Work("the reconciler", load_settings().stall_s):
+                dispatch.reconcile()
         except ImgrecError as error:
             log.warning("The ledger waits: %s", error)
         except Exception:

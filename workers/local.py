@@ -15,7 +15,7 @@ from typing import Any
 from celery import current_app
 
 from pipeline.settings import cores, load_settings
-from workers import embed, flow, index, query, runtime
+from workers import dispatch, embed, index, query, resources
 
 IDLE_S = 0.2  # between two looks at a job whose shards another process holds
 TASKS = {"imgrec.embed_shard": embed.embed, "imgrec.merge_shards": index.merge_shards}
@@ -24,10 +24,10 @@ assert query  # imported, so that its tasks are known by their names
 
 def begin() -> None:
     """From here on, this process is all workers at once."""
-    if flow.inbox is not None:
+    if dispatch.inbox is not None:
         return
-    flow.inbox = deque()
-    runtime.leave_cache_alone()
+    dispatch.inbox = deque()
+    resources.leave_cache_alone()
     if not load_settings().cpu_threads:  # nobody shares the cores
         os.environ["CPU_THREADS"] = str(cores())
         load_settings.cache_clear()
@@ -41,7 +41,7 @@ def answer(task: str, task_id: str, args: tuple[Any, ...]) -> Any:
     """
     begin()
     found = current_app.tasks[task].apply(args=args, task_id=task_id, throw=True).result
-    runtime.query_log().flush()
+    resources.query_log().flush()
     return found
 
 
@@ -53,7 +53,7 @@ class Work:
         self._job_id = job_id
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="work")
-        runtime.stopping.clear()
+        resources.stopping.clear()
         self._thread.start()
 
     def check(self) -> None:
@@ -63,20 +63,20 @@ class Work:
 
     def stop(self) -> None:
         """End after the current image; what is done so far stays done."""
-        runtime.stopping.set()
+        resources.stopping.set()
         self._thread.join()
-        runtime.stopping.clear()
+        resources.stopping.clear()
 
     def _run(self) -> None:
-        assert flow.inbox is not None
+        assert dispatch.inbox is not None
         try:
-            flow.reconcile()  # picks up what another process has left
-            while runtime.jobs().get(self._job_id).open and not runtime.stopping.is_set():
-                if flow.inbox:
-                    task, args = flow.inbox.popleft()
+            dispatch.reconcile()  # picks up what another process has left
+            while resources.jobs().get(self._job_id).open and not resources.stopping.is_set():
+                if dispatch.inbox:
+                    task, args = dispatch.inbox.popleft()
                     TASKS[task](*args)
                 else:
                     time.sleep(IDLE_S)
-                    flow.reconcile()
+                    dispatch.reconcile()
         except BaseException as error:
             self._error = error

@@ -13,17 +13,16 @@ from celery import shared_task
 from celery.app.task import Task
 from numpy.typing import NDArray
 
-from pipeline.embed import confined
 from pipeline.errors import BadImage, ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
-from pipeline.feedback import Shown
-from pipeline.images import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
-from pipeline.plan import require_allowed
-from pipeline.question import Question
-from pipeline.recommend import Answer, compose, recommend
+from pipeline.images.decode import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
+from pipeline.images.find import confined, require_allowed
+from pipeline.search.query import Question
+from pipeline.search.rank import Answer, compose, recommend
+from pipeline.search.relevance_feedback import Shown
 from pipeline.settings import load_settings
 from pipeline.store.cache import result_key
-from workers import flow, memory, runtime
+from workers import dispatch, memory_guard, resources
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def query_image(
 
     Args:
         data: an image file's bytes; empty where a text or a product asks.
-        options: the fields of `pipeline.question.Question`.
+        options: the fields of `pipeline.search.query.Question`.
 
     Returns the query object of the command line's contract. Raises what its sentence tells:
     IndexMissing, BadImage, FingerprintMismatch, SetupError, WrongUse, ServerAway.
@@ -50,26 +49,26 @@ def query_image(
     question = Question.from_message(top_k, options)
     _require_size(data)
     question.require_subject(bool(data))
-    index = runtime.published().current()
-    mine = runtime.fingerprint()
+    index = resources.published().current()
+    mine = resources.fingerprint()
     index.version.require(mine.id, mine.summary)
     # Who asks by what was imported or said may have done so in the same second.
-    shelf = runtime.shelves().of(index.version, at_once=bool(question.conditions))
+    shelf = resources.shelves().of(index.version, at_once=bool(question.conditions))
     digest = sha256(data) if data else ""
     facts = {"question": question.key(), "catalogue": shelf.catalogue.revision}
     key = result_key(index.version.identity, mine.id, digest, facts)
     # What feedback changes is not kept: it may change with every verdict.
-    kept = None if question.uses_feedback else runtime.cache().get_result(key)
+    kept = None if question.uses_feedback else resources.cache().get_result(key)
     answer = found = _unpack(kept)
     if answer is None:
-        known = runtime.KnownVectors(mine.id, index.version)
+        known = resources.KnownVectors(mine.id, index.version)
         picture = (lambda: _vector(data, digest, known)) if data else None
-        opinions = runtime.opinions().get(now=True) if question.uses_feedback else None
-        with runtime.cache().one_trip():
-            asked = compose(question, picture, runtime.text_vector, shelf)
+        opinions = resources.opinions().get(now=True) if question.uses_feedback else None
+        with resources.cache().one_trip():
+            asked = compose(question, picture, resources.text_vector, shelf)
             answer = recommend(question, index, shelf, asked, opinions)
             if not question.uses_feedback:
-                runtime.cache().put_result(key, _pack(answer))
+                resources.cache().put_result(key, _pack(answer))
     log.info(
         "Query %s: %d matches%s in %.0f ms.",
         self.request.id,
@@ -78,7 +77,7 @@ def query_image(
         1000 * (time.monotonic() - start),
     )
     if self.request.id:
-        runtime.query_log().put(
+        resources.query_log().put(
             Shown(
                 query_id=self.request.id,
                 asked_at=time.time(),
@@ -125,8 +124,8 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
     _require_size(data)
     if not isinstance(use_trained, bool):
         raise WrongUse("The query cannot be used: use_trained is neither true nor false.")
-    classifier = runtime.trained() if use_trained else runtime.zero_shot()
-    answer = classifier.classify(_vector(data, sha256(data), runtime.known_vectors()))
+    classifier = resources.trained() if use_trained else resources.zero_shot()
+    answer = classifier.classify(_vector(data, sha256(data), resources.known_vectors()))
     log.info("Classified %s in %.0f ms.", self.request.id, 1000 * (time.monotonic() - start))
     return answer
 
@@ -138,18 +137,18 @@ def _require_size(data: bytes) -> None:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
 
-def _vector(data: bytes, digest: str, known: runtime.KnownVectors) -> NDArray[np.float32]:
+def _vector(data: bytes, digest: str, known: resources.KnownVectors) -> NDArray[np.float32]:
     """Return the picture's (d,) unit vector: a known one, or the model's."""
     vector = known.get(digest)
     if vector is None:
-        prepare = runtime.query_prepare()
-        memory.settle(runtime.room, flow.QUERY)
-        image = decode(data, runtime.limits(), load_settings().preprocess_bg_color)
+        prepare = resources.query_prepare()
+        memory_guard.settle(resources.room, dispatch.QUERY)
+        image = decode(data, resources.limits(), load_settings().preprocess_bg_color)
         try:
             prepared = prepare(image)
         except MemoryError as error:
             raise BadImage(OUT_OF_MEMORY, "preprocess") from error
-        vector = runtime.batcher().embed(prepared.image, EMBED_TIMEOUT_S)
+        vector = resources.batcher().embed(prepared.image, EMBED_TIMEOUT_S)
         known.put({digest: vector})
     return vector
 
@@ -162,9 +161,9 @@ def pictures(version: str, filenames: list[str]) -> dict[str, str]:
     """
     if not isinstance(version, str) or not isinstance(filenames, list | tuple):
         raise WrongUse("The pictures cannot be found: name an index version and a list of files.")
-    opened = runtime.versions().current()
+    opened = resources.versions().current()
     if opened.name != version:
-        opened = runtime.versions().open(version)
+        opened = resources.versions().open(version)
     root = Path(opened.manifest["root"])
     require_allowed(root, load_settings())
     wanted = {name for name in filenames[:MAX_PICTURES] if isinstance(name, str)}
@@ -172,8 +171,8 @@ def pictures(version: str, filenames: list[str]) -> dict[str, str]:
     found = {}
     for filename in sorted(known):
         try:
-            data = read_image(confined(root, filename), runtime.limits())
-            image = decode(data, runtime.limits(), load_settings().preprocess_bg_color)
+            data = read_image(confined(root, filename), resources.limits())
+            image = decode(data, resources.limits(), load_settings().preprocess_bg_color)
         except BadImage as error:
             log.info("No picture of %s: %s", filename, error)
             continue

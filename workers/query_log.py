@@ -9,10 +9,10 @@ from collections import deque
 
 from pipeline.errors import ServerAway
 from pipeline.failpoints import failpoint
-from pipeline.feedback import Shown
+from pipeline.search.relevance_feedback import Shown
 from pipeline.settings import load_settings
 from pipeline.store.feedback import FeedbackLog
-from workers import vitals
+from workers import watchdog
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class QueryLog:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="query-log", daemon=True)
                     self._thread.start()
-                    vitals.need(self._thread)
+                    watchdog.need(self._thread)
 
     def flush(self) -> None:
         """Write what waits, now.
@@ -78,7 +78,7 @@ class QueryLog:
             time.sleep(WRITE_EVERY_S)
             failpoint("query_log.write")
             try:
-                with vitals.Work("the log of queries", load_settings().stall_s):
+                with watchdog.Work("the log of queries", load_settings().stall_s):
                     self.flush()
             except ServerAway as error:
                 log.warning("The log of queries waits: %s", error)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import ImgrecError, ServerAway, WrongUse
-from pipeline.store.address import without_password
+from pipeline.urls import without_password
 
 Row = dict[str, Any]
 # A server that vanished with its network is given up in half a minute, not in two hours.

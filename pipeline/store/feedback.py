@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import WrongUse
-from pipeline.feedback import DISLIKE, Given, Shown
+from pipeline.search.relevance_feedback import DISLIKE, Given, Shown
 from pipeline.store.database import Database, Row, count_change
 
 NAME = "feedback"  # of the revision

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.embed import Failure
+from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import WrongUse
-from pipeline.fingerprint import Fingerprint
-from pipeline.images import ImageFile
+from pipeline.images.failure import Failure
+from pipeline.images.find import ImageFile
 from pipeline.store.database import Database, Row, Transaction
 
 OPEN_STATES = ("planned", "running", "merging")

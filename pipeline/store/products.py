@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pipeline.catalogue import Catalogue, Product
+from pipeline.search.product_catalogue import Catalogue, Product
 from pipeline.store.database import Database, count_change
 
 NAME = "products"  # of the revision

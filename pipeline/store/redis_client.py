@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pipeline.errors import ServerAway
-from pipeline.store.address import without_password
+from pipeline.urls import without_password
 
 PREFIX = "imgrec:"  # of every key in Redis, so that a user of its ACL can be held to them
 ANOTHER_NAME = (62, 64)  # x509_vfy.h: X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH

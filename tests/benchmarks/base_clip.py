@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 from harness import ROOT
-
-from pipeline.tiny_clip import write_clip
+from tiny_clip import write_clip
 
 FOLDER = ROOT / "build" / "bench" / "vit-b-32"
 

@@ -13,10 +13,10 @@ from bench_rebuild import BATCH, WHITE, told
 from harness import ROOT, Run
 from PIL import Image
 
-from pipeline.background import iou, load_remover
-from pipeline.clip import Clip, load_clip
-from pipeline.embed import embed_shard, make_tools
-from pipeline.images import ImageFile
+from pipeline.embed.clip import Clip, load_clip
+from pipeline.embed.embed_images import embed_shard, make_tools
+from pipeline.images.find import ImageFile
+from pipeline.preprocess.background_removal import iou, load_remover
 from pipeline.settings import Settings, cores
 
 TITLE = "Rebuild with background removal: beside rembg, image by image, and the plain loop"

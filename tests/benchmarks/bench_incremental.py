@@ -18,16 +18,16 @@ from harness import ROOT, Run, anonymous_bytes, seconds
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.clip import load_clip
-from pipeline.embed import Tools, embed_shard, make_tools
-from pipeline.images import find_images
-from pipeline.merge import merge
-from pipeline.plan import plan_rebuild
+from pipeline.embed.clip import load_clip
+from pipeline.embed.embed_images import Tools, embed_shard, make_tools
+from pipeline.embed.shards import write_shard
+from pipeline.images.find import find_images
+from pipeline.index.versions import VersionStore
+from pipeline.rebuild.merge import merge
+from pipeline.rebuild.plan import plan_rebuild
 from pipeline.settings import Settings
-from pipeline.shards import write_shard
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
-from pipeline.versions import VersionStore
 
 TITLE = "Incremental: a rebuild costs what changed"
 QUICK = False  # it draws twenty thousand pictures

@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import clustered
 import numpy as np
+import synthetic_vectors
+from competitors import TARGET
 from harness import ROOT, Run
-from rivals import TARGET
 
-from pipeline import index
-from pipeline.id_map import write_id_map
-from pipeline.index_kind import IndexKind
-from pipeline.published import PublishedIndex
-from pipeline.versions import VersionStore, order_by_hash
+from pipeline.index import faiss_index
+from pipeline.index.choose import IndexKind
+from pipeline.index.id_map import write_id_map
+from pipeline.index.live_index import PublishedIndex
+from pipeline.index.versions import VersionStore, order_by_hash
 
 TITLE = "The index: recall, latency, building, and publishing under queries"
 HERE = Path(__file__).parent
@@ -33,12 +33,12 @@ BUDGETS = {"": 0.0, " on half the memory": 0.5, " on a tenth": 0.1}  # of the fu
 
 def measure(run: Run) -> None:
     count, rival_count = (60_000, 8_000) if run.quick else (1_000_000, 100_000)
-    run.fact("vectors", f"{count:,} x {clustered.DIM}; {clustered.HOW}")
+    run.fact("vectors", f"{count:,} x {synthetic_vectors.DIM}; {synthetic_vectors.HOW}")
     folder = make(run.folder / "own", count)
     for words, share in BUDGETS.items():
         if run.quick and share == 0.1:
             continue  # its codes alone train for half a minute
-        own(run, folder, f"imgrec{words}", int(share * count * clustered.DIM * 4))
+        own(run, folder, f"imgrec{words}", int(share * count * synthetic_vectors.DIM * 4))
     beside_flat(run, folder, 3 if run.quick else 5)
     publish(run, folder, 3 if run.quick else 5)
     shutil.rmtree(folder)
@@ -48,17 +48,17 @@ def measure(run: Run) -> None:
 def make(folder: Path, count: int) -> Path:
     """Draw vectors and queries that are not among them, and find the true ten."""
     folder.mkdir()
-    vectors = clustered.clustered(count, 0, folder / "vectors.npy")
-    queries = clustered.clustered(QUERIES, 1)
+    vectors = synthetic_vectors.clustered(count, 0, folder / "vectors.npy")
+    queries = synthetic_vectors.clustered(QUERIES, 1)
     np.save(folder / "queries.npy", queries)
-    np.save(folder / "best.npy", index.exact(vectors, queries, 10)[0])
+    np.save(folder / "best.npy", faiss_index.exact(vectors, queries, 10)[0])
     return folder
 
 
 def ask(python: Path | str, name: str, folder: Path, budget: int = 0) -> dict[str, Any]:
     """Build and search in a process of its own."""
     done = subprocess.run(
-        [str(python), str(HERE / "rivals.py"), name, str(folder), str(budget)],
+        [str(python), str(HERE / "competitors.py"), name, str(folder), str(budget)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -101,12 +101,12 @@ def beside_flat(run: Run, folder: Path, rounds: int) -> None:
     """Time single queries in turns: the inverted index mapped from disk, and FAISS's Flat."""
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     queries = np.load(folder / "queries.npy")
-    built, kind = index.build(vectors, len(vectors) // 2)
-    index.save(built, folder / "index.bin")
+    built, kind = faiss_index.build(vectors, len(vectors) // 2)
+    faiss_index.save(built, folder / "index.bin")
     (folder / "kind.json").write_text(json.dumps(kind.parameters()))
     del built
-    inverted = index.load(folder / "index.bin", kind)
-    flat, flat_kind = index.build(vectors, len(vectors))
+    inverted = faiss_index.load(folder / "index.bin", kind)
+    flat, flat_kind = faiss_index.build(vectors, len(vectors))
     ratios, fast, slow = [], [], []
     for number in range(rounds):
         here: list[float] = []
@@ -114,7 +114,7 @@ def beside_flat(run: Run, folder: Path, rounds: int) -> None:
         for query in queries[30 * number : 30 * number + 30]:
             for times, one, its in ((here, inverted, kind), (there, flat, flat_kind)):
                 start = time.perf_counter()
-                index.search(one, query[None, :], 10, kind=its, vectors=vectors)
+                faiss_index.search(one, query[None, :], 10, kind=its, vectors=vectors)
                 times.append(time.perf_counter() - start)
         ratios.append(statistics.median(here) / statistics.median(there))
         fast += here
@@ -212,7 +212,7 @@ def commit(versions: VersionStore, folder: Path, number: int) -> None:
         "created_at": float(number),
         "root": "/",
         "images": count,
-        "dimension": clustered.DIM,
+        "dimension": synthetic_vectors.DIM,
         "index": kind.parameters(),
         "fingerprint": {"id": "bench", "summary": "bench"},
     }

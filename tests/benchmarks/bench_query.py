@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import empty_task
+import noop_task
 import psutil
 from base_clip import base_clip
 from harness import ROOT, Run
+from live_stack import Stand, until
 from published import publish_random, settings_of
-from stand import Stand, until
 
-from pipeline.versions import VersionStore
+from pipeline.index.versions import VersionStore
 
 TITLE = "Query: the round trip, 32 clients, the cache, the shell"
 ROWS, DIM = 20_000, 512
@@ -95,7 +95,7 @@ def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
 
 def empty_worker(stand: Stand) -> None:
     """Start the worker whose task does nothing."""
-    command = ["celery", "-A", "empty_task", "worker", "-Q", empty_task.QUEUE, "-P", "threads"]
+    command = ["celery", "-A", "empty_task", "worker", "-Q", noop_task.QUEUE, "-P", "threads"]
     command += ["-c", "4", "-l", "INFO", "--without-gossip", "--without-mingle"]
     log = stand.folder / "empty.log"
     with log.open("wb") as out:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import ROOT, Run, anonymous_bytes
+from live_stack import Stand, until
 from PIL import Image
-from stand import Stand, until
 
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
@@ -120,7 +120,7 @@ def rebuild(folder: Path, count: int) -> Cost:
         with Peaks(pids) as peaks:
             start = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, str(HERE / "noop.py"), str(count), str(stand.products)],
+                [sys.executable, str(HERE / "noop_worker.py"), str(count), str(stand.products)],
                 cwd=ROOT,
                 env=stand.env(),
                 capture_output=True,

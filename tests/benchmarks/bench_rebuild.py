@@ -16,13 +16,13 @@ import numpy as np
 from base_clip import base_clip
 from bench_queue import cpu_seconds
 from harness import Run, in_turns
+from live_stack import Stand
 from PIL import Image
-from stand import Stand
 
-from pipeline import precision
-from pipeline.clip import Clip, load_clip
-from pipeline.images import Limits, decode
-from pipeline.preprocess import Preprocessing, prepare
+from pipeline.embed import numeric_precision
+from pipeline.embed.clip import Clip, load_clip
+from pipeline.images.decode import Limits, decode
+from pipeline.preprocess.prepare import Preprocessing, prepare
 from pipeline.settings import Settings, cores
 
 TITLE = "Rebuild without background removal: the machine's limit, and the plain loop"
@@ -153,7 +153,7 @@ def answers(run: Run, photos: Sequence[Path], model: Path, data: Path) -> None:
         "cosine with float32, the worst photo",
         [float((exact * fast).sum(1).min())],
         what=f"{chosen.precision}, {len(photos)} photos",
-        target=precision.BOUND,
+        target=numeric_precision.BOUND,
     )
     a, b = exact @ exact.T, fast @ fast.T
     first, second = (np.argsort(-each, axis=1)[:, :TOP] for each in (a, b))

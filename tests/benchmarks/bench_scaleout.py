@@ -19,17 +19,17 @@ import numpy as np
 import psutil
 from base_clip import base_clip
 from harness import ROOT, Run, seconds
-from stand import Stand, until
+from live_stack import Stand, until
 
-from pipeline import index
-from pipeline.fingerprint import Fingerprint
-from pipeline.merge import merge
+from pipeline.embed.fingerprint import Fingerprint
+from pipeline.embed.shards import ShardVectors, write_shard
+from pipeline.index import faiss_index
+from pipeline.index.versions import VersionStore
+from pipeline.rebuild.merge import merge
 from pipeline.settings import Settings
-from pipeline.shards import ShardVectors, write_shard
 from pipeline.store.cache import Cache
 from pipeline.store.database import Database
 from pipeline.store.jobs import Claim, Jobs
-from pipeline.versions import VersionStore
 
 TITLE = "Scale-out: two workers beside one; what a shard costs Redis, the database and the disk"
 QUICK = False
@@ -373,14 +373,14 @@ def building(run: Run) -> None:
     for count in (50_000, 200_000):
         rows = unit_rows(count)
         used = time.process_time()
-        _, kind = index.build(rows, 10_000, 1)
+        _, kind = faiss_index.build(rows, 10_000, 1)
         used = time.process_time() - used
         what = f"{kind.factory}, nprobe {kind.nprobe}, recall@10 {kind.recall_at_10}"
         run.fact(f"IVF build of {count:,} random vectors, CPU s", f"{used:.1f} ({what})")
-    flat, kind = index.build(rows, 10**9, 1)
+    flat, kind = faiss_index.build(rows, 10**9, 1)
 
     def search() -> None:
-        index.search(flat, rows[:1], 5, kind=kind, vectors=rows)
+        faiss_index.search(flat, rows[:1], 5, kind=kind, vectors=rows)
 
     taken = statistics.median(seconds(search) for _ in range(9))
     run.fact(f"exact search of {len(rows):,} x {DIM}, ms", round(1000 * taken, 1))

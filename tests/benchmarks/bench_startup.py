@@ -10,8 +10,8 @@ from pathlib import Path
 
 from base_clip import base_clip
 from harness import ROOT, Run
+from live_stack import Stand
 from published import publish_random, settings_of
-from stand import Stand
 
 TITLE = "Start-up: from `celery worker -Q query` to its first answer"
 QUICK = False  # it loads the model three times at least

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.drawing import COLORS, Product, draw
+from tools.drawing import COLORS, Product, draw
 
 ROOT = Path(__file__).parent.parent.parent
 PHOTOS = ROOT.parent / "shared" / "clothing" / "train"

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from stand import Stand
+from live_stack import Stand
 
-from pipeline import index
-from pipeline.fingerprint import find_fingerprint
+from pipeline.embed.fingerprint import find_fingerprint
+from pipeline.index import faiss_index
+from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
-from pipeline.versions import Version, VersionStore
 
 
 def publish_random(settings: Settings, rows: int, dim: int, root: Path) -> Version:
@@ -25,8 +25,8 @@ def publish_random(settings: Settings, rows: int, dim: int, root: Path) -> Versi
     versions = VersionStore(settings.index_dir)
     with versions.lock():
         workspace = versions.workspace()
-        built, kind = index.build(vectors, settings.flat_max_vectors, settings.threads)
-        index.save(built, workspace / "index.bin")
+        built, kind = faiss_index.build(vectors, settings.flat_max_vectors, settings.threads)
+        faiss_index.save(built, workspace / "index.bin")
         names = {str(row): f"kind{row % 7}/product-{row:07d}.jpg" for row in range(rows)}
         (workspace / "id_to_filename.json").write_text(json.dumps(names))
         np.save(workspace / "vectors.npy", vectors)
@@ -42,7 +42,7 @@ def publish_random(settings: Settings, rows: int, dim: int, root: Path) -> Versi
                 "images": rows,
                 "dimension": dim,
                 "index": kind.parameters(),
-                "random_pairs": index.random_pairs(vectors),
+                "random_pairs": faiss_index.random_pairs(vectors),
                 "fingerprint": {"id": mine.id, "summary": mine.summary},
             },
         )

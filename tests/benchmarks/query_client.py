@@ -17,16 +17,16 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import empty_task  # noqa: E402
+import noop_task  # noqa: E402
 from celery import current_app  # noqa: E402
 
-from cli import ask  # noqa: E402
-from pipeline.clip import load_clip  # noqa: E402
-from pipeline.images import Limits, decode, read_image  # noqa: E402
-from pipeline.preprocess import Preprocessing, prepare  # noqa: E402
-from pipeline.published import PublishedIndex  # noqa: E402
+from cli import query_client  # noqa: E402
+from pipeline.embed.clip import load_clip  # noqa: E402
+from pipeline.images.decode import Limits, decode, read_image  # noqa: E402
+from pipeline.index.live_index import PublishedIndex  # noqa: E402
+from pipeline.index.versions import VersionStore  # noqa: E402
+from pipeline.preprocess.prepare import Preprocessing, prepare  # noqa: E402
 from pipeline.settings import load_settings  # noqa: E402
-from pipeline.versions import VersionStore  # noqa: E402
 
 TOP_K = 5
 PATIENCE_S = 120.0
@@ -58,8 +58,8 @@ def ask_imgrec(file: Path) -> list[str]:
 
 
 def ask_whole(file: Path) -> dict[str, Any]:
-    data = ask.message(file, load_settings())
-    return ask.Asked("imgrec.query_image", (data, TOP_K), PATIENCE_S, False).answer()
+    data = query_client.message(file, load_settings())
+    return query_client.Asked("imgrec.query_image", (data, TOP_K), PATIENCE_S, False).answer()
 
 
 class Fresh:
@@ -96,7 +96,7 @@ def latency(fresh: Fresh, count: int) -> dict[str, Any]:
     for _ in range(5):
         ask_imgrec(fresh())
         bare.query(fresh())
-        empty_task.ask(fresh().read_bytes(), TOP_K)
+        noop_task.ask(fresh().read_bytes(), TOP_K)
     rows, cpu = [], 0.0
     for number in range(count):
         file = fresh()
@@ -111,7 +111,7 @@ def latency(fresh: Fresh, count: int) -> dict[str, Any]:
             raise SystemExit(f"bare found {found['bare']}, imgrec {found['asked']}")
         again, _ = timed(lambda f=file: ask_imgrec(f))
         noise, _ = timed(lambda f=file: bare.query(f))
-        empty, _ = timed(lambda f=file: empty_task.ask(f.read_bytes(), TOP_K))
+        empty, _ = timed(lambda f=file: noop_task.ask(f.read_bytes(), TOP_K))
         rows.append((taken["bare"], taken["asked"], again, noise, empty))
     return {"rows": rows, "client_cpu_s": cpu / count}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from desk import Desk
+from inline_worker import Desk
 
 from cli.main import main
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 import pytest
+from live_stack import BIN, Stand, draw_folder, free_port
 from PIL import Image
-from stand import BIN, Stand, draw_folder, free_port
 
 from cli.main import COMMANDS, imgrec
-from cli.page import write_page
+from cli.query_report import write_page
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shop import Shop
+from toy_pipeline import Shop
 
 from cli.main import main
-from pipeline.drawing import Product, draw
+from pipeline.index.versions import seal
 from pipeline.settings import Settings, load_settings
-from pipeline.versions import seal
+from tools.drawing import Product, draw
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "models" / "imgrec-mini")
@@ -73,7 +73,7 @@ def test_the_object_has_the_contract_s_keys_and_the_model_s_real_figures(
 def test_several_models_stand_side_by_side_and_a_worse_one_looks_worse(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.tiny_clip import make_tiny_clip
+    from tiny_clip import make_tiny_clip
 
     tiny = tmp_path / "tiny"
     make_tiny_clip(tiny)
@@ -107,7 +107,7 @@ def test_a_broken_picture_is_named_and_the_rest_is_measured(
 def test_the_page_shows_the_confusions_of_a_bad_model_as_pictures(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.tiny_clip import make_tiny_clip
+    from tiny_clip import make_tiny_clip
 
     make_tiny_clip(tmp_path / "tiny")
     page = tmp_path / "page.html"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import Desk
+from inline_worker import Desk
 
 from cli import output
-from pipeline.heartbeat import STALE_S
 from pipeline.settings import load_settings
+from pipeline.store.heartbeat import STALE_S
 
 Run = Callable[..., Any]
 HOST = socket.gethostname()

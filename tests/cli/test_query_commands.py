@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import Desk
+from inline_worker import Desk
+from live_stack import draw_product
 from PIL import Image
-from stand import draw_product
 
-from cli import ask
+from cli import query_client
 from pipeline.errors import FingerprintMismatch, IndexMissing, ServerAway
-from pipeline.images import WORK_SIDE
-from workers import flow
+from pipeline.images.decode import WORK_SIDE
+from workers import dispatch
 
 Run = Callable[..., Any]
 
@@ -63,8 +63,8 @@ class Queue:
 @pytest.fixture
 def queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
-    monkeypatch.setattr(ask, "wire", queue)
-    monkeypatch.setattr(ask, "time", queue)
+    monkeypatch.setattr(query_client, "wire", queue)
+    monkeypatch.setattr(query_client, "time", queue)
     return queue
 
 
@@ -98,7 +98,7 @@ def test_a_large_file_is_sent_at_the_size_that_workers_reduce_it_to(
     dice = np.random.default_rng(1)
     pixels = dice.integers(0, 256, (1500, 1600, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
-    assert (tmp_path / "large.png").stat().st_size > 10 * ask.MESSAGE_BYTES
+    assert (tmp_path / "large.png").stat().st_size > 10 * query_client.MESSAGE_BYTES
     imgrec("query", tmp_path / "large.png")
     data = queue.sent[0]["args"][0]
     with Image.open(io.BytesIO(data)) as image:
@@ -148,7 +148,7 @@ def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
 def test_a_query_without_any_worker_names_the_command_that_starts_one(
     desk: Desk, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "workers_on", lambda *_: 0)
+    monkeypatch.setattr(dispatch, "workers_on", lambda *_: 0)
     done = imgrec("query", photo, "--wait")
     assert done.code == 3  # neither a worker nor an index: the index is the first thing to mend
     desk.rebuild()
@@ -177,7 +177,7 @@ def test_a_query_is_not_sent_again_while_the_workers_are_behind(
     imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = iter([7, 1, 0])
-    monkeypatch.setattr(flow, "queue_length", lambda name: next(waiting))
+    monkeypatch.setattr(dispatch, "queue_length", lambda name: next(waiting))
     queue.answers = iter([None, None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert len(queue.sent) == 1
@@ -195,7 +195,7 @@ def test_a_look_at_the_workers_that_meets_an_outage_ends_no_question(
         looks.append(queue.now)
         raise ServerAway("Redis is loading its dataset")
 
-    monkeypatch.setattr(flow, "workers_on", away)
+    monkeypatch.setattr(dispatch, "workers_on", away)
     queue.answers = iter([None, None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert looks == [5, 10]

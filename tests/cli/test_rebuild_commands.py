@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from desk import Desk
+from inline_worker import Desk
 
 from cli import watch
 from pipeline.errors import ServerAway
 from pipeline.settings import load_settings
-from workers import flow
+from workers import dispatch
 
 Run = Callable[..., Any]
 
@@ -186,7 +186,7 @@ def test_who_waits_is_told_once_which_worker_is_missing(
     desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quickly(monkeypatch)
-    monkeypatch.setattr(flow, "workers_on", lambda queue: 0)
+    monkeypatch.setattr(dispatch, "workers_on", lambda queue: 0)
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'embed'") == 1
     assert "celery worker -Q embed" in done.err
@@ -205,7 +205,7 @@ def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
     desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quickly(monkeypatch)
-    reconcile, calls = flow.reconcile, []
+    reconcile, calls = dispatch.reconcile, []
 
     def back_after_three() -> None:
         calls.append(1)
@@ -214,7 +214,7 @@ def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
         reconcile()
         desk.work()
 
-    monkeypatch.setattr(flow, "reconcile", back_after_three)
+    monkeypatch.setattr(dispatch, "reconcile", back_after_three)
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "60")
     assert done.code == 0
     assert done.err.count("Redis does not answer. Waiting for it.") == 1
@@ -225,7 +225,7 @@ def test_who_waits_does_the_work_of_a_missing_reconciler(
 ) -> None:
     """The message is lost, no index worker runs: the one who waits sends it again."""
     quickly(monkeypatch)
-    monkeypatch.setattr(flow, "LOST_AFTER_S", -1.0)
+    monkeypatch.setattr(dispatch, "LOST_AFTER_S", -1.0)
     job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
     desk.messages.clear()
     sleep = time.sleep

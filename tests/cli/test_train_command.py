@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import Desk
+from inline_worker import Desk
 from PIL import Image
 
-from cli import ask
+from cli import query_client
 from pipeline.settings import load_settings
 
 Run = Callable[..., Any]
@@ -219,8 +219,10 @@ def test_that_no_head_answered_is_said_where_heads_were_asked_for(
         "attributes": [ZERO_SHOT | {"source": source}],
     }
     sent: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(ask.wire, "send", lambda task, query_id, args, timeout: sent.append(args))
-    monkeypatch.setattr(ask, "wait_for", lambda *args, **options: answer)
+    monkeypatch.setattr(
+        query_client.wire, "send", lambda task, query_id, args, timeout: sent.append(args)
+    )
+    monkeypatch.setattr(query_client, "wait_for", lambda *args, **options: answer)
     photo = desk.shop.root / "kind0/00.png"
     done = imgrec("classify", photo, "--wait", *options)
     assert done.code == 0

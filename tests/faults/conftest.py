@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.trial import Outcome, Trial, table
-from stand import Stand
+from faults.fault_run import Outcome, Trial, table
+from live_stack import Stand
 
 OUTCOMES: list[Outcome] = []
 TABLE = Path("build/faults.md")

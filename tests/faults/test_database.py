@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pg import Postgres
-from stand import Stand, draw_folder, draw_product, until
+from live_stack import Stand, draw_folder, draw_product, until
+from postgres_server import Postgres
 
 SHARD = {"SHARD_SIZE": "20"}
 

@@ -9,8 +9,8 @@ import subprocess
 
 import psycopg
 import pytest
-from faults.trial import Trial
-from stand import Stand, until
+from faults.fault_run import Trial
+from live_stack import Stand, until
 
 SMALL = {"SHARD_SIZE": "20"}
 

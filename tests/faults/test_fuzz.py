@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from mutants import Mutant, mutants
-from stand import Stand, draw_folder, until
+from fuzz_images import Mutant, mutants
+from live_stack import Stand, draw_folder, until
 
 LIMIT = 2 * 1024**3
 ONE_LINE = 400  # characters of a reason, at most

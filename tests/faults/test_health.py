@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand import Stand, draw_folder, draw_product, until
+from live_stack import Stand, draw_folder, draw_product, until
 
 
 def health(stand: Stand, *args: str) -> tuple[int, dict[str, Any]]:
@@ -123,7 +123,7 @@ def up(stand: Stand) -> Iterator[Stand]:
 
 def start(stand: Stand, hung_s: float, **more: str) -> None:
     """Run `imgrec up` with another patience."""
-    program = f"import cli.stack as s; s.HUNG_S, s.STOP_S = {hung_s}, 3.0; "
+    program = f"import cli.supervisor as s; s.HUNG_S, s.STOP_S = {hung_s}, 3.0; "
     program += "from cli.main import main; main(['up'])"
     with (stand.folder / "up-0.log").open("wb") as log:
         stand.processes.append(

@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
-from faults.trial import Trial
-from stand import Stand, draw_product, until
+from faults.fault_run import Trial
+from live_stack import Stand, draw_product, until
 
-from pipeline import index
-from pipeline.index_kind import IndexKind
-from pipeline.versions import VersionStore
+from pipeline.index import faiss_index
+from pipeline.index.choose import IndexKind
+from pipeline.index.versions import VersionStore
 
 LINES = {
     "merge.after_read": "v0001",
@@ -52,7 +52,7 @@ class Readers:
                 version = store.current()
                 store.verify(version)
                 kind = IndexKind.of(version.manifest["index"])
-                faiss = index.load(version.folder / "index.bin", kind)
+                faiss = faiss_index.load(version.folder / "index.bin", kind)
                 counts = {faiss.ntotal, len(version.paths), version.manifest["images"]}
                 if len(counts) != 1:
                     self.wrong.append(f"{version.name}: {counts}")

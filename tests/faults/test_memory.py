@@ -6,10 +6,10 @@ The limit is the kernel's: what is refused here is refused by it, in a real work
 from __future__ import annotations
 
 import pytest
-from faults.trial import Trial
-from stand import Stand, draw_folder, until
+from faults.fault_run import Trial
+from live_stack import Stand, draw_folder, until
 
-from pipeline.images import OUT_OF_MEMORY
+from pipeline.images.decode import OUT_OF_MEMORY
 
 # The tiny model takes 300 to 600 MiB, by the libraries that the CPU chooses.
 LIMIT = {"WORKER_MAX_MEMORY": "1280MiB"}

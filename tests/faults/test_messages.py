@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutated_messages import NOTHING_MORE, QUEUES, Sent, envelope, mutated
-from stand import Stand, draw_folder, draw_product, until
+from fuzz_messages import NOTHING_MORE, QUEUES, Sent, envelope, mutated
+from live_stack import Stand, draw_folder, draw_product, until
 
 LIMIT = 2 * 1024**3
 AT_ONCE = 500

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from faults.trial import Trial
-from stand import Stand, draw_product, until
+from faults.fault_run import Trial
+from live_stack import Stand, draw_product, until
 
 CLIENTS, VERSIONS = 32, 20
 ANSWER_S = 60.0

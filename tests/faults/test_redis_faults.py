@@ -9,9 +9,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from faults.fault_run import Trial
 from faults.proxy import Proxy
-from faults.trial import Trial
-from stand import Stand, draw_folder, until
+from live_stack import Stand, draw_folder, until
 
 SMALL = {"SHARD_SIZE": "20"}
 MANY = 240  # images: twelve shards of 20

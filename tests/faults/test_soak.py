@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.trial import Trial
-from stand import draw_folder, until
+from faults.fault_run import Trial
+from live_stack import draw_folder, until
 
 SHARDS = 2000
 KILL_EVERY_S = 3.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from secrets_seen import SECRET, places_of
-from stand import Stand, draw_folder, until
-from tls import Authority, TlsProxy
+from live_stack import Stand, draw_folder, until
+from secret_leaks import SECRET, places_of
+from tls_proxy import Authority, TlsProxy
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from stand import Stand, draw_folder, until
+from live_stack import Stand, draw_folder, until
 
 
 def processes_below(folder: Path) -> list[int]:

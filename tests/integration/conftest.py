@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drawn import MINI
-from stand import Stand
+from live_stack import Stand
+from sample_images import MINI
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stand import Stand, draw_folder, draw_product
+from live_stack import Stand, draw_folder, draw_product
 
 
 def test_the_cache_is_listed_cleared_by_kind_and_filled_and_nothing_else_is_touched(

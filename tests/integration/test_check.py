@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand import Stand, draw_folder
+from live_stack import Stand, draw_folder
 
-from cli.proofs import Failed, Proofs
-from pipeline import background
+from cli.checks import Failed, Proofs
+from pipeline.preprocess import background_removal
 from pipeline.settings import Settings
 
 Rows = dict[str, dict[str, str]]
@@ -154,14 +154,14 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     assert "a GPU is seen and left alone" in Proofs(left_alone).device()
     assert Proofs(settings).device() == "a GPU is seen and used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
-    monkeypatch.setattr(background, "sees_gpu", lambda: False)
+    monkeypatch.setattr(background_removal, "sees_gpu", lambda: False)
     with pytest.raises(Failed, match="onnxruntime does not see it"):
         Proofs(cutting).device()
 
 
 def in_process(stand: Stand, change: str) -> tuple[int, Rows]:
     """Run `imgrec check --no-model --json` after a line that changes its code."""
-    program = f"import cli.proofs; {change}; from cli.main import main; main()"
+    program = f"import cli.checks; {change}; from cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "check", "--no-model", "--json"],
         cwd=stand.folder,
@@ -174,13 +174,13 @@ def in_process(stand: Stand, change: str) -> tuple[int, Rows]:
 
 
 def test_a_disk_without_room_for_a_rebuild_is_a_failure(stand: Stand) -> None:
-    _, rows = in_process(stand, "cli.proofs.LEAST_FREE = 2 ** 60")
+    _, rows = in_process(stand, "cli.checks.LEAST_FREE = 2 ** 60")
     assert "a rebuild wants 1073741824.0" in rows["disk"]["found"]
     assert "DATA_DIR" in rows["disk"]["next"]
 
 
 def test_a_bug_in_one_line_is_that_line_and_code_4(stand: Stand) -> None:
-    _, rows = in_process(stand, "cli.proofs.Proofs.database = lambda self: 1 / 0")
+    _, rows = in_process(stand, "cli.checks.Proofs.database = lambda self: 1 / 0")
     assert rows["database"]["found"] == "unexpected ZeroDivisionError: division by zero"
     assert rows["disk"]["ok"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stand import ROOT, Stand
+from live_stack import ROOT, Stand
 
 
 def test_a_picture_is_classified_without_an_index_now_or_later(stand: Stand) -> None:

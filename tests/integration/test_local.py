@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand import BIN, ROOT, draw_product, free_port, until
+from live_stack import BIN, ROOT, draw_product, free_port, until
 
-from pipeline.drawing import Product, draw
+from tools.drawing import Product, draw
 
 SEED = 4_242
 CATALOGUE = [

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from stand import BIN, ROOT, free_port
+from live_stack import BIN, ROOT, free_port
 
 from cli.main import COMMANDS
-from pipeline.drawing.catalogue import write_training
+from tools.drawing.catalogue import write_training
 
 README = ROOT / "README.md"
 FENCE = re.compile(r"```console\n(.*?)```", re.DOTALL)

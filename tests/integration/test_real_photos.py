@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from stand import ROOT, Stand
+from live_stack import ROOT, Stand
 
 PHOTOS = Path(os.environ.get("IMGREC_PHOTOS", ROOT.parent / "shared" / "clothing" / "train"))
 AT_ONCE = 64

@@ -8,9 +8,9 @@ import struct
 import zlib
 from pathlib import Path
 
-from drawn import draw_one, draw_range, kinds_of
+from live_stack import Stand
 from PIL import Image
-from stand import Stand
+from sample_images import draw_one, draw_range, kinds_of
 
 
 def write_broken_files(folder: Path) -> dict[str, str]:
@@ -199,7 +199,7 @@ def test_missing_weights_are_one_sentence_before_any_shard_runs(stand: Stand) ->
 def test_celery_finds_the_app_by_name_too(stand: Stand) -> None:
     import subprocess
 
-    from stand import ROOT
+    from live_stack import ROOT
 
     names = draw_range(stand.products, 6)
     command = ["celery", "-A", "workers", "worker", "-l", "INFO"]  # no -Q: all queues

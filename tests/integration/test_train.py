@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from stand import ROOT, Stand
+from live_stack import ROOT, Stand
 
-from pipeline.drawing import Product, draw
-from pipeline.drawing.catalogue import write_training
+from tools.drawing import Product, draw
+from tools.drawing.catalogue import write_training
 
 
 @pytest.fixture

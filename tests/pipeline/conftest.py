@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cutouts import WEIGHTS
-from shop import Shop
+from rembg_settings import WEIGHTS
+from toy_pipeline import Shop
 
 from pipeline.settings import Settings
 

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import ServerAway, WrongUse
 from pipeline.settings import Settings, cores, load_settings
-from pipeline.store.address import without_password
 from pipeline.store.database import Database
+from pipeline.urls import without_password
 
 NAMES = [name.upper() for name in Settings.model_fields]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from desk import Desk
+from inline_worker import Desk
 from PIL import Image
-from shop import Shop
+from toy_pipeline import Shop
 
 from pipeline.errors import ServerAway, SetupError
 from pipeline.settings import load_settings
-from workers import flow, runtime
+from workers import dispatch, resources
 from workers.embed import DEATHS, embed
 
 
@@ -132,7 +132,7 @@ def test_a_passing_error_costs_an_attempt_and_the_next_one_succeeds(
     assert shards(desk, job_id)[0] == {"n": 0, "state": "pending", "attempts": 1}
     assert not desk.messages  # the reconciler sends it after a pause; at once would be a hot loop
     encoder.error = None
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
 
@@ -168,7 +168,7 @@ def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
             embed(job_id, 0)
             assert desk.job(job_id).open
         assert "No space left on device. Free space there" in str(desk.job(job_id).error)
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
     assert desk.job(job_id).error is None
@@ -187,7 +187,7 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
     for _ in range(DEATHS):  # two more died while they worked on the sixth image alone
         jobs.start_alone(claim, 5)
     jobs.free_expired_shards(job_id)
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
     (failure,) = jobs.failures(job_id)
@@ -197,11 +197,11 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
 
 def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: Desk) -> None:
     job_id = desk.shop.plan()
-    runtime.stopping.set()
+    resources.stopping.set()
     try:
         embed(job_id, 0)
     finally:
-        runtime.stopping.clear()
+        resources.stopping.clear()
     # Back and already sent to the next worker.
     assert shards(desk, job_id)[0] == {"n": 0, "state": "queued", "attempts": 0}
     assert ("imgrec.embed_shard", (job_id, 0)) in desk.messages
@@ -244,19 +244,19 @@ def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
     def cannot() -> None:
         raise error
 
-    monkeypatch.setattr(runtime, "tools", cannot)
+    monkeypatch.setattr(resources, "tools", cannot)
     job_id = desk.rebuild()
     assert desk.job(job_id).state == state
     assert all(shard["attempts"] == 0 for shard in shards(desk, job_id).values())
     if state == "failed":
         assert "rembg is not installed" in str(desk.job(job_id).error)
-        assert runtime.HOST in str(desk.job(job_id).error)
+        assert resources.HOST in str(desk.job(job_id).error)
 
 
 def test_a_folder_that_the_worker_cannot_see_ends_the_job(desk: Desk, tmp_path: Path) -> None:
     job_id = desk.shop.plan()
     desk.shop.root.rename(tmp_path / "elsewhere")
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     job = desk.job(job_id)
     assert job.state == "failed"
@@ -270,7 +270,7 @@ def test_a_worker_opens_no_folder_outside_of_its_own_roots(
     job_id = desk.shop.plan()  # by a command line that has no such setting
     monkeypatch.setenv("IMAGE_ROOTS", str(tmp_path / "only-here"))
     load_settings.cache_clear()
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "failed"
     assert "outside of IMAGE_ROOTS" in str(desk.job(job_id).error)
@@ -282,7 +282,7 @@ def test_a_worker_of_another_model_mixes_nothing_and_names_both_sides(
     job_id = desk.shop.plan()
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
     load_settings.cache_clear()
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     error = str(desk.job(job_id).error)
     assert "64x64" in error
@@ -294,7 +294,7 @@ def test_what_the_model_saw_is_kept_for_each_product(desk: Desk) -> None:
     for name in ("shoe.jpg", "shoe.png", "shoe.JPG"):  # three products
         desk.shop.draw(name, seed=len(name) + ord(name[-1]))
     job_id = desk.shop.plan(save_preprocessed=True)
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
     folder = load_settings().data_dir / "preprocessed"
@@ -313,7 +313,7 @@ def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
     (tmp_path / "outside").mkdir()
     (folder / "kind0").symlink_to(tmp_path / "outside")
     job_id = desk.shop.plan(save_preprocessed=True)
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     desk.work()
     assert list((tmp_path / "outside").iterdir()) == []
     stages = {failure.stage for failure in desk.shop.jobs.failures(job_id)}
@@ -330,6 +330,6 @@ def test_a_database_that_is_away_is_a_log_line_and_no_crash(
         def get(self, job_id: str) -> None:
             raise ServerAway("The database is away.")
 
-    monkeypatch.setattr(runtime, "jobs", Away)
+    monkeypatch.setattr(resources, "jobs", Away)
     embed(job_id, 0)
     assert f"Shard 0 of job {job_id}: The database is away." in caplog.text

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from desk import Desk
 from filelock import Timeout
-from stand import until
+from inline_worker import Desk
+from live_stack import until
 
-from pipeline import index as faiss_index
 from pipeline.errors import ServerAway
+from pipeline.index import faiss_index
 from pipeline.settings import load_settings
-from workers import flow, index, runtime
+from workers import dispatch, index, resources
 from workers.embed import embed
 from workers.index import merge_shards
 
@@ -18,7 +18,7 @@ from workers.index import merge_shards
 def embedded(desk: Desk) -> str:
     """Bring a rebuild to where only its merge is left."""
     job_id = desk.shop.plan()
-    flow.advance(job_id)
+    dispatch.advance(job_id)
     while desk.messages[0][0] == "imgrec.embed_shard":
         embed(*desk.messages.popleft()[1])
     return job_id
@@ -111,7 +111,7 @@ def test_a_full_disk_publishes_nothing_and_the_merge_is_tried_again(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.index.save", disk_full)
+        patch.setattr("pipeline.index.faiss_index.save", disk_full)
         merge_shards(job_id)
     assert desk.job(job_id).state == "merging"
     assert desk.shop.versions.current_name() is None
@@ -139,7 +139,7 @@ def test_an_error_that_nobody_foresaw_ends_the_job_with_its_name(
         raise ZeroDivisionError("surprise")
 
     job_id = embedded(desk)
-    monkeypatch.setattr("pipeline.index.build", surprise)
+    monkeypatch.setattr("pipeline.index.faiss_index.build", surprise)
     merge_shards(job_id)
     assert desk.job(job_id).state == "failed"
     assert "ZeroDivisionError: surprise" in str(desk.job(job_id).error)
@@ -156,9 +156,9 @@ def test_a_job_cancelled_before_the_version_is_named_publishes_nothing(
     def cancel_meanwhile(*args: object) -> None:
         save(*args)
         desk.shop.jobs.cancel(job_id)
-        runtime.stopping.wait(0.3)  # several beats: one of them tells the lease
+        resources.stopping.wait(0.3)  # several beats: one of them tells the lease
 
-    monkeypatch.setattr("pipeline.index.save", cancel_meanwhile)
+    monkeypatch.setattr("pipeline.index.faiss_index.save", cancel_meanwhile)
     merge_shards(job_id)
     assert desk.job(job_id).state == "cancelled"
     assert desk.shop.versions.versions() == []
@@ -181,6 +181,6 @@ def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
         def claim_merge(self, job_id: str, lease_s: float) -> None:
             raise ServerAway("The database is away.")
 
-    monkeypatch.setattr(runtime, "jobs", Away)
+    monkeypatch.setattr(resources, "jobs", Away)
     merge_shards("some-job")
     assert "The merge of job some-job: The database is away." in caplog.text

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from stand import until
+from live_stack import until
 
 from pipeline.errors import ServerAway
 from workers.lease import Lease, LeaseLost, Stopped
-from workers.runtime import stopping
+from workers.resources import stopping
 
 LEASE_S = 0.06  # a beat every 10 ms
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stand import until
+from live_stack import until
 
 from pipeline.errors import ServerAway
-from pipeline.feedback import Shown
+from pipeline.search.relevance_feedback import Shown
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from workers import query_log

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import Desk
+from inline_worker import Desk
 from PIL import Image
 
-from pipeline.batcher import Batcher
-from pipeline.catalogue import Product
+from pipeline.classify.head import THE_CATEGORY, Head, HeadName
+from pipeline.classify.head_store import save_head
 from pipeline.errors import (
     BadImage,
     FingerprintMismatch,
@@ -24,13 +24,13 @@ from pipeline.errors import (
     ServerAway,
     WrongUse,
 )
-from pipeline.head import THE_CATEGORY, Head, HeadName
-from pipeline.heads import save_head
-from pipeline.images import sha256
-from pipeline.preprocess import Prepared
+from pipeline.images.decode import sha256
+from pipeline.index.versions import VersionStore
+from pipeline.micro_batcher import Batcher
+from pipeline.preprocess.prepare import Prepared
+from pipeline.search.product_catalogue import Product
 from pipeline.settings import load_settings
-from pipeline.versions import VersionStore
-from workers import runtime
+from workers import resources
 from workers.query import MAX_PICTURES, classify_image, pictures, query_image
 
 
@@ -43,7 +43,7 @@ def asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(images))
         return desk.shop.embed_images(list(images))
 
-    monkeypatch.setattr(runtime, "batcher", runtime.once(lambda: Batcher(embed, 8)))
+    monkeypatch.setattr(resources, "batcher", resources.once(lambda: Batcher(embed, 8)))
     return sizes
 
 
@@ -102,10 +102,10 @@ def test_a_question_that_comes_while_the_model_loads_waits_for_it_and_is_answere
         assert loaded.wait(20)
         return desk.encoder
 
-    monkeypatch.setattr(runtime, "clip", runtime.once(load))
+    monkeypatch.setattr(resources, "clip", resources.once(load))
     for name in ("fingerprint", "query_prepare"):
-        made = runtime.once(getattr(runtime, name).__wrapped__)
-        monkeypatch.setattr(runtime, name, made)
+        made = resources.once(getattr(resources, name).__wrapped__)
+        monkeypatch.setattr(resources, name, made)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(query_image, jpeg("red"), 3)
         assert loading.wait(20)
@@ -123,8 +123,8 @@ def test_without_background_removal_pictures_are_made_ready_side_by_side(
         both.wait()  # breaks where one waits for the other
         return Prepared(image)
 
-    monkeypatch.setattr(runtime, "prepare", prepare)
-    ready = runtime.query_prepare()
+    monkeypatch.setattr(resources, "prepare", prepare)
+    ready = resources.query_prepare()
     with ThreadPoolExecutor(2) as pool:
         assert len(list(pool.map(ready, [Image.new("RGB", (9, 9))] * 2))) == 2
 
@@ -152,10 +152,10 @@ def test_two_shops_that_share_a_redis_never_get_each_other_s_answers(
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{desk.shop.root.parent}/other.db")
     load_settings.cache_clear()
     for name in ("jobs", "versions", "published", "fingerprint"):
-        monkeypatch.setattr(runtime, name, runtime.once(getattr(runtime, name).__wrapped__))
+        monkeypatch.setattr(resources, name, resources.once(getattr(resources, name).__wrapped__))
     (desk.shop.root / "kind0/04.png").rename(desk.shop.root / "other-name.png")
     desk.shop.settings = load_settings()
-    desk.shop.jobs = runtime.jobs()
+    desk.shop.jobs = resources.jobs()
     desk.shop.versions = VersionStore(load_settings().index_dir)
     desk.rebuild()
     answer = query_image(query, 1)
@@ -174,7 +174,7 @@ def test_a_worker_of_another_model_compares_nothing(
     desk.rebuild()
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
     load_settings.cache_clear()
-    monkeypatch.setattr(runtime, "fingerprint", runtime.once(runtime.fingerprint.__wrapped__))
+    monkeypatch.setattr(resources, "fingerprint", resources.once(resources.fingerprint.__wrapped__))
     with pytest.raises(FingerprintMismatch, match="64x64"):
         query_image(product(desk), 3)
     assert asked == []
@@ -266,7 +266,7 @@ def test_a_text_or_a_product_asks_without_a_picture(
     desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
-    vector = np.array(runtime.versions().current().vectors[3])
+    vector = np.array(resources.versions().current().vectors[3])
     texts: list[str] = []
 
     def embed_texts(words: Sequence[str]) -> np.ndarray:
@@ -275,7 +275,7 @@ def test_a_text_or_a_product_asks_without_a_picture(
 
     monkeypatch.setattr(desk.shop, "embed_texts", embed_texts, raising=False)
     by_text = query_image(b"", 2, {"text": "what the fourth looks like"})
-    fourth = runtime.versions().current().paths[3]
+    fourth = resources.versions().current().paths[3]
     assert by_text["matches"][0]["filename"] == fourth
     by_product = query_image(b"", 2, {"product": fourth.removesuffix(".png")})
     assert fourth not in [match["filename"] for match in by_product["matches"]]
@@ -289,11 +289,11 @@ def test_a_text_or_a_product_asks_without_a_picture(
 def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
     desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
     first = query_image(product(desk), 1)
     assert "product" not in first["matches"][0]
-    runtime.products().put([Product("kind0/04", {"price": 5}), Product("kind0", {"price": 9})])
+    resources.products().put([Product("kind0/04", {"price": 5}), Product("kind0", {"price": 9})])
     second = query_image(product(desk), 20)
     assert second["matches"][0]["product"] == {"price": 5}
     # kind0 is now a product of several images, and one match.
@@ -307,15 +307,15 @@ def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
 def test_the_last_catalogue_serves_while_the_database_is_away(
     desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
-    runtime.products().put([Product("kind0/04", {"price": 5})])
+    resources.products().put([Product("kind0/04", {"price": 5})])
     assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
     def away(name: str) -> int:
         raise ServerAway("The database does not answer.")
 
-    monkeypatch.setattr(runtime.database(), "revision", away)
+    monkeypatch.setattr(resources.database(), "revision", away)
     assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
 
@@ -325,8 +325,8 @@ def test_an_answered_query_is_logged_with_what_it_showed(desk: Desk, asked: list
         query_image.apply(args=(product(desk), 3), task_id=f"query-{n}", throw=True).result
         for n in range(2)  # the second one comes from the cache
     ]
-    runtime.query_log().flush()
-    logged = runtime.feedback().queries()
+    resources.query_log().flush()
+    logged = resources.feedback().queries()
     assert [query.query_id for query in logged] == ["query-0", "query-1"]
     for query, answer in zip(logged, answers, strict=True):
         assert [name for name, _ in query.shown] == [m["product_id"] for m in answer["matches"]]
@@ -338,18 +338,18 @@ def test_an_answered_query_is_logged_with_what_it_showed(desk: Desk, asked: list
 def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
     desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.store.polled.LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 3600.0)
     desk.rebuild()
-    runtime.products().put([Product("kind0/04", {"price": 5})])
+    resources.products().put([Product("kind0/04", {"price": 5})])
     plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
     assert query_image(product(desk), 5, {"feedback": True})["matches"] == plain["matches"]
-    runtime.products().put([Product("kind0/04", {"price": 7})])
+    resources.products().put([Product("kind0/04", {"price": 7})])
     assert query_image(product(desk), 5, {"where": ["price<6"]})["matches"] == []
-    runtime.query_log().flush()
-    query = runtime.feedback().query("q")
+    resources.query_log().flush()
+    query = resources.feedback().query("q")
     assert query is not None
     best = plain["matches"][0]["product_id"]
-    runtime.feedback().add(query, best, "dislike", "ann", 1.0)
+    resources.feedback().add(query, best, "dislike", "ann", 1.0)
     mine = query_image(product(desk), 5, {"user": "ann", "feedback": True, "explain": True})
     parts = {match["product_id"]: match["explain"] for match in mine["matches"]}
     assert best not in parts or "disliked" in parts[best] or "personal" in parts[best]
@@ -358,12 +358,12 @@ def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
 def test_feedback_is_used_only_when_asked_for(desk: Desk, asked: list[int]) -> None:
     desk.rebuild()
     plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
-    runtime.query_log().flush()
-    query = runtime.feedback().query("q")
+    resources.query_log().flush()
+    query = resources.feedback().query("q")
     assert query is not None
     best = plain["matches"][0]["product_id"]
     for n in range(30):
-        runtime.feedback().add(query, best, "dislike", f"user{n}", float(n))
+        resources.feedback().add(query, best, "dislike", f"user{n}", float(n))
     assert query_image(product(desk), 5)["matches"] == plain["matches"]
     sunk = query_image(product(desk), 5, {"feedback": True, "explain": True})["matches"]
     by_id = {match["product_id"]: match for match in sunk}
@@ -392,7 +392,7 @@ def head(desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> Calla
     def make(*classes: str) -> Head:
         weight, bias = np.zeros((len(classes), 12), np.float32), np.zeros(len(classes), np.float32)
         bias[0] = 9.0
-        mine = runtime.fingerprint()
+        mine = resources.fingerprint()
         return Head(weight, bias, 1.0, classes, mine.id, mine.summary, 1.0, 9)
 
     return make
@@ -435,7 +435,7 @@ def test_a_head_of_other_features_is_refused_by_the_worker(
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
     load_settings.cache_clear()
     for name in ("fingerprint", "zero_shot", "trained"):
-        made = runtime.once(getattr(runtime, name).__wrapped__)
-        monkeypatch.setattr(runtime, name, made)
+        made = resources.once(getattr(resources, name).__wrapped__)
+        monkeypatch.setattr(resources, name, made)
     with pytest.raises(FingerprintMismatch, match="64x64"):
         classify_image(jpeg("red"), True)

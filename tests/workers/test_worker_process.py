@@ -15,15 +15,15 @@ from celery import Celery
 from celery.backends.base import Backend
 from celery.concurrency.thread import TaskPool
 from celery.utils.imports import symbol_by_name
-from desk import Desk
-from stand import free_port, until
+from inline_worker import Desk
+from live_stack import free_port, until
 
 import celeryconfig
 from pipeline import errors
 from pipeline.errors import BadImage, ImgrecError, IndexMissing
-from pipeline.heartbeat import FORGET_S, Heartbeat, Sign, signs
 from pipeline.settings import load_settings
-from workers import app, flow, lifecycle, pulse, runtime, vitals
+from pipeline.store.heartbeat import FORGET_S, Heartbeat, Sign, signs
+from workers import app, consumer_watchdog, dispatch, lifecycle, resources, watchdog
 
 HOST = socket.gethostname()
 
@@ -45,7 +45,7 @@ def test_every_task_has_a_queue_and_every_queue_a_task() -> None:
         __import__(module)
     ours = {name for name in app.tasks if name.startswith("imgrec.")}
     assert ours == set(celeryconfig.task_routes)
-    assert {route["queue"] for route in celeryconfig.task_routes.values()} == set(flow.QUEUES)
+    assert {route["queue"] for route in celeryconfig.task_routes.values()} == set(dispatch.QUEUES)
 
 
 def test_no_model_meets_a_fork() -> None:
@@ -94,7 +94,7 @@ def test_workers_on_one_machine_get_names_of_their_own(desk: Desk) -> None:
 
 def test_a_worker_without_queues_serves_all(desk: Desk) -> None:
     instance, conf = set_up(None)
-    assert {queue.name for queue in conf.task_queues} == set(flow.QUEUES)
+    assert {queue.name for queue in conf.task_queues} == set(dispatch.QUEUES)
     assert instance.hostname.startswith("embed-index-query-")
 
 
@@ -104,7 +104,7 @@ def test_only_queries_are_taken_without_a_note_and_nothing_is_taken_ahead(
 ) -> None:
     """What is taken without a note must start at once, or a worker's end would lose it."""
     unnoted = {queue.name for queue in set_up(queues)[1].task_queues if queue.no_ack}
-    assert unnoted == {flow.QUERY}
+    assert unnoted == {dispatch.QUERY}
     assert celeryconfig.worker_disable_prefetch is True
 
 
@@ -125,7 +125,7 @@ def test_only_a_worker_of_queries_alone_gets_many_threads_and_never_against_c(
 def beating(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Path]]:
     """Start the heartbeat of a worker that needs nothing yet; return its file's name."""
     monkeypatch.setattr(lifecycle, "EVERY_S", 0.02)
-    vitals.forget()
+    watchdog.forget()
     threads: list[threading.Thread] = []
 
     def start() -> Path:
@@ -134,12 +134,12 @@ def beating(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[]
         return load_settings().data_dir / "run" / f"me@{HOST}.alive"
 
     yield start
-    runtime.stopping.set()
-    pulse.connection.changed.set()
+    resources.stopping.set()
+    consumer_watchdog.connection.changed.set()
     for thread in threads:
         thread.join(20)
-    runtime.stopping.clear()
-    vitals.forget()
+    resources.stopping.clear()
+    watchdog.forget()
     assert not any(thread.is_alive() for thread in threads)
 
 
@@ -163,8 +163,8 @@ def test_a_heartbeat_is_there_while_the_worker_lives_and_gone_when_it_ends(
     first = file.stat().st_mtime_ns
     until(lambda: file.stat().st_mtime_ns > first, "the next", 20)
     assert me().trouble == ""
-    runtime.stopping.set()
-    pulse.connection.changed.set()
+    resources.stopping.set()
+    consumer_watchdog.connection.changed.set()
     until(lambda: [f.name for f in folder.iterdir()] == ["other@host.alive"], "the end", 20)
 
 
@@ -174,7 +174,7 @@ def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
     ends = threading.Event()
     needed = threading.Thread(target=ends.wait, name="reconciler")
     needed.start()
-    vitals.need(needed)
+    watchdog.need(needed)
     file = beating()
     until(file.exists, "the first heartbeat", 20)
     ends.set()
@@ -188,7 +188,7 @@ def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
 
 
 def test_a_heartbeat_goes_on_when_what_hung_moves_again(beating: Callable[[], Path]) -> None:
-    shard = vitals.Work("shard 3 of job J", limit_s=0.1)
+    shard = watchdog.Work("shard 3 of job J", limit_s=0.1)
     shard.begin()
     file = beating()
     until(lambda: me().ill.startswith("shard 3 of job J has not moved for"), "the reason", 20)
@@ -201,25 +201,25 @@ def test_a_heartbeat_goes_on_when_what_hung_moves_again(beating: Callable[[], Pa
 def test_a_redis_that_is_away_makes_nobody_ill_but_a_deaf_worker_is(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = pulse.Connection()
+    connection = consumer_watchdog.Connection()
     connection.lose()
-    monkeypatch.setattr(pulse, "DEAF_S", 0.0)
+    monkeypatch.setattr(consumer_watchdog, "DEAF_S", 0.0)
     monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
     load_settings.cache_clear()
     assert connection.trouble() == ""
-    monkeypatch.setattr(pulse, "_redis_answers", lambda: True)
+    monkeypatch.setattr(consumer_watchdog, "_redis_answers", lambda: True)
     assert "Redis answers, but no connection has come about" in connection.trouble()
     connection.set()
     assert connection.trouble() == ""
 
 
 def test_a_query_that_hangs_is_watched_and_a_merge_is_not(desk: Desk) -> None:
-    vitals.forget()
+    watchdog.forget()
     for name, watched in (("imgrec.query_image", 1), ("imgrec.merge_shards", 0)):
         lifecycle.begin_task(task_id=name, task=SimpleNamespace(name=name))
-        assert len(vitals._works) == watched
+        assert len(watchdog._works) == watched
         lifecycle.end_task(task_id=name)
-        assert not vitals._works
+        assert not watchdog._works
 
 
 def test_a_heartbeat_that_cannot_be_written_does_not_end_the_worker(
@@ -243,7 +243,7 @@ def test_a_heartbeat_needs_no_room_on_the_disk(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("pipeline.heartbeat.write_atomic", full)
+    monkeypatch.setattr("pipeline.store.heartbeat.write_atomic", full)
     os.utime(tmp_path / "me@host.alive", (1, 1))
     heartbeat.beat("ready", "")
     assert signs(tmp_path, "host")[0].trouble == ""
@@ -262,15 +262,15 @@ def test_the_reconciler_outlives_outages_and_its_own_bugs(
 
     monkeypatch.setenv("RECONCILE_S", "0.001")
     load_settings.cache_clear()
-    monkeypatch.setattr(flow, "reconcile", reconcile)
+    monkeypatch.setattr(dispatch, "reconcile", reconcile)
     thread = threading.Thread(target=lifecycle._reconcile)
     thread.start()
     try:
         until(lambda: len(calls) >= 4, "it goes on", 20)
     finally:
-        runtime.stopping.set()
+        resources.stopping.set()
         thread.join(20)
-        runtime.stopping.clear()
+        resources.stopping.clear()
     assert "The ledger waits: the database is away" in caplog.text
     assert "a bug" in caplog.text
 
@@ -281,6 +281,6 @@ def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives
     def cannot() -> None:
         raise errors.SetupError("rembg is not installed")
 
-    monkeypatch.setattr(runtime, "query_prepare", cannot)
+    monkeypatch.setattr(resources, "query_prepare", cannot)
     lifecycle._load_model()
     assert "rembg is not installed" in caplog.text

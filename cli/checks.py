@@ -1,0 +1,249 @@
+"""What `imgrec check` tries, each thing once and for real."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.errors import FingerprintMismatch, ImgrecError, IndexBroken, IndexMissing
+from pipeline.settings import Settings
+
+GIB = 1024**3
+# A rebuild writes its shards and a whole new version beside the one that serves.
+COPIES = 3
+LEAST_FREE = GIB
+REBUILD = "imgrec enqueue-rebuild FOLDER --wait"
+
+
+class Failed(Exception):
+    """A check that failed, with what to type about it."""
+
+    def __init__(self, found: str, next_step: str) -> None:
+        super().__init__(found, next_step)
+        self.found, self.next = found, next_step
+
+
+def corrected(setting: str) -> str:
+    """Say what to type after a setting was wrong."""
+    return f"correct {setting} in .env, then: imgrec check"
+
+
+class Proofs:
+    """Everything that can be proved about the settings here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._broker: str | None = None  # why no worker can be asked
+
+    def redis(self) -> str:
+        """Redis answers, takes a key and throws no task away."""
+        from redis.exceptions import RedisError
+
+        from pipeline.store.redis_client import PREFIX, answers, connect, trouble
+
+        url = self._settings.redis_url
+        self._broker = "not asked: Redis does not work"
+        if not answers(url):
+            raise Failed(str(trouble(url, None)), _start_redis(url))
+        try:
+            client = connect(url, 5)
+            client.set(f"{PREFIX}check", 1, ex=60)
+            facts: Any = client.info()
+        except RedisError as error:
+            raise Failed(str(trouble(url, error)), corrected("REDIS_URL")) from error
+        self._broker = None
+        policy = facts.get("maxmemory_policy", "unknown")
+        if policy.startswith("allkeys"):  # volatile-* takes answers and the cache, never a task
+            raise Failed(
+                f"answers, but its policy {policy} throws tasks away when its memory is full",
+                f"{_redis_cli(url)} config set maxmemory-policy noeviction",
+            )
+        kept = (
+            "append-only" if facts.get("aof_enabled") else "not append-only: a restart loses tasks"
+        )
+        return f"{facts.get('redis_version', '?')} answers, policy {policy}, {kept}"
+
+    def cache(self) -> str:
+        """The cache of its own answers."""
+        from pipeline.store.cache import Cache
+
+        wanted = self._settings
+        _, kinds = Cache(wanted.cache_url, wanted.vector_ttl_s, wanted.result_ttl_s).describe()
+        return f"answers, {sum(kind.keys for kind in kinds)} keys"
+
+    def database(self) -> str:
+        """The database takes changes."""
+        from pipeline.store.database import Database
+        from pipeline.urls import without_password
+
+        with Database(self._settings.database_url).transaction() as tx:
+            schema = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
+            tx.rows("DELETE FROM revisions WHERE name = ?", ("check",))
+        shown = without_password(self._settings.database_url)
+        return f"{shown}, schema version {schema}, writable"
+
+    def disk(self) -> str:
+        """The disk has room for a rebuild."""
+        folder = self._settings.data_dir
+        while not folder.exists():
+            folder = folder.resolve().parent
+        free = shutil.disk_usage(folder).free
+        wanted = max(LEAST_FREE, COPIES * sum(f.stat().st_size for f in self._published_files()))
+        if free < wanted:
+            raise Failed(
+                f"{free / GIB:.1f} GiB free in {self._settings.data_dir}, a rebuild wants "
+                f"{wanted / GIB:.1f}",
+                f"du -sh {shlex.quote(str(folder))}/* and make room there, or set DATA_DIR to a "
+                "larger disk in .env",
+            )
+        return f"{free / GIB:.1f} GiB free in {self._settings.data_dir}"
+
+    def device(self) -> str:
+        """The GPU is used by all who could, or there is none to use."""
+        from pipeline.embed.clip import choose_device, gpu_name
+        from pipeline.preprocess.background_removal import sees_gpu
+
+        wanted = self._settings.device
+        if choose_device(wanted) == "cpu":
+            threads = f"{self._settings.threads} CPU threads"
+            if gpu := gpu_name():
+                return f"DEVICE=cpu: {gpu} is seen and left alone, {threads}"
+            if wanted == "auto" and shutil.which("nvidia-smi"):
+                raise Failed(
+                    f"there is an NVIDIA driver, but torch {version('torch')} sees no GPU",
+                    "nvidia-smi and pip install 'imgrec[gpu]', or set DEVICE=cpu in .env",
+                )
+            return f"DEVICE={wanted}: no GPU is seen, {threads}"
+        if self._settings.use_bg_removal and not sees_gpu():
+            raise Failed(
+                f"{gpu_name()} is used for embeddings, but onnxruntime does not see it",
+                "pip uninstall onnxruntime onnxruntime-gpu && pip install 'imgrec[gpu]'",
+            )
+        return f"{gpu_name()} is seen and used"
+
+    def model(self) -> str:
+        """The embedding model loads and embeds a picture."""
+        from PIL import Image
+
+        from pipeline.embed.clip import load_clip
+
+        start = time.monotonic()
+        clip = load_clip(self._settings)
+        clip.embed_images([Image.new("RGB", self._settings.preprocess_size)])
+        took = time.monotonic() - start
+        return f"{self._settings.embedding_model}, {clip.dim} dimensions, loaded in {took:.1f} s"
+
+    def removal(self) -> str:
+        """The background removal model loads and cuts a picture out."""
+        from PIL import Image
+
+        from pipeline.preprocess.background_removal import load_remover
+
+        remove = load_remover(self._settings, threads=self._settings.threads)
+        remove(Image.new("RGB", (64, 64)))
+        return f"{self._settings.rembg_model} works"
+
+    def index(self) -> str:
+        """The published index is whole, loads, and is of this machine's fingerprint."""
+        from pipeline.embed.fingerprint import find_fingerprint
+        from pipeline.index.live_index import PublishedIndex
+        from pipeline.index.versions import VersionStore
+
+        store = VersionStore(self._settings.index_dir)
+        try:
+            opened = store.current()
+            store.verify(opened)
+            loaded = PublishedIndex(store).current().faiss.ntotal
+        except IndexMissing as error:
+            raise Failed(str(error), REBUILD) from error
+        except ImgrecError as error:
+            raise Failed(str(error), self._way_back(store)) from error
+        images = opened.manifest["images"]
+        if loaded != images:
+            raise Failed(
+                f"{opened.name} holds {loaded} vectors for {images} images", self._way_back(store)
+            )
+        mine = find_fingerprint(self._settings)
+        if mine is None:
+            return (
+                f"{opened.name}, {images} images; its fingerprint is not compared: the model's "
+                "revision is unknown here until it is downloaded"
+            )
+        try:
+            opened.require(mine.id, mine.summary)
+        except FingerprintMismatch as error:
+            root = shlex.quote(str(opened.manifest["root"]))
+            raise Failed(str(error), f"imgrec enqueue-rebuild {root} --wait") from error
+        return f"{opened.name}, {images} images, of this fingerprint"
+
+    def worker(self, queue: str) -> Callable[[], str]:
+        """A worker listens on the queue."""
+
+        def prove() -> str:
+            if self._broker is not None:
+                raise Failed(self._broker, "imgrec check, when Redis works")
+            count = self._workers.get(queue, 0)
+            if not count:
+                raise Failed("none answers", f"celery worker -Q {queue}, or all with: imgrec up")
+            return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
+
+        return prove
+
+    @cached_property
+    def _workers(self) -> dict[str, int]:
+        from workers import dispatch
+
+        return dispatch.workers()
+
+    def _published_files(self) -> list[Path]:
+        from pipeline.index.versions import VersionStore
+
+        try:
+            return list(VersionStore(self._settings.index_dir).current().folder.iterdir())
+        except (ImgrecError, OSError):
+            return []
+
+    def _way_back(self, store: Any) -> str:
+        """Name an older version that is whole, or the rebuild that mends everything."""
+        try:
+            current = store.current_name()
+        except IndexBroken:
+            current = None
+        for older in reversed(store.versions()):
+            try:
+                if older.name != current:
+                    store.verify(store.open(older.name))
+                    return f"imgrec index rollback {older.name}"
+            except ImgrecError:
+                continue
+        return REBUILD
+
+
+def _start_redis(url: str) -> str:
+    from cli.redis_server import LOOPBACK
+
+    parts = urlsplit(url)
+    if parts.scheme == "redis" and (parts.hostname or "localhost") in LOOPBACK:
+        return "imgrec up"
+    return f"start the Redis there, or {corrected('REDIS_URL')}"
+
+
+def _redis_cli(url: str) -> str:
+    """Return how to call redis-cli for this server; it asks for the password."""
+    parts = urlsplit(url)
+    words = ["redis-cli"]
+    if parts.scheme == "unix":
+        words += ["-s", parts.path]
+    else:
+        words += ["-h", parts.hostname or "127.0.0.1", "-p", str(parts.port or 6379)]
+    words += ["--tls"] if parts.scheme == "rediss" else []
+    words += ["--user", parts.username] if parts.username else []
+    words += ["--askpass"] if parts.password else []
+    return shlex.join(words)

@@ -1,0 +1,142 @@
+"""Send a question to the query workers and wait for what they say, or answer it in this process."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cli import celery_protocol
+from pipeline.errors import BadImage, IndexMissing, ServerAway, TimedOut
+from pipeline.images.decode import MIN_SIDE, WORK_SIDE, Limits, decode, encode_jpeg, read_image
+from pipeline.settings import Settings
+
+# A message of at most this many bytes carries the file as it is, so that its content hash finds
+# cached vectors; a larger one carries the picture at the size that workers reduce it to anyway.
+MESSAGE_BYTES = 512 * 1024
+# A worker that was just started on a busy machine takes ten seconds to be there; one that loads its
+# model may be mute for a second.
+LAST_LOOK_S = 8.0
+LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can still be answered
+# Sent again after 5 s, after 10 more, 20 more: a worker that still loads its model may take two of
+# them and be lost with both. No more: a picture that ends its worker would end them all.
+RESENDS = 3
+KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
+
+
+def message(image: Path, settings: Settings) -> bytes:
+    """Read and verify the picture here, in the user's terminal; return the bytes to send.
+
+    Raises:
+        BadImage: naming the file.
+    """
+    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    try:
+        data = read_image(image, limits)
+        large = len(data) > MESSAGE_BYTES
+        side = WORK_SIDE if large else MIN_SIDE  # what is sent as it is needs only the check
+        decoded = decode(data, limits, settings.preprocess_bg_color, side)
+    except BadImage as error:
+        raise BadImage(f"The image '{image}' cannot be used: {error}.", error.stage) from error
+    return encode_jpeg(decoded) if large else data
+
+
+class Asked:
+    """One question: sent to the workers, or with `local` answered here."""
+
+    def __init__(self, task: str, args: tuple[Any, ...], timeout: float, local: bool) -> None:
+        """Send the question.
+
+        Raises:
+            ServerAway: Redis does not answer.
+        """
+        self.query_id = uuid.uuid4().hex
+        self._task, self._args, self._timeout, self._local = task, args, timeout, local
+        if not local:
+            self._send()
+
+    def answer(self, *, needs_index: bool = True) -> dict[str, Any]:
+        """Wait for the answer.
+
+        Raises:
+            ImgrecError: see `wait_for`, and what the task raised.
+        """
+        if self._local:
+            from workers import local
+
+            answer: dict[str, Any] = local.answer(self._task, self.query_id, self._args)
+            return answer
+        return wait_for(self.query_id, self._timeout, self._send, needs_index=needs_index)
+
+    def _send(self) -> None:
+        celery_protocol.send(
+            self._task, self.query_id, self._args, max(self._timeout, 60.0) + KEPT_S
+        )
+
+
+def wait_for(
+    query_id: str,
+    timeout: float,
+    resend: Callable[[], None] | None = None,
+    *,
+    needs_index: bool = True,
+) -> dict[str, Any]:
+    """Wait for an answer; a query lost with its worker is sent again under the same id.
+
+    Raises:
+        TimedOut: no answer in time. ServerAway: Redis is away, or no worker serves queries.
+        ImgrecError: what the worker raised.
+    """
+    deadline = time.monotonic() + timeout
+    resends, pause = (RESENDS if resend else 0), LOOK_AGAIN_S
+    again_at = time.monotonic() + pause
+    with celery_protocol.listening(query_id) as listener:
+        while True:
+            left = deadline - time.monotonic()
+            answer: dict[str, Any] | None = listener.wait(min(left, LOOK_AGAIN_S))
+            if answer is not None:
+                return answer
+            from workers import dispatch  # only now: it brings Celery with it
+
+            late = time.monotonic() >= deadline
+            try:
+                served = dispatch.workers_on(dispatch.QUERY) or dispatch.workers_on(
+                    dispatch.QUERY, LAST_LOOK_S
+                )
+                # While others still wait to be taken, the workers are behind and nothing is lost:
+                # to send it again would only make them slower.
+                due = resends > 0 and time.monotonic() >= again_at
+                if (
+                    served
+                    and not late
+                    and due
+                    and resend
+                    and not dispatch.queue_length(dispatch.QUERY)
+                ):
+                    resend()
+                    resends, pause = resends - 1, 2 * pause
+                    again_at = time.monotonic() + pause
+            except ServerAway:
+                if late:
+                    raise
+                continue  # the listener hears whether Redis comes back
+            if not served:
+                raise _nobody_answers(needs_index)
+            if late:
+                raise TimedOut(
+                    f"Query {query_id} has no answer after {timeout:g} s: "
+                    f"'imgrec result {query_id}' may have it later; answers are kept an hour."
+                )
+
+
+def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:
+    from workers import resources
+
+    if needs_index and resources.versions().current_name() is None:
+        return IndexMissing()  # the first thing to mend on a machine that has neither
+    return ServerAway(
+        "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "
+        "'imgrec up'."
+    )

@@ -1,0 +1,218 @@
+"""Run Redis and the workers of one machine as children, and start again what dies."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli import redis_server
+from pipeline.settings import Settings, cores
+from pipeline.store.heartbeat import READY, reason
+from pipeline.store.redis_client import answers
+
+STOP_S = 30.0  # a worker gives its shard back after the current image; then it is killed
+SETTLED_S = 60.0  # a child that lived so long starts again without a pause
+MAX_PAUSE_S = 30.0
+START_S = 180.0  # to the first sign of life: the imports, on a cold disk
+HUNG_S = 60.0  # six missed signs of life
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Child:
+    """One process of the stack."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    pause_s: float = 0.0
+    next_start: float = 0.0
+    heartbeat: Path | None = None
+    sign: int = 0  # the heartbeat's mtime in ns, when it last changed
+    sign_at: float = 0.0  # by the clock that does not run while the machine sleeps
+    awake: bool = False  # it has given a sign since its start
+    kill_at: float | None = None
+
+    def look(self) -> float:
+        """Look for a new sign of life; return the seconds since the last, or since the start."""
+        now, sign = time.monotonic(), _mtime_ns(self.heartbeat)
+        if sign != self.sign:
+            self.sign, self.sign_at, self.awake = sign, now, True
+        return now - self.sign_at
+
+
+@dataclass
+class Stack:
+    """Redis, if none answers, and one worker a queue; more for embed."""
+
+    settings: Settings
+    embed_workers: int
+    say: Say
+    children: list[Child] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start everything; Redis first.
+
+        Raises:
+            ServerAway: a foreign Redis does not answer. SetupError: no server binary here.
+        """
+        if not answers(self.settings.redis_url):
+            server = Child("redis", redis_server.command(self.settings), {})
+            self._spawn(server)
+            self.children.append(server)
+            redis_server.wait_for(self.settings.redis_url, server.process)
+        self.children += self._worker_children()
+        for child in self.children:
+            if child.process is None:
+                self._spawn(child)
+
+    def ready(self) -> bool:
+        """Tell whether every worker has said since its start that it takes messages."""
+        for child in self.children:
+            child.look()
+        workers = [child for child in self.children if child.heartbeat is not None]
+        return all(child.awake and _said(child.heartbeat) == READY for child in workers)
+
+    def tend(self) -> None:
+        """Start again what has died, after a pause that doubles while it keeps dying.
+
+        What hangs, or says that it is ill, is asked to end, then killed.
+        """
+        now = time.time()
+        for child in self.children:
+            if child.process is None:
+                if now >= child.next_start:
+                    self._spawn(child)
+                continue
+            code = child.process.poll()
+            if code is None:
+                self._look_after(child)
+                continue
+            child.process = None
+            lived = now - child.started
+            child.pause_s = 0.0 if lived > SETTLED_S else min(MAX_PAUSE_S, 2 * child.pause_s or 1.0)
+            child.next_start = now + child.pause_s
+            self.say(
+                f"{child.name} ended ({_how(code)}) after {lived:.0f} s; "
+                f"starting it again in {child.pause_s:.0f} s."
+            )
+
+    def _look_after(self, child: Child) -> None:
+        if child.process is None or child.heartbeat is None:  # Redis gives no signs
+            return
+        if child.kill_at is not None:
+            if time.monotonic() >= child.kill_at:
+                child.process.kill()
+            return
+        silent_s = child.look()
+        if silent_s > (HUNG_S if child.awake else START_S):
+            why = reason(child.heartbeat) or f"no sign of life for {silent_s:.0f} s"
+            self.say(f"{child.name} does not work ({why}); ending it.")
+            child.process.terminate()
+            child.kill_at = time.monotonic() + STOP_S
+
+    def stop(self) -> None:
+        """End the workers, then Redis; kill what does not end by itself."""
+        workers = [child for child in self.children if child.name != "redis"]
+        for group in (workers, [child for child in self.children if child.name == "redis"]):
+            alive = [child.process for child in group if child.process]
+            for process in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_S
+            for process in alive:
+                try:
+                    process.wait(max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    self.say(f"Process {process.pid} does not end; killing it.")
+                    process.kill()
+                    process.wait()
+
+    def _spawn(self, child: Child) -> None:
+        child.started, child.sign_at = time.time(), time.monotonic()
+        child.sign = _mtime_ns(child.heartbeat)
+        child.awake, child.kill_at = False, None
+        child.process = subprocess.Popen(
+            child.command,
+            env={**os.environ, **child.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this supervisor only, which ends them in order
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        threading.Thread(
+            target=self._relay, args=(child.name, child.process), name=child.name, daemon=True
+        ).start()
+
+    def _relay(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None  # it was opened as a pipe
+        for line in process.stdout:
+            self.say(f"{name:8} | {line.decode(errors='replace').rstrip()}")
+
+    def _worker_children(self) -> list[Child]:
+        shares = share_threads(cores(), self.embed_workers)
+        names = [("index", "index"), ("query", "query")]
+        numbers = range(1, self.embed_workers + 1)
+        names += [("embed" if number == 1 else f"embed{number}", "embed") for number in numbers]
+        children = []
+        for name, queue in names:
+            node = f"{name}@{socket.gethostname()}"
+            command = [sys.executable, "-m", "celery", "--quiet", "worker", "-Q", queue, "-n", node]
+            command += ["--without-gossip", "--without-mingle", "-l", "INFO"]
+            # A share that the user has set holds for all.
+            threads = self.settings.cpu_threads or shares[queue]
+            environment = {"CPU_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+            heartbeat = self.settings.data_dir / "run" / f"{node}.alive"
+            heartbeat.unlink(missing_ok=True)
+            children.append(Child(name, command, environment, heartbeat=heartbeat))
+        return children
+
+
+def share_threads(total: int, embed_workers: int) -> dict[str, int]:
+    """Divide the cores among the workers of one machine, so that they do not slow each other.
+
+    Each worker needs one thread, so fewer cores than workers are shared by waiting: the index
+    worker computes only when no shard is left.
+    """
+    index = 1
+    query = max(1, min(total // 4, total - index - embed_workers))
+    embed = max(1, (total - index - query) // embed_workers)
+    return {"index": index, "query": query, "embed": embed}
+
+
+def _mtime_ns(file: Path | None) -> int:
+    try:
+        return file.stat().st_mtime_ns if file else 0
+    except OSError:
+        return 0
+
+
+def _said(heartbeat: Path | None) -> str:
+    try:
+        return heartbeat.read_text() if heartbeat else ""
+    except OSError:
+        return ""
+
+
+def _how(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this child when the supervisor is killed with -9 (Linux only)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""Vector to labels: zero-shot prompts and trained heads."""

@@ -1,0 +1,1 @@
+"""Square to vector: the model, its numeric precision, shard files."""

@@ -1,0 +1,92 @@
+"""Cut a folder into shards; write, verify and read the vectors of one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.atomic_files import write_atomic
+from pipeline.errors import IndexBroken
+from pipeline.images.find import ImageFile
+
+# A folder with few images is still cut into this many shards, so that several workers share it.
+MIN_SHARDS = 8
+SMALLEST_SHARD = 16
+
+
+@dataclass(frozen=True)
+class ShardVectors:
+    """The good images of one shard.
+
+    positions: (n,) int32, places in the shard's list of images, ascending.
+    sha256: (n,) S64, content hashes.
+    vectors: (n, d) float32, L2-normalised.
+    """
+
+    positions: NDArray[np.int32]
+    sha256: NDArray[np.bytes_]
+    vectors: NDArray[np.float32]
+
+
+def cut(images: Iterable[ImageFile], shard_size: int) -> Iterator[list[ImageFile]]:
+    """Cut a stream of images into shards of `shard_size`, smaller ones for a small folder.
+
+    Holds at most `MIN_SHARDS * shard_size` images at a time.
+    """
+    stream = iter(images)
+    head: list[ImageFile] = []
+    for image in stream:
+        head.append(image)
+        if len(head) > MIN_SHARDS * shard_size:
+            break
+    size = shard_size
+    if len(head) <= MIN_SHARDS * shard_size:
+        size = min(shard_size, max(SMALLEST_SHARD, math.ceil(len(head) / MIN_SHARDS)))
+    for start in range(0, len(head), size):
+        piece = head[start : start + size]
+        while len(piece) < size and (image_or_none := next(stream, None)) is not None:
+            piece.append(image_or_none)
+        yield piece
+    while piece := [image for _, image in zip(range(size), stream, strict=False)]:
+        yield piece
+
+
+def write_shard(folder: Path, number: int, shard: ShardVectors) -> tuple[str, str]:
+    """Write a shard file named by number and content; return (file name, sha256).
+
+    Two workers that made the same shard write two names at worst; the ledger keeps one of them.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, positions=shard.positions, sha256=shard.sha256, vectors=shard.vectors)
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"shard-{number:06d}-{digest[:12]}.npz"
+    write_atomic(folder / name, data)
+    return name, digest
+
+
+def read_shard(folder: Path, name: str, digest: str) -> ShardVectors:
+    """Read a shard file and verify its digest.
+
+    Raises:
+        IndexBroken: missing, changed on disk, or no shard file.
+    """
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise IndexBroken(f"The shard file {name} cannot be read: {error.strerror}.") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise IndexBroken(f"The shard file {name} does not match its digest in the ledger.")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return ShardVectors(arrays["positions"], arrays["sha256"], arrays["vectors"])
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise IndexBroken(f"The shard file {name} has an unknown layout: {error}.") from error

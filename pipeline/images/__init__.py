@@ -1,0 +1,1 @@
+"""File to RGB: find, read and decode images within their limits."""

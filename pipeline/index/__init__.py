@@ -1,0 +1,1 @@
+"""Vectors to a searchable version, and the versions on disk."""

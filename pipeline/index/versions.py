@@ -1,0 +1,377 @@
+"""Index versions on disk: publish one, open one, list, roll back, prune.
+
+    faiss_index/CURRENT                 the name of the published version, one line
+    faiss_index/v0007/index.bin         FAISS; ids are row numbers
+    faiss_index/v0007/id_to_filename.json   {"0": "shoe/a.jpg", ...}, a line each, sorted
+    faiss_index/v0007/vectors.npy       (n, d) float32: what the next rebuild reuses
+    faiss_index/v0007/sha256.npy        (n,) S64 content hashes
+    faiss_index/v0007/by_hash.npy       (n,) int64: rows in the order of their hashes
+    faiss_index/v0007/files.npy         (n, 2) int64: bytes, mtime in ns
+    faiss_index/v0007/manifest.json     fingerprint, counts, digests of all of the above
+
+A version folder is complete before it gets its name and never changes afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from pipeline.atomic_files import file_sha256, sync_file, sync_folder, write_atomic
+from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, WrongUse
+from pipeline.index.faiss_index import random_pairs
+from pipeline.index.id_map import read_id_map
+
+NAME = re.compile(r"v(\d{4,9})")
+# What names the rows. Small beside the vectors: read and compared whenever a version is opened,
+# 0.2 s for a million images. Vectors and index are compared beside the queries, see PublishedIndex.
+NAMES = ("id_to_filename.json", "files.npy", "sha256.npy", "by_hash.npy")
+WAY_OUT = "roll back with 'imgrec index rollback' or rebuild"
+KEYS = {
+    *("job_id", "job_created_at", "created_at", "root", "images", "dimension"),
+    *("index", "fingerprint", "files"),
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All rows of a version, sorted by path.
+
+    paths: n posix paths; files: (n, 2) int64 bytes and mtime in ns; sha256: (n,) S64;
+    vectors: (n, d) float32, L2-normalised.
+    """
+
+    paths: list[str]
+    files: NDArray[np.int64]
+    sha256: NDArray[np.bytes_]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published folder; arrays are mapped from disk when first touched."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    sealed_ns: int
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"]["id"])
+
+    @property
+    def identity(self) -> str:
+        """Tell this version from any other; its name is given again when the folder was deleted."""
+        return f"{self.name}/{self.manifest['job_id']}"
+
+    @property
+    def still_there(self) -> bool:
+        """Tell whether the folder of this name is still the one that was opened."""
+        try:
+            return _sealed_ns(self.folder) == self.sealed_ns
+        except OSError:
+            return False
+
+    @cached_property
+    def paths(self) -> Sequence[str]:
+        """File names by row, in ascending order.
+
+        Raises:
+            IndexBroken: the map is missing or does not match the manifest.
+        """
+        file = self.folder / "id_to_filename.json"
+        paths = read_id_map(file)
+        if len(paths) != self.manifest["images"]:
+            raise IndexBroken(
+                f"The id map {file} names {len(paths)} files, "
+                f"the manifest {self.manifest['images']}."
+            )
+        return paths
+
+    def has_path(self, path: str) -> bool:
+        """Tell whether a file is indexed, by a few looks into the sorted names."""
+        row = bisect_left(self.paths, path)
+        return row < len(self.paths) and self.paths[row] == path
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = self._array("vectors.npy")
+        return array
+
+    @cached_property
+    def sha256(self) -> NDArray[np.bytes_]:
+        array: NDArray[np.bytes_] = self._array("sha256.npy")
+        return array
+
+    @cached_property
+    def files(self) -> NDArray[np.int64]:
+        array: NDArray[np.int64] = self._array("files.npy")
+        return array
+
+    @cached_property
+    def by_hash(self) -> NDArray[np.int64]:
+        """Rows in the order of their content hashes; sorted now for an old version."""
+        if "by_hash.npy" not in self.manifest["files"]:
+            return order_by_hash(self.sha256)
+        order: NDArray[np.int64] = self._array("by_hash.npy")
+        return order
+
+    @cached_property
+    def random_pairs(self) -> dict[str, Any]:
+        """How alike random rows are, see `index.random_pairs`; measured now for an old version."""
+        stored: dict[str, Any] | None = self.manifest.get("random_pairs")
+        return stored if stored is not None else random_pairs(np.asarray(self.vectors))
+
+    def row_of_hash(self, digest: str) -> int | None:
+        """Return a row with this content, or None."""
+        order, wanted = self.by_hash, digest.encode()
+        place = int(np.searchsorted(self.sha256, np.bytes_(wanted), sorter=order))
+        if place < len(order) and self.sha256[order[place]] == wanted:
+            return int(order[place])
+        return None
+
+    def _array(self, name: str) -> Any:
+        try:
+            return np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise IndexBroken(f"{self.folder / name} cannot be read: {error}.") from error
+
+    def require(self, fingerprint: str, summary: str) -> None:
+        """Refuse to compare this version's vectors with those of another fingerprint.
+
+        Raises:
+            FingerprintMismatch: with both sides and the ways out.
+        """
+        if self.fingerprint != fingerprint:
+            theirs = self.manifest["fingerprint"].get("summary", self.fingerprint)
+            raise FingerprintMismatch(
+                f"Index {self.name} was made with {theirs}, but this worker uses {summary}: set "
+                "EMBEDDING_MODEL and the PREPROCESS settings back, or run 'imgrec enqueue-rebuild'."
+            )
+
+
+def order_by_hash(sha256: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return the rows in ascending order of their hashes."""
+    return np.argsort(sha256, kind="stable")
+
+
+class VersionStore:
+    """The folder of all versions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pointer = folder / "CURRENT"
+        self._latest: Version | None = None
+
+    def current_name(self) -> str | None:
+        """Return the name in the pointer file, or None before the first publication."""
+        try:
+            name = self._pointer.read_text().strip()
+        except FileNotFoundError:
+            return None
+        if not NAME.fullmatch(name):
+            raise IndexBroken(
+                f"The pointer {self._pointer} holds {name[:50]!r}, not a version's name: "
+                "run 'imgrec index rollback VERSION'."
+            )
+        return name
+
+    def pointer_ns(self) -> int:
+        """Return when the pointer was written last; 0 before the first publication."""
+        try:
+            return self._pointer.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def current(self) -> Version:
+        """Open the published version.
+
+        Raises:
+            IndexMissing: nothing was published.
+        """
+        name = self.current_name()
+        if name is None:
+            raise IndexMissing
+        # A version never changes, so what was mapped and sorted for the last look still holds.
+        latest = self._latest
+        if latest is None or latest.name != name or not latest.still_there:
+            latest = self._latest = self.open(name)
+        return latest
+
+    def open(self, name: str) -> Version:
+        """Open a version; check its files' sizes, and the digests of those that name its rows.
+
+        Raises:
+            WrongUse: no such version. IndexBroken: its files do not fit together.
+        """
+        if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
+            known = ", ".join(version.name for version in self.versions()) or "none"
+            raise WrongUse(f"There is no index version {name!r}; there are: {known}.")
+        folder = self.folder / name
+        try:
+            manifest = _manifest(folder)
+            for file, facts in manifest["files"].items():
+                size = (folder / file).stat().st_size
+                if size != facts["bytes"]:
+                    raise IndexBroken(
+                        f"{folder / file} has {size:,} bytes, its manifest says "
+                        f"{facts['bytes']:,}: {WAY_OUT}."
+                    )
+            version = Version(folder, manifest, _sealed_ns(folder))
+            self.verify(version, NAMES)
+            return version
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IndexBroken(
+                f"The index version {folder} is incomplete ({error}): roll back with "
+                "'imgrec index rollback VERSION' or rebuild."
+            ) from error
+
+    def versions(self) -> list[Version]:
+        """Return all versions whose manifest can be read, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        names = [child.name for child in self.folder.iterdir() if NAME.fullmatch(child.name)]
+        versions = []
+        for name in sorted(names, key=_number):
+            folder = self.folder / name
+            # One that rotted, or is pruned right now, must not hide the others.
+            with contextlib.suppress(OSError, ValueError):
+                versions.append(Version(folder, _manifest(folder), _sealed_ns(folder)))
+        return versions
+
+    def verify(self, version: Version, only: Collection[str] | None = None) -> None:
+        """Read every file of a version, or some, and compare their digests.
+
+        Raises:
+            IndexBroken: a file changed on disk.
+        """
+        for file, facts in version.manifest["files"].items():
+            path = version.folder / file
+            if only is not None and file not in only:
+                continue
+            if not path.is_file() or file_sha256(path) != facts["sha256"]:
+                raise IndexBroken(f"{path} does not match the digest in its manifest: {WAY_OUT}.")
+
+    def lock(self) -> FileLock:
+        """Return the lock that whoever writes here must hold; the kernel frees it on kill -9."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock", timeout=0)
+
+    def workspace(self) -> Path:
+        """Make an empty hidden folder to build a version in; leftovers of killed builds go."""
+        for old in self.folder.glob(".build-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        folder = self._hidden()
+        folder.mkdir(parents=True)
+        return folder
+
+    def _hidden(self) -> Path:
+        return self.folder / f".build-{uuid.uuid4().hex[:8]}"
+
+    def commit(self, workspace: Path, manifest: dict[str, Any]) -> Version:
+        """Seal a workspace (digests, flush) and give it the next name; does not publish it."""
+        files = {}
+        for file in sorted(workspace.iterdir()):
+            sync_file(file)
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        manifest = {**manifest, "files": files}
+        manifest["seal"] = seal(manifest)
+        write_atomic(workspace / "manifest.json", json.dumps(manifest, indent=1).encode())
+        taken = [
+            _number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
+        ]
+        folder = self.folder / f"v{max(taken, default=0) + 1:04d}"
+        workspace.rename(folder)
+        sync_folder(self.folder)
+        return Version(folder, manifest, _sealed_ns(folder))
+
+    def point_to(self, version: Version) -> None:
+        """Swap the pointer: from here on every reader's next look finds this version."""
+        write_atomic(self._pointer, f"{version.name}\n".encode())
+
+    def rollback(self, name: str | None = None) -> tuple[str | None, Version]:
+        """Point to `name`, or to the version before the current one; return (old, new).
+
+        A named version needs no readable pointer: this is how a broken one is mended.
+
+        Raises:
+            IndexMissing: nothing was published. WrongUse: nothing to go back to.
+            IndexBroken: the target's files do not match their digests.
+        """
+        try:
+            with self.lock():
+                try:
+                    current = self.current_name()
+                except IndexBroken:
+                    if name is None:
+                        raise
+                    current = None
+                if name is None:
+                    if current is None:
+                        raise IndexMissing
+                    older = [v for v in self.versions() if _number(v.name) < _number(current)]
+                    if not older:
+                        raise WrongUse(f"There is no index version before {current}.")
+                    name = older[-1].name
+                target = self.open(name)
+                self.verify(target)
+                self.point_to(target)
+                return current, target
+        except Timeout as error:
+            raise WrongUse("An index is being published right now; try again shortly.") from error
+
+    def prune(self, keep: int, protect: Collection[str]) -> list[str]:
+        """Delete the oldest versions beyond `keep`, never the current or a protected one."""
+        current = self.current_name()
+        gone = []
+        for version in self.versions()[:-keep]:
+            if version.name != current and version.name not in protect:
+                # Out of sight at once: killed within the deletion, no half of a version is left.
+                hidden = version.folder.rename(self._hidden())
+                shutil.rmtree(hidden, ignore_errors=True)
+                gone.append(version.name)
+        return gone
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except ValueError as error:
+        raise ValueError(f"manifest.json is no JSON: {error}") from error
+    if not isinstance(manifest, dict) or KEYS - manifest.keys():
+        raise ValueError("manifest.json is no manifest")
+    if manifest.get("seal", seal(manifest)) != seal(manifest):  # an old version has none
+        raise ValueError("manifest.json was changed after it was sealed")
+    return manifest
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """Return the digest of all that a manifest says, but for the seal itself."""
+    said = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed_ns(folder: Path) -> int:
+    return (folder / "manifest.json").stat().st_mtime_ns
+
+
+def _number(name: str) -> int:
+    return int(name.lstrip("v"))

@@ -1,0 +1,1 @@
+"""RGB to square: background removal, crop, padding."""

@@ -1,0 +1,1 @@
+"""The first and the last step of a rebuild: plan and merge."""

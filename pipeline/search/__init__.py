@@ -1,0 +1,1 @@
+"""Query to matches: filters, ranking, relevance feedback."""

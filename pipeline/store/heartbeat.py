@@ -1,0 +1,121 @@
+"""Signs of life of a worker, in files that health checks and supervisors read without any server.
+
+run/embed@host.alive    touched while all is well; stale when the process hangs or is ill
+run/embed@host.ill      why it is ill; not there while all is well
+run/embed@host.lock     held for as long as the process lives
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.atomic_files import write_atomic
+
+EVERY_S = 10.0
+STALE_S = 35.0  # three missed beats
+FORGET_S = 86_400.0  # a killed worker's files
+READY = "ready"
+
+
+class Heartbeat:
+    """The files of this process."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._alive, self._ill = folder / f"{name}.alive", folder / f"{name}.ill"
+        lock = folder / f"{name}.lock"
+        self._said = ("", "")
+        _forget(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(lock, timeout=1.0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            pass  # another worker of this name
+        except (OSError, NotImplementedError):
+            lock.unlink(missing_ok=True)  # a disk without locks: then files are all that is known
+
+    def beat(self, state: str, ill: str) -> None:
+        """Say that this process is alive; with a reason in `ill`, say only that.
+
+        Raises:
+            OSError: the files cannot be written.
+        """
+        if ill:
+            write_atomic(self._ill, ill.encode())
+        else:
+            self._ill.unlink(missing_ok=True)
+            if self._alive.is_file() and self._said == (state, ""):
+                os.utime(self._alive)  # works on a full disk, too
+            else:
+                write_atomic(self._alive, state.encode())
+        self._said = (state, ill)
+
+    def end(self) -> None:
+        """Take the files away: this process ends."""
+        for file in (self._alive, self._ill, Path(self._lock.lock_file)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What the files of a worker say; `age_s` since its last sign of being well."""
+
+    name: str
+    age_s: float
+    state: str
+    ill: str
+
+    @property
+    def trouble(self) -> str:
+        """Say what is wrong with it; nothing is an empty string."""
+        if self.ill:
+            return self.ill
+        return f"no sign of life for {self.age_s:.0f} s" if self.age_s > STALE_S else ""
+
+
+def signs(folder: Path, host: str) -> list[Sign]:
+    """Read the signs of the workers whose processes live on this host, by name."""
+    found = []
+    files = [*folder.glob(f"*@{host}.alive"), *folder.glob(f"*@{host}.ill")]
+    for file in sorted({each.with_suffix(".alive") for each in files}):
+        if _lives(file.with_suffix(".lock")):
+            try:
+                age_s, state = time.time() - file.stat().st_mtime, file.read_text()
+            except OSError:  # ill from the start, or it ends right now
+                age_s, state = 0.0, ""
+            found.append(Sign(file.stem, max(0.0, age_s), state, reason(file)))
+    return found
+
+
+def reason(alive: Path) -> str:
+    """Return why a worker, by its `.alive` file, says that it is ill; or an empty string."""
+    try:
+        return alive.with_suffix(".ill").read_text()
+    except OSError:
+        return ""
+
+
+def _lives(lock: Path) -> bool:
+    if not lock.exists():
+        return True
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _forget(folder: Path) -> None:
+    for old in folder.glob("*@*"):
+        with contextlib.suppress(OSError):
+            lock = old.with_suffix(".lock")
+            dead = not lock.exists() or not _lives(lock)
+            if dead and time.time() - old.stat().st_mtime > FORGET_S:
+                old.unlink()

@@ -1,0 +1,1 @@
+"""Train a head on frozen features."""

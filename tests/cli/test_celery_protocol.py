@@ -1,0 +1,186 @@
+"""The way of a question: what is put into Redis is Celery's, and every answer finds its asker."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from inline_worker import Desk
+from live_stack import Stand, until
+
+from cli import celery_protocol
+from pipeline.errors import BadImage, ServerAway
+from pipeline.settings import load_settings
+
+ANSWER = {"matches": [{"rank": 1, "product_id": "häßlich"}]}
+
+
+@pytest.fixture
+def stand(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    """A Redis alone; this process is its client."""
+    stand = Stand(tmp_path / "stand", tmp_path)
+    stand.folder.mkdir()
+    stand.start_redis()
+    monkeypatch.setenv("REDIS_URL", stand.environment["REDIS_URL"])
+    load_settings.cache_clear()
+    yield stand
+    while celery_protocol._idle:
+        celery_protocol._idle.pop().close()
+    stand.close()
+
+
+def store(stand: Stand, query_id: str, result: Any, state: str = "SUCCESS") -> None:
+    """Store a result as a worker does."""
+    stand.sender().backend.store_result(query_id, result, state)
+
+
+def wait(query_id: str, seconds: float = 10.0) -> Any:
+    with celery_protocol.listening(query_id) as listener:
+        return listener.wait(seconds)
+
+
+def test_celery_reads_the_message_as_one_of_its_own(stand: Stand) -> None:
+    celery_protocol.send("imgrec.query_image", "the-id", (b"\xff\x00", 5, {"text": "ä"}), 60.0)
+    app: Celery = stand.sender()
+    with app.connection_for_read() as connection:
+        message = connection.SimpleQueue("query", accept=["msgpack"]).get(timeout=5)
+        args, kwargs, more = message.decode()
+        message.ack()
+    assert (args, kwargs) == ([b"\xff\x00", 5, {"text": "ä"}], {})
+    assert not any(more.values())
+    own = app.amqp.as_task_v2("the-id", "imgrec.query_image", (b"\xff\x00", 5), expires=60.0)
+    same = {"task", "id", "root_id", "lang", "retries", "timelimit", "ignore_result"}
+    assert {key: message.headers[key] for key in same} == {key: own.headers[key] for key in same}
+    # Both say the time in UTC, a moment apart.
+    assert message.headers["expires"][:13] == own.headers["expires"][:13]
+    assert message.headers["expires"][-6:] == own.headers["expires"][-6:] == "+00:00"
+    assert message.headers.keys() <= own.headers.keys()
+    assert message.properties["correlation_id"] == own.properties["correlation_id"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_answer_is_found_whether_it_came_before_or_comes_after(
+    stand: Stand, after: bool
+) -> None:
+    late = threading.Timer(0.5 if after else 0.0, store, (stand, "the-id", ANSWER))
+    late.start()
+    if not after:
+        late.join()
+    start = time.monotonic()
+    assert wait("the-id", 60.0) == ANSWER
+    assert time.monotonic() - start < 30  # it was heard, not found when the wait had ended
+    late.join()
+    assert wait("the-id", 0.0) == ANSWER
+
+
+def test_a_wait_in_vain_is_none_and_a_task_that_runs_is_no_answer(stand: Stand) -> None:
+    store(stand, "the-id", None, "STARTED")
+    assert wait("the-id", 0.2) is None
+
+
+def test_a_connection_serves_one_question_after_the_other(stand: Stand) -> None:
+    channels = stand.redis().pubsub_channels
+    for number in range(5):
+        store(stand, f"id-{number}", number)
+        assert wait(f"id-{number}") == number
+    # A word about an earlier question that comes late is none for the next one.
+    with celery_protocol.listening("id-9") as listener:
+        assert listener.wait(0.2) is None
+        stand.redis().publish("imgrec:celery-task-meta-id-0", b"{}")
+        store(stand, "id-9", "mine")
+        assert listener.wait(10) == "mine"
+    until(lambda: channels("imgrec:*") == [], "nothing is listened to")
+    assert len(celery_protocol._idle) == 1
+
+
+def test_our_errors_come_back_as_they_were_and_others_by_name_only(stand: Stand) -> None:
+    store(stand, "bad", BadImage("it is cut off", "read"), "FAILURE")
+    with pytest.raises(BadImage, match="it is cut off") as error:
+        wait("bad")
+    assert error.value.stage == "read"
+    store(stand, "bug", ZeroDivisionError("by nothing"), "FAILURE")
+    with pytest.raises(Exception, match="by nothing") as other:
+        wait("bug")
+    assert type(other.value).__name__ == "ZeroDivisionError"
+    evil = {"exc_type": "system", "exc_module": "os", "exc_message": ["touch /tmp/evil"]}
+    meta = {"status": "FAILURE", "result": evil}
+    stand.redis().set("imgrec:celery-task-meta-evil", stand.sender().backend.encode(meta))
+    with pytest.raises(Exception, match="touch") as fake:
+        wait("evil")
+    assert type(fake.value).__module__ != "os"
+
+
+def test_a_redis_that_restarts_meanwhile_was_never_away(stand: Stand) -> None:
+    assert wait("warm", 0.1) is None
+    with celery_protocol.listening("the-id") as listener:
+        assert listener.wait(0.2) is None
+        stand.kill_redis()
+        back = threading.Timer(1.0, lambda: (stand.start_redis(), store(stand, "the-id", ANSWER)))
+        back.start()
+        assert listener.wait(60.0) == ANSWER
+        back.join()
+
+
+def test_a_redis_that_stays_away_is_a_sentence(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celery_protocol, "AWAY_S", 0.5)
+    with celery_protocol.listening("the-id") as listener:
+        assert listener.wait(0.2) is None
+        stand.kill_redis()
+        with pytest.raises(ServerAway, match="Redis does not answer"):
+            listener.wait(60.0)
+    with pytest.raises(ServerAway, match="Redis does not answer"):
+        celery_protocol.send("imgrec.query_image", "the-id", (b"", 5), 60.0)
+
+
+def test_a_look_without_waiting_says_at_once_that_redis_is_away(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pause(seconds: float) -> None:
+        raise AssertionError(f"it waits for {seconds} s")
+
+    stand.kill_redis()
+    monkeypatch.setattr(celery_protocol.time, "sleep", no_pause)
+    with pytest.raises(ServerAway, match="Redis does not answer"):
+        wait("the-id", 0.0)
+
+
+def test_a_redis_that_says_nothing_is_given_up(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celery_protocol, "ANSWER_S", 0.5)
+    monkeypatch.setattr(celery_protocol, "AWAY_S", 0.5)
+    celery_protocol._connected.cache_clear()
+    assert stand.server is not None
+    subprocess.run(["kill", "-STOP", str(stand.server.pid)], check=True)
+    try:
+        with pytest.raises(ServerAway):
+            celery_protocol.send("imgrec.query_image", "the-id", (b"", 5), 60.0)
+        with pytest.raises(ServerAway):
+            wait("the-id", 1.0)
+    finally:
+        subprocess.run(["kill", "-CONT", str(stand.server.pid)], check=True)
+        celery_protocol._connected.cache_clear()
+
+
+def test_a_full_redis_takes_no_question_and_says_so(stand: Stand) -> None:
+    stand.redis().config_set("maxmemory", "1mb")
+    stand.redis().config_set("maxmemory-policy", "noeviction")
+    with pytest.raises(ServerAway, match="is full"):
+        celery_protocol.send("imgrec.query_image", "the-id", (bytes(900_000), 5), 60.0)
+
+
+def test_a_wrong_password_is_not_waited_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand.redis().config_set("requirepass", "right")
+    start = time.monotonic()
+    for ask in (lambda: celery_protocol.send("t", "i", (), 60.0), lambda: wait("i", 60.0)):
+        with pytest.raises(ServerAway, match="refuses the login"):
+            ask()
+    assert time.monotonic() - start < celery_protocol.AWAY_S

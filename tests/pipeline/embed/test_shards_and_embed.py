@@ -1,0 +1,255 @@
+"""Shards hold each image once; embedding keeps order, bounds memory, survives bad images."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.embed.embed_images import Tools, embed_alone, embed_shard
+from pipeline.embed.shards import cut, read_shard, write_shard
+from pipeline.errors import IndexBroken
+from pipeline.images.decode import Limits, sha256
+from pipeline.images.find import ImageFile, find_images
+from pipeline.preprocess.prepare import Prepared
+
+
+class ColorEncoder:
+    """A 3-dim embedding: the mean colour, unit length. Remembers the batches that it got."""
+
+    dim = 3
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        self.batches.append(len(images))
+        means = np.array([np.asarray(image).reshape(-1, 3).mean(0) + 1 for image in images])
+        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+
+
+class DictCache:
+    def __init__(self) -> None:
+        self.known: dict[str, np.ndarray] = {}
+
+    def get(self, digest: str) -> np.ndarray | None:
+        return self.known.get(digest)
+
+    def put(self, vectors: dict[str, np.ndarray]) -> None:
+        self.known.update(vectors)
+
+
+def tools(encoder: ColorEncoder, batch_size: int = 4, threads: int = 2) -> Tools:
+    return Tools(
+        encoder=encoder,
+        prepare=lambda image: Prepared(image),
+        limits=Limits(10**6, 10**6),
+        bg_color=(255, 255, 255),
+        batch_size=batch_size,
+        threads=threads,
+    )
+
+
+def draw(folder: Path, count: int) -> list[ImageFile]:
+    for number in range(count):
+        color = (250 - number * 7 % 250, number * 13 % 250, number * 29 % 250)
+        Image.new("RGB", (16, 16), color).save(folder / f"{number:03d}.png")
+    return [item for item in find_images(folder) if isinstance(item, ImageFile)]
+
+
+def go_on(done: int) -> None:
+    """The check of a worker that nobody stops."""
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 40, 127, 128, 129, 160, 161, 500, 1000])
+def test_each_image_is_cut_into_exactly_one_shard(count: int) -> None:
+    images = [ImageFile(f"{number:04d}.jpg", 1, 1) for number in range(count)]
+    shards = list(cut(iter(images), shard_size=20))
+    assert [image for shard in shards for image in shard] == images
+    assert all(1 <= len(shard) <= 20 for shard in shards)
+
+
+def test_a_small_folder_still_makes_work_for_several_workers() -> None:
+    images = [ImageFile(str(number), 1, 1) for number in range(200)]
+    assert [len(shard) for shard in cut(images, shard_size=256)] == [25] * 8
+
+
+def test_vectors_come_in_the_order_of_the_images_whatever_the_batches(tmp_path: Path) -> None:
+    images, encoder = draw(tmp_path, 11), ColorEncoder()
+    result = embed_shard(tmp_path, images, tools(encoder), DictCache(), check=go_on)
+    assert encoder.batches == [4, 4, 3]
+    assert result.vectors.positions.tolist() == list(range(11))
+    for image, vector, digest in zip(
+        images, result.vectors.vectors, result.vectors.sha256, strict=True
+    ):
+        with Image.open(tmp_path / image.path) as picture:
+            assert np.allclose(vector, ColorEncoder().embed_images([picture])[0], atol=1e-6)
+        assert digest.decode() == sha256((tmp_path / image.path).read_bytes())
+
+
+def test_bad_images_are_failures_between_good_ones(tmp_path: Path) -> None:
+    draw(tmp_path, 8)
+    (tmp_path / "002.png").write_bytes(b"")
+    (tmp_path / "005.png").write_bytes(b"no image")
+    images = [item for item in find_images(tmp_path) if isinstance(item, ImageFile)]
+    result = embed_shard(tmp_path, images, tools(ColorEncoder()), DictCache(), check=go_on)
+    assert result.vectors.positions.tolist() == [0, 1, 3, 4, 6, 7]
+    assert [failure.path for failure in result.failures] == ["002.png", "005.png"]
+    assert (result.embedded, result.reused) == (6, 0)
+
+
+def test_a_shard_in_which_every_image_is_bad_ends_well(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.jpg").write_bytes(b"bad")
+    images = [item for item in find_images(tmp_path) if isinstance(item, ImageFile)]
+    encoder = ColorEncoder()
+    result = embed_shard(tmp_path, images, tools(encoder), DictCache(), check=go_on)
+    assert len(result.failures) == 9
+    assert encoder.batches == []
+    name, digest = write_shard(tmp_path, 3, result.vectors)
+    assert read_shard(tmp_path, name, digest).vectors.shape == (0, 3)
+
+
+def test_a_file_that_vanishes_after_the_listing_is_one_failure(tmp_path: Path) -> None:
+    images = draw(tmp_path, 3)
+    (tmp_path / "001.png").unlink()
+    result = embed_shard(tmp_path, images, tools(ColorEncoder()), DictCache(), check=go_on)
+    assert [(f.path, f.stage) for f in result.failures] == [("001.png", "read")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux only")
+def test_the_model_s_thread_goes_before_those_that_read(tmp_path: Path) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    seen: set[int] = set()
+
+    def prepare(image: Image.Image) -> Prepared:
+        seen.add(priority())
+        return Prepared(image)
+
+    before, encoder = priority(), ColorEncoder()
+    made = replace(tools(encoder), prepare=prepare)
+    embed_shard(tmp_path, draw(tmp_path, 9), made, DictCache(), check=lambda done: None)
+    assert priority() == before
+    assert seen == {max(before, 10)}
+    assert before < 10
+
+
+def test_at_most_two_batches_are_read_ahead_of_the_model(tmp_path: Path) -> None:
+    images, read, ahead = draw(tmp_path, 60), [0], []
+
+    class Watching(ColorEncoder):
+        def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+            ahead.append(read[0] - sum(self.batches))
+            return super().embed_images(images)
+
+    def prepare(image: Image.Image) -> Prepared:
+        read[0] += 1
+        return Prepared(image)
+
+    kit = tools(Watching())
+    kit = Tools(**{**vars(kit), "prepare": prepare})
+    embed_shard(tmp_path, images, kit, DictCache(), check=go_on)
+    # Two batches wait in front of the loop while it holds one.
+    assert max(ahead) <= 3 * kit.batch_size
+
+
+def test_the_cache_knows_content_and_not_name_size_or_time(tmp_path: Path) -> None:
+    """The trap: same dimensions, same bytes at both ends, same length, another middle."""
+    left, right, cache = tmp_path / "a", tmp_path / "b", DictCache()
+    for folder, middle in ((left, (250, 0, 0)), (right, (0, 250, 0))):
+        folder.mkdir()
+        image = Image.new("RGB", (32, 32), (90, 90, 90))
+        image.paste(middle, (8, 8, 24, 24))
+        image.save(folder / "same.bmp")
+    one, two = (next(find_images(folder)) for folder in (left, right))
+    assert isinstance(one, ImageFile)
+    assert isinstance(two, ImageFile)
+    assert one.size == two.size
+    first = embed_shard(left, [one], tools(ColorEncoder()), cache, check=go_on)
+    other = embed_shard(right, [two], tools(ColorEncoder()), cache, check=go_on)
+    again = embed_shard(left, [one], tools(ColorEncoder()), cache, check=go_on)
+    assert (first.embedded, other.embedded) == (1, 1)
+    assert (again.embedded, again.reused) == (0, 1)
+    assert np.array_equal(first.vectors.vectors, again.vectors.vectors)
+    assert not np.allclose(first.vectors.vectors, other.vectors.vectors)
+
+
+def test_a_check_that_raises_stops_the_shard_between_two_images(tmp_path: Path) -> None:
+    images, seen = draw(tmp_path, 20), []
+
+    class StopNow(Exception):
+        pass
+
+    def check(done: int) -> None:
+        seen.append(done)
+        if done == 6:
+            raise StopNow
+
+    with pytest.raises(StopNow):
+        embed_shard(tmp_path, images, tools(ColorEncoder()), DictCache(), check=check)
+    assert seen == list(range(7))
+
+
+def test_images_that_ran_alone_and_killed_their_worker_are_left_out(tmp_path: Path) -> None:
+    images, ended = draw(tmp_path, 5), []
+    result = embed_alone(
+        tmp_path,
+        images,
+        tools(ColorEncoder()),
+        DictCache(),
+        check=go_on,
+        begin=lambda position: position != 2,
+        end=ended.append,
+    )
+    assert result.vectors.positions.tolist() == [0, 1, 3, 4]
+    assert [(failure.path, failure.stage) for failure in result.failures] == [("002.png", "crash")]
+    assert ended == [0, 1, 3, 4]
+
+
+def test_an_image_that_the_model_cannot_take_is_one_failure_when_it_runs_alone(
+    tmp_path: Path,
+) -> None:
+    images = draw(tmp_path, 4)
+
+    class Picky(ColorEncoder):
+        def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+            if images[0].getpixel((0, 0))[1] == 13:
+                raise RuntimeError("out of memory")
+            return super().embed_images(images)
+
+    result = embed_alone(
+        tmp_path,
+        images,
+        tools(Picky()),
+        DictCache(),
+        check=go_on,
+        begin=lambda _: True,
+        end=lambda _: None,
+    )
+    assert [failure.path for failure in result.failures] == ["001.png"]
+    assert len(result.vectors.positions) == 3
+
+
+def test_a_shard_file_that_changed_or_vanished_is_refused(tmp_path: Path) -> None:
+    result = embed_shard(
+        tmp_path, draw(tmp_path, 3), tools(ColorEncoder()), DictCache(), check=go_on
+    )
+    name, digest = write_shard(tmp_path, 0, result.vectors)
+    assert write_shard(tmp_path, 0, result.vectors) == (name, digest)  # twice is once
+    data = bytearray((tmp_path / name).read_bytes())
+    data[60] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(IndexBroken, match="digest"):
+        read_shard(tmp_path, name, digest)
+    (tmp_path / name).unlink()
+    with pytest.raises(IndexBroken, match="cannot be read"):
+        read_shard(tmp_path, name, digest)

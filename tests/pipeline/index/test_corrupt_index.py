@@ -1,0 +1,153 @@
+"""Files of a version that rot or are swapped: a sentence with the way out, never a wrong answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy_pipeline import Shop
+
+from pipeline.errors import IndexBroken
+from pipeline.index.live_index import PublishedIndex
+from pipeline.index.versions import VersionStore
+
+FILES = (
+    *("index.bin", "id_to_filename.json", "manifest.json", "vectors.npy", "sha256.npy"),
+    *("files.npy", "by_hash.npy"),
+)
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.file), "w")
+
+
+def published_twice(shop: Shop) -> tuple[Path, Path]:
+    """Two versions of the same size whose rows differ; return (older, published)."""
+    shop.rebuild()
+    older = shop.versions.current().folder
+    (shop.root / "kind0/00.png").rename(shop.root / "kind0/99.png")  # a name of the same length
+    shop.draw("kind1/01.png", seed=777)
+    shop.rebuild()
+    return older, shop.versions.current().folder
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    # In the data, not in what a header leaves unused.
+    data[len(data) * 2 // 3] ^= 4
+    file.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "empty": lambda file: os.truncate(file, 0),
+    "missing": lambda file: file.unlink(),
+    "one bit": flip,
+}
+
+
+def answer_until_refused(index: PublishedIndex) -> str:
+    """Ask until the index refuses; large files are compared beside the queries."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            index.current()
+        except IndexBroken as error:
+            return str(error)
+        time.sleep(0.01)
+    raise AssertionError("the index went on serving")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_of_a_version_is_named_with_the_way_out(
+    shop: Shop, file: str, damage: str
+) -> None:
+    _, folder = published_twice(shop)
+    DAMAGES[damage](folder / file)
+    sentence = answer_until_refused(PublishedIndex(VersionStore(shop.settings.index_dir)))
+    assert folder.name in sentence
+    assert file in sentence or "index.bin" in sentence
+    assert "imgrec index rollback" in sentence
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_another_version_is_found_out(shop: Shop, file: str) -> None:
+    older, folder = published_twice(shop)
+    if file != "manifest.json":  # else its size alone would tell
+        assert (older / file).stat().st_size == (folder / file).stat().st_size
+    (folder / file).write_bytes((older / file).read_bytes())
+    sentence = answer_until_refused(PublishedIndex(VersionStore(shop.settings.index_dir)))
+    assert folder.name in sentence
+    assert "imgrec index rollback" in sentence
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_pickle_in_place_of_a_file_is_never_loaded(shop: Shop, file: str, tmp_path: Path) -> None:
+    import pickle
+
+    _, folder = published_twice(shop)
+    trap = tmp_path / "trap"
+    data = pickle.dumps(Trap(trap))
+    size = (folder / file).stat().st_size
+    (folder / file).write_bytes(data.ljust(size, b"\0")[:size])
+    answer_until_refused(PublishedIndex(VersionStore(shop.settings.index_dir)))
+    assert not trap.exists()
+
+
+def test_a_manifest_that_names_other_facts_under_its_old_seal_is_refused(shop: Shop) -> None:
+    _, folder = published_twice(shop)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["root"] = "/elsewhere"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IndexBroken, match=r"sealed.*imgrec index rollback"):
+        PublishedIndex(VersionStore(shop.settings.index_dir)).current()
+
+
+def test_a_rollback_leads_out(shop: Shop) -> None:
+    older, folder = published_twice(shop)
+    flip(folder / "index.bin")
+    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    answer_until_refused(index)
+    shop.versions.rollback(older.name)
+    assert index.current().version.name == older.name
+
+
+@pytest.mark.parametrize("asked_between", [True, False])
+def test_a_version_whose_file_was_restored_serves_again_after_a_rollback_to_it(
+    shop: Shop, asked_between: bool
+) -> None:
+    older, folder = published_twice(shop)
+    good = (folder / "vectors.npy").read_bytes()
+    (folder / "vectors.npy").write_bytes(good[:-4] + bytes([good[-4] ^ 1]) + good[-3:])
+    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    index.current()  # one wrong bit of a vector is found only by the digests
+    answer_until_refused(index)
+    (folder / "vectors.npy").write_bytes(good)
+    shop.versions.rollback(older.name)
+    if asked_between:
+        assert index.current().version.name == older.name
+    shop.versions.rollback(folder.name)
+    assert index.current().version.name == folder.name
+
+
+def test_a_broken_version_does_not_serve_while_a_large_one_is_loaded_in_its_place(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, folder = published_twice(shop)
+    monkeypatch.setattr("pipeline.index.live_index.LOAD_AT_ONCE", 0)
+    flip(folder / "vectors.npy")
+    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    answer_until_refused(index)
+    shop.versions.rollback(older.name)
+    assert index.current().version.name == older.name

@@ -1,0 +1,287 @@
+"""Plan, merge, publish, roll back: readers see a whole version or the one before it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_pipeline import Shop
+
+from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, JobFailed, WrongUse
+from pipeline.index import live_index
+from pipeline.index.live_index import PublishedIndex
+from pipeline.index.versions import Version
+from pipeline.rebuild.merge import Merged
+
+
+def test_only_what_changed_is_planned_and_every_image_is_published_once(shop: Shop) -> None:
+    assert shop.rebuild() == ("v0001", 30, 0)
+    assert shop.rebuild() == ("v0001", 0, 30)  # the same rows need no new version
+    shop.draw("kind0/00.png", seed=100)
+    (shop.root / "kind1/01.png").unlink()
+    shop.draw("new.png", seed=101)
+    assert shop.rebuild() == ("v0002", 2, 28)
+    version = shop.versions.current()
+    on_disk = sorted(file.relative_to(shop.root).as_posix() for file in shop.root.rglob("*.png"))
+    assert version.paths == on_disk
+    for row, path in enumerate(version.paths):
+        with Image.open(shop.root / path) as image:
+            assert np.allclose(version.vectors[row], shop.embed_images([image])[0], atol=1e-6)
+    assert shop.rebuild(full=True) == ("v0003", 30, 0)
+
+
+def test_an_unchanged_folder_reads_no_image(shop: Shop) -> None:
+    shop.rebuild()
+    progress = shop.jobs.progress(shop.plan())
+    assert (progress.images, progress.reused, progress.shards_done) == (30, 30, progress.shards)
+
+
+def test_another_folder_with_like_names_sizes_and_times_is_not_mistaken_for_the_first(
+    shop: Shop, tmp_path: Path
+) -> None:
+    shop.rebuild()
+    shop.root.rename(tmp_path / "elsewhere")
+    shop.root = tmp_path / "elsewhere"
+    assert shop.jobs.progress(shop.plan()).reused == 0
+
+
+def test_vectors_of_another_model_are_neither_reused_nor_compared(shop: Shop) -> None:
+    shop.rebuild()
+    shop.settings = shop.settings.model_copy(update={"preprocess_size": (64, 64)})
+    assert shop.jobs.progress(shop.plan()).reused == 0
+    with pytest.raises(FingerprintMismatch, match="enqueue-rebuild"):
+        shop.versions.current().require("other", "another model")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "No such file or directory"),
+        (lambda folder: folder.touch(), "is a file"),
+        (lambda folder: folder.mkdir(), "is empty"),
+        (lambda folder: (folder.mkdir(), (folder / "a.txt").touch()), "holds no image"),
+    ],
+)
+def test_a_folder_that_cannot_be_indexed_is_refused_before_a_job_exists(
+    shop: Shop, tmp_path: Path, make: object, words: str
+) -> None:
+    make(tmp_path / "folder")
+    shop.root = tmp_path / "folder"
+    with pytest.raises(WrongUse, match=words):
+        shop.plan()
+    assert shop.jobs.newest() == []
+
+
+def test_a_folder_outside_of_the_allowed_roots_is_refused(shop: Shop, tmp_path: Path) -> None:
+    shop.settings = shop.settings.model_copy(update={"image_roots": str(tmp_path / "only")})
+    with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
+        shop.plan()
+
+
+def test_a_folder_of_bad_images_publishes_nothing_and_keeps_what_was(shop: Shop) -> None:
+    shop.rebuild()
+    for file in shop.root.rglob("*.png"):
+        file.write_bytes(b"bad")
+    job_id = shop.plan()
+    shop.embed(job_id)
+    with pytest.raises(JobFailed, match="No image"):
+        shop.merge(job_id)
+    assert shop.versions.current_name() == "v0001"
+
+
+def test_a_lost_shard_file_is_named_and_nothing_is_published(shop: Shop) -> None:
+    job_id = shop.plan()
+    shop.embed(job_id)
+    next((shop.settings.jobs_dir / job_id).glob("shard-000001-*")).unlink()
+    assert shop.merge(job_id) == Merged(broken=[1])
+    assert shop.versions.current_name() is None
+
+
+def test_a_merge_after_a_crash_between_naming_and_pointing_publishes_the_same_version(
+    shop: Shop,
+) -> None:
+    job_id = shop.plan()
+    shop.embed(job_id)
+    first = shop.merge(job_id)
+    (shop.settings.index_dir / "CURRENT").unlink()  # as if killed before the pointer
+    with shop.jobs._database.transaction() as tx:
+        tx.rows("UPDATE jobs SET state = 'merging' WHERE id = ?", (job_id,))
+    assert shop.merge(job_id) == first
+    assert [version.name for version in shop.versions.versions()] == ["v0001"]
+
+
+def test_an_older_job_never_hides_a_later_one(shop: Shop) -> None:
+    older = shop.plan()
+    shop.embed(older)
+    shop.draw("later.png", seed=200)
+    shop.rebuild()
+    with pytest.raises(JobFailed, match="later job"):
+        shop.merge(older)
+    assert "later.png" in shop.versions.current().paths
+
+
+def test_reused_vectors_that_rotted_on_disk_are_refused(shop: Shop) -> None:
+    shop.rebuild()
+    file = shop.settings.index_dir / "v0001" / "vectors.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    shop.draw("new.png", seed=300)
+    job_id = shop.plan()
+    shop.embed(job_id)
+    with pytest.raises(IndexBroken, match="--full"):
+        shop.merge(job_id)
+
+
+def test_rollback_returns_to_the_version_before_and_refuses_what_is_not_there(shop: Shop) -> None:
+    with pytest.raises(IndexMissing):
+        shop.versions.rollback()
+    shop.rebuild()
+    with pytest.raises(WrongUse, match="no index version before v0001"):
+        shop.versions.rollback()
+    shop.draw("new.png", seed=300)
+    shop.rebuild()
+    assert shop.versions.rollback()[1].name == "v0001"
+    assert shop.versions.current_name() == "v0001"
+    assert shop.versions.rollback("v0002")[1].name == "v0002"
+    with pytest.raises(WrongUse, match="v0009"):
+        shop.versions.rollback("v0009")
+    with pytest.raises(WrongUse):
+        shop.versions.rollback("../../etc")
+
+
+def test_after_a_rollback_the_next_rebuild_gets_a_new_name(shop: Shop) -> None:
+    shop.rebuild()
+    shop.draw("new.png", seed=300)
+    shop.rebuild()
+    shop.versions.rollback()
+    shop.draw("newer.png", seed=301)
+    assert shop.rebuild()[0] == "v0003"
+
+
+def test_pruning_keeps_the_current_the_newest_and_what_jobs_build_on(shop: Shop) -> None:
+    for number in range(5):
+        shop.draw("changing.png", seed=400 + number)
+        shop.rebuild()
+    shop.versions.rollback("v0001")
+    assert shop.versions.prune(2, protect={"v0003"}) == ["v0002"]
+    names = [version.name for version in shop.versions.versions()]
+    assert names == ["v0001", "v0003", "v0004", "v0005"]
+
+
+def test_a_version_whose_files_do_not_fit_is_not_opened(shop: Shop) -> None:
+    shop.rebuild()
+    folder = shop.settings.index_dir / "v0001"
+    (folder / "index.bin").write_bytes(b"short")
+    with pytest.raises(IndexBroken, match=r"index\.bin"):
+        shop.versions.open("v0001")
+    (shop.settings.index_dir / "CURRENT").write_text("../../etc/passwd")
+    with pytest.raises(IndexBroken, match="pointer"):
+        shop.versions.current()
+
+
+def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(shop: Shop) -> None:
+    shop.rebuild()
+    stop, seen, errors = threading.Event(), set(), []
+
+    def read() -> None:
+        index = PublishedIndex(shop.versions)
+        while not stop.is_set():
+            try:
+                held = index.current()
+                names = held.version.paths
+                ((row, _),) = next(held.searches(np.array(held.version.vectors[0]), 1))
+                assert row == 0
+                assert held.faiss.ntotal == len(names) == held.version.manifest["images"]
+                seen.add(held.version.name)
+            except BaseException as error:
+                errors.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for number in range(8):
+            shop.draw(f"more-{number}.png", seed=500 + number)
+            shop.rebuild()
+            shop.versions.prune(2, protect=())
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert errors == []
+    assert len(seen) > 1
+
+
+def test_queries_go_on_with_the_old_version_when_the_new_one_is_broken(shop: Shop) -> None:
+    shop.rebuild()
+    index = PublishedIndex(shop.versions)
+    assert index.current().version.name == "v0001"
+    shop.draw("new.png", seed=300)
+    shop.rebuild()
+    names = shop.settings.index_dir / "v0002" / "id_to_filename.json"
+    broken = json.loads(names.read_bytes())
+    broken.pop("0")
+    names.write_text(json.dumps(broken))
+    assert index.current().version.name == "v0001"
+    with pytest.raises(IndexBroken):
+        PublishedIndex(shop.versions).current()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_before(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_index, "LOAD_AT_ONCE", 0)
+    may_end, warmed = threading.Event(), list[str]()
+
+    def warm(version: Version) -> None:
+        may_end.wait(30)
+        warmed.append(version.name)
+
+    shop.rebuild()
+    index = PublishedIndex(shop.versions, warm)
+    assert index.current().version.name == "v0001"  # the first has no other to go on with
+    shop.draw("new.png", seed=300)
+    shop.rebuild()
+    assert {index.current().version.name for _ in range(20)} == {"v0001"}
+    may_end.set()
+    until(lambda: index.current().version.name == "v0002")
+    assert warmed == ["v0002"]  # once, however many asked
+
+
+def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_index, "LOAD_AT_ONCE", 0)
+    shop.rebuild()
+    index = PublishedIndex(shop.versions)
+    index.current()
+    shop.draw("new.png", seed=300)
+    shop.rebuild()
+    names = shop.settings.index_dir / "v0002" / "id_to_filename.json"
+    names.write_text("broken")
+    loads: list[str] = []
+    load = index._load
+    monkeypatch.setattr(index, "_load", lambda name: (loads.append(name), load(name))[1])
+    for _ in range(20):
+        assert index.current().version.name == "v0001"
+        if index._loader is not None:
+            index._loader.join()
+    assert loads == ["v0002"]
+    shop.versions.rollback("v0001")
+    shop.versions.prune(1, protect=())
+    assert index.current().version.name == "v0001"

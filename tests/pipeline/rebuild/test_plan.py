@@ -1,0 +1,162 @@
+"""The plan: every picture of the folder stands in it once, and it is whole or its job failed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from toy_pipeline import Shop
+
+from pipeline.errors import WrongUse
+from pipeline.images.find import ImageFile, find_images
+from pipeline.rebuild import plan
+from pipeline.rebuild.plan import plan_rebuild
+from pipeline.store import jobs
+
+
+def rows(shop: Shop, job_id: str) -> list[tuple[int, str, list[object]]]:
+    with shop.jobs._database.transaction() as tx:
+        found = tx.rows("SELECT n, kind, items FROM shards WHERE job_id = ? ORDER BY n", (job_id,))
+    return [(row["n"], row["kind"], json.loads(row["items"])) for row in found]
+
+
+def test_a_long_listing_is_written_piece_by_piece_and_every_picture_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many transactions, many shards of each kind, in one job."""
+    shop.rebuild()
+    monkeypatch.setattr(plan, "SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr(plan, "REUSE_ROWS", 4)
+    monkeypatch.setattr(jobs, "SHARDS_AT_ONCE", 3)
+    shop.settings = shop.settings.model_copy(update={"shard_size": 2})
+    for number in range(25):
+        shop.draw(f"new/{number:02d}.png", seed=100 + number)
+    (shop.root / "kind0" / "00.png").unlink()
+    heard: list[int] = []
+    job_id = plan_rebuild(shop.root, shop.settings, shop.jobs, shop.versions, listed=heard.append)
+    found = rows(shop, job_id)
+    assert [n for n, _, _ in found] == list(range(len(found)))
+    embedded = [item[0] for _, kind, items in found if kind == "embed" for item in items]
+    reused = [row for _, kind, items in found if kind == "reuse" for row in items]
+    assert sorted(embedded) == [f"new/{number:02d}.png" for number in range(25)]
+    assert sorted(reused) == list(range(1, 30))  # all rows of v0001 but the deleted one
+    assert all(len(items) <= 4 for _, kind, items in found if kind == "reuse")
+    assert heard == sorted(heard)
+    assert (len(heard) > 3, heard[-1]) == (True, 54)
+    shop.embed(job_id)
+    shop.merge(job_id)
+    assert len(shop.versions.current().paths) == 54
+
+
+def test_a_touched_file_is_read_again_and_a_new_size_too(shop: Shop) -> None:
+    shop.rebuild()
+    os.utime(shop.root / "kind0" / "00.png", ns=(1, 1))
+    same_time = (shop.root / "kind1" / "01.png").stat()
+    shop.draw("kind1/01.png", seed=999)
+    with (shop.root / "kind1" / "01.png").open("ab") as file:
+        file.write(b"one more byte")
+    os.utime(shop.root / "kind1" / "01.png", ns=(same_time.st_atime_ns, same_time.st_mtime_ns))
+    found = rows(shop, shop.plan())
+    changed = [item[0] for _, kind, items in found if kind == "embed" for item in items]
+    assert changed == ["kind0/00.png", "kind1/01.png"]
+
+
+def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(shop: Shop) -> None:
+    (shop.root / "nowhere.png").symlink_to("nothing.png")
+    with open(os.fsencode(shop.root) + b"/bad-\xff.jpg", "wb") as file:
+        file.write(b"x")
+    job_id = shop.plan()
+    failures = {failure.path: failure for failure in shop.jobs.failures(job_id)}
+    assert set(failures) == {"nowhere.png", "bad-\\xff.jpg"}
+    assert {failure.stage for failure in failures.values()} == {"find"}
+    progress = shop.jobs.progress(job_id)
+    assert (progress.images, progress.skipped) == (32, 2)
+    shop.embed(job_id)
+    assert shop.merge(job_id).version == "v0001"
+
+
+def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(shop: Shop) -> None:
+    for file in shop.root.rglob("*.png"):
+        file.unlink()
+    (shop.root / "nowhere.png").symlink_to("nothing.png")
+    job_id = shop.plan()
+    assert rows(shop, job_id) == []
+    assert shop.jobs.ready_to_merge(job_id)
+
+
+@pytest.mark.parametrize("error", [WrongUse("The folder x cannot be read."), KeyboardInterrupt()])
+def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_whole(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Published, a half of the folder would drop the other half's products from the index."""
+
+    def half(root: Path) -> Iterator[ImageFile]:
+        for number, found in enumerate(find_images(root)):
+            if number == 10:
+                raise error
+            assert isinstance(found, ImageFile)
+            yield found
+
+    monkeypatch.setattr(plan, "find_images", half)
+    with pytest.raises(type(error)):
+        shop.plan()
+    (job,) = shop.jobs.newest()
+    assert job.state == "failed"
+    assert job.error
+    assert not shop.jobs.ready_to_merge(job.id)
+
+
+def test_a_folder_that_cannot_be_listed_stops_the_listing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passed over in silence, its products would leave the index."""
+    scandir = os.scandir
+
+    def deny(path: str) -> object:
+        if str(path).endswith("kind1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(WrongUse, match=r"kind1 cannot be read: Permission denied"):
+        list(find_images(shop.root))
+
+
+def test_a_link_to_the_folder_is_the_folder(shop: Shop, tmp_path: Path) -> None:
+    shop.rebuild()
+    (tmp_path / "link").symlink_to(shop.root)
+    shop.root = tmp_path / "link"
+    assert shop.jobs.progress(shop.plan()).reused == 30
+
+
+@pytest.mark.parametrize("roots", ["{here}", "/elsewhere:{here}", "{here}/..", "{link}"])
+def test_a_folder_below_any_allowed_root_is_taken(shop: Shop, tmp_path: Path, roots: str) -> None:
+    (tmp_path / "link").symlink_to(shop.root)
+    allowed = roots.format(here=shop.root, link=tmp_path / "link")
+    shop.settings = shop.settings.model_copy(update={"image_roots": allowed})
+    assert shop.plan()
+
+
+@pytest.mark.parametrize("trick", ["..", "products/../..", "/etc", "link", "a" * 300, "a\0b"])
+def test_no_folder_outside_of_the_roots_is_taken(shop: Shop, tmp_path: Path, trick: str) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    shop.settings = shop.settings.model_copy(update={"image_roots": str(shop.root)})
+    shop.root = tmp_path / trick
+    with pytest.raises(WrongUse):
+        shop.plan()
+    assert shop.jobs.newest() == []
+
+
+def test_a_folder_with_a_smiling_name_is_a_folder(shop: Shop, tmp_path: Path) -> None:
+    shop.root = shop.root.rename(tmp_path / "👟 Schuhe")
+    assert shop.rebuild() == ("v0001", 30, 0)
+
+
+def test_a_root_s_name_is_no_prefix_of_another(shop: Shop) -> None:
+    allowed = str(shop.root)[:-1]  # /x/product allows nothing in /x/products
+    shop.settings = shop.settings.model_copy(update={"image_roots": allowed})
+    with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
+        shop.plan()

@@ -1,0 +1,117 @@
+"""The arithmetic of feedback, its log in both databases, and a report that does not flatter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.errors import WrongUse
+from pipeline.search.relevance_feedback import Given, Opinions, Shown, ndcg, report, rocchio, sinks
+from pipeline.store.database import Database
+from pipeline.store.feedback import FeedbackLog
+
+X, Y, Z = np.eye(3, dtype=np.float32)
+
+
+def shown(query_id: str = "q1", at: float = 10.0, who: str = "", vector: np.ndarray = X) -> Shown:
+    matches = (("a", 0.9), ("b", 0.8), ("c", 0.7))
+    return Shown(query_id, at, who, "v0001", "kind", matches, vector)
+
+
+def verdict(query: Shown, product: str, action: str, who: str = "", at: float = 11.0) -> Given:
+    rank = [name for name, _ in query.shown].index(product) + 1
+    return Given(query.query_id, product, who, action, at, rank, "v0001", "kind", query.vector)
+
+
+def test_rocchio_adds_three_quarters_of_the_liked_and_takes_away_some_of_the_disliked() -> None:
+    moved = rocchio(X, Y, Z)
+    np.testing.assert_allclose(moved, np.array([1, 0.75, -0.15]) / np.sqrt(1 + 0.5625 + 0.0225))
+    np.testing.assert_allclose(rocchio(X, None, None), X)
+
+
+def test_sinking_counts_people_and_weighs_likes_against() -> None:
+    query = shown()
+    three = [verdict(query, "a", "dislike", who) for who in ("u", "v", "w")]
+    assert sinks(three, 0.2) == {"a": pytest.approx(0.5 * 0.8 * 3 / (3 + 0 + 3))}
+    liked = [*three, *(verdict(query, "a", "like", who) for who in ("x", "y", "z"))]
+    assert sinks(liked, 0.2)["a"] == pytest.approx(0.5 * 0.8 * 3 / 9)
+    assert sinks([verdict(query, "a", "dislike", "u")] * 9, 0.2) == {}  # one person
+
+
+def test_only_feedback_on_like_queries_and_from_before_counts() -> None:
+    near, far = shown("near", vector=X), shown("far", vector=Y)
+    opinions = Opinions([verdict(far, "a", "like", at=1), verdict(near, "b", "like", at=5)])
+    assert [one.product_id for one in opinions.about(X, 0.9)] == ["b"]
+    assert opinions.about(X, 0.9, before=5) == []
+    assert Opinions([]).about(X, 0.0) == []
+
+
+def test_ndcg_is_one_for_the_best_order_and_by_hand_for_another() -> None:
+    assert ndcg([3, 2, 0]) == pytest.approx(1)
+    assert ndcg([0, 1]) == pytest.approx(1 / np.log2(3))
+    assert ndcg([0, 0]) is None
+
+
+def test_a_query_is_logged_once_and_comes_back_whole(database: Database) -> None:
+    log = FeedbackLog(database)
+    query = shown(who="ann", vector=np.array([0.6, 0.8, 0.0], np.float32))
+    log.put_queries([query, query])
+    log.put_queries([query])
+    (back,) = log.queries()
+    assert (back.query_id, back.who, back.shown) == ("q1", "ann", query.shown)
+    np.testing.assert_array_equal(back.vector, query.vector)
+    assert log.queries("another kind") == []
+    log.forget_queries(before=10.5)
+    assert log.query("q1") is None
+
+
+def test_a_verdict_counts_once_and_the_last_of_like_and_dislike_holds(database: Database) -> None:
+    log, query = FeedbackLog(database), shown(who="ann")
+    log.put_queries([query])
+    start = log.revision()
+    for at, action in enumerate(("click", "like", "like", "dislike")):
+        log.add(query, "b", action, "", float(at))
+    kept = log.newest("kind")
+    assert sorted(one.action for one in kept) == ["click", "dislike"]
+    assert {(one.who, one.rank, one.index_version) for one in kept} == {("ann", 2, "v0001")}
+    log.add(query, "b", "like", "bob", 9.0)
+    assert len(log.newest("kind")) == 3
+    assert log.revision() == start + 5
+    log.forget_queries(before=1e9)
+    assert len(log.newest("kind")) == 3  # feedback outlives the log
+    with pytest.raises(WrongUse, match="did not show a product 'z'; it showed: a, b, c"):
+        log.add(query, "z", "like", "", 1.0)
+
+
+def test_the_report_counts_by_rank_and_never_uses_a_verdict_on_its_own_query() -> None:
+    queries = [shown("q1", 10), shown("q2", 20), shown("q3", 30)]
+    given = [
+        verdict(queries[0], "c", "like", at=11),
+        verdict(queries[1], "c", "click", at=21),
+        verdict(queries[1], "c", "purchase", at=22),
+        verdict(queries[2], "a", "dislike", at=31),
+    ]
+    opinions, seen = Opinions(given), []
+
+    def rerank(query: Shown) -> list[float]:
+        about = opinions.about(query.vector, 0.9, before=query.asked_at)
+        seen.append([one.query_id for one in about])
+        liked = {one.product_id for one in about}
+        return [score + (1 if product in liked else 0) for product, score in query.shown]
+
+    answer = report(queries, given, rerank)
+    assert seen == [[], ["q1"]]  # q3 has nothing that is worth a rank
+    assert answer["actions"] == {"like": 1, "purchase": 1, "click": 1, "dislike": 1}
+    assert (answer["queries"], answer["with_feedback"]) == (3, 3)
+    assert [(row["shown"], row["taken"]) for row in answer["by_rank"]] == [(3, 0), (3, 0), (3, 2)]
+    assert answer["by_rank"][2]["rate"] == pytest.approx(2 / 3, abs=1e-4)
+    third = 1 / np.log2(4)
+    assert answer["ndcg"]["queries"] == 2
+    assert answer["ndcg"]["before"] == pytest.approx(third, abs=1e-4)
+    assert answer["ndcg"]["after"] == pytest.approx((third + 1) / 2, abs=1e-4)
+
+
+def test_an_empty_log_is_a_report_of_nothing() -> None:
+    answer = report([], [], lambda query: [])
+    assert answer["by_rank"] == []
+    assert answer["ndcg"] == {"queries": 0, "depth": 10, "before": None, "after": None}

