@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import duration, json_option, print_json, say, table
+from cli.output import duration, echo_err, json_option, print_json, print_table
 from pipeline.errors import ImgrecError
 from pipeline.settings import load_settings
 
@@ -49,7 +49,7 @@ def list_kinds(as_json: bool) -> None:
     ]
     start = "" if since is None else time.strftime(" since %Y-%m-%d %H:%M", time.localtime(since))
     columns = ["kind", "keys", "bytes", "newest", "oldest", "hits", "misses", "hit rate"]
-    table(f"Cache, hits{start}", columns, rows, set(columns[1:]))
+    print_table(f"Cache, hits{start}", columns, rows, set(columns[1:]))
 
 
 @cache.command()
@@ -98,7 +98,7 @@ def _warm_vectors(held: Cache) -> int:
     try:
         version = resources.versions().current()
     except ImgrecError as error:
-        say(f"No vectors: {error}")
+        echo_err(f"No vectors: {error}")
         return 0
     digests = [digest.decode() for digest in version.sha256]
     for start in range(0, len(digests), ROWS_AT_ONCE):

@@ -46,7 +46,7 @@ def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> N
     """Put a task into the queue of queries.
 
     Raises:
-        ServerAway: Redis does not answer, refuses us, or takes nothing more.
+        ServerUnavailable: Redis does not answer, refuses us, or takes nothing more.
     """
     body = msgpack.packb(
         [args, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
@@ -105,7 +105,7 @@ class Listener:
         """Return the answer, or None when there is none after `seconds`.
 
         Raises:
-            ServerAway: Redis went away and did not come back within twice that time, at most
+            ServerUnavailable: Redis went away and did not come back within twice that time, at most
                 `AWAY_S`. What the task has raised.
         """
         end = time.monotonic() + seconds

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from cli.checks import Failed, Proofs, corrected
+from cli.checks import CheckFailed, Checks, corrected
 from cli.output import json_option, print_json
 from pipeline.errors import ImgrecError
 from pipeline.settings import Settings, load_settings
@@ -17,7 +17,7 @@ FAILED = 4
 
 
 @dataclass(frozen=True)
-class Proof:
+class CheckResult:
     """One thing that was tried: what came of it and, where it failed, the next command."""
 
     name: str
@@ -31,19 +31,19 @@ class Check:
     """Something to prove: `prove` says what it found, or raises."""
 
     name: str
-    prove: Callable[[], str]
+    run_check: Callable[[], str]
     next: str = "imgrec check"
 
-    def run(self) -> Proof:
+    def run(self) -> CheckResult:
         try:
-            return Proof(self.name, True, self.prove())
-        except Failed as failed:
-            return Proof(self.name, False, failed.found, failed.next)
+            return CheckResult(self.name, True, self.run_check())
+        except CheckFailed as failed:
+            return CheckResult(self.name, False, failed.found, failed.next)
         except ImgrecError as error:
-            return Proof(self.name, False, str(error), self.next)
+            return CheckResult(self.name, False, str(error), self.next)
         except Exception as error:  # a bug in one line must not hide the others
             found = f"unexpected {type(error).__name__}: {without_password(str(error))}"
-            return Proof(self.name, False, found, "report this line: it is a bug")
+            return CheckResult(self.name, False, found, "report this line: it is a bug")
 
 
 @click.command()
@@ -70,7 +70,9 @@ def _checks(no_model: bool) -> list[Check]:
     try:
         return _all_checks(load_settings(), no_model)
     except ImgrecError as error:
-        wrong = Failed(str(error), "correct it in .env or in the environment, then: imgrec check")
+        wrong = CheckFailed(
+            str(error), "correct it in .env or in the environment, then: imgrec check"
+        )
 
     def tell() -> str:
         raise wrong
@@ -79,18 +81,18 @@ def _checks(no_model: bool) -> list[Check]:
 
 
 def _all_checks(settings: Settings, no_model: bool) -> list[Check]:
-    prove = Proofs(settings)
-    found = [Check("redis", prove.redis, corrected("REDIS_URL"))]
+    checks = Checks(settings)
+    found = [Check("redis", checks.redis, corrected("REDIS_URL"))]
     if settings.cache_url and settings.cache_url != settings.redis_url:
-        found.append(Check("cache", prove.cache, corrected("CACHE_URL")))
-    found.append(Check("database", prove.database, corrected("DATABASE_URL")))
-    found.append(Check("disk", prove.disk))
+        found.append(Check("cache", checks.cache, corrected("CACHE_URL")))
+    found.append(Check("database", checks.database, corrected("DATABASE_URL")))
+    found.append(Check("disk", checks.disk))
     if not no_model:
         device = "nvidia-smi, which shows whether the driver works; or set DEVICE=cpu in .env"
-        found.append(Check("device", prove.device, device))
-        found.append(Check("model", prove.model, corrected("EMBEDDING_MODEL")))
+        found.append(Check("device", checks.device, device))
+        found.append(Check("model", checks.model, corrected("EMBEDDING_MODEL")))
         if settings.use_bg_removal:
             weights = "make weights, or set USE_BG_REMOVAL=false in .env"
-            found.append(Check("background removal", prove.removal, weights))
-    found.append(Check("index", prove.index))
-    return found + [Check(f"worker on {q}", prove.worker(q)) for q in ("embed", "index", "query")]
+            found.append(Check("background removal", checks.removal, weights))
+    found.append(Check("index", checks.index))
+    return found + [Check(f"worker on {q}", checks.worker(q)) for q in ("embed", "index", "query")]

@@ -22,7 +22,7 @@ LEAST_FREE = GIB
 REBUILD = "imgrec enqueue-rebuild FOLDER --wait"
 
 
-class Failed(Exception):
+class CheckFailed(Exception):
     """A check that failed, with what to type about it."""
 
     def __init__(self, found: str, next_step: str) -> None:
@@ -35,7 +35,7 @@ def corrected(setting: str) -> str:
     return f"correct {setting} in .env, then: imgrec check"
 
 
-class Proofs:
+class Checks:
     """Everything that can be proved about the settings here."""
 
     def __init__(self, settings: Settings) -> None:
@@ -51,17 +51,17 @@ class Proofs:
         url = self._settings.redis_url
         self._broker = "not asked: Redis does not work"
         if not answers(url):
-            raise Failed(str(trouble(url, None)), _start_redis(url))
+            raise CheckFailed(str(trouble(url, None)), _start_redis(url))
         try:
             client = connect(url, 5)
             client.set(f"{PREFIX}check", 1, ex=60)
             facts: Any = client.info()
         except RedisError as error:
-            raise Failed(str(trouble(url, error)), corrected("REDIS_URL")) from error
+            raise CheckFailed(str(trouble(url, error)), corrected("REDIS_URL")) from error
         self._broker = None
         policy = facts.get("maxmemory_policy", "unknown")
         if policy.startswith("allkeys"):  # volatile-* takes answers and the cache, never a task
-            raise Failed(
+            raise CheckFailed(
                 f"answers, but its policy {policy} throws tasks away when its memory is full",
                 f"{_redis_cli(url)} config set maxmemory-policy noeviction",
             )
@@ -97,7 +97,7 @@ class Proofs:
         free = shutil.disk_usage(folder).free
         wanted = max(LEAST_FREE, COPIES * sum(f.stat().st_size for f in self._published_files()))
         if free < wanted:
-            raise Failed(
+            raise CheckFailed(
                 f"{free / GIB:.1f} GiB free in {self._settings.data_dir}, a rebuild wants "
                 f"{wanted / GIB:.1f}",
                 f"du -sh {shlex.quote(str(folder))}/* and make room there, or set DATA_DIR to a "
@@ -116,13 +116,13 @@ class Proofs:
             if gpu := gpu_name():
                 return f"DEVICE=cpu: {gpu} is seen and left alone, {threads}"
             if wanted == "auto" and shutil.which("nvidia-smi"):
-                raise Failed(
+                raise CheckFailed(
                     f"there is an NVIDIA driver, but torch {version('torch')} sees no GPU",
                     "nvidia-smi and pip install 'imgrec[gpu]', or set DEVICE=cpu in .env",
                 )
             return f"DEVICE={wanted}: no GPU is seen, {threads}"
         if self._settings.use_bg_removal and not sees_gpu():
-            raise Failed(
+            raise CheckFailed(
                 f"{gpu_name()} is used for embeddings, but onnxruntime does not see it",
                 "pip uninstall onnxruntime onnxruntime-gpu && pip install 'imgrec[gpu]'",
             )
@@ -162,12 +162,12 @@ class Proofs:
             store.verify(opened)
             loaded = PublishedIndex(store).current().faiss.ntotal
         except IndexMissing as error:
-            raise Failed(str(error), REBUILD) from error
+            raise CheckFailed(str(error), REBUILD) from error
         except ImgrecError as error:
-            raise Failed(str(error), self._way_back(store)) from error
+            raise CheckFailed(str(error), self._way_back(store)) from error
         images = opened.manifest["images"]
         if loaded != images:
-            raise Failed(
+            raise CheckFailed(
                 f"{opened.name} holds {loaded} vectors for {images} images", self._way_back(store)
             )
         mine = find_fingerprint(self._settings)
@@ -180,21 +180,23 @@ class Proofs:
             opened.require(mine.id, mine.summary)
         except FingerprintMismatch as error:
             root = shlex.quote(str(opened.manifest["root"]))
-            raise Failed(str(error), f"imgrec enqueue-rebuild {root} --wait") from error
+            raise CheckFailed(str(error), f"imgrec enqueue-rebuild {root} --wait") from error
         return f"{opened.name}, {images} images, of this fingerprint"
 
     def worker(self, queue: str) -> Callable[[], str]:
         """A worker listens on the queue."""
 
-        def prove() -> str:
+        def run_check() -> str:
             if self._broker is not None:
-                raise Failed(self._broker, "imgrec check, when Redis works")
+                raise CheckFailed(self._broker, "imgrec check, when Redis works")
             count = self._workers.get(queue, 0)
             if not count:
-                raise Failed("none answers", f"celery worker -Q {queue}, or all with: imgrec up")
+                raise CheckFailed(
+                    "none answers", f"celery worker -Q {queue}, or all with: imgrec up"
+                )
             return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
 
-        return prove
+        return run_check
 
     @cached_property
     def _workers(self) -> dict[str, int]:

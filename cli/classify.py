@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli import query_client
-from cli.output import json_option, local_option, print_json, say, timeout_option, wait_option
+from cli.output import echo_err, json_option, local_option, print_json, timeout_option, wait_option
 from pipeline.settings import load_settings
 
 TASK = "imgrec.classify_image"
@@ -27,17 +27,17 @@ def classify(
     """Say what a product is: its category and attributes."""
     data = query_client.message(image, load_settings())
     args = (data, True) if use_trained else (data,)
-    asked = query_client.Asked(TASK, args, timeout, local)
+    asked = query_client.PendingQuery(TASK, args, timeout, local)
     if wait or local:
         answer = asked.answer(needs_index=False)
         if use_trained and not any(found["source"] == "trained" for found in answer["attributes"]):
-            say(f"No trained models found for category: {answer['category']['label']}")
+            echo_err(f"No trained models found for category: {answer['category']['label']}")
         show_classes(answer, as_json)
     elif as_json:
         print_json({"query_id": asked.query_id})
     else:
         click.echo(asked.query_id)
-        say(f"'imgrec result {asked.query_id}' shows the answer.")
+        echo_err(f"'imgrec result {asked.query_id}' shows the answer.")
 
 
 def show_classes(answer: dict[str, Any], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import print_json, say, table
+from cli.output import echo_err, print_json, print_table
 from cli.progress import image_bar
 from pipeline.errors import BadImage, WrongUse
 
@@ -125,7 +125,7 @@ def evaluate(
         from cli.evaluation_report import write_evaluation
 
         write_evaluation(html, judged, folder, against)
-        say(f"Wrote {html}.")
+        echo_err(f"Wrote {html}.")
     reports = [each.report for each in judged]
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"reports": reports})
@@ -143,7 +143,7 @@ def _judge(
     quiet: bool,
 ) -> list[Judged]:
     from cli.evaluation_report import Judged
-    from pipeline.embed.embed_images import make_tools
+    from pipeline.embed.embed_images import build_embedder
     from pipeline.errors import SetupError
     from pipeline.evaluate.retrieval import (
         embed_labelled,
@@ -159,23 +159,23 @@ def _judge(
     clip = load_clip(settings)
     judged = []
     for removal in removals:
-        tools = make_tools(settings.model_copy(update={"use_bg_removal": removal}), clip)
+        embedder = build_embedder(settings.model_copy(update={"use_bg_removal": removal}), clip)
         name = f"{settings.embedding_model}, background removal {'on' if removal else 'off'}"
         with image_bar(name, sum(sizes.values()), quiet) as done:
-            queries = embed_labelled(folder, tools, done)
+            queries = embed_labelled(folder, embedder, done)
             catalogue = None
             if against:
                 catalogue = embed_labelled(
-                    against, tools, lambda count: done(sizes[folder] + count)
+                    against, embedder, lambda count: done(sizes[folder] + count)
                 )
         for part in (queries, catalogue):
             for failure in part.failures if part else []:
-                say(f"{part.root if part else ''}/{failure.path}: {failure.reason}")
+                echo_err(f"{part.root if part else ''}/{failure.path}: {failure.reason}")
         found = retrieve(queries, catalogue, ks)
         try:
             shot = zero_shot(queries, clip.embed_texts, prompts)
         except SetupError as error:
-            say(f"No zero-shot figures: {error}")
+            echo_err(f"No zero-shot figures: {error}")
             shot = None
         figures: dict[str, Any] = {
             "model": settings.embedding_model,
@@ -201,7 +201,7 @@ def _show(
         cells += [(each["zero_shot_accuracy"], bounds["zero_shot_accuracy"])]
         background = "removed" if each["bg_removal"] else "kept"
         rows.append([each["model"], background, *(_figure(*cell) for cell in cells)])
-    table(f"{title}; [95 % intervals]", columns, rows, set(columns[2:]))
+    print_table(f"{title}; [95 % intervals]", columns, rows, set(columns[2:]))
     for each in reports:
         rows = [
             [
@@ -215,7 +215,7 @@ def _show(
             for name, own in each["per_class"].items()
         ]
         columns = ["class", "queries", *(f"P@{k}" for k in ks), "mAP", "zero-shot", "mistaken for"]
-        table(f"{each['model']}, by class", columns, rows, set(columns[1:-1]))
+        print_table(f"{each['model']}, by class", columns, rows, set(columns[1:-1]))
 
 
 def _figure(value: float | None, bounds: list[float] | None = None) -> str:
@@ -274,7 +274,7 @@ def _judge_index(
         [f"recall@{k}", _figure(answer["recall"][str(k)], answer["intervals"][str(k)])] for k in ks
     ]
     title = f"Index {opened.version.name} ({kind}, {len(vectors)} images) against exact search, "
-    table(f"{title}{len(queries)} queries: {source}", ["", "[95 % interval]"], rows, set())
+    print_table(f"{title}{len(queries)} queries: {source}", ["", "[95 % interval]"], rows, set())
 
 
 def _bounds(scores: Scores) -> list[float]:
@@ -300,7 +300,7 @@ def _embed_queries(
 ) -> NDArray[np.float32]:
     """Embed the pictures of any folder as queries of this version."""
     from pipeline.embed.clip import load_clip
-    from pipeline.embed.embed_images import make_tools
+    from pipeline.embed.embed_images import build_embedder
     from pipeline.embed.fingerprint import find_fingerprint
     from pipeline.errors import SetupError
     from pipeline.evaluate.retrieval import embed_folder
@@ -311,9 +311,9 @@ def _embed_queries(
         raise SetupError(f"The revision of {settings.embedding_model} cannot be told.")
     version.require(mine.id, mine.summary)
     with image_bar(str(folder), 0, quiet) as done:
-        _, vectors, failures = embed_folder(folder, make_tools(settings, clip), done)
+        _, vectors, failures = embed_folder(folder, build_embedder(settings, clip), done)
     for failure in failures:
-        say(f"{folder}/{failure.path}: {failure.reason}")
+        echo_err(f"{folder}/{failure.path}: {failure.reason}")
     if not len(vectors):
         raise BadImage(f"No picture below '{folder}' can be used.", "read")
     return vectors

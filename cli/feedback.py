@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from cli.output import facts, json_option, print_json, say, table
+from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from pipeline.errors import ImgrecError, WrongUse
 
 LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
 
 
-class Verdicts(click.Group):
+class FeedbackGroup(click.Group):
     """`feedback QUERY_ID PRODUCT_ID --like` is short for `feedback add ...`."""
 
     def resolve_command(
@@ -24,7 +24,7 @@ class Verdicts(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Verdicts)
+@click.group(cls=FeedbackGroup)
 def feedback() -> None:
     """Keep what people made of a match; judge rankings.
 
@@ -70,7 +70,7 @@ def add(query_id: str, product_id: str, actions: tuple[str, ...], user: str, as_
         )
     else:
         by = f" by {given.who}" if given.who else ""
-        say(f"Kept: {given.action}{by}, rank {given.rank} of query {query_id}.")
+        echo_err(f"Kept: {given.action}{by}, rank {given.rank} of query {query_id}.")
 
 
 @feedback.command()
@@ -95,16 +95,16 @@ def report(as_json: bool) -> None:
         rows.append((f"nDCG@{ndcg['depth']} by likeness alone", f"{ndcg['before']:.4f}"))
         rows.append((f"nDCG@{ndcg['depth']} with feedback", f"{ndcg['after']:.4f}"))
         rows.append(("over queries", ndcg["queries"]))
-    facts("Feedback", rows)
+    print_fields("Feedback", rows)
     if answer["by_rank"]:
         cells = [[r["rank"], r["shown"], r["taken"], f"{r['rate']:.1%}"] for r in answer["by_rank"]]
-        table(
+        print_table(
             "Taken (liked, clicked or bought), by rank",
             ["rank", "shown", "taken", "rate"],
             cells,
             {"rank", "shown", "taken", "rate"},
         )
-    say(
+    echo_err(
         "Each query is re-ranked with the feedback that was there before it, and judged by its own."
     )
 
@@ -113,9 +113,9 @@ def _report() -> dict[str, Any]:
     """Judge the log of the published index's kind; without an index, count only."""
     import numpy as np
 
-    from pipeline.search.catalogue_filter import Shelf
-    from pipeline.search.rank import ALIKE
-    from pipeline.search.relevance_feedback import Opinions, Shown, adjust
+    from pipeline.search.catalogue_filter import IndexedCatalogue
+    from pipeline.search.rank import SIMILAR_QUERY_QUANTILE
+    from pipeline.search.relevance_feedback import FeedbackIndex, LoggedQuery, adjust
     from pipeline.search.relevance_feedback import report as judge
     from workers import resources
 
@@ -123,21 +123,23 @@ def _report() -> dict[str, Any]:
     try:
         version = resources.versions().current()
     except ImgrecError as error:
-        say(f"No ranking is judged: {error}")
+        echo_err(f"No ranking is judged: {error}")
         return judge(log.queries(), log.newest(), lambda query: None)
-    shelf = Shelf(version, resources.products().catalogue())
+    shelf = IndexedCatalogue(version, resources.products().catalogue())
     given = log.newest(version.fingerprint)
-    opinions, quantiles = Opinions(given), version.random_pairs["quantiles"]
+    opinions, quantiles = FeedbackIndex(given), version.random_pairs["quantiles"]
 
-    def rerank(query: Shown) -> list[float]:
-        about = opinions.about(query.vector, quantiles[ALIKE], before=query.asked_at)
-        change = adjust(query.vector, about, query.who, quantiles["0.5"], shelf.vector_of)
+    def rerank(query: LoggedQuery) -> list[float]:
+        similar = opinions.similar_to(
+            query.vector, quantiles[SIMILAR_QUERY_QUANTILE], before=query.asked_at
+        )
+        change = adjust(query.vector, similar, query.who, quantiles["0.5"], shelf.vector_of)
         moved = np.asarray(change.moved, float) - np.asarray(query.vector, float)
         values = []
         for product, score in query.shown:
             vector = shelf.vector_of(product)
             personal = 0.0 if vector is None else float(moved @ vector)
-            values.append(score + personal - change.sinks.get(product, 0.0))
+            values.append(score + personal - change.penalties.get(product, 0.0))
         return values
 
     return judge(log.queries(version.fingerprint), given, rerank)

@@ -6,10 +6,10 @@ import socket
 
 import click
 
-from cli.output import print_json, say
+from cli.output import echo_err, print_json
 from pipeline.errors import ImgrecError
 from pipeline.settings import load_settings
-from pipeline.store.heartbeat import READY, signs
+from pipeline.store.heartbeat import READY, read_heartbeats
 
 
 def _queues(worker: str) -> set[str]:
@@ -28,17 +28,17 @@ def health(queue: str | None, as_json: bool) -> None:
     """
     found = [
         sign
-        for sign in signs(load_settings().data_dir / "run", socket.gethostname())
+        for sign in read_heartbeats(load_settings().data_dir / "run", socket.gethostname())
         if queue is None or queue in _queues(sign.name)
     ]
-    well = [sign for sign in found if not sign.trouble]
-    ill = {sign.name: sign.trouble for sign in found if sign.trouble}
+    well = [sign for sign in found if not sign.problem]
+    ill = {sign.name: sign.problem for sign in found if sign.problem}
     if as_json:
         print_json({"alive": {sign.name: round(sign.age_s, 1) for sign in well}, "ill": ill})
     else:
         for sign in well:
             waits = "" if sign.state == READY else f", {sign.state}"
-            say(f"{sign.name}: {sign.age_s:.0f} s ago{waits}")
+            echo_err(f"{sign.name}: {sign.age_s:.0f} s ago{waits}")
     if ill:
         told = "; ".join(f"{name}: {trouble}" for name, trouble in ill.items())
         raise ImgrecError(f"{told}. Restart it; 'imgrec up' does so by itself.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import facts, json_option, print_json, say, table
+from cli.output import echo_err, json_option, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from pipeline.index.versions import Version, VersionStore
@@ -29,7 +29,7 @@ def list_versions(as_json: bool) -> None:
         print_json({"current": current, "versions": objects})
         return
     if not found:
-        say("There is no index version yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
+        echo_err("There is no index version yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
         return
     rows = [
         [
@@ -44,7 +44,7 @@ def list_versions(as_json: bool) -> None:
         for version in found
     ]
     columns = ["", "version", "images", "index", "recall", "made", "folder"]
-    table("Index versions (* is published)", columns, rows, {"images", "recall"})
+    print_table("Index versions (* is published)", columns, rows, {"images", "recall"})
 
 
 @index.command()
@@ -60,8 +60,8 @@ def info(version: str | None, as_json: bool) -> None:
         print_json(answer)
         return
     answer["created_at"] = _date(answer["created_at"])
-    facts(f"Index {opened.name}", [(key.replace("_", " "), answer[key]) for key in answer])
-    say("Every file matches its digest.")
+    print_fields(f"Index {opened.name}", [(key.replace("_", " "), answer[key]) for key in answer])
+    echo_err("Every file matches its digest.")
 
 
 @index.command()
@@ -74,7 +74,7 @@ def rollback(version: str | None, as_json: bool) -> None:
         print_json({"from": old, "to": new.name})
     else:
         place = old or "an unreadable pointer"
-        say(f"Published {new.name} in place of {place}; queries see it from their next call.")
+        echo_err(f"Published {new.name} in place of {place}; queries see it from their next call.")
 
 
 def _store() -> VersionStore:
@@ -89,10 +89,10 @@ def _date(seconds: float) -> str:
 
 
 def _object(version: Version, current: str | None) -> dict[str, Any]:
-    from pipeline.index.choose import IndexKind
+    from pipeline.index.choose import IndexSpec
 
     manifest = version.manifest
-    kind = IndexKind.of(manifest["index"])
+    kind = IndexSpec.of(manifest["index"])
     return {
         "version": version.name,
         "published": version.name == current,

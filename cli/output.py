@@ -31,12 +31,12 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
-def say(text: str) -> None:
+def echo_err(text: str) -> None:
     """Tell people something, on stderr, out of the way of what a program reads."""
     click.echo(text, err=True)
 
 
-def table(title: str, columns: list[str], rows: list[list[Any]], numbers: set[str]) -> None:
+def print_table(title: str, columns: list[str], rows: list[list[Any]], numbers: set[str]) -> None:
     """Print a table on stdout; `numbers` names the columns that are set to the right."""
     from rich.table import Table
 
@@ -47,7 +47,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]], numbers: set[st
     _print(title, grid, rows)
 
 
-def facts(title: str, pairs: list[tuple[str, Any]]) -> None:
+def print_fields(title: str, pairs: list[tuple[str, Any]]) -> None:
     """Print names and values, a line each, on stdout."""
     from rich.table import Table
 

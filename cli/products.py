@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.output import json_option, print_json, say
+from cli.output import echo_err, json_option, print_json
 from pipeline.errors import ImgrecError
 
 
@@ -32,13 +32,13 @@ def import_products(file: Path, replace: bool, as_json: bool) -> None:
     try:
         paths = resources.versions().current().paths
     except ImgrecError:
-        say("There is no index yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
+        echo_err("There is no index yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
     else:
         found = {catalogue.product_of(path) for path in paths}
         indexed = sum(product.product_id in found for product in products)
         strangers = [p.product_id for p in products if p.product_id not in found]
         if strangers:
-            say(
+            echo_err(
                 f"{len(strangers)} of them have no image in the index, for example "
                 f"'{strangers[0]}': a product_id is an image's path without the suffix, the path "
                 "of a folder of images, or the column 'image' names the images."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cli.output import duration, say
+from cli.output import duration, echo_err
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Job, Progress
@@ -29,7 +29,7 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
         yield lambda job, progress: None
         return
     if not console.is_terminal:
-        yield _Lines(rate)
+        yield _PlainProgress(rate)
         return
     from rich import progress as widgets
 
@@ -86,7 +86,7 @@ def _facts(rate: _Rate, job: Job, progress: Progress) -> str:
     return rate.facts(progress)
 
 
-class _Lines:
+class _PlainProgress:
     """The same facts for a log file."""
 
     def __init__(self, rate: _Rate) -> None:
@@ -97,4 +97,4 @@ class _Lines:
         facts = _facts(self._rate, job, progress)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_EVERY_S
-            say(f"{job.state}: {progress.looked_at} of {progress.images} images, {facts}")
+            echo_err(f"{job.state}: {progress.looked_at} of {progress.images} images, {facts}")

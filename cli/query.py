@@ -10,17 +10,17 @@ import click
 from cli import query_client
 from cli.classify import show_classes
 from cli.output import (
+    echo_err,
     json_option,
     local_option,
     print_json,
-    say,
-    table,
+    print_table,
     timeout_option,
     wait_option,
 )
 from pipeline.errors import TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
-from pipeline.search.query import AUTO, Question
+from pipeline.search.query import AUTO, Query
 from pipeline.settings import Settings, load_settings
 
 SHOWN_FACTS = 5  # columns of the catalogue in the table
@@ -105,7 +105,7 @@ def query(
     is looked for.
     """
     settings = load_settings()
-    question = Question(
+    question = Query(
         top_k=top_k or settings.top_k,
         text=text,
         without=without,
@@ -123,20 +123,20 @@ def query(
     args: tuple[Any, ...] = (data, question.top_k)
     if question.options:  # a plain query stays one that older workers understand
         args += (question.options,)
-    asked = query_client.Asked("imgrec.query_image", args, timeout, local)
+    asked = query_client.PendingQuery("imgrec.query_image", args, timeout, local)
     if not (wait or html or local):
         if as_json:
             print_json({"query_id": asked.query_id})
         else:
             click.echo(asked.query_id)
-            say(f"'imgrec result {asked.query_id}' shows the answer.")
+            echo_err(f"'imgrec result {asked.query_id}' shows the answer.")
         return
     answer = asked.answer()
     if html:
         from cli.query_report import write_page
 
         names = [match["filename"] for match in answer["matches"]]
-        wanted = query_client.Asked(
+        wanted = query_client.PendingQuery(
             "imgrec.pictures", (answer["index_version"], names), timeout, local
         )
         try:
@@ -145,7 +145,7 @@ def query(
             raise TimedOut("The matches were found, but their pictures did not come.") from error
         shown = _shown(data, settings) if data else None
         write_page(html, _subject(image, question), shown, answer, pictures)
-        say(f"Wrote {html}.")
+        echo_err(f"Wrote {html}.")
     _show(answer, as_json)
 
 
@@ -169,7 +169,7 @@ def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
         _show(answer, as_json)
 
 
-def _subject(image: Path | None, question: Question) -> str:
+def _subject(image: Path | None, question: Query) -> str:
     """Say what was asked for, for a title."""
     words = image.name if image else question.product
     if question.text:
@@ -193,7 +193,7 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     if not matches:
         limit = answer.get("min_score")
         why = f": none reaches a score of {limit:.4f}" if limit is not None else ""
-        say(f"No good match in index {answer['index_version']}{why}.")
+        echo_err(f"No good match in index {answer['index_version']}{why}.")
         return
     facts = list(dict.fromkeys(name for match in matches for name in match.get("product", {})))
     facts = facts[:SHOWN_FACTS]
@@ -213,4 +213,4 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
             ]
         )
     numbers = {"rank", "score", "distance", *parts}
-    table(f"Matches in index {answer['index_version']}", columns, rows, numbers)
+    print_table(f"Matches in index {answer['index_version']}", columns, rows, numbers)

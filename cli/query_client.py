@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import celery_protocol
-from pipeline.errors import BadImage, IndexMissing, ServerAway, TimedOut
+from pipeline.errors import BadImage, IndexMissing, ServerUnavailable, TimedOut
 from pipeline.images.decode import MIN_SIDE, WORK_SIDE, Limits, decode, encode_jpeg, read_image
 from pipeline.settings import Settings
 
@@ -43,14 +43,14 @@ def message(image: Path, settings: Settings) -> bytes:
     return encode_jpeg(decoded) if large else data
 
 
-class Asked:
+class PendingQuery:
     """One question: sent to the workers, or with `local` answered here."""
 
     def __init__(self, task: str, args: tuple[Any, ...], timeout: float, local: bool) -> None:
         """Send the question.
 
         Raises:
-            ServerAway: Redis does not answer.
+            ServerUnavailable: Redis does not answer.
         """
         self.query_id = uuid.uuid4().hex
         self._task, self._args, self._timeout, self._local = task, args, timeout, local
@@ -86,7 +86,7 @@ def wait_for(
     """Wait for an answer; a query lost with its worker is sent again under the same id.
 
     Raises:
-        TimedOut: no answer in time. ServerAway: Redis is away, or no worker serves queries.
+        TimedOut: no answer in time. ServerUnavailable: Redis is away, or no worker serves queries.
         ImgrecError: what the worker raised.
     """
     deadline = time.monotonic() + timeout
@@ -118,7 +118,7 @@ def wait_for(
                     resend()
                     resends, pause = resends - 1, 2 * pause
                     again_at = time.monotonic() + pause
-            except ServerAway:
+            except ServerUnavailable:
                 if late:
                     raise
                 continue  # the listener hears whether Redis comes back
@@ -131,12 +131,12 @@ def wait_for(
                 )
 
 
-def _nobody_answers(needs_index: bool) -> ServerAway | IndexMissing:
+def _nobody_answers(needs_index: bool) -> ServerUnavailable | IndexMissing:
     from workers import resources
 
     if needs_index and resources.versions().current_name() is None:
         return IndexMissing()  # the first thing to mend on a machine that has neither
-    return ServerAway(
+    return ServerUnavailable(
         "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "
         "'imgrec up'."
     )

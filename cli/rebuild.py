@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import json_option, local_option, print_json, say, table
+from cli.output import echo_err, json_option, local_option, print_json, print_table
 from cli.watch import job_object, ledger, show_job, wait_for_job
-from pipeline.errors import ImgrecError, ServerAway
+from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
 from pipeline.settings import load_settings
 
@@ -64,17 +64,17 @@ def enqueue_rebuild(
         )
     try:
         dispatch.advance(job_id)
-    except ServerAway as error:  # the plan stands, and the reconciler sends it
+    except ServerUnavailable as error:  # the plan stands, and the reconciler sends it
         if not wait:
             raise
-        say(f"{error} Waiting for it.")
+        echo_err(f"{error} Waiting for it.")
     if wait or local:
         wait_for_job(job_id, timeout, as_json, local)
     elif as_json:
         print_json(job_object(job_id))
     else:
         click.echo(job_id)
-        say(f"Watch it with 'imgrec status {job_id}'.")
+        echo_err(f"Watch it with 'imgrec status {job_id}'.")
 
 
 @click.command()
@@ -106,7 +106,7 @@ def jobs(limit: int, as_json: bool) -> None:
         print_json({"jobs": [job_object(job.id) for job in found]})
         return
     if not found:
-        say("There is no rebuild yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
+        echo_err("There is no rebuild yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
         return
     rows = []
     for job in found:
@@ -124,7 +124,9 @@ def jobs(limit: int, as_json: bool) -> None:
             ]
         )
     columns = ["job", "state", "images", "embedded", "reused", "skipped", "index", "folder"]
-    table("Rebuilds, newest first", columns, rows, {"images", "embedded", "reused", "skipped"})
+    print_table(
+        "Rebuilds, newest first", columns, rows, {"images", "embedded", "reused", "skipped"}
+    )
 
 
 @click.command()
@@ -153,9 +155,9 @@ def failures(job: str, as_json: bool) -> None:
     ):
         if rows:
             cells = [[f.path, f.stage, f.reason] for f in rows]
-            table(title, ["path", "stage", "reason"], cells, set())
+            print_table(title, ["path", "stage", "reason"], cells, set())
     if not found:
-        say(f"Job {job} left no image out.")
+        echo_err(f"Job {job} left no image out.")
 
 
 @click.command()
@@ -168,9 +170,9 @@ def cancel(job: str, as_json: bool) -> None:
     if as_json:
         print_json(job_object(job))
     elif stopped:
-        say(f"Job {job} is cancelled; workers stop after their current image.")
+        echo_err(f"Job {job} is cancelled; workers stop after their current image.")
     else:
-        say(f"Job {job} had already ended: {before.state}.")
+        echo_err(f"Job {job} had already ended: {before.state}.")
 
 
 def _tell_of_replacement(folder: Path) -> None:
@@ -182,7 +184,7 @@ def _tell_of_replacement(folder: Path) -> None:
         return  # none yet, or a broken one, which this rebuild mends
     root = current.manifest["root"]
     if root != str(folder.resolve()):
-        say(
+        echo_err(
             f"Index {current.name} holds {root}; this rebuild replaces it with {folder.resolve()} "
             "('imgrec index rollback' brings it back)."
         )

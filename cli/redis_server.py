@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from redis.exceptions import BusyLoadingError
 
-from pipeline.errors import ServerAway, SetupError
+from pipeline.errors import ServerUnavailable, SetupError
 from pipeline.settings import Settings
 from pipeline.store.redis_client import answers
 from pipeline.urls import without_password
@@ -22,11 +22,11 @@ def command(settings: Settings) -> list[str]:
     """Return the command that starts a server for REDIS_URL, with its data below DATA_DIR.
 
     Raises:
-        ServerAway: the address is another machine's. SetupError: no server binary here.
+        ServerUnavailable: the address is another machine's. SetupError: no server binary here.
     """
     url = urlsplit(settings.redis_url)
     if url.scheme != "redis" or (url.hostname or "localhost") not in LOOPBACK:
-        raise ServerAway(
+        raise ServerUnavailable(
             f"Redis does not answer at {without_password(settings.redis_url)}, and "
             "'imgrec up' starts one on this machine only: correct REDIS_URL."
         )
@@ -55,20 +55,20 @@ def wait_for(url: str, server: subprocess.Popen[bytes] | None) -> None:
     """Wait until a server that was just started takes commands.
 
     Raises:
-        ServerAway: it does not.
+        ServerUnavailable: it does not.
     """
     deadline = time.monotonic() + START_S
     while True:
         try:
             if answers(url):
                 return
-        except ServerAway as error:
+        except ServerUnavailable as error:
             if not isinstance(error.__cause__, BusyLoadingError):
                 raise
             deadline = time.monotonic() + START_S  # it reads what it had written down
         dead = server is not None and server.poll() is not None
         if dead or time.monotonic() > deadline:
-            raise ServerAway(
+            raise ServerUnavailable(
                 f"The Redis that was started for {without_password(url)} does not answer; is "
                 "the port taken?"
             )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import local_option, say
-from pipeline.errors import ServerAway
+from cli.output import echo_err, local_option
+from pipeline.errors import ServerUnavailable
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def serve(local: bool) -> None:
     """
     if not local:
         _look_for_workers()
-    say("'help' shows what can be typed, 'exit' leaves.")
+    echo_err("'help' shows what can be typed, 'exit' leaves.")
     read = _reader()
     while True:
         try:
@@ -62,7 +62,7 @@ def run_line(line: str, local: bool) -> None:
     try:
         words = translate(line, local)
     except ValueError as error:
-        say(f"Error: the line cannot be read: {error}.")
+        echo_err(f"Error: the line cannot be read: {error}.")
         return
     if not words:
         return
@@ -72,10 +72,10 @@ def run_line(line: str, local: bool) -> None:
     if words[0] == "help":
         words = [*words[1:], "--help"]
     if words[0] == "serve":
-        say("Error: this is the shell already.")
+        echo_err("Error: this is the shell already.")
         return
     if words[0] not in COMMANDS and not words[0].startswith("-"):
-        say(f"Error: there is no command '{words[0]}'; 'help' shows what there is.")
+        echo_err(f"Error: there is no command '{words[0]}'; 'help' shows what there is.")
         return
     run(words)
 
@@ -114,11 +114,11 @@ def _look_for_workers() -> None:
 
     try:
         dispatch.require_redis()
-    except ServerAway as error:
-        say(f"{error} 'imgrec serve --local' works without it.")
+    except ServerUnavailable as error:
+        echo_err(f"{error} 'imgrec serve --local' works without it.")
         return
     if not dispatch.workers_on(dispatch.QUERY):
-        say(
+        echo_err(
             "No worker listens on queue 'query': 'imgrec up' starts all; 'imgrec serve --local' "
             "works without."
         )

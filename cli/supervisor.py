@@ -68,7 +68,7 @@ class Stack:
         """Start everything; Redis first.
 
         Raises:
-            ServerAway: a foreign Redis does not answer. SetupError: no server binary here.
+            ServerUnavailable: a foreign Redis does not answer. SetupError: no server binary here.
         """
         if not answers(self.settings.redis_url):
             server = Child("redis", redis_server.command(self.settings), {})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cli.output import facts, json_option, print_json, say, table
+from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import image_bar
 from pipeline.errors import HeadBroken, WrongUse
 from pipeline.settings import load_settings
@@ -98,20 +98,20 @@ def train(
     from workers import resources
 
     if local:
-        resources.leave_cache_alone()
+        resources.disable_cache()
     with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
-        known = resources.known_vectors()
-        examples = embed_training(listing, resources.tools(), known, done)
+        known = resources.reusable_vectors()
+        examples = embed_training(listing, resources.embedder(), known, done)
     for failure in examples.failures:
-        say(f"{listing.root / failure.path}: {failure.reason}")
+        echo_err(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:
-        say(f"Copies of a picture within its class count once: {examples.copies} left out.")
+        echo_err(f"Copies of a picture within its class count once: {examples.copies} left out.")
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, resources.fingerprint())
     head = save_head(settings.models_dir, name, training.head, training.loss_curve())
     if not training.temperature_fitted:
-        say("Every class has one picture to train on only: no temperature could be fitted.")
+        echo_err("Every class has one picture to train on only: no temperature could be fitted.")
     folder = settings.models_dir / name.folder
     answer = {
         "category": name.category,
@@ -173,25 +173,27 @@ def heads(ctx: click.Context, as_json: bool) -> None:
             ]
             for row in rows
         ]
-        table(f"Heads in {models}", columns, cells, {"accuracy", "images"})
+        print_table(f"Heads in {models}", columns, cells, {"accuracy", "images"})
     elif not broken:
-        say(f"No head is trained in '{models}': imgrec train --category NAME --attribute NAME.")
+        echo_err(
+            f"No head is trained in '{models}': imgrec train --category NAME --attribute NAME."
+        )
     for sentence in broken:
-        say(sentence)
+        echo_err(sentence)
     if broken:
         ctx.exit(HeadBroken.exit_code)
 
 
 def _named(category: str | None, attribute: str | None, category_head: bool) -> HeadName:
-    from pipeline.classify.head import THE_CATEGORY, HeadName
+    from pipeline.classify.head import CATEGORY, HeadName
 
     if category_head:
         if category or attribute:
             raise WrongUse("--category-head takes neither --category nor --attribute.")
-        return THE_CATEGORY
+        return CATEGORY
     if category is None or attribute is None:
         raise WrongUse("Name what to train: --category shoe --attribute color, or --category-head.")
-    return HeadName.of(category, attribute)
+    return HeadName.parse(category, attribute)
 
 
 def _compare(
@@ -206,7 +208,7 @@ def _compare(
     except WrongUse:  # too few pictures for it to choose by
         return {}
     if clearly_better(best, training.head.accuracy, training.held_out):
-        say(
+        echo_err(
             f"--auto reaches {best:.2f} on the same hold-out, these hyper-parameters "
             f"{training.head.accuracy:.2f}: train again with --auto."
         )
@@ -217,7 +219,7 @@ def _show(answer: dict[str, Any]) -> None:
     title = f"Head {answer['category'] or '(all categories)'}/{answer['attribute']}"
     accuracy = f"{answer['accuracy']:.2f} on {answer['held_out']} pictures that were held out"
     calibration = f"{answer['ece']:.3f} at temperature {answer['temperature']:g}"
-    facts(
+    print_fields(
         title,
         [
             ("accuracy", accuracy),
@@ -233,10 +235,12 @@ def _show(answer: dict[str, Any]) -> None:
         for name, own in answer["per_class"].items()
     ]
     columns = ["class", "precision", "recall", "held out"]
-    table("By class", columns, rows, set(columns[1:]))
+    print_table("By class", columns, rows, set(columns[1:]))
     classes, counts = answer["confusion"]["classes"], answer["confusion"]["counts"]
     rows = [[name, *row] for name, row in zip(classes, counts, strict=True)]
-    table("Confusion: true classes, predicted ones across", ["", *classes], rows, set(classes))
+    print_table(
+        "Confusion: true classes, predicted ones across", ["", *classes], rows, set(classes)
+    )
 
 
 def _figure(value: float | None) -> str:

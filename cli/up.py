@@ -14,9 +14,9 @@ from types import FrameType
 import click
 from filelock import FileLock, Timeout
 
-from cli.output import say
+from cli.output import echo_err
 from pipeline.atomic_files import write_atomic
-from pipeline.errors import ImgrecError, ServerAway, WrongUse
+from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.settings import Settings, load_settings
 
 READY_S = 120.0  # the first import of torch and rembg on a cold disk takes most of it
@@ -56,7 +56,7 @@ def down() -> None:
     """Stop what 'imgrec up --detach' started."""
     run = load_settings().data_dir / "run"
     if not _is_running(run):
-        say("Nothing runs here.")
+        echo_err("Nothing runs here.")
         return
     pid = _pid(run)
     os.kill(pid, signal.SIGTERM)
@@ -65,7 +65,7 @@ def down() -> None:
         if time.monotonic() > deadline:
             raise ImgrecError(f"Process {pid} does not end; see {run / 'up.log'}.")
         time.sleep(0.1)
-    say("Stopped.")
+    echo_err("Stopped.")
 
 
 def _supervise(settings: Settings, embed_workers: int, run: Path) -> None:
@@ -112,15 +112,15 @@ def _detach(run: Path, embed_workers: int) -> None:
     while not _read(run).get("ready"):
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            away = process.returncode == ServerAway.exit_code
+            away = process.returncode == ServerUnavailable.exit_code
             told = f"Starting failed: {lines[-1].removeprefix('Error: ')}"
-            raise ServerAway(told) if away else ImgrecError(told)
+            raise ServerUnavailable(told) if away else ImgrecError(told)
         if time.monotonic() > deadline:
             process.terminate()
             process.wait()
             raise ImgrecError(f"Not ready after {READY_S:.0f} s, stopped; see {log}.")
         time.sleep(0.1)
-    say(f"Running in the background (process {process.pid}); log: {log}. Stop: 'imgrec down'.")
+    echo_err(f"Running in the background (process {process.pid}); log: {log}. Stop: 'imgrec down'.")
 
 
 def _write(run: Path, ready: bool) -> None:

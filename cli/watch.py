@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from cli.output import duration, facts, print_json, say
+from cli.output import duration, echo_err, print_fields, print_json
 from cli.progress import progress_bar
-from pipeline.errors import JobFailed, ServerAway, TimedOut
+from pipeline.errors import JobFailed, ServerUnavailable, TimedOut
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def job_object(job_id: str) -> dict[str, Any]:
 def show_job(job_id: str) -> None:
     """Show people how far a job is."""
     job = job_object(job_id)
-    facts(
+    print_fields(
         f"Job {job_id}",
         [
             ("state", job["state"]),
@@ -59,9 +59,9 @@ def show_job(job_id: str) -> None:
         ],
     )
     if job["error"]:
-        say(f"{'Error' if job['state'] == 'failed' else 'Waiting'}: {job['error']}")
+        echo_err(f"{'Error' if job['state'] == 'failed' else 'Waiting'}: {job['error']}")
     if job["skipped"] or job["warnings"]:
-        say(f"'imgrec failures {job_id}' tells which images and why.")
+        echo_err(f"'imgrec failures {job_id}' tells which images and why.")
 
 
 def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool = False) -> None:
@@ -80,9 +80,9 @@ def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool 
     except (KeyboardInterrupt, TimedOut):
         if work is not None:
             work.stop()
-            say(f"Stopped; 'imgrec status {job_id} --wait --local' goes on with it.")
+            echo_err(f"Stopped; 'imgrec status {job_id} --wait --local' goes on with it.")
         else:
-            say(
+            echo_err(
                 f"The job goes on: 'imgrec status {job_id}' shows it, 'imgrec cancel {job_id}' "
                 "ends it."
             )
@@ -104,14 +104,16 @@ def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool 
 def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -> Job:
     from workers import resources
 
-    jobs, helper = resources.jobs(), _Helper()
+    jobs, helper = resources.jobs(), _Reconciler()
     deadline = None if timeout is None else time.monotonic() + timeout
     with progress_bar(quiet) as show:
         while True:
             try:
                 job = jobs.get(job_id)
                 progress = jobs.progress(job_id)
-            except ServerAway as error:  # the job outlives a database that restarts; so does this
+            except (
+                ServerUnavailable
+            ) as error:  # the job outlives a database that restarts; so does this
                 helper.wait_for(error)
             else:
                 show(job, progress)
@@ -120,7 +122,7 @@ def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -
                 if job.error:
                     helper.say(f"Waiting: {job.error}")
                 if work is None:
-                    helper.help(progress)
+                    helper.step(progress)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not done after {timeout:g} s.")
             if work is not None:
@@ -128,7 +130,7 @@ def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -
             time.sleep(POLL_S)
 
 
-class _Helper:
+class _Reconciler:
     """Do the reconciler's work while somebody waits, and say what keeps the job from moving."""
 
     def __init__(self) -> None:
@@ -136,7 +138,7 @@ class _Helper:
         self._looked_at = -1
         self._said: set[str] = set()
 
-    def help(self, progress: Progress) -> None:
+    def step(self, progress: Progress) -> None:
         from workers import dispatch
 
         if time.monotonic() < self._next:
@@ -153,14 +155,14 @@ class _Helper:
                         f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
                         f"{queue}', or all with 'imgrec up'."
                     )
-        except ServerAway as error:
+        except ServerUnavailable as error:
             self.wait_for(error)
 
-    def wait_for(self, error: ServerAway) -> None:
+    def wait_for(self, error: ServerUnavailable) -> None:
         """Say once that a server is away, and that it is waited for."""
         self.say(f"{error} Waiting for it.")
 
     def say(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            say(text)
+            echo_err(text)

@@ -10,7 +10,7 @@
     ├── JobFailed              1  a rebuild ended without a published version
     ├── TimedOut               1  the answer did not come in time; the work goes on
     ├── IndexMissing           3  nothing was published yet
-    └── ServerAway             4  Redis, the database or every worker is away
+    └── ServerUnavailable             4  Redis, the database or every worker is away
 
 A message is one sentence: what, which file or id, the limit, what to do next.
 """
@@ -87,7 +87,7 @@ class IndexMissing(ImgrecError):
         super().__init__(message)
 
 
-class ServerAway(ImgrecError):
+class ServerUnavailable(ImgrecError):
     """Redis, the database or all workers of a queue do not answer."""
 
     exit_code = 4

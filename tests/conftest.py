@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from tiny_clip import make_tiny_clip
 
 from pipeline.settings import Settings, load_settings
@@ -67,9 +67,11 @@ def database(database_url: str) -> Database:
 
 
 @pytest.fixture
-def desk(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[InlineWorker]:
     """A worker in this process, and a shop whose folder holds 20 products."""
-    desk = Desk(settings, tmp_path, monkeypatch)
+    desk = InlineWorker(settings, tmp_path, monkeypatch)
     for number in range(20):
         desk.shop.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
     yield desk

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
 from pipeline.settings import Settings, load_settings
 from pipeline.store.jobs import Job, Progress
@@ -48,17 +48,17 @@ class MemoryCache:
     def put_result(self, key: str, result: Any) -> None:
         self.results[key] = result
 
-    def one_trip(self) -> AbstractContextManager[None]:
+    def pipelined(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
-class Desk:
+class InlineWorker:
     """A worker process of one machine: real tasks, ledger and index; a toy encoder; no Redis."""
 
     def __init__(self, settings: Settings, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
         self.messages: deque[tuple[str, tuple[Any, ...]]] = deque()
         self.inline = False
-        self.shop = Shop(settings, tmp_path)
+        self.shop = ToyPipeline(settings, tmp_path)
         self.encoder = self.shop
         self.memory = MemoryCache()
         patch.chdir(tmp_path)

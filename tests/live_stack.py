@@ -76,7 +76,7 @@ def draw_folder(folder: Path, count: int, first_seed: int = 0) -> list[str]:
 
 
 @dataclass
-class Kept:
+class Supervised:
     """A worker that is started again whenever it ends, as a supervisor does."""
 
     queue: str
@@ -86,7 +86,7 @@ class Kept:
 
 
 @dataclass
-class Stand:
+class LiveStack:
     """One imgrec; its settings are environment variables of all its processes."""
 
     folder: Path
@@ -95,7 +95,7 @@ class Stand:
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     server: subprocess.Popen[bytes] | None = None
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[Supervised] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -160,9 +160,9 @@ class Stand:
         self.processes.append(process)
         return process
 
-    def keep(self, queue: str, **more: str) -> Kept:
+    def keep(self, queue: str, **more: str) -> Supervised:
         """Start a worker and start it again whenever it ends."""
-        kept = Kept(queue, more, self.worker(queue, **more))
+        kept = Supervised(queue, more, self.worker(queue, **more))
         self.kept.append(kept)
         if self._tending is None:
             self._tending = threading.Thread(target=self._tend, daemon=True)

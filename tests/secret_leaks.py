@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
-from live_stack import Stand
+from live_stack import LiveStack
 
 # Characters that an address must write as %XX, so that a secret has two forms.
 SECRET = "s3cret-Pa55"
@@ -13,7 +13,7 @@ ODD_SECRET = "s3cret/P@:55 %?"
 ODD_QUOTED = quote(ODD_SECRET, safe="")
 
 
-def places_of(secret: str, stand: Stand, *folders: Path) -> list[str]:
+def places_of(secret: str, stand: LiveStack, *folders: Path) -> list[str]:
     """Return every log of the stand and every process here that shows a secret in any form.
 
     Args:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.embed.embed_images import Tools, embed_shard
+from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.embed.shards import write_shard
 from pipeline.images.decode import Limits
 from pipeline.index.versions import VersionStore
-from pipeline.preprocess.prepare import Prepared
+from pipeline.preprocess.prepare import PreparedImage
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.rebuild.plan import plan_rebuild
 from pipeline.settings import Settings
@@ -19,7 +19,7 @@ from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
 
 
-class Shop:
+class ToyPipeline:
     """Rebuilds a folder in one process, step by step, with a toy encoder."""
 
     dim = 12
@@ -30,8 +30,8 @@ class Shop:
         self.root.mkdir()
         self.jobs = Jobs(Database(settings.database_url))
         self.versions = VersionStore(settings.index_dir)
-        self.tools = Tools(
-            self, lambda image: Prepared(image), Limits(10**6, 10**6), (255, 255, 255), 8, 1
+        self.tools = Embedder(
+            self, lambda image: PreparedImage(image), Limits(10**6, 10**6), (255, 255, 255), 8, 1
         )
 
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:

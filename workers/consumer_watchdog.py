@@ -12,7 +12,7 @@ from redis import RedisError
 from pipeline.failpoints import failpoint
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import connect
-from workers.watchdog import Work
+from workers.watchdog import Deadline
 
 TURN_S = 1.0
 # A read from a Redis that vanished ends after `socket_timeout`, 30 s; two may follow each other.
@@ -40,7 +40,7 @@ class Pulse(bootsteps.StartStopStep):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        connection.lose()
+        connection.disconnect()
         _loop.end()
 
     shutdown = stop
@@ -51,32 +51,32 @@ class Connection:
 
     def __init__(self) -> None:
         self.changed = threading.Event()
-        self.there = False
+        self.connected = False
         self._since = time.monotonic()
 
     def set(self) -> None:
-        self.there, self._since = True, time.monotonic()
+        self.connected, self._since = True, time.monotonic()
         self.changed.set()
 
-    def lose(self) -> None:
-        self.there, self._since = False, time.monotonic()
+    def disconnect(self) -> None:
+        self.connected, self._since = False, time.monotonic()
         self.changed.set()
 
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Say that a Redis that answers others is not connected to; one that is away is none."""
         lost_s = time.monotonic() - self._since
-        if self.there or lost_s < DEAF_S or not _redis_answers():
+        if self.connected or lost_s < DEAF_S or not _redis_answers():
             return ""
         return f"Redis answers, but no connection has come about for {lost_s:.0f} s"
 
 
 connection = Connection()
-_loop = Work("the loop that takes messages", LOOP_S)
+_loop = Deadline("the loop that takes messages", LOOP_S)
 
 
 def _turn() -> None:
     failpoint("loop")
-    _loop.move()
+    _loop.touch()
 
 
 def _redis_answers() -> bool:

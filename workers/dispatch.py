@@ -39,7 +39,7 @@ def advance(job_id: str) -> None:
     """Send the next shards of a job, or its merge when no shard is left.
 
     Raises:
-        ServerAway: Redis does not take messages; the shards stay marked and are sent again.
+        ServerUnavailable: Redis does not take messages; the shards stay marked and are sent again.
     """
     jobs = _jobs()
     window = jobs.next_window(job_id, load_settings().shard_window)
@@ -59,7 +59,7 @@ def send(task: str, queue: str, *args: object) -> None:
     """Send a task that answers through the ledger.
 
     Raises:
-        ServerAway: Redis does not answer.
+        ServerUnavailable: Redis does not answer.
     """
     if inbox is not None:
         inbox.append((task, args))
@@ -73,7 +73,7 @@ def broker() -> Iterator[None]:
     """Turn what kombu and redis-py raise into the sentence about Redis.
 
     Raises:
-        ServerAway: it does not answer, refuses us, or takes nothing more.
+        ServerUnavailable: it does not answer, refuses us, or takes nothing more.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def require_redis() -> None:
     """Check within seconds that Redis works for us, before anything is planned or sent.
 
     Raises:
-        ServerAway: it does not.
+        ServerUnavailable: it does not.
     """
     if inbox is not None:
         return
@@ -137,7 +137,7 @@ def reconcile() -> None:
 def remove_leftovers() -> None:
     """Delete the plans and shard files of jobs that have ended."""
     jobs = _jobs()
-    jobs.forget_plans()
+    jobs.drop_items()
     folder = load_settings().jobs_dir
     if not folder.is_dir():
         return

@@ -10,9 +10,9 @@ from celery import shared_task
 from PIL import Image
 
 from pipeline.atomic_files import DISK_FULL, disk_trouble, write_atomic
-from pipeline.embed.embed_images import ShardResult, embed_alone, embed_shard
+from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
 from pipeline.embed.shards import write_shard
-from pipeline.errors import BadImage, ImgrecError, ServerAway, SetupError
+from pipeline.errors import BadImage, ImgrecError, ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.find import require_allowed
@@ -23,7 +23,7 @@ from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
 
-DEATHS = 2  # an image that ran alone in so many dying workers is left out
+MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
 
 
@@ -33,7 +33,7 @@ def embed(job_id: str, n: int) -> None:
     dispatch.require_names(job_id, n)
     try:
         _embed(job_id, n)
-    except ServerAway as error:
+    except ServerUnavailable as error:
         # The lease or the reconciler brings the shard back when the server is there again.
         log.error("Shard %d of job %s: %s", n, job_id, error)
 
@@ -52,7 +52,7 @@ def _embed(job_id: str, n: int) -> None:
     failpoint("embed.after_claim")
     try:
         with Lease(
-            lambda progress: jobs.beat(claim, progress, settings.lease_s),
+            lambda progress: jobs.renew_lease(claim, progress, settings.lease_s),
             settings.lease_s,
             settings.stall_s,
             f"shard {n} of job {job_id}",
@@ -61,15 +61,15 @@ def _embed(job_id: str, n: int) -> None:
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
     except Stopped:
         # What ends a worker by its memory again and again must come to be tried alone.
-        jobs.release_shard(claim, count_attempt=memory_guard.over.is_set())
+        jobs.release_shard(claim, count_attempt=memory_guard.shutting_down.is_set())
         log.info("Shard %d of job %s goes back to the queue: this worker ends.", n, job_id)
     except LeaseLost:
         log.info("Shard %d of job %s is no longer ours.", n, job_id)
         return
-    except ServerAway:
+    except ServerUnavailable:
         raise
     except Exception as error:
-        if resources.room.leaked():
+        if resources.budget.over_limit():
             log.error("Shard %d of job %s lacks memory; the next worker has more.", n, job_id)
             # Counted: what takes it from one worker after the other is found when tried alone.
             jobs.release_shard(claim, count_attempt=True)
@@ -105,11 +105,11 @@ def _ready(job: Job) -> bool:
                 f"The folder {job.root} is not there: every embed worker must see the products "
                 "folder under the same path."
             )
-        resources.tools()
-        memory_guard.settle(resources.room, dispatch.EMBED)
+        resources.embedder()
+        memory_guard.apply_limit(resources.budget, dispatch.EMBED)
         mine = resources.fingerprint()
     except ImgrecError as error:
-        if isinstance(error, ServerAway):
+        if isinstance(error, ServerUnavailable):
             raise
         jobs.fail(job.id, f"Worker embed@{resources.HOST}: {error}")
         return False
@@ -126,28 +126,28 @@ def _ready(job: Job) -> bool:
 
 
 def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
-    known = resources.known_vectors(use_known=not job.full, proved=True)
+    known = resources.reusable_vectors(reuse=not job.full, verify=True)
     save = _saver() if job.save_preprocessed else None
     if claim.attempts <= load_settings().max_attempts:
         return embed_shard(
-            job.root, claim.images, resources.tools(), known, check=lease.check, save=save
+            job.root, claim.images, resources.embedder(), known, check=lease.check, save=save
         )
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
     jobs = resources.jobs()
 
     def end(position: int) -> None:
-        if not memory_guard.over.is_set():  # else this image may be why
+        if not memory_guard.shutting_down.is_set():  # else this image may be why
             _survived(claim, position)
 
-    return embed_alone(
+    return embed_isolated(
         job.root,
         claim.images,
-        resources.tools(),
+        resources.embedder(),
         known,
         check=lease.check,
         save=save,
-        begin=lambda position: jobs.start_alone(claim, position) <= DEATHS,
-        end=end,
+        on_start=lambda position: jobs.mark_started(claim, position) <= MAX_CRASHES,
+        on_done=end,
     )
 
 
@@ -155,9 +155,9 @@ def _survived(claim: Claim, position: int) -> None:
     """Clear an image of suspicion, however long the database is away: this process lives."""
     while True:
         try:
-            resources.jobs().end_alone(claim, position)
+            resources.jobs().clear_suspect(claim, position)
             return
-        except ServerAway:
+        except ServerUnavailable:
             if resources.stopping.wait(PATIENCE_S):
                 raise
 
@@ -166,11 +166,11 @@ def _failed(claim: Claim, error: Exception) -> None:
     """Give a shard back after an error that no image explains; end the job when it persists."""
     jobs = resources.jobs()
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        # No fault of the shard's, and it may last: the reconciler sends it until there is room.
+        # No fault of the shard's, and it may last: the reconciler sends it until there is budget.
         trouble = disk_trouble(error, load_settings().data_dir)
         log.error("Shard %d of job %s: %s", claim.n, claim.job_id, trouble)
         jobs.release_shard(claim, count_attempt=False)
-        jobs.note(claim.job_id, trouble)
+        jobs.set_waiting_reason(claim.job_id, trouble)
         return
     log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
     if claim.attempts > load_settings().max_attempts:

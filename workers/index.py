@@ -7,7 +7,7 @@ import logging
 from celery import shared_task
 
 from pipeline.atomic_files import disk_trouble
-from pipeline.errors import ImgrecError, ServerAway
+from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.settings import load_settings
@@ -26,7 +26,7 @@ def merge_shards(job_id: str) -> None:
     dispatch.require_names(job_id)
     try:
         _merge(job_id)
-    except ServerAway as error:
+    except ServerUnavailable as error:
         log.error("The merge of job %s: %s", job_id, error)
 
 
@@ -39,13 +39,15 @@ def _merge(job_id: str) -> None:
     try:
         # A merge has no natural progress to watch, so only the process's death ends its lease.
         with Lease(
-            lambda _: jobs.beat_merge(job_id, settings.lease_s), settings.lease_s, float("inf")
+            lambda _: jobs.renew_merge_lease(job_id, settings.lease_s),
+            settings.lease_s,
+            float("inf"),
         ) as lease:
             merged = _publish(job, lease)
     except (Stopped, LeaseLost):
         log.info("The merge of job %s stops; the reconciler resumes it if it is wanted.", job_id)
         return
-    except ServerAway:
+    except ServerUnavailable:
         raise
     except ImgrecError as error:
         jobs.fail(job_id, str(error).replace("JOB'", f"{job_id}'"))
@@ -60,7 +62,7 @@ def _merge(job_id: str) -> None:
     except OSError as error:
         # Nothing was published; the lease ends and the merge is tried again.
         log.error("The merge of job %s failed: %s", job_id, error)
-        jobs.note(job_id, disk_trouble(error, settings.data_dir))
+        jobs.set_waiting_reason(job_id, disk_trouble(error, settings.data_dir))
         return
     except Exception as error:
         log.error("The merge of job %s failed.", job_id, exc_info=error)
@@ -80,7 +82,7 @@ def _merge(job_id: str) -> None:
 
 def _publish(job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = resources.jobs(), load_settings(), resources.versions()
-    with versions.lock().acquire(timeout=LOCK_WAIT_S), memory_guard.expected():
+    with versions.lock().acquire(timeout=LOCK_WAIT_S), memory_guard.expect_high_usage():
         merged = merge(
             job,
             jobs.done_shards(job.id),
@@ -90,5 +92,5 @@ def _publish(job: Job, lease: Lease) -> Merged:
             require_fit=memory_guard.require_fit,
         )
         if merged.version:
-            versions.prune(settings.keep_versions, jobs.bases_in_use())
+            versions.prune(settings.keep_versions, jobs.referenced_versions())
     return merged

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from pipeline.errors import ImgrecError
 from workers.resources import stopping
-from workers.watchdog import Work
+from workers.watchdog import Deadline
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Lease:
         self._pause_s = min(BEAT_S, lease_s / BEATS_PER_LEASE)
         self._stall_s = stall_s
         self._progress = 0
-        self._work = Work(what, stall_s)
+        self._work = Deadline(what, stall_s)
         self._lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -67,7 +67,7 @@ class Lease:
         """
         if progress != self._progress:
             self._progress = progress
-            self._work.move()
+            self._work.touch()
         if self._lost:
             raise LeaseLost
         if stopping.is_set():
@@ -75,7 +75,7 @@ class Lease:
 
     def _run(self) -> None:
         while not self._ended.wait(self._pause_s):
-            if self._work.still_s > self._stall_s:
+            if self._work.idle_s > self._stall_s:
                 # A hung worker must lose its lease although this thread still lives.
                 log.error("No progress for %.0f s: giving the lease up.", self._stall_s)
                 self._lost = True

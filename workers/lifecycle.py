@@ -15,7 +15,7 @@ from kombu.entity import Queue
 from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.errors import ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images.memory_budget import keep_little
+from pipeline.images.memory_budget import limit_malloc_arenas
 from pipeline.settings import load_settings
 from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
 from workers import dispatch, memory_guard, resources, transport, watchdog
@@ -24,15 +24,15 @@ from workers.consumer_watchdog import Pulse, connection
 log = logging.getLogger(__name__)
 
 current_app.steps["consumer"].add(Pulse)
-_tasks: dict[str, watchdog.Work] = {}
+_tasks: dict[str, watchdog.Deadline] = {}
 
 
 @signals.celeryd_init.connect
-def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
     settings = load_settings()
     transport.install()
-    keep_little()
+    limit_malloc_arenas()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))
@@ -49,14 +49,14 @@ def set_up(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 
 @signals.worker_init.connect
-def widen(sender: Any, **_: Any) -> None:
+def set_query_concurrency(sender: Any, **_: Any) -> None:
     """Give a worker of queries alone its threads, unless `-c` has; leave out workers' small talk.
 
     Gossip and mingle tell workers of each other, which nothing here needs. They cost each a second
     at its start, and on a connection that went silent each message waits for its own timeout.
     """
     sender.options |= {"without_mingle": True, "without_gossip": True}
-    # Not in `set_up`: the command line has read the configured concurrency before that.
+    # Not in `configure_worker`: the command line has read the configured concurrency before that.
     if set(sender.app.amqp.queues.consume_from) == {dispatch.QUERY} and sender.concurrency == 1:
         sender.concurrency = load_settings().query_concurrency
 
@@ -76,7 +76,7 @@ def warm_up(sender: Any, **_: Any) -> None:
 
 
 @signals.after_setup_logger.connect
-def quieten(**_: Any) -> None:
+def silence_loggers(**_: Any) -> None:
     """Keep to what an operator reads: our own lines, and what goes wrong."""
     for name in ("celery.app.trace", "celery.worker.strategy", "faiss.loader", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -88,14 +88,14 @@ def start_helpers(sender: Any, **_: Any) -> None:
     queues = {queue.name for queue in sender.task_consumer.queues}
     memory_guard.begin()
     if dispatch.INDEX in queues:
-        watchdog.need(_thread("reconciler", _reconcile))
+        watchdog.register_thread(_thread("reconciler", _reconcile))
 
 
 @signals.task_prerun.connect
 def begin_task(task_id: str, task: Any, **_: Any) -> None:
     """Watch a query; a shard has its lease, and a merge no limit."""
     if task.name not in ("imgrec.embed_shard", "imgrec.merge_shards"):
-        _tasks[task_id] = watchdog.Work(f"{task.name} {task_id}", load_settings().stall_s)
+        _tasks[task_id] = watchdog.Deadline(f"{task.name} {task_id}", load_settings().stall_s)
         _tasks[task_id].begin()
 
 
@@ -141,14 +141,14 @@ def _beat(name: str) -> None:
         connection.changed.clear()
         if resources.stopping.is_set():
             break
-        ill = "; ".join([*watchdog.troubles(), *filter(None, [connection.trouble()])])
+        ill = "; ".join([*watchdog.failures(), *filter(None, [connection.problem()])])
         if ill and not before:
             log.error("This worker is ill: %s.", ill)
         elif before and not ill:
             log.warning("This worker is well again.")
         before = ill
         try:
-            heartbeat.beat(READY if connection.there else "waiting for Redis", ill)
+            heartbeat.beat(READY if connection.connected else "waiting for Redis", ill)
         except OSError as error:
             log.warning("The heartbeat file cannot be written: %s", error)
         connection.changed.wait(EVERY_S)
@@ -162,7 +162,7 @@ def _load_model() -> None:
         resources.query_prepare()
         resources.fingerprint()
         resources.batcher()
-        memory_guard.settle(resources.room, dispatch.QUERY)
+        memory_guard.apply_limit(resources.budget, dispatch.QUERY)
         log.info("The model is loaded (%.1f s).", time.monotonic() - start)
     except ImgrecError as error:
         log.error("%s", error)  # each query will say it, too
@@ -180,7 +180,7 @@ def _reconcile() -> None:
     while not resources.stopping.wait(pause_s):
         failpoint("reconcile")
         try:
-            with watchdog.Work("the reconciler", load_settings().stall_s):
+            with watchdog.Deadline("the reconciler", load_settings().stall_s):
                 dispatch.reconcile()
         except ImgrecError as error:
             log.warning("The ledger waits: %s", error)

@@ -27,7 +27,7 @@ def begin() -> None:
     if dispatch.inbox is not None:
         return
     dispatch.inbox = deque()
-    resources.leave_cache_alone()
+    resources.disable_cache()
     if not load_settings().cpu_threads:  # nobody shares the cores
         os.environ["CPU_THREADS"] = str(cores())
         load_settings.cache_clear()

@@ -25,11 +25,11 @@ from contextlib import contextmanager
 from pipeline.errors import JobFailed, SetupError
 from pipeline.images.decode_cost import BYTES_PER_PIXEL
 from pipeline.images.memory_budget import (
-    Room,
+    MemoryBudget,
+    data_segment_bytes,
     default_limit,
-    give_back,
-    promised_bytes,
-    shown,
+    format_bytes,
+    trim_heap,
     used_bytes,
 )
 from pipeline.settings import MIB, load_settings
@@ -37,15 +37,15 @@ from workers.resources import stopping
 
 log = logging.getLogger(__name__)
 
-LINE = 0.9  # of the limit: above it, a worker that rests has leaked
-LOOK_S = 0.5
+HIGH_WATERMARK = 0.9  # of the limit: above it, a worker that rests has leaked
+POLL_S = 0.5
 LEAK_S = 10.0  # above the line for so long; pictures come and go in less
-END_S = 60.0  # for tasks to end by themselves
-LEAST = 256 * MIB  # beside the models: a batch of small pictures
+GRACE_S = 60.0  # for tasks to end by themselves
+MIN_HEADROOM = 256 * MIB  # beside the models: a batch of small pictures
 PICTURES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
 BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by doubling
 
-over = threading.Event()  # set when this worker ends because of its memory
+shutting_down = threading.Event()  # set when this worker ends because of its memory
 _is_worker = threading.Event()
 _settled: set[str] = set()
 _busy = threading.Lock()  # held by work whose memory is no leak
@@ -59,14 +59,14 @@ def begin() -> None:
     threading.Thread(target=_watch, name="memory", daemon=True).start()
 
 
-def settle(room: Room, queue: str) -> None:
-    """Set the ceiling and the pictures' room, once the models of a queue are loaded.
+def apply_limit(budget: MemoryBudget, queue: str) -> None:
+    """Set the ceiling and the pictures' budget, once the models of a queue are loaded.
 
     Raises:
         SetupError: WORKER_MAX_MEMORY is less than the models take.
     """
     global _limit, _line
-    settings, base = load_settings(), promised_bytes()
+    settings, base = load_settings(), data_segment_bytes()
     if base is None or settings.memory_limit == 0 or not _is_worker.is_set() or queue in _settled:
         return
     limit = settings.memory_limit
@@ -74,12 +74,13 @@ def settle(room: Room, queue: str) -> None:
         # Nobody asked for a limit: it is never less than any allowed picture needs.
         largest = BYTES_PER_PIXEL * settings.max_image_pixels
         limit = max(default_limit(), base + int(largest / PICTURES_SHARE))
-    elif limit < base + LEAST:
+    elif limit < base + MIN_HEADROOM:
         raise SetupError(
-            f"This worker needs {shown(base)} for its models alone, so WORKER_MAX_MEMORY cannot "
-            f"be {shown(limit)}: set it to {shown(base + 2 * LEAST)} or more."
+            f"This worker needs {format_bytes(base)} for its models alone, so WORKER_MAX_MEMORY "
+            f"cannot be {format_bytes(limit)}: set it to "
+            f"{format_bytes(base + 2 * MIN_HEADROOM)} or more."
         )
-    _limit, _line = limit, int(LINE * limit)
+    _limit, _line = limit, int(HIGH_WATERMARK * limit)
     _settled.add(queue)
     if not _on_cuda():
         # The ceiling counts what was asked for and never touched, too, like the ends of stacks: a
@@ -87,7 +88,7 @@ def settle(room: Room, queue: str) -> None:
         _line -= base - (used_bytes() or base)
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    room.narrow(int((limit - base) * PICTURES_SHARE), _line)
+    budget.set_limit(int((limit - base) * PICTURES_SHARE), _line)
 
 
 def require_fit(vector_bytes: int) -> None:
@@ -96,14 +97,15 @@ def require_fit(vector_bytes: int) -> None:
     Raises:
         JobFailed: it cannot. Where the limit was left to us, everything is tried.
     """
-    limit, base = load_settings().memory_limit, promised_bytes()
+    limit, base = load_settings().memory_limit, data_segment_bytes()
     if not limit or base is None or not _is_worker.is_set():
         return
     needed = base + int(BUILD_FACTOR * vector_bytes)
     if needed > limit:
         raise JobFailed(
-            f"The index needs about {shown(needed)} of memory to be built, WORKER_MAX_MEMORY is "
-            f"{shown(limit)}: raise it for the worker on queue 'index' and run the rebuild again."
+            f"The index needs about {format_bytes(needed)} of memory to be built, "
+            f"WORKER_MAX_MEMORY is {format_bytes(limit)}: raise it for the worker on queue "
+            "'index' and run the rebuild again."
         )
 
 
@@ -114,7 +116,7 @@ def end_worker() -> None:
 
 
 @contextmanager
-def expected() -> Iterator[None]:
+def expect_high_usage() -> Iterator[None]:
     """Do work that may come close to the limit, like a merge: that is no leak."""
     with _busy:
         yield
@@ -126,13 +128,13 @@ def _watch() -> None:
     if wanted == 0 or used_bytes() is None:
         return
     since: float | None = None
-    while not stopping.wait(LOOK_S):
+    while not stopping.wait(POLL_S):
         limit = _limit or wanted or default_limit()
-        line = _line or LINE * limit
+        line = _line or HIGH_WATERMARK * limit
         if (used_bytes() or 0) <= line or _busy.locked():
             since = None
             continue
-        give_back()
+        trim_heap()
         since, used = since or time.monotonic(), used_bytes() or 0
         if used > limit or (used > line and time.monotonic() - since > LEAK_S):
             _end(used, limit)
@@ -141,16 +143,16 @@ def _watch() -> None:
 
 def _end(used: int, limit: int) -> None:
     """Give running work back and end this worker, gently at first."""
-    over.set()
+    shutting_down.set()
     log.error(
         "This worker holds %s of memory, its limit WORKER_MAX_MEMORY is %s: it gives its work "
         "back and ends, to be started again. Raise the limit where this happens often.",
-        shown(used),
-        shown(limit),
+        format_bytes(used),
+        format_bytes(limit),
     )
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(END_S)
-    log.error("A task has not ended within %.0f s; it ends with this process.", END_S)
+    time.sleep(GRACE_S)
+    log.error("A task has not ended within %.0f s; it ends with this process.", GRACE_S)
     os._exit(os.EX_SOFTWARE)
 
 

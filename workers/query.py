@@ -17,9 +17,9 @@ from pipeline.errors import BadImage, ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
-from pipeline.search.query import Question
+from pipeline.search.query import Query
 from pipeline.search.rank import Answer, compose, recommend
-from pipeline.search.relevance_feedback import Shown
+from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.settings import load_settings
 from pipeline.store.cache import result_key
 from workers import dispatch, memory_guard, resources
@@ -42,11 +42,11 @@ def query_image(
         options: the fields of `pipeline.search.query.Question`.
 
     Returns the query object of the command line's contract. Raises what its sentence tells:
-    IndexMissing, BadImage, FingerprintMismatch, SetupError, WrongUse, ServerAway.
+    IndexMissing, BadImage, FingerprintMismatch, SetupError, WrongUse, ServerUnavailable.
     """
     start = time.monotonic()
     failpoint("query.start")
-    question = Question.from_message(top_k, options)
+    question = Query.from_message(top_k, options)
     _require_size(data)
     question.require_subject(bool(data))
     index = resources.published().current()
@@ -64,7 +64,7 @@ def query_image(
         known = resources.KnownVectors(mine.id, index.version)
         picture = (lambda: _vector(data, digest, known)) if data else None
         opinions = resources.opinions().get(now=True) if question.uses_feedback else None
-        with resources.cache().one_trip():
+        with resources.cache().pipelined():
             asked = compose(question, picture, resources.text_vector, shelf)
             answer = recommend(question, index, shelf, asked, opinions)
             if not question.uses_feedback:
@@ -78,7 +78,7 @@ def query_image(
     )
     if self.request.id:
         resources.query_log().put(
-            Shown(
+            LoggedQuery(
                 query_id=self.request.id,
                 asked_at=time.time(),
                 who=question.user,
@@ -125,7 +125,7 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
     if not isinstance(use_trained, bool):
         raise WrongUse("The query cannot be used: use_trained is neither true nor false.")
     classifier = resources.trained() if use_trained else resources.zero_shot()
-    answer = classifier.classify(_vector(data, sha256(data), resources.known_vectors()))
+    answer = classifier.classify(_vector(data, sha256(data), resources.reusable_vectors()))
     log.info("Classified %s in %.0f ms.", self.request.id, 1000 * (time.monotonic() - start))
     return answer
 
@@ -142,7 +142,7 @@ def _vector(data: bytes, digest: str, known: resources.KnownVectors) -> NDArray[
     vector = known.get(digest)
     if vector is None:
         prepare = resources.query_prepare()
-        memory_guard.settle(resources.room, dispatch.QUERY)
+        memory_guard.apply_limit(resources.budget, dispatch.QUERY)
         image = decode(data, resources.limits(), load_settings().preprocess_bg_color)
         try:
             prepared = prepare(image)

@@ -7,9 +7,9 @@ import threading
 import time
 from collections import deque
 
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerUnavailable
 from pipeline.failpoints import failpoint
-from pipeline.search.relevance_feedback import Shown
+from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.settings import load_settings
 from pipeline.store.feedback import FeedbackLog
 from workers import watchdog
@@ -31,13 +31,13 @@ class QueryLog:
     def __init__(self, feedback: FeedbackLog, days: int) -> None:
         self._feedback = feedback
         self._days = days
-        self._waiting: deque[Shown] = deque(maxlen=MOST)
+        self._waiting: deque[LoggedQuery] = deque(maxlen=MOST)
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._forget_at = 0.0
         self._thread: threading.Thread | None = None
 
-    def put(self, shown: Shown) -> None:
+    def put(self, shown: LoggedQuery) -> None:
         """Take a query; it is in the database a moment later."""
         if not self._days:
             return
@@ -48,13 +48,13 @@ class QueryLog:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="query-log", daemon=True)
                     self._thread.start()
-                    watchdog.need(self._thread)
+                    watchdog.register_thread(self._thread)
 
     def flush(self) -> None:
         """Write what waits, now.
 
         Raises:
-            ServerAway: the database does not answer; nothing of it is lost.
+            ServerUnavailable: the database does not answer; nothing of it is lost.
         """
         with self._lock:
             batch = []
@@ -64,7 +64,7 @@ class QueryLog:
                 return
             try:
                 self._feedback.put_queries(batch)
-            except ServerAway:
+            except ServerUnavailable:
                 self._waiting.extendleft(reversed(batch[-MOST:]))
                 raise
             if time.monotonic() >= self._forget_at:
@@ -78,9 +78,9 @@ class QueryLog:
             time.sleep(WRITE_EVERY_S)
             failpoint("query_log.write")
             try:
-                with watchdog.Work("the log of queries", load_settings().stall_s):
+                with watchdog.Deadline("the log of queries", load_settings().stall_s):
                     self.flush()
-            except ServerAway as error:
+            except ServerUnavailable as error:
                 log.warning("The log of queries waits: %s", error)
                 self._wanted.set()
                 time.sleep(RETRY_S)

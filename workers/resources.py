@@ -18,27 +18,27 @@ from pipeline.classify.classifiers import Trained, ZeroShot, text_matrix
 from pipeline.classify.head_store import HeadStore
 from pipeline.classify.labels import load_labels
 from pipeline.embed.clip import Clip, load_clip
-from pipeline.embed.embed_images import Tools, make_tools
+from pipeline.embed.embed_images import Embedder, build_embedder
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
-from pipeline.images.memory_budget import Room
+from pipeline.images.memory_budget import MemoryBudget
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.versions import Version, VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
-from pipeline.preprocess.prepare import Prepared, Preprocessing, prepare
-from pipeline.search.catalogue_filter import Shelves
+from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
+from pipeline.search.catalogue_filter import IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue
-from pipeline.search.relevance_feedback import Opinions
+from pipeline.search.relevance_feedback import FeedbackIndex
 from pipeline.settings import load_settings
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
-from pipeline.store.refreshing import Polled
+from pipeline.store.refreshing import RevisionCache
 from workers import watchdog
 from workers.query_log import QueryLog
 
@@ -86,8 +86,8 @@ def products() -> Products:
 
 
 @once
-def catalogue() -> Polled[Catalogue]:
-    return Polled(products().revision, products().catalogue)
+def catalogue() -> RevisionCache[Catalogue]:
+    return RevisionCache(products().revision, products().catalogue)
 
 
 @once
@@ -96,10 +96,10 @@ def feedback() -> FeedbackLog:
 
 
 @once
-def opinions() -> Polled[Opinions]:
+def opinions() -> RevisionCache[FeedbackIndex]:
     """The newest feedback on queries of this process's kind."""
     mine = fingerprint().id
-    return Polled(feedback().revision, lambda: Opinions(feedback().newest(mine)))
+    return RevisionCache(feedback().revision, lambda: FeedbackIndex(feedback().newest(mine)))
 
 
 @once
@@ -118,14 +118,14 @@ def published() -> PublishedIndex:
 
 
 @once
-def shelves() -> Shelves:
-    return Shelves(catalogue().get)
+def shelves() -> IndexedCatalogues:
+    return IndexedCatalogues(catalogue().get)
 
 
 _without_cache = False
 
 
-def leave_cache_alone() -> None:
+def disable_cache() -> None:
     """Use no shared cache in this process; call it before anything asks for one."""
     global _without_cache
     _without_cache = True
@@ -159,23 +159,23 @@ def fingerprint() -> Fingerprint:
 
 
 # Shared by all pictures that this process decodes; see workers.memory.
-room = Room()
+budget = MemoryBudget()
 
 
 def limits() -> Limits:
     settings = load_settings()
-    return Limits(settings.max_image_pixels, settings.max_image_bytes, room)
+    return Limits(settings.max_image_pixels, settings.max_image_bytes, budget)
 
 
 @once
-def tools() -> Tools:
+def embedder() -> Embedder:
     """Everything that embedding a shard needs."""
     encoder = clip()  # first: torch brings the CUDA libraries that onnxruntime looks for
-    return replace(make_tools(load_settings(), encoder), limits=limits())
+    return replace(build_embedder(load_settings(), encoder), limits=limits())
 
 
 @once
-def query_prepare() -> Callable[[Image.Image], Prepared]:
+def query_prepare() -> Callable[[Image.Image], PreparedImage]:
     """The same preprocessing for queries; background removal takes one picture at a time.
 
     On all threads, for latency. Without it there is nothing to wait for: pictures are made ready
@@ -189,7 +189,7 @@ def query_prepare() -> Callable[[Image.Image], Prepared]:
     remover = load_remover(settings, threads=settings.threads)
     turn = threading.Lock()
 
-    def run(image: Image.Image) -> Prepared:
+    def run(image: Image.Image) -> PreparedImage:
         with turn:
             return prepare(image, spec, remover)
 
@@ -221,45 +221,43 @@ def batcher() -> Batcher[Image.Image]:
     embed_images, stall_s = clip().embed_images, load_settings().stall_s
 
     def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        with watchdog.Work("a batch of queries", stall_s):
+        with watchdog.Deadline("a batch of queries", stall_s):
             failpoint("batch")
             return embed_images(images)
 
     made = Batcher(embed, load_settings().embed_batch_size)
-    watchdog.need(made.thread)
+    watchdog.register_thread(made.thread)
     return made
 
 
-_proved: set[str] = set()  # versions whose vectors this process has read whole
+_verified: set[str] = set()  # versions whose vectors this process has read whole
 
 
-def known_vectors(*, use_known: bool = True, proved: bool = False) -> KnownVectors:
+def reusable_vectors(*, reuse: bool = True, verify: bool = False) -> KnownVectors:
     """Return what the published version and the cache hold of this process's vectors.
 
     Args:
-        use_known: false for vectors that are only kept, never looked up.
-        proved: compare the version's vectors with their digest before one is reused.
+        reuse: false for vectors that are only kept, never looked up.
+        verify: compare the version's vectors with their digest before one is reused.
     """
     version = None
-    if use_known:
+    if reuse:
         try:
             version = versions().current()
-            if proved and version.identity not in _proved:
+            if verify and version.identity not in _verified:
                 versions().verify(version, ["vectors.npy"])
-                _proved.add(version.identity)
+                _verified.add(version.identity)
         except ImgrecError:
             version = None  # none yet, or broken: then nothing of it is reused
-    return KnownVectors(fingerprint().id, version, use_known=use_known)
+    return KnownVectors(fingerprint().id, version, reuse=reuse)
 
 
 class KnownVectors:
     """Vectors by content hash: from an index version, then from the shared cache."""
 
-    def __init__(
-        self, fingerprint_id: str, version: Version | None, *, use_known: bool = True
-    ) -> None:
+    def __init__(self, fingerprint_id: str, version: Version | None, *, reuse: bool = True) -> None:
         self._fingerprint = fingerprint_id
-        self._use_known = use_known
+        self._use_known = reuse
         self._version = version if version and version.fingerprint == fingerprint_id else None
 
     def get(self, digest: str) -> NDArray[np.float32] | None:

@@ -12,10 +12,10 @@ from types import TracebackType
 
 _lock = threading.Lock()
 _threads: list[threading.Thread] = []
-_works: set[Work] = set()
+_works: set[Deadline] = set()
 
 
-class Work:
+class Deadline:
     """Something under way, from `begin` to `end`, that must move at least once in `limit_s`."""
 
     def __init__(self, what: str, limit_s: float) -> None:
@@ -23,11 +23,11 @@ class Work:
         self._moved = time.monotonic()
 
     def begin(self) -> None:
-        self.move()
+        self.touch()
         with _lock:
             _works.add(self)
 
-    def move(self) -> None:
+    def touch(self) -> None:
         """Note that it goes on."""
         self._moved = time.monotonic()
 
@@ -35,7 +35,7 @@ class Work:
         with _lock:
             _works.discard(self)
 
-    def __enter__(self) -> Work:
+    def __enter__(self) -> Deadline:
         self.begin()
         return self
 
@@ -48,12 +48,12 @@ class Work:
         self.end()
 
     @property
-    def still_s(self) -> float:
+    def idle_s(self) -> float:
         """Seconds without a move; a machine that slept does not count."""
         return time.monotonic() - self._moved
 
 
-def need(thread: threading.Thread) -> None:
+def register_thread(thread: threading.Thread) -> None:
     """Be ill when this thread, which must live as long as the process, has ended."""
     with _lock:
         _threads.append(thread)
@@ -66,13 +66,13 @@ def forget() -> None:
         _works.clear()
 
 
-def troubles() -> list[str]:
+def failures() -> list[str]:
     """Say what is dead or hangs."""
     with _lock:
         threads, works = list(_threads), list(_works)
     dead = [f"the thread '{thread.name}' is dead" for thread in threads if not thread.is_alive()]
     return dead + [
-        f"{work.what} has not moved for {work.still_s:.0f} s"
+        f"{work.what} has not moved for {work.idle_s:.0f} s"
         for work in works
-        if work.still_s > work.limit_s
+        if work.idle_s > work.limit_s
     ]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classify.head import THE_CATEGORY, Head, HeadName, require_features
+from pipeline.classify.head import CATEGORY, Head, HeadName, require_features
 from pipeline.classify.head_store import HeadStore
 from pipeline.classify.labels import Labels, Prompts
 from pipeline.embed.fingerprint import Fingerprint
@@ -49,7 +49,7 @@ class Guess:
     confidence: float
     certain: bool
 
-    def shown(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return label and confidence; a doubtful label is `unknown`, and stands as best_guess."""
         if self.certain:
             return {"label": self.label, "confidence": self.confidence}
@@ -77,7 +77,7 @@ class ZeroShot:
             SetupError: the model has no tokenizer.
         """
         category = self.category(vector)
-        return {"category": category.shown(), "attributes": self.attributes(vector, category)}
+        return {"category": category.to_json(), "attributes": self.attributes(vector, category)}
 
     def category(self, vector: Vectors) -> Guess:
         """Guess the category of one (d,) unit image vector."""
@@ -96,7 +96,7 @@ class ZeroShot:
         known = self._known(category)
         prompts = self._labels.attribute_prompts(known, name)
         guess = self._guess(vector, (known, name), prompts)
-        return {"name": name, **guess.shown(), "source": ZERO_SHOT}
+        return {"name": name, **guess.to_json(), "source": ZERO_SHOT}
 
     def _known(self, category: Guess) -> str | None:
         """Return the category that prompts can name; a head may say one that has none."""
@@ -136,17 +136,17 @@ class Trained:
         head = self._heads.category_head()
         if head is None:
             category = self._zero_shot.category(vector)
-            shown = category.shown()
+            shown = category.to_json()
         else:
-            category = self._ask(head, THE_CATEGORY, vector)
-            shown = {**category.shown(), "source": TRAINED}
+            category = self._ask(head, CATEGORY, vector)
+            shown = {**category.to_json(), "source": TRAINED}
         heads = self._heads.of_category(category.label) if category.certain else {}
         names = self._zero_shot.names(category)
         found = []
         for name in (*names, *(extra for extra in heads if extra not in names)):
             if name in heads:
                 guess = self._ask(heads[name], HeadName(category.label, name), vector)
-                found.append({"name": name, **guess.shown(), "source": TRAINED})
+                found.append({"name": name, **guess.to_json(), "source": TRAINED})
             else:
                 found.append(self._zero_shot.attribute(vector, category, name))
         return {"category": shown, "attributes": found}

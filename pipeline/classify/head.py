@@ -26,13 +26,13 @@ class HeadName:
     attribute: str
 
     @classmethod
-    def of(cls, category: str, attribute: str) -> HeadName:
+    def parse(cls, category: str, attribute: str) -> HeadName:
         """Check both names: they become folders.
 
         Raises:
             WrongUse: a name has a part of a path in it, or is taken.
         """
-        return cls(require_name("category", category), require_name("attribute", attribute))
+        return cls(validate_name("category", category), validate_name("attribute", attribute))
 
     @property
     def folder(self) -> Path:
@@ -48,7 +48,7 @@ class HeadName:
         return f"imgrec train --category {category} --attribute {attribute}"
 
 
-THE_CATEGORY = HeadName(None, "category")
+CATEGORY = HeadName(None, "category")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Head:
         return softmax(self.logits(vector[None])[0] / self.temperature)
 
 
-def require_name(kind: str, name: str) -> str:
+def validate_name(kind: str, name: str) -> str:
     """Return a name that can be a folder's and a label.
 
     Raises:

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from pipeline.atomic_files import write_atomic
-from pipeline.classify.head import CATEGORY_HEAD, THE_CATEGORY, Head, HeadName
+from pipeline.classify.head import CATEGORY, CATEGORY_HEAD, Head, HeadName
 from pipeline.classify.labels import NAME
 from pipeline.errors import HeadBroken, SetupError
 from pipeline.failpoints import failpoint
@@ -98,7 +98,7 @@ def load_head(models: Path, name: HeadName) -> Head:
 
 def list_heads(models: Path) -> list[HeadName]:
     """Name every head below a folder, the category head first."""
-    found = [THE_CATEGORY] if (models / THE_CATEGORY.folder / MODEL).is_file() else []
+    found = [CATEGORY] if (models / CATEGORY.folder / MODEL).is_file() else []
     for category in _names(models):
         found += _heads_of(models, category)
     return found
@@ -126,7 +126,7 @@ class HeadStore:
         Raises:
             HeadBroken: it cannot be read.
         """
-        return self._get(THE_CATEGORY)
+        return self._get(CATEGORY)
 
     def _get(self, name: HeadName) -> Head | None:
         try:

@@ -23,10 +23,10 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import OUT_OF_MEMORY, WORK_SIDE, Limits, decode, read_image, sha256
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, confined
-from pipeline.images.memory_budget import Room
+from pipeline.images.memory_budget import MemoryBudget
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.cutout_cache import PreparedCache
-from pipeline.preprocess.prepare import Prepared, Preprocessing, prepare
+from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
 from pipeline.settings import Settings
 
 Vector = NDArray[np.float32]
@@ -51,11 +51,11 @@ class VectorCache(Protocol):
 
 
 @dataclass(frozen=True)
-class Tools:
+class Embedder:
     """What a worker process holds ready for every shard."""
 
     encoder: Encoder
-    prepare: Callable[[Image.Image], Prepared]
+    prepare: Callable[[Image.Image], PreparedImage]
     limits: Limits
     bg_color: tuple[int, int, int]
     batch_size: int
@@ -64,7 +64,7 @@ class Tools:
     prepared: PreparedCache | None = None
 
 
-def make_tools(settings: Settings, encoder: Encoder) -> Tools:
+def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
     """Put together what these settings ask for; load the model (`encoder`) before.
 
     Each of the look-ahead threads removes backgrounds on its own with one compute thread: that
@@ -82,7 +82,7 @@ def make_tools(settings: Settings, encoder: Encoder) -> Tools:
     if settings.use_bg_removal and settings.prepared_cache_bytes:  # resizing alone costs no more
         folder = settings.data_dir / "prepared"
         prepared = PreparedCache(folder, spec, limits, settings.prepared_cache_bytes)
-    return Tools(
+    return Embedder(
         encoder=encoder,
         prepare=lambda image: prepare(image, spec, remover),
         limits=limits,
@@ -108,19 +108,19 @@ class ShardResult:
 
 
 @dataclass(frozen=True)
-class _Read:
+class ReadResult:
     """One image after its thread: a known vector, pixels for the model, or a failure."""
 
     digest: str = ""
     vector: Vector | None = None
-    prepared: Prepared | None = None
+    prepared: PreparedImage | None = None
     failure: Failure | None = None
 
 
 def embed_shard(
     root: Path,
     images: Sequence[ImageFile],
-    tools: Tools,
+    embedder: Embedder,
     cache: VectorCache,
     *,
     check: Callable[[int], None],
@@ -140,25 +140,25 @@ def embed_shard(
     vectors: dict[int, Vector] = {}
     failures: list[Failure] = []
     embedded = 0
-    batch: list[tuple[int, _Read]] = []
+    batch: list[tuple[int, ReadResult]] = []
 
     def flush() -> None:
         nonlocal embedded
         prepared = [read.prepared.image for _, read in batch if read.prepared]
-        fresh = tools.encoder.embed_images(prepared)
+        fresh = embedder.encoder.embed_images(prepared)
         for (position, read), vector in zip(batch, fresh, strict=True):
             vectors[position], digests[position] = vector, read.digest
         embedded += len(batch)
         cache.put({read.digest: vectors[position] for position, read in batch})
         batch.clear()
 
-    def read_one(image: ImageFile) -> _Read:
+    def read_one(image: ImageFile) -> ReadResult:
         return _with_memory(
-            image.path, tools.limits.room, lambda: _read(root, image, tools, cache, save)
+            image.path, embedder.limits.budget, lambda: _read(root, image, embedder, cache, save)
         )
 
-    ahead = 2 * tools.batch_size
-    for position, read in enumerate(_look_ahead(read_one, images, tools.threads, ahead)):
+    ahead = 2 * embedder.batch_size
+    for position, read in enumerate(_look_ahead(read_one, images, embedder.threads, ahead)):
         check(position)
         if read.failure:
             failures.append(read.failure)
@@ -166,7 +166,7 @@ def embed_shard(
             vectors[position], digests[position] = read.vector, read.digest
         elif read.prepared is not None:
             batch.append((position, read))
-        if len(batch) == tools.batch_size:
+        if len(batch) == embedder.batch_size:
             flush()
     if batch:
         flush()
@@ -178,7 +178,7 @@ def embed_shard(
             np.array([digests[position] for position in positions], "S64"),
             np.stack([vectors[position] for position in positions])
             if positions
-            else np.zeros((0, tools.encoder.dim), np.float32),
+            else np.zeros((0, embedder.encoder.dim), np.float32),
         ),
         failures=failures,
         embedded=embedded,
@@ -186,16 +186,16 @@ def embed_shard(
     )
 
 
-def embed_alone(
+def embed_isolated(
     root: Path,
     images: Sequence[ImageFile],
-    tools: Tools,
+    embedder: Embedder,
     cache: VectorCache,
     *,
     check: Callable[[int], None],
     save: Callable[[str, Image.Image], None] | None = None,
-    begin: Callable[[int], bool],
-    end: Callable[[int], None],
+    on_start: Callable[[int], bool],
+    on_done: Callable[[int], None],
 ) -> ShardResult:
     """Embed a shard that has crashed its worker: one image at a time, each announced before.
 
@@ -203,35 +203,35 @@ def embed_alone(
     256 images needs eight.
 
     Args:
-        begin: called with a position before its image; False leaves the image out as a failure,
+        on_start: called with a position before its image; False leaves the image out as a failure,
             because the worker died each time when it ran alone.
-        end: called after an image that left the worker alive.
+        on_done: called after an image that left the worker alive.
     """
     results: list[tuple[int, ShardResult]] = []
     failures: list[Failure] = []
     for position, image in enumerate(images):
         check(position)
-        if not begin(position):
+        if not on_start(position):
             reason = "crashed the worker: its process died each time this image ran alone"
             failures.append(Failure(image.path, "crash", reason))
             continue
         try:
-            result = embed_shard(root, [image], tools, cache, check=lambda done: None, save=save)
+            result = embed_shard(root, [image], embedder, cache, check=lambda done: None, save=save)
         except (ImgrecError, OSError):
-            end(position)
+            on_done(position)
             raise  # a server or a disk, which no image is to blame for
         except Exception as error:
-            if tools.limits.room.leaked():
+            if embedder.limits.budget.over_limit():
                 raise  # nor for what the process lost before
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             failures.append(Failure(image.path, "embed", reason))
         else:
             results.append((position, result))
             failures += result.failures
-        end(position)
+        on_done(position)
     check(len(images))
     good = [(position, result) for position, result in results if len(result.vectors.positions)]
-    empty = np.zeros((0, tools.encoder.dim), np.float32)
+    empty = np.zeros((0, embedder.encoder.dim), np.float32)
     return ShardResult(
         vectors=ShardVectors(
             np.array([position for position, _ in good], np.int32),
@@ -244,7 +244,7 @@ def embed_alone(
     )
 
 
-def _with_memory(path: str, room: Room, read: Callable[[], _Read]) -> _Read:
+def _with_memory(path: str, budget: MemoryBudget, read: Callable[[], ReadResult]) -> ReadResult:
     """Read and prepare one image; alone, where memory did not suffice beside others.
 
     Raises:
@@ -253,57 +253,57 @@ def _with_memory(path: str, room: Room, read: Callable[[], _Read]) -> _Read:
     with suppress(MemoryError):
         return read()
     # It may have been a picture beside it, that takes more than its header says.
-    with room.alone(), suppress(MemoryError):
+    with budget.exclusive(), suppress(MemoryError):
         return read()
-    if room.leaked():  # asked once the errors are gone: their tracebacks hold what they met
+    if budget.over_limit():  # asked once the errors are gone: their tracebacks hold what they met
         raise MemoryError
-    return _Read(failure=Failure(path, "preprocess", OUT_OF_MEMORY))
+    return ReadResult(failure=Failure(path, "preprocess", OUT_OF_MEMORY))
 
 
 def _read(
     root: Path,
     image: ImageFile,
-    tools: Tools,
+    embedder: Embedder,
     cache: VectorCache,
     save: Callable[[str, Image.Image], None] | None,
-) -> _Read:
+) -> ReadResult:
     try:
         failpoint(f"image:{image.path}")
-        data = read_image(confined(root, image.path), tools.limits)
+        data = read_image(confined(root, image.path), embedder.limits)
         digest = sha256(data)
         known = cache.get(digest)
         if known is not None and save is None:
-            return _Read(digest, vector=known)
-        prepared = _prepare(data, digest, tools)
+            return ReadResult(digest, vector=known)
+        prepared = _prepare(data, digest, embedder)
         if save is not None:
             save(image.path, prepared.image)
     except BadImage as error:
         if error.reason == OUT_OF_MEMORY:
             raise MemoryError from error
-        return _Read(failure=Failure(image.path, error.stage, error.reason))
+        return ReadResult(failure=Failure(image.path, error.stage, error.reason))
     warning = None
     if prepared.warning:
         warning = Failure(image.path, "preprocess", prepared.warning, warning=True)
     if known is not None:
-        return _Read(digest, vector=known, failure=warning)
-    return _Read(digest, prepared=prepared, failure=warning)
+        return ReadResult(digest, vector=known, failure=warning)
+    return ReadResult(digest, prepared=prepared, failure=warning)
 
 
-def _prepare(data: bytes, digest: str, tools: Tools) -> Prepared:
-    kept = tools.prepared.get(digest) if tools.prepared else None
+def _prepare(data: bytes, digest: str, embedder: Embedder) -> PreparedImage:
+    kept = embedder.prepared.get(digest) if embedder.prepared else None
     if kept is not None:
         return kept
-    made = tools.prepare(decode(data, tools.limits, tools.bg_color, tools.decode_side))
-    if tools.prepared:
-        tools.prepared.put(digest, made)
+    made = embedder.prepare(decode(data, embedder.limits, embedder.bg_color, embedder.decode_side))
+    if embedder.prepared:
+        embedder.prepared.put(digest, made)
     return made
 
 
 def _look_ahead(
-    work: Callable[[ImageFile], _Read], images: Sequence[ImageFile], threads: int, ahead: int
-) -> Iterator[_Read]:
+    work: Callable[[ImageFile], ReadResult], images: Sequence[ImageFile], threads: int, ahead: int
+) -> Iterator[ReadResult]:
     """Yield `work(image)` in order, computed by threads at most `ahead` images in front."""
-    waiting: deque[Future[_Read]] = deque()
+    waiting: deque[Future[ReadResult]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read", initializer=_step_back)
     try:
         for image in images:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embed.embed_images import Tools, embed_shard
+from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, find_images
@@ -110,22 +110,22 @@ def class_of(path: str) -> str:
 
 
 def embed_folder(
-    root: Path, tools: Tools, done: Callable[[int], None]
+    root: Path, embedder: Embedder, done: Callable[[int], None]
 ) -> tuple[list[str], Vectors, list[Failure]]:
     """Embed all pictures of a folder -> paths, (n, d) vectors, what could not be used."""
     images, failures = list_folder(root)
-    result = embed_shard(root, images, tools, _NoCache(), check=done)
+    result = embed_shard(root, images, embedder, _NoCache(), check=done)
     paths = [images[position].path for position in result.vectors.positions]
     return paths, result.vectors.vectors, failures + result.failures
 
 
-def embed_labelled(root: Path, tools: Tools, done: Callable[[int], None]) -> Labelled:
+def embed_labelled(root: Path, embedder: Embedder, done: Callable[[int], None]) -> Labelled:
     """Embed all pictures of a folder of class folders; bad ones are listed as failures.
 
     Raises:
         WrongUse: no picture can be used.
     """
-    paths, vectors, failures = embed_folder(root, tools, done)
+    paths, vectors, failures = embed_folder(root, embedder, done)
     if not paths:
         raise WrongUse(f"No picture below '{root}' can be used: {failures[0].reason}.")
     return Labelled(root, paths, np.array([class_of(path) for path in paths]), vectors, failures)

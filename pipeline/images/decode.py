@@ -11,8 +11,13 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import BadImage
-from pipeline.images.decode_cost import BYTES_PER_PIXEL, decode_cost, require_honest, webp_size
-from pipeline.images.memory_budget import Room
+from pipeline.images.decode_cost import (
+    BYTES_PER_PIXEL,
+    decode_cost,
+    reject_decompression_bomb,
+    webp_size,
+)
+from pipeline.images.memory_budget import MemoryBudget
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MIN_SIDE = 8  # below this there is no product to see, only a tracking pixel
@@ -42,7 +47,7 @@ class Limits:
 
     max_pixels: int
     max_bytes: int
-    room: Room = field(default_factory=Room, compare=False)
+    budget: MemoryBudget = field(default_factory=MemoryBudget, compare=False)
 
 
 def read_image(path: Path, limits: Limits) -> bytes:
@@ -87,13 +92,13 @@ def decode(
     declared = webp_size(data)
     if declared is not None:
         _require_pixels(declared, limits)
-        with limits.room.take(BYTES_PER_PIXEL * declared[0] * declared[1]):
-            return _decode(data, limits, background, side, Room())
-    return _decode(data, limits, background, side, limits.room)
+        with limits.budget.reserve(BYTES_PER_PIXEL * declared[0] * declared[1]):
+            return _decode(data, limits, background, side, MemoryBudget())
+    return _decode(data, limits, background, side, limits.budget)
 
 
 def _decode(
-    data: bytes, limits: Limits, background: tuple[int, int, int], side: int, room: Room
+    data: bytes, limits: Limits, background: tuple[int, int, int], side: int, budget: MemoryBudget
 ) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -109,12 +114,12 @@ def _decode(
                 f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
             )
         try:
-            require_honest(image, data, limits.max_pixels)
+            reject_decompression_bomb(image, data, limits.max_pixels)
             # In the picture's own shape: in a square one, a 4:3 photo would be decoded twice as
             # large, because of its shorter side.
             share = side / max(width, height)
             image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
-            with room.take(decode_cost(image, width * height)):
+            with budget.reserve(decode_cost(image, width * height)):
                 image.load()
                 # Before the modes change: converting drops the EXIF block that holds the rotation.
                 # In one go: a name for the picture in between would keep it while it is scaled.

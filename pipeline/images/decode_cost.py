@@ -46,7 +46,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def require_honest(image: Image.Image, data: bytes, max_pixels: int) -> None:
+def reject_decompression_bomb(image: Image.Image, data: bytes, max_pixels: int) -> None:
     """Refuse a picture, opened but not loaded, that costs far more than its size tells.
 
     Raises:

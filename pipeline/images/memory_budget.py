@@ -35,7 +35,7 @@ def used_bytes() -> int | None:
     return _status("RssAnon", "RssShmem", "VmSwap")
 
 
-def promised_bytes() -> int | None:
+def data_segment_bytes() -> int | None:
     """Return what the kernel counts against RLIMIT_DATA: used or not, it was asked for."""
     return _status("VmData")
 
@@ -51,7 +51,7 @@ def default_limit() -> int:
     return int(limit)
 
 
-def keep_little() -> None:
+def limit_malloc_arenas() -> None:
     """Have the C library share its arenas between threads; call it before any thread.
 
     Each of 16 threads would keep some of the largest picture that it ever decoded: after 6,000
@@ -61,18 +61,18 @@ def keep_little() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Have the C library return what it keeps for later; freed memory is no leak."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def shown(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Return a number of bytes for people."""
     return f"{size / 1024 / MIB:.1f} GiB" if size >= 1024 * MIB else f"{size // MIB} MiB"
 
 
-class Room:
+class MemoryBudget:
     """Memory for pictures: a thread waits until what its picture may need is free.
 
     Without limit until `narrow` is called: what the models leave is known once they are loaded.
@@ -85,12 +85,12 @@ class Room:
         self._alone: int | None = None
         self._changed = threading.Condition()
 
-    def narrow(self, size: int, line: int) -> None:
+    def set_limit(self, size: int, line: int) -> None:
         """Share `size` bytes; a process above `line` without any picture has leaked."""
         self._size, self._line = size, line
 
     @contextmanager
-    def take(self, wanted: int) -> Iterator[None]:
+    def reserve(self, wanted: int) -> Iterator[None]:
         """Hold room for one picture.
 
         Raises:
@@ -99,8 +99,9 @@ class Room:
         with self._changed:
             if self._size is not None and wanted > self._size:
                 raise BadImage(
-                    f"the image would need {shown(wanted)} of memory, WORKER_MAX_MEMORY leaves "
-                    f"{shown(self._size)} for pictures: raise it, or make the image smaller"
+                    f"the image would need {format_bytes(wanted)} of memory, WORKER_MAX_MEMORY "
+                    f"leaves {format_bytes(self._size)} for pictures: raise it, or make the image "
+                    "smaller"
                 )
             self._changed.wait_for(lambda: self._fits(wanted))
             self._taken += wanted
@@ -112,8 +113,8 @@ class Room:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold all room, once no other thread holds any; this thread may still `take`."""
+    def exclusive(self) -> Iterator[None]:
+        """Hold all budget, once no other thread holds any; this thread may still `take`."""
         with self._changed:
             self._changed.wait_for(lambda: self._taken == 0 and self._alone is None)
             self._alone = threading.get_ident()
@@ -129,11 +130,11 @@ class Room:
             return self._alone == threading.get_ident()
         return self._size is None or self._taken + wanted <= self._size
 
-    def leaked(self) -> bool:
+    def over_limit(self) -> bool:
         """Tell whether this process is short of memory through no fault of the newest picture."""
         if self._line is None:
             return False
-        give_back()
+        trim_heap()
         return (used_bytes() or 0) > self._line
 
 

@@ -19,7 +19,7 @@ ID_BYTES = 8  # that inverted lists keep with each code
 
 
 @dataclass(frozen=True)
-class IndexKind:
+class IndexSpec:
     """A FAISS factory string, how it is searched, and why it was chosen.
 
     nlist, nprobe: of inverted lists; 0 where there are none.
@@ -40,7 +40,7 @@ class IndexKind:
         return asdict(self)
 
     @classmethod
-    def of(cls, parameters: dict[str, Any]) -> IndexKind:
+    def of(cls, parameters: dict[str, Any]) -> IndexSpec:
         """Read what a manifest says; one that was written before knows no `rerank`."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in parameters.items() if name in known})
@@ -58,7 +58,7 @@ class IndexKind:
         return 0.97 if self.nlist else 1.0
 
 
-def choose_kind(count: int, dim: int, flat_max: int, budget: int | None = None) -> IndexKind:
+def choose_spec(count: int, dim: int, flat_max: int, budget: int | None = None) -> IndexSpec:
     """Choose the most exact kind for `count` vectors that stays within `budget` bytes.
 
     Exact search up to `flat_max` vectors; above, inverted lists whose number grows with sqrt. Where
@@ -72,20 +72,20 @@ def choose_kind(count: int, dim: int, flat_max: int, budget: int | None = None) 
     return _because(smallest, kinds[0], count, flat_max, budget)
 
 
-def _kinds(count: int, dim: int, flat_max: int) -> list[IndexKind]:
+def _kinds(count: int, dim: int, flat_max: int) -> list[IndexSpec]:
     """Return what could be built, the most exact first."""
     # Never more lists than the training rule can feed.
     nlist = max(1, min(round(LISTS_PER_SQRT * math.sqrt(count)), count // POINTS_PER_LIST))
     lists = nlist * (4 * dim + ID_BYTES)
     if count <= flat_max:
         kinds = [
-            IndexKind("Flat", memory=4 * dim * count),
-            IndexKind("SQ8", memory=dim * count + 8 * dim, rerank=2),
+            IndexSpec("Flat", memory=4 * dim * count),
+            IndexSpec("SQ8", memory=dim * count + 8 * dim, rerank=2),
         ]
     else:
         kinds = [
-            IndexKind(f"IVF{nlist},Flat", nlist, memory=(4 * dim + ID_BYTES) * count + lists),
-            IndexKind(
+            IndexSpec(f"IVF{nlist},Flat", nlist, memory=(4 * dim + ID_BYTES) * count + lists),
+            IndexSpec(
                 f"IVF{nlist},SQ8",
                 nlist,
                 memory=(dim + ID_BYTES) * count + lists + 8 * dim,
@@ -99,35 +99,36 @@ def _kinds(count: int, dim: int, flat_max: int) -> list[IndexKind]:
             size = (dim // dims + ID_BYTES) * count + lists + 256 * 4 * dim
             # np: no polysemous training, which takes minutes and is not used by inverted lists.
             factory = f"IVF{nlist},PQ{dim // dims}x{PQ_BITS}np"
-            kinds.append(IndexKind(factory, nlist, memory=size, rerank=4))
+            kinds.append(IndexSpec(factory, nlist, memory=size, rerank=4))
     return kinds
 
 
 def _because(
-    kind: IndexKind, best: IndexKind, count: int, flat_max: int, budget: int | None
-) -> IndexKind:
+    kind: IndexSpec, best: IndexSpec, count: int, flat_max: int, budget: int | None
+) -> IndexSpec:
     if count <= flat_max:
         size = f"{count:,} vectors, up to FLAT_MAX_VECTORS ({flat_max:,})"
     else:
         size = f"{count:,} vectors, more than FLAT_MAX_VECTORS ({flat_max:,})"
-    needs = f"it takes {shown(kind.memory)}"
+    needs = f"it takes {format_bytes(kind.memory)}"
     if budget is None:
         reason = f"{size}: {needs}; INDEX_MEMORY sets no limit"
     elif kind.memory > budget:
         reason = (
-            f"{size}: nothing smaller is known; {needs}, more than INDEX_MEMORY ({shown(budget)})"
+            f"{size}: nothing smaller is known; {needs}, more than INDEX_MEMORY "
+            f"({format_bytes(budget)})"
         )
     elif kind == best:
-        reason = f"{size}: {needs} of INDEX_MEMORY ({shown(budget)})"
+        reason = f"{size}: {needs} of INDEX_MEMORY ({format_bytes(budget)})"
     else:
         reason = (
-            f"{size}: {best.factory} would take {shown(best.memory)}, more than INDEX_MEMORY "
-            f"({shown(budget)}); {needs}"
+            f"{size}: {best.factory} would take {format_bytes(best.memory)}, more than "
+            f"INDEX_MEMORY ({format_bytes(budget)}); {needs}"
         )
-    return IndexKind(**{**asdict(kind), "reason": reason})
+    return IndexSpec(**{**asdict(kind), "reason": reason})
 
 
-def shown(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Return bytes as people read them."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << power:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IndexBroken, SetupError
-from pipeline.index.choose import POINTS_PER_LIST, PQ_POINTS, IndexKind, choose_kind
+from pipeline.index.choose import POINTS_PER_LIST, PQ_POINTS, IndexSpec, choose_spec
 
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -35,7 +35,7 @@ def build(
     threads: int = 1,
     budget: int | None = None,
     check: Callable[[], None] = lambda: None,
-) -> tuple[Any, IndexKind]:
+) -> tuple[Any, IndexSpec]:
     """Build an index of (n, d) float32 unit vectors, C order; ids are row numbers.
 
     Inverted lists are trained on a seeded sample over all rows. Then the fewest lists, and the
@@ -50,7 +50,7 @@ def build(
     """
     faiss = _faiss(threads)
     count, dim = vectors.shape
-    kind = choose_kind(count, dim, flat_max, budget)
+    kind = choose_spec(count, dim, flat_max, budget)
     index = faiss.index_factory(dim, kind.factory, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         if kind.nlist:
@@ -98,8 +98,8 @@ def _fill(index: Any, vectors: Vectors, check: Callable[[], None]) -> NDArray[np
 
 
 def _tune(
-    index: Any, vectors: Vectors, kind: IndexKind, lists: NDArray[np.int32] | None
-) -> IndexKind:
+    index: Any, vectors: Vectors, kind: IndexSpec, lists: NDArray[np.int32] | None
+) -> IndexSpec:
     """Set `nprobe` and `rerank` to the least that reaches the target; measure the recall."""
     queries = _near(vectors, _sample(len(vectors), SAMPLE))
     best, truth = exact(vectors, queries, 10)
@@ -123,7 +123,7 @@ def _tune(
             return kind
 
 
-def _lists_needed(index: Any, queries: Vectors, homes: NDArray[np.int32], kind: IndexKind) -> int:
+def _lists_needed(index: Any, queries: Vectors, homes: NDArray[np.int32], kind: IndexSpec) -> int:
     """Return how many lists must be looked at, so that they hold enough of what is wanted.
 
     Args:
@@ -160,7 +160,7 @@ def exact(vectors: Vectors, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
     return heap.D, heap.I
 
 
-def self_check(index: Any, vectors: Vectors, kind: IndexKind, sample: int = SAMPLE) -> None:
+def self_check(index: Any, vectors: Vectors, kind: IndexSpec, sample: int = SAMPLE) -> None:
     """Prove that the index holds each row once and that sampled rows find themselves.
 
     Args:
@@ -189,7 +189,7 @@ def save(index: Any, path: Path) -> None:
     _faiss().write_index(index, str(path))
 
 
-def load(path: Path, kind: IndexKind) -> Any:
+def load(path: Path, kind: IndexSpec) -> Any:
     """Load an index, its vectors mapped from the file and not copied into memory.
 
     Raises:
@@ -220,7 +220,7 @@ def search(
     k: int,
     allowed: NDArray[np.bool_] | None = None,
     *,
-    kind: IndexKind,
+    kind: IndexSpec,
     vectors: Vectors,
 ) -> tuple[Vectors, Ids]:
     """Return (scores, ids), each (n, min(k, index size)), best first; id -1 where none is left.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImgrecError, IndexBroken
 from pipeline.index import faiss_index
-from pipeline.index.choose import IndexKind
+from pipeline.index.choose import IndexSpec
 from pipeline.index.versions import WAY_OUT, Version, VersionStore
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 LOAD_AT_ONCE = 64 << 20  # bytes of an index that a query can wait for: some 10 ms
 # An exact index loses no row by chance, and a query may wait for this check, which passes over all
 # vectors for each row: so a few, which tell an index of other pictures. One of nearly the same
-# pictures they may miss; the digests of `_prove` do not.
-FEW = 8
+# pictures they may miss; the digests of `_verify_digests` do not.
+SMOKE_TEST_ROWS = 8
 READ_BYTES = 1 << 20
 RETRY_S = 10.0  # after a large version could not be loaded
 
@@ -37,7 +37,7 @@ class OpenIndex:
     version: Version
     faiss: Any
 
-    def searches(
+    def search_deepening(
         self, vector: NDArray[np.float32], first: int, allowed: NDArray[np.bool_] | None = None
     ) -> Iterator[list[tuple[int, float]]]:
         """Yield ever deeper lists of (row, score), each best first; the last holds all rows.
@@ -66,8 +66,8 @@ class OpenIndex:
             nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
 
     @cached_property
-    def kind(self) -> IndexKind:
-        return IndexKind.of(self.version.manifest["index"])
+    def kind(self) -> IndexSpec:
+        return IndexSpec.of(self.version.manifest["index"])
 
     def search(
         self,
@@ -118,14 +118,14 @@ class PublishedIndex:
         """
         name = self._versions.current_name()
         held = self._usable()
-        if held and held.version.name == name and held.version.still_there:
+        if held and held.version.name == name and held.version.is_current:
             return held
         if held and name and self._is_large(name):
-            self._load_beside(name, held)
+            self._load_in_background(name, held)
             return held
         with self._lock:
             held = self._usable()
-            if held and held.version.name == name and held.version.still_there:
+            if held and held.version.name == name and held.version.is_current:
                 return held
             try:
                 fresh = self._load(name)
@@ -148,21 +148,21 @@ class PublishedIndex:
             return held
         # A rollback proves a version before it writes the pointer, even to the same name. So a
         # pointer that was written since names files that are worth loading.
-        if held.version.still_there and self._versions.pointer_ns() == broken[1]:
+        if held.version.is_current and self._versions.pointer_ns() == broken[1]:
             raise IndexBroken(broken[2])  # no answer is better than a wrong one
         return None
 
     def _load(self, name: str | None) -> OpenIndex:
         pointer_ns = self._versions.pointer_ns()
         version = self._versions.open(name) if name else self._versions.current()
-        kind = IndexKind.of(version.manifest["index"])
+        kind = IndexSpec.of(version.manifest["index"])
         faiss = faiss_index.load(version.folder / "index.bin", kind)
         # Now, not within the first query: the version may be pruned while it serves.
         _ = version.paths, version.vectors, version.sha256, version.by_hash
         try:
             exact = not kind.nlist and not kind.rerank
             faiss_index.self_check(
-                faiss, version.vectors, kind, FEW if exact else faiss_index.SAMPLE
+                faiss, version.vectors, kind, SMOKE_TEST_ROWS if exact else faiss_index.SAMPLE
             )
         except IndexBroken as error:
             raise IndexBroken(
@@ -171,11 +171,11 @@ class PublishedIndex:
             ) from error
         opened = OpenIndex(version, faiss)
         threading.Thread(
-            target=self._prove, args=(opened, pointer_ns), name="prove", daemon=True
+            target=self._verify_digests, args=(opened, pointer_ns), name="prove", daemon=True
         ).start()
         return opened
 
-    def _prove(self, opened: OpenIndex, pointer_ns: int) -> None:
+    def _verify_digests(self, opened: OpenIndex, pointer_ns: int) -> None:
         """Compare the large files with their digests, beside the queries; 1 s a gigabyte."""
         try:
             self._versions.verify(opened.version)
@@ -191,17 +191,17 @@ class PublishedIndex:
         except OSError:
             return False  # loading it says what is wrong
 
-    def _load_beside(self, name: str, held: OpenIndex) -> None:
+    def _load_in_background(self, name: str, held: OpenIndex) -> None:
         with self._lock:
             busy = self._loader is not None and self._loader.is_alive()
             if busy or self._open is not held or time.monotonic() < self._retry_at:
                 return
             self._loader = threading.Thread(
-                target=self._swap, args=(name, held), name="index", daemon=True
+                target=self._activate, args=(name, held), name="index", daemon=True
             )
             self._loader.start()
 
-    def _swap(self, name: str, held: OpenIndex) -> None:
+    def _activate(self, name: str, held: OpenIndex) -> None:
         start = time.monotonic()
         try:
             fresh = self._load(name)

@@ -48,7 +48,7 @@ KEYS = {
 
 
 @dataclass(frozen=True)
-class Contents:
+class IndexRows:
     """All rows of a version, sorted by path.
 
     paths: n posix paths; files: (n, 2) int64 bytes and mtime in ns; sha256: (n,) S64;
@@ -67,7 +67,7 @@ class Version:
 
     folder: Path
     manifest: dict[str, Any]
-    sealed_ns: int
+    manifest_mtime_ns: int
 
     @property
     def name(self) -> str:
@@ -83,10 +83,10 @@ class Version:
         return f"{self.name}/{self.manifest['job_id']}"
 
     @property
-    def still_there(self) -> bool:
+    def is_current(self) -> bool:
         """Tell whether the folder of this name is still the one that was opened."""
         try:
-            return _sealed_ns(self.folder) == self.sealed_ns
+            return _sealed_ns(self.folder) == self.manifest_mtime_ns
         except OSError:
             return False
 
@@ -212,7 +212,7 @@ class VersionStore:
             raise IndexMissing
         # A version never changes, so what was mapped and sorted for the last look still holds.
         latest = self._latest
-        if latest is None or latest.name != name or not latest.still_there:
+        if latest is None or latest.name != name or not latest.is_current:
             latest = self._latest = self.open(name)
         return latest
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from pipeline.images.decode import Limits
-from pipeline.preprocess.prepare import Prepared, Preprocessing
+from pipeline.preprocess.prepare import PreparedImage, Preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class PreparedCache:
         self._max_bytes = max_bytes
         self._new = 0
 
-    def get(self, digest: str) -> Prepared | None:
+    def get(self, digest: str) -> PreparedImage | None:
         """Return the prepared picture of a content hash; None where none whole is kept."""
         file = self._file(digest)
         try:
@@ -46,14 +46,14 @@ class PreparedCache:
                 if image.size != self._size or image.mode != "RGB":
                     return None  # by its header: its pixels might take any amount of memory
                 image.load()
-                found = Prepared(image.copy(), image.info.get("warning"))
+                found = PreparedImage(image.copy(), image.info.get("warning"))
         except Exception:  # none, or not whole: whatever Pillow makes of it
             return None
         with suppress(OSError):
             os.utime(file)  # what is used is kept longest
         return found
 
-    def put(self, digest: str, prepared: Prepared) -> None:
+    def put(self, digest: str, prepared: PreparedImage) -> None:
         """Keep a prepared picture, with its warning, by content hash."""
         text = PngImagePlugin.PngInfo()
         if prepared.warning:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import SetupError
-from pipeline.preprocess.rembg_backend import Array, StandIn
+from pipeline.preprocess.rembg_backend import Array, SessionAdapter
 from pipeline.settings import MIB
 
 PACKAGE = "MNN"
@@ -41,7 +41,7 @@ def can_run(model: str) -> bool:
     return model in MODELS and find_spec(PACKAGE) is not None
 
 
-class Network(StandIn):
+class Network(SessionAdapter):
     """An ONNX network of one input in MNN."""
 
     def _places(self, weights: Path, threads: int, at_once: int) -> list[Any]:

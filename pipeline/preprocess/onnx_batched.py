@@ -14,12 +14,12 @@ import numpy as np
 
 from pipeline.errors import SetupError
 from pipeline.micro_batcher import Batcher
-from pipeline.preprocess.rembg_backend import Array, StandIn
+from pipeline.preprocess.rembg_backend import Array, SessionAdapter
 
 TIMEOUT_S = 120.0
 
 
-class Network(StandIn):
+class Network(SessionAdapter):
     """An ONNX network of one input and any number of pictures; rembg calls `run` with one."""
 
     def __init__(self, weights: Path, onnx_session: Any, threads: int, at_once: int) -> None:

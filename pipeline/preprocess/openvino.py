@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import SetupError
-from pipeline.preprocess.rembg_backend import Array, StandIn
+from pipeline.preprocess.rembg_backend import Array, SessionAdapter
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def can_run(model: str) -> bool:
         return False
 
 
-class Network(StandIn):
+class Network(SessionAdapter):
     """An ONNX network of one input in OpenVINO."""
 
     def _places(self, weights: Path, threads: int, at_once: int) -> list[Any]:

@@ -52,14 +52,14 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImage:
     """What the model sees, and a warning where it is not what was asked for."""
 
     image: Image.Image
     warning: str | None = None
 
 
-def prepare(image: Image.Image, spec: Preprocessing, remover: Remover | None) -> Prepared:
+def prepare(image: Image.Image, spec: Preprocessing, remover: Remover | None) -> PreparedImage:
     """Return the picture as the model shall see it, RGB of `spec.size`.
 
     With a remover: cut out, lay on the background colour, crop tightly, pad to the target's shape
@@ -67,18 +67,18 @@ def prepare(image: Image.Image, spec: Preprocessing, remover: Remover | None) ->
     implausible: pad, resize.
     """
     if remover is None:
-        return Prepared(_fit(image, spec, padding=0.0))
+        return PreparedImage(_fit(image, spec, padding=0.0))
     mask = remover(image)
     problem = implausible(mask)
     if problem:
-        return Prepared(
+        return PreparedImage(
             _fit(image, spec, padding=0.0),
             f"background removal {problem}; the uncut image was used",
         )
     canvas = Image.new("RGB", image.size, spec.bg_color)
     cut = Image.composite(image, canvas, mask)
     box = mask.point(lambda value: 255 if value >= FOREGROUND else 0).getbbox()
-    return Prepared(_fit(cut.crop(box), spec, padding=spec.padding))
+    return PreparedImage(_fit(cut.crop(box), spec, padding=spec.padding))
 
 
 def implausible(mask: Image.Image) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 
-class StandIn:
+class SessionAdapter:
     """An ONNX network of one input; has what rembg calls on an onnxruntime session.
 
     May be called from several threads: each call takes a place to compute, or waits for one.

@@ -18,9 +18,9 @@ from pipeline.embed.shards import read_shard
 from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
 from pipeline.failpoints import failpoint
 from pipeline.index import faiss_index
-from pipeline.index.choose import IndexKind
+from pipeline.index.choose import IndexSpec
 from pipeline.index.id_map import take, write_id_map
-from pipeline.index.versions import Contents, Version, VersionStore, order_by_hash
+from pipeline.index.versions import IndexRows, Version, VersionStore, order_by_hash
 from pipeline.settings import Settings
 from pipeline.store.jobs import DoneShard, Job
 
@@ -36,7 +36,7 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class _Block:
+class ShardRows:
     """The rows that one shard brings; its vectors are read only when they are laid down."""
 
     paths: list[str]
@@ -129,16 +129,16 @@ def _later_version(job: Job, versions: VersionStore) -> Version | None:
 def _read_all(
     folder: Path,
     shards: Iterable[DoneShard],
-    find_base: Callable[[], Version],
+    load_base: Callable[[], Version],
     check: Callable[[], None],
-) -> tuple[list[_Block], list[int]]:
+) -> tuple[list[ShardRows], list[int]]:
     """Describe the rows of every shard; return them, and the numbers of unreadable shards."""
     blocks, broken = [], []
     base = None
     for shard in shards:
         check()
         if shard.rows:
-            base = base or find_base()
+            base = base or load_base()
             blocks.append(_reused(shard, base))
             continue
         try:
@@ -166,9 +166,9 @@ def _base(job: Job, versions: VersionStore) -> Version:
     return base
 
 
-def _reused(shard: DoneShard, base: Version) -> _Block:
+def _reused(shard: DoneShard, base: Version) -> ShardRows:
     rows = np.array(shard.rows)
-    return _Block(
+    return ShardRows(
         paths=take(base.paths, shard.rows),
         files=np.asarray(base.files[rows]),
         sha256=np.asarray(base.sha256[rows]),
@@ -176,12 +176,12 @@ def _reused(shard: DoneShard, base: Version) -> _Block:
     )
 
 
-def _embedded(folder: Path, shard: DoneShard) -> _Block:
+def _embedded(folder: Path, shard: DoneShard) -> ShardRows:
     name, digest = shard.file or "", shard.sha256 or ""
     piece = read_shard(folder, name, digest)
     good = [shard.images[position] for position in piece.positions]
     facts = np.array([[image.size, image.mtime_ns] for image in good], np.int64)
-    return _Block(
+    return ShardRows(
         paths=[image.path for image in good],
         files=facts.reshape(len(good), 2),
         sha256=piece.sha256,
@@ -189,7 +189,7 @@ def _embedded(folder: Path, shard: DoneShard) -> _Block:
     )
 
 
-def _join(blocks: list[_Block], file: Path) -> Contents:
+def _join(blocks: list[ShardRows], file: Path) -> IndexRows:
     """Lay all rows into one mapped array, sorted by path; one shard's vectors in memory."""
     paths = [path for block in blocks for path in block.paths]
     if not paths:
@@ -215,10 +215,10 @@ def _join(blocks: list[_Block], file: Path) -> Contents:
     vectors.flush()
     facts = np.concatenate([block.files for block in blocks])[order]
     hashes = np.concatenate([block.sha256 for block in blocks])[order]
-    return Contents(ordered, facts, hashes, vectors)
+    return IndexRows(ordered, facts, hashes, vectors)
 
 
-def _same(contents: Contents, fingerprint: str | None, versions: VersionStore) -> str | None:
+def _same(contents: IndexRows, fingerprint: str | None, versions: VersionStore) -> str | None:
     """Return the published version's name if it holds exactly these rows, all of it whole."""
     try:
         current = versions.current()
@@ -238,8 +238,8 @@ def _same(contents: Contents, fingerprint: str | None, versions: VersionStore) -
 
 
 def _write(
-    contents: Contents, workspace: Path, settings: Settings, check: Callable[[], None]
-) -> IndexKind:
+    contents: IndexRows, workspace: Path, settings: Settings, check: Callable[[], None]
+) -> IndexSpec:
     built, kind = faiss_index.build(
         contents.vectors,
         settings.flat_max_vectors,

@@ -79,7 +79,7 @@ def plan_rebuild(
         base_version=base.name if base else None,
         lease_s=lease_s,
     )
-    sorter = _Sorter(root, base)
+    sorter = ChangeDetector(root, base)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
 
@@ -125,14 +125,14 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
     return version if version.fingerprint == fingerprint.id else None
 
 
-class _Sorter:
+class ChangeDetector:
     """Sort a stream of listed images into changed ones, rows of the base, and failures."""
 
     def __init__(self, root: Path, base: Version | None) -> None:
         self._root = root
         # Paths are compared only within one folder; elsewhere, content hashes decide.
         same_folder = base is not None and base.manifest["root"] == str(root)
-        self._known = _Known(base) if base and same_folder else None
+        self._known = BaseCursor(base) if base and same_folder else None
         self._rows: list[int] = []
         self._failures: list[Failure] = []
         self.count = 0
@@ -162,7 +162,7 @@ class _Sorter:
         return taken
 
 
-class _Known:
+class BaseCursor:
     """The base version beside the listing: both ascend by path, so one pass meets each name."""
 
     def __init__(self, base: Version) -> None:

@@ -16,7 +16,7 @@ from pipeline.search.product_catalogue import PRODUCT_ID, Catalogue, Condition, 
 KEPT_MASKS = 64  # of the newest conditions
 
 
-class Shelves:
+class IndexedCatalogues:
     """Keeps the newest shelf as long as its version and its catalogue are the ones in use."""
 
     def __init__(self, catalogue: Callable[[bool], Catalogue]) -> None:
@@ -26,17 +26,17 @@ class Shelves:
             catalogue: returns it; told whether to look at once for a change.
         """
         self._catalogue = catalogue
-        self._newest: Shelf | None = None
-        self._ready: Shelf | None = None
+        self._newest: IndexedCatalogue | None = None
+        self._ready: IndexedCatalogue | None = None
 
     def prepare(self, version: Version) -> None:
         """Make a version's shelf before it serves, with what the one in use has been asked."""
-        fresh = Shelf(version, self._catalogue(False))
+        fresh = IndexedCatalogue(version, self._catalogue(False))
         if self._newest is not None:
-            fresh.do_as(self._newest)
+            fresh.warm_from(self._newest)
         self._ready = fresh
 
-    def of(self, version: Version, at_once: bool = False) -> Shelf:
+    def of(self, version: Version, at_once: bool = False) -> IndexedCatalogue:
         """Return a version beside the catalogue as it is now, or was a moment ago.
 
         Args:
@@ -49,12 +49,12 @@ class Shelves:
             if ready is not None and ready.version is version and ready.catalogue is now:
                 held, self._ready = ready, None
             else:
-                held = Shelf(version, now)
+                held = IndexedCatalogue(version, now)
             self._newest = held
         return held
 
 
-class Shelf:
+class IndexedCatalogue:
     """Nothing is worked out before somebody asks for it; what was, is kept."""
 
     def __init__(self, version: Version, catalogue: Catalogue) -> None:
@@ -63,7 +63,7 @@ class Shelf:
         self._columns: dict[str, tuple[NDArray[np.object_], NDArray[np.float64]]] = {}
         self._masks: dict[tuple[Condition, ...], NDArray[np.bool_]] = {}
 
-    def do_as(self, other: Shelf) -> None:
+    def warm_from(self, other: IndexedCatalogue) -> None:
         """Work out what another shelf has worked out: the filters and lookups that are in use."""
         if "_rows" in vars(other):
             _ = self._rows

@@ -17,7 +17,7 @@ MAX_CONDITIONS = 20
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """The words of a query; its picture travels beside them.
 
     Attributes:
@@ -82,7 +82,7 @@ class Question:
         _ = self.conditions
 
     @classmethod
-    def from_message(cls, top_k: int, options: Mapping[str, Any] | None) -> Question:
+    def from_message(cls, top_k: int, options: Mapping[str, Any] | None) -> Query:
         """Read what `options` has made.
 
         Raises:
@@ -100,7 +100,7 @@ class Question:
     @property
     def options(self) -> dict[str, Any]:
         """What differs from a plain query, for a message."""
-        plain = Question(self.top_k)
+        plain = Query(self.top_k)
         return {k: v for k, v in asdict(self).items() if k != "top_k" and v != getattr(plain, k)}
 
     @property

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import WrongUse
 from pipeline.index.live_index import OpenIndex
-from pipeline.search.catalogue_filter import Shelf
-from pipeline.search.query import AUTO, Question
-from pipeline.search.relevance_feedback import Opinions, adjust
+from pipeline.search.catalogue_filter import IndexedCatalogue
+from pipeline.search.query import AUTO, Query
+from pipeline.search.relevance_feedback import FeedbackIndex, adjust
 
 Vector = NDArray[np.float32]
 
@@ -22,9 +22,9 @@ POOL, POOL_PER_MATCH = 50, 5
 # Share of random pairs that a match must be more alike than, for --min-score auto. Measured with
 # imgrec-mini, on 200 drawn products and on 400 photos of clothing: of pictures of the same kind
 # 100 and 83 % have a match above it, of other things 0 to 3 %. At 0.99: 84 and 52 %.
-CHANCE = "0.95"
+RANDOM_QUANTILE = "0.95"
 # The same for two queries to count as alike, where a false one does harm.
-ALIKE = "0.99"
+SIMILAR_QUERY_QUANTILE = "0.99"
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Terms:
+class QueryVector:
     """A query vector as the weighted sum of named unit vectors, divided by its length."""
 
     vector: Vector
@@ -63,11 +63,11 @@ class Terms:
 
 
 def compose(
-    question: Question,
+    question: Query,
     picture: Callable[[], Vector] | None,
     text: Callable[[str], Vector],
-    shelf: Shelf,
-) -> Terms:
+    shelf: IndexedCatalogue,
+) -> QueryVector:
     """Make the query's vector: (1 - w) * picture + w * text - w * without, of unit length.
 
     Without a picture or product, the text has all the weight.
@@ -94,23 +94,23 @@ def compose(
     if question.without:
         terms.append(("not", -(words or question.weight), text(question.without)))
     if len(terms) == 1:
-        return Terms(terms[0][2], (terms[0],))
+        return QueryVector(terms[0][2], (terms[0],))
     total = np.sum([weight * vector.astype(np.float64) for _, weight, vector in terms], axis=0)
     length = float(np.linalg.norm(total))
     if length < 1e-6:
         raise WrongUse("What is asked for and what is not wanted cancel each other out.")
-    return Terms(
+    return QueryVector(
         (total / length).astype(np.float32),
         tuple((name, weight / length, vector) for name, weight, vector in terms),
     )
 
 
 def recommend(
-    question: Question,
+    question: Query,
     index: OpenIndex,
-    shelf: Shelf,
-    asked: Terms,
-    opinions: Opinions | None = None,
+    shelf: IndexedCatalogue,
+    asked: QueryVector,
+    opinions: FeedbackIndex | None = None,
 ) -> Answer:
     """Return the products that fit best, one match a product.
 
@@ -118,18 +118,18 @@ def recommend(
     feedback or diversity were asked for; then `explain` shows the value that ranks.
     """
     quantiles = index.version.random_pairs["quantiles"]
-    search_with, sinks = asked.vector, dict[str, float]()
+    search_with, penalties = asked.vector, dict[str, float]()
     if opinions is not None:
-        about = opinions.about(asked.vector, quantiles[ALIKE])
-        change = adjust(asked.vector, about, question.user, quantiles["0.5"], shelf.vector_of)
-        search_with, sinks = change.moved, change.sinks
+        similar = opinions.similar_to(asked.vector, quantiles[SIMILAR_QUERY_QUANTILE])
+        change = adjust(asked.vector, similar, question.user, quantiles["0.5"], shelf.vector_of)
+        search_with, penalties = change.moved, change.penalties
     moved = search_with is not asked.vector
     pool = question.top_k
     if opinions is not None or question.diverse:
         pool = max(POOL, POOL_PER_MATCH * question.top_k)
     found = _candidates(question, index, shelf, search_with, pool)
     vectors = index.version.vectors
-    if moved or sinks or question.diverse or question.explain:
+    if moved or penalties or question.diverse or question.explain:
         for candidate in found:
             product = np.asarray(vectors[candidate.row])
             # FAISS sums in another order, so its own figure stands unless the query was moved.
@@ -141,10 +141,10 @@ def recommend(
             if moved:
                 candidate.parts["personal"] = candidate.score - plain
                 candidate.score = plain
-            if candidate.product_id in sinks:
-                candidate.parts["disliked"] = -sinks[candidate.product_id]
+            if candidate.product_id in penalties:
+                candidate.parts["disliked"] = -penalties[candidate.product_id]
         found.sort(key=lambda candidate: -candidate.value)  # stable
-    limit = quantiles[CHANCE] if question.min_score == AUTO else question.min_score
+    limit = quantiles[RANDOM_QUANTILE] if question.min_score == AUTO else question.min_score
     if limit is not None:
         found = [candidate for candidate in found if candidate.score >= float(limit)]
     if question.diverse:
@@ -157,12 +157,12 @@ def recommend(
 
 
 def _candidates(
-    question: Question, index: OpenIndex, shelf: Shelf, vector: Vector, count: int
+    question: Query, index: OpenIndex, shelf: IndexedCatalogue, vector: Vector, count: int
 ) -> list[Candidate]:
     """Search until `count` products are found, or there are no more; the asked one is no match."""
     allowed = shelf.allowed(question.conditions)
     found: dict[str, Candidate] = {}
-    for hits in index.searches(vector, count + bool(question.product), allowed):
+    for hits in index.search_deepening(vector, count + bool(question.product), allowed):
         found = {}
         for row, score in hits:
             product_id = shelf.product_of(row)
@@ -198,7 +198,9 @@ def diversify(
     return chosen
 
 
-def _match(rank: int, candidate: Candidate, shelf: Shelf, explain: bool) -> dict[str, Any]:
+def _match(
+    rank: int, candidate: Candidate, shelf: IndexedCatalogue, explain: bool
+) -> dict[str, Any]:
     # Six digits: what float32 sums of some hundred products carry.
     score = round(candidate.score, 6)
     match: dict[str, Any] = {

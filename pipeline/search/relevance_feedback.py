@@ -23,14 +23,14 @@ GAINS = {"purchase": 3.0, "like": 2.0, "click": 1.0, DISLIKE: 0.0}  # of nDCG
 BETA, GAMMA = 0.75, 0.15
 
 # A product that d people disliked and l people liked, for queries like this one, loses
-# SINK * d / (d + l + PRIOR) of the way from perfect likeness to a random pair. Below MANY it loses
-# nothing: one person's taste is no reason for all.
-SINK, PRIOR, MANY = 0.5, 3, 2
+# PENALTY_WEIGHT * d / (d + l + PRIOR) of the way from perfect likeness to a random pair.
+# Below MIN_DISLIKES it loses nothing: one person's taste is no reason for all.
+PENALTY_WEIGHT, PRIOR, MIN_DISLIKES = 0.5, 3, 2
 NDCG_DEPTH = 10
 
 
 @dataclass(frozen=True)
-class Given:
+class Feedback:
     """One person's verdict about one match; `vector` is the query's."""
 
     query_id: str
@@ -45,7 +45,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Shown:
+class LoggedQuery:
     """One answered query: (product, score) by rank."""
 
     query_id: str
@@ -57,15 +57,17 @@ class Shown:
     vector: Vector
 
 
-class Opinions:
+class FeedbackIndex:
     """Feedback of one fingerprint, oldest first."""
 
-    def __init__(self, given: Sequence[Given]) -> None:
+    def __init__(self, given: Sequence[Feedback]) -> None:
         self._given = sorted(given, key=lambda one: one.given_at)
         self._at = np.array([one.given_at for one in self._given])
         self._vectors = np.stack([one.vector for one in self._given]) if given else None
 
-    def about(self, query: Vector, alike: float, before: float | None = None) -> list[Given]:
+    def similar_to(
+        self, query: Vector, alike: float, before: float | None = None
+    ) -> list[Feedback]:
         """Return the feedback on queries whose cosine to this one is `alike` or more."""
         if self._vectors is None:
             return []
@@ -78,16 +80,16 @@ class Opinions:
 class Adjustment:
     """What feedback changes about one query.
 
-    moved: (d,) unit vector to search with; sinks: what a product's value loses.
+    moved: (d,) unit vector to search with; penalties: what a product's value loses.
     """
 
     moved: Vector
-    sinks: dict[str, float]
+    penalties: dict[str, float]
 
 
 def adjust(
     query: Vector,
-    about: Sequence[Given],
+    similar: Sequence[Feedback],
     who: str,
     random_score: float,
     vector_of: Callable[[str], Vector | None],
@@ -95,18 +97,18 @@ def adjust(
     """Move a query by its user's history, and weigh what everybody disliked.
 
     Args:
-        about: feedback on queries like this one.
+        similar: feedback on queries like this one.
         who: whose history counts; empty: nobody's.
         random_score: median cosine of random pairs of the index.
     """
     moved = query
     if who:
-        mine = [one for one in about if one.who == who]
+        mine = [one for one in similar if one.who == who]
         liked = _mean([one for one in mine if one.action != DISLIKE], vector_of)
         disliked = _mean([one for one in mine if one.action == DISLIKE], vector_of)
         if liked is not None or disliked is not None:
             moved = rocchio(query, liked, disliked)
-    return Adjustment(moved, sinks(about, random_score))
+    return Adjustment(moved, penalties(similar, random_score))
 
 
 def rocchio(query: Vector, liked: Vector | None, disliked: Vector | None) -> Vector:
@@ -120,23 +122,23 @@ def rocchio(query: Vector, liked: Vector | None, disliked: Vector | None) -> Vec
     return unit
 
 
-def sinks(about: Sequence[Given], random_score: float) -> dict[str, float]:
+def penalties(similar: Sequence[Feedback], random_score: float) -> dict[str, float]:
     """Return what products lose that many disliked."""
     people: dict[str, tuple[set[str], set[str]]] = {}
-    for one in about:
+    for one in similar:
         against, in_favour = people.setdefault(one.product_id, (set(), set()))
         # Without a name, each query counts as a person of its own.
         person = one.who or f"query {one.query_id}"
         (against if one.action == DISLIKE else in_favour).add(person)
-    reach = SINK * (1.0 - random_score)
+    reach = PENALTY_WEIGHT * (1.0 - random_score)
     return {
         product: reach * len(against) / (len(against) + len(in_favour) + PRIOR)
         for product, (against, in_favour) in people.items()
-        if len(against) >= MANY
+        if len(against) >= MIN_DISLIKES
     }
 
 
-def _mean(given: Sequence[Given], vector_of: Callable[[str], Vector | None]) -> Vector | None:
+def _mean(given: Sequence[Feedback], vector_of: Callable[[str], Vector | None]) -> Vector | None:
     rows, weights = [], []
     for one in given:
         vector = vector_of(one.product_id)
@@ -161,9 +163,9 @@ def ndcg(gains: Sequence[float], depth: int = NDCG_DEPTH) -> float | None:
 
 
 def report(
-    queries: Sequence[Shown],
-    given: Sequence[Given],
-    rerank: Callable[[Shown], Sequence[float] | None],
+    queries: Sequence[LoggedQuery],
+    given: Sequence[Feedback],
+    rerank: Callable[[LoggedQuery], Sequence[float] | None],
 ) -> dict[str, Any]:
     """Judge rankings by what people did, from the log alone.
 

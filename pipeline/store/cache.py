@@ -92,7 +92,7 @@ class Cache:
         self._put("results", {key: json.dumps(result).encode()})
 
     @contextmanager
-    def one_trip(self) -> Iterator[None]:
+    def pipelined(self) -> Iterator[None]:
         """Send what this thread keeps within the block at its end, all at once."""
         self._mine.waiting = waiting = dict[str, tuple[bytes, int]]()
         try:
@@ -105,9 +105,9 @@ class Cache:
         """Return since when hits are counted (seconds since the epoch), and each kind's facts.
 
         Raises:
-            ServerAway: the cache's server does not answer.
+            ServerUnavailable: the cache's server does not answer.
         """
-        with _away(self._url):
+        with _translate_errors(self._url):
             stats: Any = self._redis.hgetall(STATS)
             since = float(stats[b"since"]) if b"since" in stats else None
             return since, [self._describe(kind, stats) for kind in KINDS]
@@ -118,10 +118,10 @@ class Cache:
         Only keys of this cache: Celery's queues and results may lie in the same Redis.
 
         Raises:
-            ServerAway: the cache's server does not answer.
+            ServerUnavailable: the cache's server does not answer.
         """
         gone = 0
-        with _away(self._url):
+        with _translate_errors(self._url):
             for each in KINDS if kind is None else (kind,):
                 for keys in self._keys(each):
                     gone += int(self._redis.unlink(*keys))
@@ -170,7 +170,7 @@ class Cache:
             self._missed.append(kind)
             return None
 
-        return self._ask(read, None)
+        return self._guarded(read, None)
 
     def _put(self, kind: str, values: Mapping[str, bytes]) -> None:
         life = self._ttl_s[kind]
@@ -189,7 +189,7 @@ class Cache:
             self._send(pipe)
 
         if values:
-            self._ask(write, None)
+            self._guarded(write, None)
 
     def _send(self, pipe: Any, *names: str) -> list[Any]:
         """Send a pipeline; count `names` with it, and the misses since the last time."""
@@ -214,7 +214,7 @@ class Cache:
             raise
         return answers
 
-    def _ask(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
+    def _guarded(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
         if time.monotonic() < self._away_until:
             return otherwise
         try:
@@ -242,12 +242,12 @@ class NoCache:
     def put_result(self, key: str, result: Any) -> None:
         pass
 
-    def one_trip(self) -> AbstractContextManager[None]:
+    def pipelined(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 @contextmanager
-def _away(url: str) -> Iterator[None]:
+def _translate_errors(url: str) -> Iterator[None]:
     """Turn what redis raises into the sentence about a cache that does not answer."""
     try:
         yield

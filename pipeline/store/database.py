@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import ImgrecError, ServerAway, WrongUse
+from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.urls import without_password
 
 Row = dict[str, Any]
@@ -62,7 +62,7 @@ class Database:
             read_only: on SQLite, wait for no writer.
 
         Raises:
-            ServerAway: the database cannot be opened, refuses us, or was lost on the way.
+            ServerUnavailable: the database cannot be opened, refuses us, or was lost on the way.
         """
         with self._lock:
             if not self._ready:
@@ -104,7 +104,7 @@ class Database:
             # Only a connection that has read counts as one.
             self._kept.execute("SELECT MAX(version) FROM schema_version").fetchone()
         except sqlite3.Error as error:
-            raise ServerAway(f"The database {file} cannot be opened: {error}.") from error
+            raise ServerUnavailable(f"The database {file} cannot be opened: {error}.") from error
 
     def _open(self, read_only: bool = False) -> Any:
         if self.url.startswith(SQLITE):
@@ -140,7 +140,7 @@ def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
         file.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
-        raise ServerAway(f"The database {file} cannot be opened: {error}.") from error
+        raise ServerUnavailable(f"The database {file} cannot be opened: {error}.") from error
     with closing(connection):
         connection.row_factory = sqlite3.Row
         try:
@@ -151,9 +151,9 @@ def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
             yield _SqliteTransaction(connection)
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            raise ServerAway(f"The database {file} does not work: {error}.") from error
+            raise ServerUnavailable(f"The database {file} does not work: {error}.") from error
         except sqlite3.DatabaseError as error:
-            raise ServerAway(f"The file {file} is no usable database: {error}.") from error
+            raise ServerUnavailable(f"The file {file} is no usable database: {error}.") from error
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -213,7 +213,7 @@ def _postgres(url: str) -> Iterator[_PostgresTransaction]:
         psycopg.errors.InsufficientPrivilege,
         psycopg.errors.ReadOnlySqlTransaction,
     ) as error:
-        raise ServerAway(_why(without_password(url), error)) from error
+        raise ServerUnavailable(_why(without_password(url), error)) from error
 
 
 def _why(shown: str, error: Exception) -> str:

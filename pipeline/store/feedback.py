@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import WrongUse
-from pipeline.search.relevance_feedback import DISLIKE, Given, Shown
+from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
 from pipeline.store.database import Database, Row, count_change
 
 NAME = "feedback"  # of the revision
@@ -24,7 +24,7 @@ class FeedbackLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def put_queries(self, shown: Sequence[Shown]) -> None:
+    def put_queries(self, shown: Sequence[LoggedQuery]) -> None:
         """Log answered queries; one that is there already stays as it is."""
         rows = [
             (
@@ -50,13 +50,13 @@ class FeedbackLog:
         with self._database.transaction() as tx:
             tx.rows("DELETE FROM queries WHERE asked_at < ?", (before,))
 
-    def query(self, query_id: str) -> Shown | None:
+    def query(self, query_id: str) -> LoggedQuery | None:
         """Return a logged query, or None."""
         with self._database.transaction(read_only=True) as tx:
             found = tx.rows("SELECT * FROM queries WHERE query_id = ?", (query_id,))
         return _shown(found[0]) if found else None
 
-    def queries(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[Shown]:
+    def queries(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[LoggedQuery]:
         """Return the newest of the log, oldest first; of a fingerprint, or all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
@@ -66,7 +66,9 @@ class FeedbackLog:
             )
         return [_shown(row) for row in reversed(found)]
 
-    def add(self, query: Shown, product_id: str, action: str, who: str, now: float) -> Given:
+    def add(
+        self, query: LoggedQuery, product_id: str, action: str, who: str, now: float
+    ) -> Feedback:
         """Keep a verdict; given twice it counts once, a like takes a dislike's place.
 
         Raises:
@@ -78,7 +80,7 @@ class FeedbackLog:
             raise WrongUse(
                 f"Query {query.query_id} did not show a product '{product_id}'; it showed: {known}."
             )
-        given = Given(
+        given = Feedback(
             query.query_id,
             product_id,
             who or query.who,
@@ -115,7 +117,7 @@ class FeedbackLog:
         """Return a number that every verdict changes."""
         return self._database.revision(NAME)
 
-    def newest(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[Given]:
+    def newest(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[Feedback]:
         """Return the newest verdicts, on queries of a fingerprint or on all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
@@ -134,15 +136,15 @@ def _vector(data: Any) -> Any:
     return np.frombuffer(bytes(data), "<f4").astype(np.float32)
 
 
-def _shown(row: Row) -> Shown:
+def _shown(row: Row) -> LoggedQuery:
     facts: dict[str, Any] = {
         **row,
         "shown": tuple((product, score) for product, score in json.loads(row["shown"])),
         "vector": _vector(row["vector"]),
     }
-    return Shown(**facts)
+    return LoggedQuery(**facts)
 
 
-def _given(row: Row) -> Given:
+def _given(row: Row) -> Feedback:
     facts: dict[str, Any] = {**row, "vector": _vector(row["vector"])}
-    return Given(**facts)
+    return Feedback(**facts)

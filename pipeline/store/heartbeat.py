@@ -64,7 +64,7 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
-class Sign:
+class HeartbeatStatus:
     """What the files of a worker say; `age_s` since its last sign of being well."""
 
     name: str
@@ -73,14 +73,14 @@ class Sign:
     ill: str
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Say what is wrong with it; nothing is an empty string."""
         if self.ill:
             return self.ill
         return f"no sign of life for {self.age_s:.0f} s" if self.age_s > STALE_S else ""
 
 
-def signs(folder: Path, host: str) -> list[Sign]:
+def read_heartbeats(folder: Path, host: str) -> list[HeartbeatStatus]:
     """Read the signs of the workers whose processes live on this host, by name."""
     found = []
     files = [*folder.glob(f"*@{host}.alive"), *folder.glob(f"*@{host}.ill")]
@@ -90,7 +90,7 @@ def signs(folder: Path, host: str) -> list[Sign]:
                 age_s, state = time.time() - file.stat().st_mtime, file.read_text()
             except OSError:  # ill from the start, or it ends right now
                 age_s, state = 0.0, ""
-            found.append(Sign(file.stem, max(0.0, age_s), state, reason(file)))
+            found.append(HeartbeatStatus(file.stem, max(0.0, age_s), state, reason(file)))
     return found
 
 

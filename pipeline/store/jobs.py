@@ -279,7 +279,7 @@ class Jobs:
         images = [ImageFile(*item) for item in json.loads(rows[0]["items"])]
         return Claim(job_id, n, owner, rows[0]["attempts"], images)
 
-    def beat(self, claim: Claim, progress: int, lease_s: float) -> bool:
+    def renew_lease(self, claim: Claim, progress: int, lease_s: float) -> bool:
         """Extend a lease and note how far the work is; False when the claim or the job is gone."""
         with self._database.transaction() as tx:
             return bool(
@@ -351,7 +351,7 @@ class Jobs:
                 (job_id,),
             )
 
-    def start_alone(self, claim: Claim, position: int) -> int:
+    def mark_started(self, claim: Claim, position: int) -> int:
         """Note that one image of a suspicious shard runs alone now; return its starts so far."""
         with self._database.transaction() as tx:
             rows = tx.rows(
@@ -361,7 +361,7 @@ class Jobs:
             )
         return int(rows[0]["starts"])
 
-    def end_alone(self, claim: Claim, position: int) -> None:
+    def clear_suspect(self, claim: Claim, position: int) -> None:
         """Clear an image that ran alone and left the worker alive."""
         with self._database.transaction() as tx:
             tx.rows(
@@ -369,7 +369,7 @@ class Jobs:
                 (claim.job_id, claim.n, position),
             )
 
-    def note(self, job_id: str, trouble: str) -> None:
+    def set_waiting_reason(self, job_id: str, trouble: str) -> None:
         """Tell those who watch what an open job waits for; its next finished shard clears it."""
         with self._database.transaction() as tx:
             tx.rows(
@@ -413,7 +413,7 @@ class Jobs:
             )
         return Job.from_row(rows[0]) if rows else None
 
-    def beat_merge(self, job_id: str, lease_s: float) -> bool:
+    def renew_merge_lease(self, job_id: str, lease_s: float) -> bool:
         """Extend the indexer's lease; False when the job was cancelled meanwhile."""
         with self._database.transaction() as tx:
             return bool(
@@ -443,7 +443,7 @@ class Jobs:
                 return
             after = rows[-1]["n"]
 
-    def bases_in_use(self) -> set[str]:
+    def referenced_versions(self) -> set[str]:
         """Return the versions that open jobs still reuse vectors of."""
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
@@ -476,7 +476,7 @@ class Jobs:
                 )
             )
 
-    def forget_plans(self) -> None:
+    def drop_items(self) -> None:
         """Drop the lists of images of jobs that have ended; their counts and failures stay."""
         with self._database.transaction() as tx:
             tx.rows(

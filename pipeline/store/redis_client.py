@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerUnavailable
 from pipeline.urls import without_password
 
 PREFIX = "imgrec:"  # of every key in Redis, so that a user of its ACL can be held to them
@@ -31,7 +31,7 @@ def answers(url: str) -> bool:
     """Tell whether a Redis takes commands at this address; False where nobody answers.
 
     Raises:
-        ServerAway: somebody does, but refuses us.
+        ServerUnavailable: somebody does, but refuses us.
     """
     try:
         with closing(connect(url, 2)) as client:
@@ -47,14 +47,14 @@ def refuses(error: BaseException) -> bool:
     return isinstance(error, (redis.AuthenticationError, redis.exceptions.AuthorizationError))
 
 
-def trouble(url: str, error: BaseException | None, setting: str = "REDIS_URL") -> ServerAway:
+def trouble(url: str, error: BaseException | None, setting: str = "REDIS_URL") -> ServerUnavailable:
     """Return the sentence for what redis-py, or kombu in its name, has raised.
 
     Args:
         setting: which one holds `url`.
     """
     what = "The cache" if setting.startswith("CACHE_URL") else "Redis"
-    return ServerAway(
+    return ServerUnavailable(
         _sentence(url, error, setting)
         or f"{what} does not answer at {without_password(url)}: start it ('imgrec up' starts "
         f"everything on one machine), or correct the address in {setting}."

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ LOOK_EVERY_S = 1.0
 Held = TypeVar("Held")
 
 
-class Polled(Generic[Held]):
+class RevisionCache(Generic[Held]):
     """A value that is loaded again when its revision has changed, at most a second later."""
 
     def __init__(self, revision: Callable[[], int], load: Callable[[], Held]) -> None:
@@ -34,7 +34,7 @@ class Polled(Generic[Held]):
             now: look at once, for who asks about what was changed a moment before.
 
         Raises:
-            ServerAway: the database does not answer and nothing is held yet.
+            ServerUnavailable: the database does not answer and nothing is held yet.
         """
         held, patient = self._held, not now or self._away
         if held and patient and (time.monotonic() < self._look_at or self._lock.locked()):
@@ -48,7 +48,7 @@ class Polled(Generic[Held]):
                 if held is None or revision != held[0]:
                     held = self._held = (revision, self._load())
                 self._away = False
-            except ServerAway as error:
+            except ServerUnavailable as error:
                 self._away = True
                 if held is None:
                     raise

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classify.head import HeadName, require_name
-from pipeline.embed.embed_images import Tools, VectorCache, embed_shard
+from pipeline.classify.head import HeadName, validate_name
+from pipeline.embed.embed_images import Embedder, VectorCache, embed_shard
 from pipeline.errors import WrongUse
 from pipeline.evaluate.retrieval import class_of, list_folder
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
 
-LEAST = 2  # pictures of a class: one to train on, one to judge with
+MIN_IMAGES = 2  # pictures of a class: one to train on, one to judge with
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def list_training(training: Path, name: HeadName) -> Listing:
         entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
     for label in classes:
-        require_name("class" if name.category else "category", label)
+        validate_name("class" if name.category else "category", label)
     images, failures = list_folder(root)
     loose = [image.path for image in images if "/" not in image.path]
     if loose:
@@ -82,14 +82,14 @@ def list_training(training: Path, name: HeadName) -> Listing:
 
 
 def embed_training(
-    listing: Listing, tools: Tools, cache: VectorCache, done: Callable[[int], None]
+    listing: Listing, embedder: Embedder, cache: VectorCache, done: Callable[[int], None]
 ) -> TrainingSet:
     """Embed the pictures that can be used, each content once.
 
     Raises:
         WrongUse: the same picture lies in two classes, or a class has fewer than two left.
     """
-    result = embed_shard(listing.root, listing.images, tools, cache, check=done)
+    result = embed_shard(listing.root, listing.images, embedder, cache, check=done)
     paths = [listing.images[position].path for position in result.vectors.positions]
     rows, first = [], dict[bytes, str]()
     contradictions = []
@@ -121,9 +121,9 @@ def embed_training(
 
 def _require_pictures(root: Path, counts: Counter[str], classes: Sequence[str]) -> None:
     for label in classes:
-        if counts[label] < LEAST:
+        if counts[label] < MIN_IMAGES:
             raise WrongUse(
                 f"The class '{label}' has {counts[label]} different picture"
-                f"{'' if counts[label] == 1 else 's'} that can be used, at least {LEAST} are "
+                f"{'' if counts[label] == 1 else 's'} that can be used, at least {MIN_IMAGES} are "
                 f"needed: add some to '{root / label}', or remove that folder."
             )

@@ -14,7 +14,7 @@ from harness import ROOT, Run
 from PIL import Image
 
 from pipeline.embed.clip import Clip, load_clip
-from pipeline.embed.embed_images import embed_shard, make_tools
+from pipeline.embed.embed_images import build_embedder, embed_shard
 from pipeline.images.find import ImageFile
 from pipeline.preprocess.background_removal import iou, load_remover
 from pipeline.settings import Settings, cores
@@ -53,8 +53,10 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         rembg_model=name,
         prepared_cache_bytes=0,
     )
-    tools = make_tools(settings, load_clip(settings))
-    cached = make_tools(settings.model_copy(update={"prepared_cache_bytes": 10**9}), tools.encoder)
+    embedder = build_embedder(settings, load_clip(settings))
+    cached = build_embedder(
+        settings.model_copy(update={"prepared_cache_bytes": 10**9}), embedder.encoder
+    )
     theirs = load_clip(settings.model_copy(update={"precision": "fp32"}))
     session = rembg.new_session(name)
     images = [ImageFile(str(photo.relative_to(photo.anchor)), 0, 0) for photo in photos]
@@ -90,7 +92,7 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
     ours(cached)
     clock, spent, again = [], [], []
     for _ in range(rounds):
-        fast_s, fast_cpu = ours(tools)
+        fast_s, fast_cpu = ours(embedder)
         plain_s, plain_cpu = clocked(plain)
         again_s, _ = ours(cached)
         clock.append(plain_s / fast_s)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.embed.clip import load_clip
-from pipeline.embed.embed_images import Tools, embed_shard, make_tools
+from pipeline.embed.embed_images import Embedder, build_embedder, embed_shard
 from pipeline.embed.shards import write_shard
 from pipeline.images.find import find_images
 from pipeline.index.versions import VersionStore
@@ -41,7 +41,7 @@ def measure(run: Run) -> None:
     listing(run, listed)
 
 
-class Shop:
+class ToyPipeline:
     """The steps of a rebuild in one process, without the queue, whose cost `queue` measures."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Shop:
         )
         self.jobs = Jobs(Database(self.settings.database_url))
         self.versions = VersionStore(self.settings.index_dir)
-        self.tools: Tools = make_tools(self.settings, load_clip(self.settings))
+        self.tools: Embedder = build_embedder(self.settings, load_clip(self.settings))
 
     def rebuild(self, full: bool = False) -> int:
         """Return how many images were embedded."""
@@ -97,7 +97,7 @@ def changes(run: Run, count: int, rounds: int) -> None:
     """
     folder = run.folder / "shop"
     draw_many(folder / "products", count)
-    shop = Shop(folder)
+    shop = ToyPipeline(folder)
     real = shop.tools
     shop.tools = replace(real, encoder=NoEncoder(real.encoder.dim))
     around = seconds(lambda: shop.rebuild(full=True))

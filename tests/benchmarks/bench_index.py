@@ -19,7 +19,7 @@ from competitors import TARGET
 from harness import ROOT, Run
 
 from pipeline.index import faiss_index
-from pipeline.index.choose import IndexKind
+from pipeline.index.choose import IndexSpec
 from pipeline.index.id_map import write_id_map
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.versions import VersionStore, order_by_hash
@@ -148,7 +148,7 @@ def publish(run: Run, folder: Path, rounds: int) -> None:
         while not ended.is_set():
             start = time.perf_counter()
             opened = published.current()
-            hits = next(opened.searches(queries[number % len(queries)], 5))
+            hits = next(opened.search_deepening(queries[number % len(queries)], 5))
             names = [opened.version.paths[row] for row, _ in hits]
             opened.version.row_of_hash("f" * 64)
             assert len(names) == 5
@@ -205,7 +205,7 @@ def commit(versions: VersionStore, folder: Path, number: int) -> None:
     np.save(workspace / "sha256.npy", hashes)
     np.save(workspace / "by_hash.npy", order_by_hash(hashes))
     np.save(workspace / "files.npy", np.zeros((count, 2), np.int64))
-    kind = IndexKind.of(json.loads((folder / "kind.json").read_bytes()))
+    kind = IndexSpec.of(json.loads((folder / "kind.json").read_bytes()))
     manifest: dict[str, Any] = {
         "job_id": f"bench-{number}",
         "job_created_at": float(number),

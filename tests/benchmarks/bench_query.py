@@ -15,7 +15,7 @@ import noop_task
 import psutil
 from base_clip import base_clip
 from harness import ROOT, Run
-from live_stack import Stand, until
+from live_stack import LiveStack, until
 from published import publish_random, settings_of
 
 from pipeline.index.versions import VersionStore
@@ -27,7 +27,7 @@ AFTER_S = 2.0  # the new version is loaded beside, the old one let go
 
 
 def measure(run: Run) -> None:
-    stand = Stand(run.folder, base_clip())
+    stand = LiveStack(run.folder, base_clip())
     publish_random(settings_of(stand), ROWS, DIM, stand.products)
     stand.start_redis()
     try:
@@ -42,7 +42,7 @@ def measure(run: Run) -> None:
         stand.close()
 
 
-def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
+def one_client(run: Run, stand: LiveStack, worker: psutil.Process) -> None:
     used = cpu_s(worker)
     count = 20 if run.quick else 150
     found = client(run, stand, "latency", count=count)
@@ -93,7 +93,7 @@ def one_client(run: Run, stand: Stand, worker: psutil.Process) -> None:
     )
 
 
-def empty_worker(stand: Stand) -> None:
+def empty_worker(stand: LiveStack) -> None:
     """Start the worker whose task does nothing."""
     command = ["celery", "-A", "empty_task", "worker", "-Q", noop_task.QUEUE, "-P", "threads"]
     command += ["-c", "4", "-l", "INFO", "--without-gossip", "--without-mingle"]
@@ -112,7 +112,7 @@ def empty_worker(stand: Stand) -> None:
     until(lambda: "ready" in log.read_text(), "the empty task is served")
 
 
-def many_clients(run: Run, stand: Stand, worker: psutil.Process) -> None:
+def many_clients(run: Run, stand: LiveStack, worker: psutil.Process) -> None:
     used = cpu_s(worker)
     queries, rounds = (48, 1) if run.quick else (320, 5)
     found = client(run, stand, "throughput", clients=CLIENTS, queries=queries, rounds=rounds)
@@ -130,7 +130,7 @@ def many_clients(run: Run, stand: Stand, worker: psutil.Process) -> None:
     run.fact("CPU of the worker a query of 32 clients, ms", round(1000 * used, 2))
 
 
-def publishing(run: Run, stand: Stand) -> None:
+def publishing(run: Run, stand: LiveStack) -> None:
     """Swap the published version again and again while one client asks."""
     versions = VersionStore(settings_of(stand).index_dir)
     publish_random(settings_of(stand), ROWS, DIM, stand.products)
@@ -166,7 +166,7 @@ def publishing(run: Run, stand: Stand) -> None:
     run.fact("p99 of the others, ms", round(1000 * p99, 1))
 
 
-def shell(run: Run, stand: Stand) -> None:
+def shell(run: Run, stand: LiveStack) -> None:
     """`imgrec query FILE --wait --json` from a shell, minus the same round trip."""
     rows = []
     for number in range(3 if run.quick else 20):
@@ -199,7 +199,7 @@ def tailed(run: Run, number: int) -> Path:
     return file
 
 
-def client(run: Run, stand: Stand, mode: str, **options: Any) -> Any:
+def client(run: Run, stand: LiveStack, mode: str, **options: Any) -> Any:
     options |= {"photos": [str(photo) for photo in run.photos(40)]}
     options |= {"folder": str(run.folder / "asked")}
     script = str(Path(__file__).parent / "query_client.py")

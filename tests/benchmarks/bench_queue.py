@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import ROOT, Run, anonymous_bytes
-from live_stack import Stand, until
+from live_stack import LiveStack, until
 from PIL import Image
 
 from pipeline.store.database import Database
@@ -106,7 +106,7 @@ def per_image(cost: Cost) -> float:
 def rebuild(folder: Path, count: int) -> Cost:
     folder.mkdir(parents=True)
     more = {"PYTHONPATH": f"{ROOT}:{HERE}", "LEASE_S": "15", "RECONCILE_S": "5"}
-    stand = Stand(folder, ROOT / "models" / "imgrec-mini", environment=more)
+    stand = LiveStack(folder, ROOT / "models" / "imgrec-mini", environment=more)
     stand.products.mkdir()
     Image.new("RGB", (16, 16)).save(stand.products / "one.jpg")  # an empty folder is refused
     jobs = Jobs(Database(stand.environment["DATABASE_URL"]))
@@ -149,7 +149,7 @@ def rebuild(folder: Path, count: int) -> Cost:
         stand.close()
 
 
-def worker(stand: Stand, queue: str) -> int:
+def worker(stand: LiveStack, queue: str) -> int:
     """Start a worker whose embedder does nothing; return its process when it is ready."""
     log = stand.folder / f"{queue}-noop.log"
     with log.open("wb") as output:

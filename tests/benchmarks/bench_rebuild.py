@@ -16,7 +16,7 @@ import numpy as np
 from base_clip import base_clip
 from bench_queue import cpu_seconds
 from harness import Run, in_turns
-from live_stack import Stand
+from live_stack import LiveStack
 from PIL import Image
 
 from pipeline.embed import numeric_precision
@@ -43,7 +43,7 @@ def measure(run: Run) -> None:
 
 
 def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
-    stand = Stand(run.folder / "stand", model)
+    stand = LiveStack(run.folder / "stand", model)
     stand.environment |= {"CPU_THREADS": str(cores()), "PRECISION": "auto"}
     stand.products.mkdir(parents=True)
     for number, photo in enumerate(photos):
@@ -98,7 +98,7 @@ def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
     )
 
 
-def end_to_end(stand: Stand) -> tuple[float, float]:
+def end_to_end(stand: LiveStack) -> tuple[float, float]:
     """Rebuild all -> seconds from the job's creation to its end, CPU seconds of the embed worker.
 
     From creation, which is stricter than from the first claimed shard: planning is in it.

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from base_clip import base_clip
 from harness import ROOT, Run, seconds
-from live_stack import Stand, until
+from live_stack import LiveStack, until
 
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.embed.shards import ShardVectors, write_shard
@@ -44,7 +44,7 @@ BARE = f"""
 import sys, time
 import numpy as np
 from PIL import Image
-from pipeline.clip import load_clip
+from pipeline.embed.clip import load_clip
 from pipeline.settings import load_settings
 clip = load_clip(load_settings())
 dice = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def measure(run: Run) -> None:
 def workers(run: Run) -> None:
     """Images a second from the ledger, by one and by two workers in turns, one thread each."""
     environment = {"SHARD_SIZE": str(SHARD), "OMP_NUM_THREADS": "1", "SHARD_WINDOW": "8"}
-    stand = Stand(run.folder / "stand", base_clip(), environment=environment)
+    stand = LiveStack(run.folder / "stand", base_clip(), environment=environment)
     stand.folder.mkdir()
     stand.products.mkdir()
     for number, photo in enumerate(run.photos(PHOTOS_A_ROUND)):
@@ -114,7 +114,7 @@ def workers(run: Run) -> None:
         run.fact(f"{count} worker(s), images/s", round(statistics.median(r[0] for r in found), 2))
 
 
-def steady(stand: Stand, count: int) -> tuple[float, float]:
+def steady(stand: LiveStack, count: int) -> tuple[float, float]:
     """Return images a second, and images a CPU second, of `count` workers on the same folder."""
     first = len(stand.processes)
     for core in range(count):
@@ -144,7 +144,7 @@ def steady(stand: Stand, count: int) -> tuple[float, float]:
     return images / (after[0] - before[0]), images / (after[2] - before[2])
 
 
-def computing(stand: Stand, count: int) -> float:
+def computing(stand: LiveStack, count: int) -> float:
     """Return the images a second of processes that do nothing but compute."""
     started = []
     for core in range(count):
@@ -195,11 +195,11 @@ def unclaimed(jobs: Jobs, job_id: str) -> int:
 def messages(run: Run) -> None:
     """Bytes of a shard's message, and messages that one process sends in a second."""
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
-        stand = Stand(Path(folder), Path(folder))
+        stand = LiveStack(Path(folder), Path(folder))
         stand.start_redis()
         try:
             script = (
-                "import time; from workers import flow\n"
+                "import time; from workers import dispatch as flow\n"
                 "flow.send('imgrec.embed_shard', 'embed', 'job', 0)\n"
                 "start = time.perf_counter()\n"
                 "for n in range(500): flow.send('imgrec.embed_shard', 'embed', 'job', n)\n"
@@ -246,9 +246,10 @@ def ledger(run: Run, name: str, url: str) -> None:
         )
 
     run.fact(f"{name}: claims/s", rate(claim, list(range(LEDGER_SHARDS))))
-    run.fact(f"{name}: beats/s", rate(lambda c: jobs.beat(c, 1, 1000), claims))
+    run.fact(f"{name}: beats/s", rate(lambda c: jobs.renew_lease(c, 1, 1000), claims))
     run.fact(
-        f"{name}: beats/s of four threads", rate(lambda c: jobs.beat(c, 1, 1000), claims, threads=4)
+        f"{name}: beats/s of four threads",
+        rate(lambda c: jobs.renew_lease(c, 1, 1000), claims, threads=4),
     )
     run.fact(f"{name}: finishes/s", rate(finish, claims))
     big = plan(jobs, run.folder, MANY_SHARDS, images=1)

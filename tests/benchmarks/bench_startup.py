@@ -10,7 +10,7 @@ from pathlib import Path
 
 from base_clip import base_clip
 from harness import ROOT, Run
-from live_stack import Stand
+from live_stack import LiveStack
 from published import publish_random, settings_of
 
 TITLE = "Start-up: from `celery worker -Q query` to its first answer"
@@ -43,7 +43,7 @@ print(time.time(), flush=True)
 
 def measure(run: Run) -> None:
     model = base_clip()
-    stand = Stand(run.folder, model)
+    stand = LiveStack(run.folder, model)
     publish_random(settings_of(stand), 20_000, 512, stand.products)
     stand.start_redis()
     try:
@@ -72,7 +72,7 @@ def measure(run: Run) -> None:
     run.fact("first answer, s / CPU s", pair([asked for _, asked in rows]))
 
 
-def bare(stand: Stand, model: Path) -> tuple[float, float]:
+def bare(stand: LiveStack, model: Path) -> tuple[float, float]:
     """Return the seconds and CPU seconds of a process that only imports and loads."""
     start = time.time()
     process = subprocess.Popen(
@@ -84,7 +84,7 @@ def bare(stand: Stand, model: Path) -> tuple[float, float]:
     return time.time() - start, used.ru_utime + used.ru_stime
 
 
-def first_answer(run: Run, stand: Stand, number: int) -> tuple[float, float]:
+def first_answer(run: Run, stand: LiveStack, number: int) -> tuple[float, float]:
     """Return the seconds and CPU seconds from a worker's spawn to its first answer."""
     photo = run.photos(10)[number % 10]
     file = run.folder / f"asked-{number}.jpg"

@@ -81,5 +81,5 @@ else:
     from workers import resources
 
     resources.clip = lambda: SimpleNamespace(dim=DIM)
-    resources.tools = lambda: None
+    resources.embedder = lambda: None
     workers.embed.embed_shard = embed_nothing

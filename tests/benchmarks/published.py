@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from live_stack import Stand
+from live_stack import LiveStack
 
 from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.index import faiss_index
@@ -50,7 +50,7 @@ def publish_random(settings: Settings, rows: int, dim: int, root: Path) -> Versi
     return version
 
 
-def settings_of(stand: Stand) -> Settings:
+def settings_of(stand: LiveStack) -> Settings:
     """Return the settings that the stand's processes have."""
     names = {name.lower(): value for name, value in stand.environment.items()}
     return Settings(_env_file=None, **names)

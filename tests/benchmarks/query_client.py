@@ -48,7 +48,7 @@ class Bare:
 
     def query(self, file: Path) -> list[str]:
         vector = self.clip.embed_images([self.prepared(read_image(file, self.limits))])[0]
-        hits = next(self.index.searches(vector, TOP_K))
+        hits = next(self.index.search_deepening(vector, TOP_K))
         return [self.index.version.paths[row] for row, _ in hits]
 
 
@@ -59,7 +59,9 @@ def ask_imgrec(file: Path) -> list[str]:
 
 def ask_whole(file: Path) -> dict[str, Any]:
     data = query_client.message(file, load_settings())
-    return query_client.Asked("imgrec.query_image", (data, TOP_K), PATIENCE_S, False).answer()
+    return query_client.PendingQuery(
+        "imgrec.query_image", (data, TOP_K), PATIENCE_S, False
+    ).answer()
 
 
 class Fresh:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 
 from cli.main import main
 
@@ -33,7 +33,7 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def imgrec(desk: Desk, capsys: pytest.CaptureFixture[str]) -> Run:
+def imgrec(desk: InlineWorker, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command as its entry point does."""
 
     def run(*args: object) -> Done:

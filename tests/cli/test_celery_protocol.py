@@ -11,20 +11,22 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from inline_worker import Desk
-from live_stack import Stand, until
+from inline_worker import InlineWorker
+from live_stack import LiveStack, until
 
 from cli import celery_protocol
-from pipeline.errors import BadImage, ServerAway
+from pipeline.errors import BadImage, ServerUnavailable
 from pipeline.settings import load_settings
 
 ANSWER = {"matches": [{"rank": 1, "product_id": "häßlich"}]}
 
 
 @pytest.fixture
-def stand(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+def stand(
+    desk: InlineWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LiveStack]:
     """A Redis alone; this process is its client."""
-    stand = Stand(tmp_path / "stand", tmp_path)
+    stand = LiveStack(tmp_path / "stand", tmp_path)
     stand.folder.mkdir()
     stand.start_redis()
     monkeypatch.setenv("REDIS_URL", stand.environment["REDIS_URL"])
@@ -35,7 +37,7 @@ def stand(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     stand.close()
 
 
-def store(stand: Stand, query_id: str, result: Any, state: str = "SUCCESS") -> None:
+def store(stand: LiveStack, query_id: str, result: Any, state: str = "SUCCESS") -> None:
     """Store a result as a worker does."""
     stand.sender().backend.store_result(query_id, result, state)
 
@@ -45,7 +47,7 @@ def wait(query_id: str, seconds: float = 10.0) -> Any:
         return listener.wait(seconds)
 
 
-def test_celery_reads_the_message_as_one_of_its_own(stand: Stand) -> None:
+def test_celery_reads_the_message_as_one_of_its_own(stand: LiveStack) -> None:
     celery_protocol.send("imgrec.query_image", "the-id", (b"\xff\x00", 5, {"text": "ä"}), 60.0)
     app: Celery = stand.sender()
     with app.connection_for_read() as connection:
@@ -66,7 +68,7 @@ def test_celery_reads_the_message_as_one_of_its_own(stand: Stand) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_an_answer_is_found_whether_it_came_before_or_comes_after(
-    stand: Stand, after: bool
+    stand: LiveStack, after: bool
 ) -> None:
     late = threading.Timer(0.5 if after else 0.0, store, (stand, "the-id", ANSWER))
     late.start()
@@ -79,12 +81,12 @@ def test_an_answer_is_found_whether_it_came_before_or_comes_after(
     assert wait("the-id", 0.0) == ANSWER
 
 
-def test_a_wait_in_vain_is_none_and_a_task_that_runs_is_no_answer(stand: Stand) -> None:
+def test_a_wait_in_vain_is_none_and_a_task_that_runs_is_no_answer(stand: LiveStack) -> None:
     store(stand, "the-id", None, "STARTED")
     assert wait("the-id", 0.2) is None
 
 
-def test_a_connection_serves_one_question_after_the_other(stand: Stand) -> None:
+def test_a_connection_serves_one_question_after_the_other(stand: LiveStack) -> None:
     channels = stand.redis().pubsub_channels
     for number in range(5):
         store(stand, f"id-{number}", number)
@@ -99,7 +101,7 @@ def test_a_connection_serves_one_question_after_the_other(stand: Stand) -> None:
     assert len(celery_protocol._idle) == 1
 
 
-def test_our_errors_come_back_as_they_were_and_others_by_name_only(stand: Stand) -> None:
+def test_our_errors_come_back_as_they_were_and_others_by_name_only(stand: LiveStack) -> None:
     store(stand, "bad", BadImage("it is cut off", "read"), "FAILURE")
     with pytest.raises(BadImage, match="it is cut off") as error:
         wait("bad")
@@ -116,7 +118,7 @@ def test_our_errors_come_back_as_they_were_and_others_by_name_only(stand: Stand)
     assert type(fake.value).__module__ != "os"
 
 
-def test_a_redis_that_restarts_meanwhile_was_never_away(stand: Stand) -> None:
+def test_a_redis_that_restarts_meanwhile_was_never_away(stand: LiveStack) -> None:
     assert wait("warm", 0.1) is None
     with celery_protocol.listening("the-id") as listener:
         assert listener.wait(0.2) is None
@@ -128,32 +130,32 @@ def test_a_redis_that_restarts_meanwhile_was_never_away(stand: Stand) -> None:
 
 
 def test_a_redis_that_stays_away_is_a_sentence(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: LiveStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(celery_protocol, "AWAY_S", 0.5)
     with celery_protocol.listening("the-id") as listener:
         assert listener.wait(0.2) is None
         stand.kill_redis()
-        with pytest.raises(ServerAway, match="Redis does not answer"):
+        with pytest.raises(ServerUnavailable, match="Redis does not answer"):
             listener.wait(60.0)
-    with pytest.raises(ServerAway, match="Redis does not answer"):
+    with pytest.raises(ServerUnavailable, match="Redis does not answer"):
         celery_protocol.send("imgrec.query_image", "the-id", (b"", 5), 60.0)
 
 
 def test_a_look_without_waiting_says_at_once_that_redis_is_away(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: LiveStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_pause(seconds: float) -> None:
         raise AssertionError(f"it waits for {seconds} s")
 
     stand.kill_redis()
     monkeypatch.setattr(celery_protocol.time, "sleep", no_pause)
-    with pytest.raises(ServerAway, match="Redis does not answer"):
+    with pytest.raises(ServerUnavailable, match="Redis does not answer"):
         wait("the-id", 0.0)
 
 
 def test_a_redis_that_says_nothing_is_given_up(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: LiveStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(celery_protocol, "ANSWER_S", 0.5)
     monkeypatch.setattr(celery_protocol, "AWAY_S", 0.5)
@@ -161,26 +163,28 @@ def test_a_redis_that_says_nothing_is_given_up(
     assert stand.server is not None
     subprocess.run(["kill", "-STOP", str(stand.server.pid)], check=True)
     try:
-        with pytest.raises(ServerAway):
+        with pytest.raises(ServerUnavailable):
             celery_protocol.send("imgrec.query_image", "the-id", (b"", 5), 60.0)
-        with pytest.raises(ServerAway):
+        with pytest.raises(ServerUnavailable):
             wait("the-id", 1.0)
     finally:
         subprocess.run(["kill", "-CONT", str(stand.server.pid)], check=True)
         celery_protocol._connected.cache_clear()
 
 
-def test_a_full_redis_takes_no_question_and_says_so(stand: Stand) -> None:
+def test_a_full_redis_takes_no_question_and_says_so(stand: LiveStack) -> None:
     stand.redis().config_set("maxmemory", "1mb")
     stand.redis().config_set("maxmemory-policy", "noeviction")
-    with pytest.raises(ServerAway, match="is full"):
+    with pytest.raises(ServerUnavailable, match="is full"):
         celery_protocol.send("imgrec.query_image", "the-id", (bytes(900_000), 5), 60.0)
 
 
-def test_a_wrong_password_is_not_waited_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_is_not_waited_for(
+    stand: LiveStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand.redis().config_set("requirepass", "right")
     start = time.monotonic()
     for ask in (lambda: celery_protocol.send("t", "i", (), 60.0), lambda: wait("i", 60.0)):
-        with pytest.raises(ServerAway, match="refuses the login"):
+        with pytest.raises(ServerUnavailable, match="refuses the login"):
             ask()
     assert time.monotonic() - start < celery_protocol.AWAY_S

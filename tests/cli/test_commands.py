@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
-from live_stack import BIN, Stand, draw_folder, free_port
+from live_stack import BIN, LiveStack, draw_folder, free_port
 from PIL import Image
 
 from cli.main import COMMANDS, imgrec
@@ -17,9 +17,9 @@ from cli.query_report import write_page
 
 
 @pytest.fixture
-def shop(tmp_path: Path, model: Path) -> Stand:
+def shop(tmp_path: Path, model: Path) -> LiveStack:
     """An imgrec without any server."""
-    return Stand(tmp_path, model)
+    return LiveStack(tmp_path, model)
 
 
 def one_line(command: click.Command) -> str:
@@ -54,13 +54,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_a_mistyped_command_is_wrong_use_with_a_guess(shop: Stand) -> None:
+def test_a_mistyped_command_is_wrong_use_with_a_guess(shop: LiveStack) -> None:
     done = shop.imgrec("enqeue-rebuild", "x")
     assert done.returncode == 2
     assert "Did you mean 'enqueue-rebuild'?" in done.stderr
 
 
-def test_what_cannot_work_is_exit_code_2_and_one_sentence(shop: Stand) -> None:
+def test_what_cannot_work_is_exit_code_2_and_one_sentence(shop: LiveStack) -> None:
     (shop.folder / "empty").mkdir()
     (shop.folder / "texts").mkdir()
     (shop.folder / "texts" / "a.txt").touch()
@@ -92,7 +92,7 @@ def test_what_cannot_work_is_exit_code_2_and_one_sentence(shop: Stand) -> None:
         assert words in done.stderr
 
 
-def test_a_setting_that_does_not_parse_is_named(shop: Stand) -> None:
+def test_a_setting_that_does_not_parse_is_named(shop: LiveStack) -> None:
     for name, value in (
         ("TOP_K", "many"),
         ("PREPROCESS_SIZE", "224"),
@@ -105,7 +105,7 @@ def test_a_setting_that_does_not_parse_is_named(shop: Stand) -> None:
         assert f"The setting {name} cannot be used" in done.stderr
 
 
-def test_a_server_that_is_away_is_exit_code_4(shop: Stand) -> None:
+def test_a_server_that_is_away_is_exit_code_4(shop: LiveStack) -> None:
     draw_folder(shop.products, 1)
     closed = f"127.0.0.1:{free_port()}"
     image = str(next(shop.products.rglob("*.jpg")))
@@ -120,23 +120,23 @@ def test_a_server_that_is_away_is_exit_code_4(shop: Stand) -> None:
     assert "pass@" not in done.stderr
 
 
-def test_no_index_is_exit_code_3(shop: Stand) -> None:
+def test_no_index_is_exit_code_3(shop: LiveStack) -> None:
     for command in (["index", "info"], ["index", "rollback"]):
         done = shop.imgrec(*command)
         assert done.returncode == 3
         assert "FAISS index not found" in done.stderr
 
 
-def test_the_traceback_is_there_when_it_is_asked_for(shop: Stand) -> None:
+def test_the_traceback_is_there_when_it_is_asked_for(shop: LiveStack) -> None:
     assert "Traceback" in shop.imgrec("--debug", "status", "nothing").stderr
 
 
-def test_json_is_one_object_on_stdout(shop: Stand) -> None:
+def test_json_is_one_object_on_stdout(shop: LiveStack) -> None:
     for command in (["jobs"], ["index", "list"]):
         assert isinstance(json.loads(shop.imgrec(*command, "--json").stdout), dict)
 
 
-def test_down_and_health_say_that_nothing_runs(shop: Stand) -> None:
+def test_down_and_health_say_that_nothing_runs(shop: LiveStack) -> None:
     assert "Nothing runs here" in shop.imgrec("down").stderr
     done = shop.imgrec("health", "query")
     assert done.returncode == 1

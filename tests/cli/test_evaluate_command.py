@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
 from cli.main import main
 from pipeline.index.versions import seal
@@ -139,7 +139,9 @@ def test_wrong_use_is_a_sentence(
     assert sentence in err
 
 
-def publish(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Shop:
+def publish(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, **more: Any
+) -> ToyPipeline:
     """Publish an index of 300 products, made in this process with a toy encoder."""
     settings = Settings(
         _env_file=None,
@@ -150,7 +152,7 @@ def publish(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, **more:
         cpu_threads=1,
         **more,
     )
-    shop = Shop(settings, tmp_path)
+    shop = ToyPipeline(settings, tmp_path)
     for number in range(300):
         shop.draw(f"{number:03d}.png", seed=number)
     shop.rebuild()

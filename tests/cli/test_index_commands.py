@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 
 from cli import output
 from pipeline.settings import load_settings
@@ -28,7 +28,7 @@ VERSION = {
 
 
 @pytest.fixture
-def two(desk: Desk) -> Desk:
+def two(desk: InlineWorker) -> InlineWorker:
     """A shop that has published v0001 and v0002."""
     desk.rebuild()
     desk.shop.draw("second.png", seed=77)
@@ -36,7 +36,9 @@ def two(desk: Desk) -> Desk:
     return desk
 
 
-def test_versions_are_listed_and_the_published_one_is_marked(two: Desk, imgrec: Run) -> None:
+def test_versions_are_listed_and_the_published_one_is_marked(
+    two: InlineWorker, imgrec: Run
+) -> None:
     done = imgrec("index", "list")
     marked = [line for line in done.out.splitlines() if "*" in line and "v000" in line]
     assert len(marked) == 1
@@ -55,7 +57,7 @@ def test_without_a_version_the_list_is_empty_and_says_what_makes_one(imgrec: Run
     assert imgrec("index", "list", "--json").object == {"current": None, "versions": []}
 
 
-def test_info_reads_every_file_against_its_digest(two: Desk, imgrec: Run) -> None:
+def test_info_reads_every_file_against_its_digest(two: InlineWorker, imgrec: Run) -> None:
     assert set(imgrec("index", "info", "--json").object) == VERSION
     assert imgrec("index", "info", "v0001", "--json").object["published"] is False
     assert "Every file matches its digest" in imgrec("index", "info").err
@@ -67,7 +69,7 @@ def test_info_reads_every_file_against_its_digest(two: Desk, imgrec: Run) -> Non
 
 
 def test_a_rollback_names_both_versions_and_can_mend_a_broken_pointer(
-    two: Desk, imgrec: Run
+    two: InlineWorker, imgrec: Run
 ) -> None:
     assert imgrec("index", "rollback", "--json").object == {"from": "v0002", "to": "v0001"}
     assert "Published v0002 in place of v0001" in imgrec("index", "rollback", "v0002").err
@@ -80,7 +82,7 @@ def test_a_rollback_names_both_versions_and_can_mend_a_broken_pointer(
 
 
 def test_a_rollback_within_a_publication_is_refused_and_not_half_done(
-    two: Desk, imgrec: Run
+    two: InlineWorker, imgrec: Run
 ) -> None:
     with two.shop.versions.lock():
         done = imgrec("index", "rollback")
@@ -90,7 +92,7 @@ def test_a_rollback_within_a_publication_is_refused_and_not_half_done(
 
 
 @pytest.fixture
-def beat(desk: Desk) -> Callable[[str, float], None]:
+def beat(desk: InlineWorker) -> Callable[[str, float], None]:
     folder = load_settings().data_dir / "run"
     folder.mkdir(parents=True)
 
@@ -160,7 +162,7 @@ def test_a_table_in_a_pipe_is_wide_and_shows_names_as_they_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = "kind/" + "long" * 30 + "-[bold]name[/bold].jpg"
-    output.table("Title", ["path", "n"], [[name, 1]], {"n"})
+    output.print_table("Title", ["path", "n"], [[name, 1]], {"n"})
     assert name in capsys.readouterr().out
 
 
@@ -174,7 +176,7 @@ def test_durations_are_written_as_people_read_them(seconds: float, text: str) ->
 
 @pytest.mark.parametrize("options", [("--json",), ()])
 def test_a_reader_that_has_seen_enough_gets_no_traceback(
-    two: Desk, options: tuple[str, ...]
+    two: InlineWorker, options: tuple[str, ...]
 ) -> None:
     """`imgrec index list | head -1`"""
     reading, writing = os.pipe()

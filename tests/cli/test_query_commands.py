@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from live_stack import draw_product
 from PIL import Image
 
 from cli import query_client
-from pipeline.errors import FingerprintMismatch, IndexMissing, ServerAway
+from pipeline.errors import FingerprintMismatch, IndexMissing, ServerUnavailable
 from pipeline.images.decode import WORK_SIDE
 from workers import dispatch
 
@@ -61,7 +61,7 @@ class Queue:
 
 
 @pytest.fixture
-def queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Queue:
+def queue(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(query_client, "wire", queue)
     monkeypatch.setattr(query_client, "time", queue)
@@ -133,7 +133,7 @@ def test_an_answer_is_a_table_for_people_and_an_object_for_programs(
     [
         (IndexMissing(), 3, "FAISS index not found. Rebuild index first using 'enqueue-rebuild'"),
         (FingerprintMismatch("Index v0001 was made with another model."), 1, "another model"),
-        (ServerAway("Redis is gone."), 4, "Redis is gone"),
+        (ServerUnavailable("Redis is gone."), 4, "Redis is gone"),
     ],
 )
 def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
@@ -146,7 +146,7 @@ def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
 
 
 def test_a_query_without_any_worker_names_the_command_that_starts_one(
-    desk: Desk, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "workers_on", lambda *_: 0)
     done = imgrec("query", photo, "--wait")
@@ -193,7 +193,7 @@ def test_a_look_at_the_workers_that_meets_an_outage_ends_no_question(
 
     def away(*_: object) -> int:
         looks.append(queue.now)
-        raise ServerAway("Redis is loading its dataset")
+        raise ServerUnavailable("Redis is loading its dataset")
 
     monkeypatch.setattr(dispatch, "workers_on", away)
     queue.answers = iter([None, None, ANSWER])
@@ -212,7 +212,7 @@ def test_a_wait_that_ends_names_the_command_for_later(
     assert f"imgrec result {queue.sent[0]['task_id']}" in done.err
 
 
-def test_a_redis_that_is_away_is_exit_code_4(desk: Desk, imgrec: Run, photo: Path) -> None:
+def test_a_redis_that_is_away_is_exit_code_4(desk: InlineWorker, imgrec: Run, photo: Path) -> None:
     for command in (["query", photo], ["result", "the-id"]):
         done = imgrec(*command)
         assert (done.code, done.out) == (4, "")
@@ -246,7 +246,7 @@ def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
     ("trouble", "code", "words"),
     [
         (None, 1, "their pictures did not come"),
-        (ServerAway("Redis is gone."), 4, "Redis is gone"),
+        (ServerUnavailable("Redis is gone."), 4, "Redis is gone"),
     ],
 )
 def test_pictures_that_do_not_come_are_a_sentence(

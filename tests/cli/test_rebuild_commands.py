@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 
 from cli import watch
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerUnavailable
 from pipeline.settings import load_settings
 from workers import dispatch
 
@@ -22,7 +22,7 @@ CONTRACT = {
 }
 
 
-def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: Desk, imgrec: Run) -> None:
+def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: InlineWorker, imgrec: Run) -> None:
     desk.inline = True
     (desk.shop.root / "bad.png").touch()
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
@@ -37,7 +37,7 @@ def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: Desk, imgrec: R
     assert (again["embedded"], again["reused"]) == (0, 20)
 
 
-def test_people_get_a_table_and_the_next_command(desk: Desk, imgrec: Run) -> None:
+def test_people_get_a_table_and_the_next_command(desk: InlineWorker, imgrec: Run) -> None:
     desk.inline = True
     (desk.shop.root / "bad.png").touch()
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
@@ -47,7 +47,9 @@ def test_people_get_a_table_and_the_next_command(desk: Desk, imgrec: Run) -> Non
     assert "imgrec failures" in done.err
 
 
-def test_without_wait_only_the_id_is_on_stdout_and_status_takes_it(desk: Desk, imgrec: Run) -> None:
+def test_without_wait_only_the_id_is_on_stdout_and_status_takes_it(
+    desk: InlineWorker, imgrec: Run
+) -> None:
     done = imgrec("enqueue-rebuild", desk.shop.root)
     job_id = done.out.strip()
     assert f"imgrec status {job_id}" in done.err
@@ -59,7 +61,9 @@ def test_without_wait_only_the_id_is_on_stdout_and_status_takes_it(desk: Desk, i
     assert imgrec("enqueue-rebuild", desk.shop.root, "--json").object["job_id"] != job_id
 
 
-def test_a_rebuild_that_fails_is_exit_code_1_with_its_reason(desk: Desk, imgrec: Run) -> None:
+def test_a_rebuild_that_fails_is_exit_code_1_with_its_reason(
+    desk: InlineWorker, imgrec: Run
+) -> None:
     for file in desk.shop.root.rglob("*.png"):
         file.write_bytes(b"bad")
     desk.inline = True
@@ -73,7 +77,7 @@ def test_a_rebuild_that_fails_is_exit_code_1_with_its_reason(desk: Desk, imgrec:
     assert done.object["skipped"] == 20
 
 
-def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(desk: Desk, imgrec: Run) -> None:
+def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(desk: InlineWorker, imgrec: Run) -> None:
     job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
     done = imgrec("cancel", job_id)
     assert done.code == 0
@@ -88,7 +92,7 @@ def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(desk: Desk, imgrec: R
 
 
 def test_a_wait_that_ends_too_early_is_exit_code_1_and_the_job_goes_on(
-    desk: Desk, imgrec: Run
+    desk: InlineWorker, imgrec: Run
 ) -> None:
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0")
     assert done.code == 1
@@ -99,7 +103,7 @@ def test_a_wait_that_ends_too_early_is_exit_code_1_and_the_job_goes_on(
 
 
 def test_ctrl_c_ends_the_wait_and_not_the_job(
-    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -112,14 +116,14 @@ def test_ctrl_c_ends_the_wait_and_not_the_job(
     assert f"imgrec cancel {job.id}" in done.err
 
 
-def test_options_reach_the_job(desk: Desk, imgrec: Run) -> None:
+def test_options_reach_the_job(desk: InlineWorker, imgrec: Run) -> None:
     job_id = imgrec("enqueue-rebuild", desk.shop.root, "--full").out.strip()
     assert desk.job(job_id).full
     job_id = imgrec("enqueue-rebuild", desk.shop.root, "--save-preprocessed").out.strip()
     assert desk.job(job_id).save_preprocessed
 
 
-def test_another_folder_is_said_to_replace_the_index(desk: Desk, imgrec: Run) -> None:
+def test_another_folder_is_said_to_replace_the_index(desk: InlineWorker, imgrec: Run) -> None:
     desk.rebuild()
     assert "replaces" not in imgrec("enqueue-rebuild", desk.shop.root).err
     part = desk.shop.root / "kind0"
@@ -128,7 +132,7 @@ def test_another_folder_is_said_to_replace_the_index(desk: Desk, imgrec: Run) ->
 
 
 def test_a_broken_index_does_not_keep_anybody_from_making_a_new_one(
-    desk: Desk, imgrec: Run
+    desk: InlineWorker, imgrec: Run
 ) -> None:
     desk.rebuild()
     (desk.shop.settings.index_dir / "v0001" / "index.bin").write_bytes(b"short")
@@ -138,7 +142,7 @@ def test_a_broken_index_does_not_keep_anybody_from_making_a_new_one(
     assert (done.object["index_version"], done.object["reused"]) == ("v0002", 20)  # by content
 
 
-def test_failures_tell_path_stage_and_reason(desk: Desk, imgrec: Run) -> None:
+def test_failures_tell_path_stage_and_reason(desk: InlineWorker, imgrec: Run) -> None:
     (desk.shop.root / "[red]bad.png").touch()  # no markup: a file's name
     job_id = desk.rebuild()
     done = imgrec("failures", job_id)
@@ -161,7 +165,7 @@ def test_an_unknown_job_is_exit_code_2(imgrec: Run, command: str, option: tuple[
     assert "There is no job 'nothing'" in done.err
 
 
-def test_rebuilds_are_listed_newest_first(desk: Desk, imgrec: Run) -> None:
+def test_rebuilds_are_listed_newest_first(desk: InlineWorker, imgrec: Run) -> None:
     done = imgrec("jobs")
     assert (done.code, done.out) == (0, "")
     assert "no rebuild yet" in done.err
@@ -183,7 +187,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_waits_is_told_once_which_worker_is_missing(
-    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quickly(monkeypatch)
     monkeypatch.setattr(dispatch, "workers_on", lambda queue: 0)
@@ -202,7 +206,7 @@ def test_who_waits_is_told_once_which_worker_is_missing(
 
 
 def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
-    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quickly(monkeypatch)
     reconcile, calls = dispatch.reconcile, []
@@ -210,7 +214,7 @@ def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
     def back_after_three() -> None:
         calls.append(1)
         if len(calls) <= 3:
-            raise ServerAway("Redis does not answer.")
+            raise ServerUnavailable("Redis does not answer.")
         reconcile()
         desk.work()
 
@@ -221,7 +225,7 @@ def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
 
 
 def test_who_waits_does_the_work_of_a_missing_reconciler(
-    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message is lost, no index worker runs: the one who waits sends it again."""
     quickly(monkeypatch)
@@ -239,7 +243,7 @@ def test_who_waits_does_the_work_of_a_missing_reconciler(
 
 
 def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
-    desk: Desk, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cli.progress.PLAIN_EVERY_S", 0.0)
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.3")
@@ -248,6 +252,6 @@ def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
     (job,) = desk.shop.jobs.open_jobs()
     claim = desk.shop.jobs.claim_shard(job.id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.beat(claim, 3, 1000)
+    desk.shop.jobs.renew_lease(claim, 3, 1000)
     done = imgrec("status", job.id, "--wait", "--timeout", "0.3")
     assert "running: 3 of 20 images, " in done.err

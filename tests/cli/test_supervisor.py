@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from live_stack import free_port, until
 
 from cli import redis_server
 from cli import supervisor as stack_module
 from cli.supervisor import Child, Stack
-from pipeline.errors import ServerAway, SetupError
+from pipeline.errors import ServerUnavailable, SetupError
 from pipeline.settings import Settings
 from pipeline.store.redis_client import answers
 
@@ -218,20 +218,20 @@ def test_a_real_redis_is_started_with_a_password_that_no_process_list_shows(up: 
     child = up.add("redis", command)
     redis_server.wait_for(url, child.process)
     assert answers(url)
-    with pytest.raises(ServerAway, match="refuses the login"):
+    with pytest.raises(ServerUnavailable, match="refuses the login"):
         answers(url.replace('se%22c%5Cret"', "wrong"))
 
 
 def test_a_redis_that_cannot_start_is_a_sentence(up: Up) -> None:
     child = up.add("redis", [sys.executable, "-c", "raise SystemExit(1)"])
-    with pytest.raises(ServerAway, match="is the port taken"):
+    with pytest.raises(ServerUnavailable, match="is the port taken"):
         redis_server.wait_for(up.stack.settings.redis_url, child.process)
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@redis.example:6379/0", "rediss://127.0.0.1/0"])
 def test_a_redis_elsewhere_is_never_started_here(up: Up, url: str) -> None:
     elsewhere = up.stack.settings.model_copy(update={"redis_url": url})
-    with pytest.raises(ServerAway, match="on this machine only") as caught:
+    with pytest.raises(ServerUnavailable, match="on this machine only") as caught:
         redis_server.command(elsewhere)
     assert "secret" not in str(caught.value)
 
@@ -262,7 +262,7 @@ def test_workers_share_the_cores_and_have_the_names_that_health_looks_for(
     assert {child.environment["CPU_THREADS"] for child in fixed._worker_children()} == {"2"}
 
 
-def test_up_runs_once_a_data_folder(desk: Desk, imgrec: Run) -> None:
+def test_up_runs_once_a_data_folder(desk: InlineWorker, imgrec: Run) -> None:
     run = desk.shop.settings.data_dir / "run"
     run.mkdir(parents=True)
     (run / "up.json").write_text('{"pid": 4711, "ready": true}')

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from PIL import Image
 
 from cli import query_client
@@ -26,7 +26,7 @@ KEYS = {
 
 
 @pytest.fixture
-def training(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def training(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """data/training with plain, noisy colours, which the toy encoder can tell apart."""
     monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
     load_settings.cache_clear()
@@ -108,7 +108,7 @@ def test_the_category_head_has_no_category_of_its_own(
 
 
 def test_a_picture_is_embedded_once_for_all_trainings(
-    desk: Desk, imgrec: Run, training: Path, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, training: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imgrec("train", "--category", "shoe", "--attribute", "color", "--json")
     assert len(desk.memory.vectors) == 24
@@ -207,7 +207,7 @@ ZERO_SHOT = {"name": "color", "label": "red", "confidence": 0.9, "source": "zero
     ],
 )
 def test_that_no_head_answered_is_said_where_heads_were_asked_for(
-    desk: Desk,
+    desk: InlineWorker,
     imgrec: Run,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],

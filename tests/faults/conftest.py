@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.fault_run import Outcome, Trial, table
-from live_stack import Stand
+from faults.fault_run import FaultRun, Outcome, table
+from live_stack import LiveStack
 
 OUTCOMES: list[Outcome] = []
 TABLE = Path("build/faults.md")
 
 
 @pytest.fixture
-def stand(tmp_path: Path, model: Path) -> Iterator[Stand]:
-    stand = Stand(tmp_path, model)
+def stand(tmp_path: Path, model: Path) -> Iterator[LiveStack]:
+    stand = LiveStack(tmp_path, model)
     stand.start_redis()
     yield stand
     stand.close()
@@ -49,12 +49,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, stand: Stand) -> Iterator[Trial]:
+def trial(request: pytest.FixtureRequest, stand: LiveStack) -> Iterator[FaultRun]:
     """One run of the fault that the test's mark `fault(row, words)` names."""
     row, words = request.node.get_closest_marker("fault").args
     params = {k: v for k, v in request.node.callspec.params.items() if k != "trial"}
     fault = words.format(**params)
-    trial = Trial(stand, request.param, Outcome(row, fault))
+    trial = FaultRun(stand, request.param, Outcome(row, fault))
     OUTCOMES.append(trial.outcome)
     yield trial
     if request.node.stash.get(FAILED, False):

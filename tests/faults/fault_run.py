@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from live_stack import PATIENCE_S, Stand, draw_folder, until
+from live_stack import PATIENCE_S, LiveStack, draw_folder, until
 
 from pipeline.store.jobs import Job
 
@@ -27,10 +27,10 @@ class Outcome:
 
 
 @dataclass
-class Trial:
+class FaultRun:
     """A stand with a folder of good and bad images, and dice that the seed has loaded."""
 
-    stand: Stand
+    stand: LiveStack
     seed: int
     outcome: Outcome
     good: list[str] = field(default_factory=list)

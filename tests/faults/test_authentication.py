@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from live_stack import BIN, ROOT, Stand, draw_folder, until
+from live_stack import BIN, ROOT, LiveStack, draw_folder, until
 from postgres_server import Postgres
 from secret_leaks import ODD_QUOTED, ODD_SECRET, SECRET, places_of
 
@@ -20,16 +20,16 @@ QUOTED = "data%20base%2Fs3cret%40%3A%25"
 
 
 @dataclass
-class Locked(Stand):
+class Locked(LiveStack):
     """A stand whose workers tell everything they could tell, and a second Redis for the cache."""
 
-    cache: Stand = field(init=False)
+    cache: LiveStack = field(init=False)
     postgres: Postgres = field(init=False)
     password: str | None = None
 
     def open(self) -> None:
         (self.folder / "cache").mkdir()
-        self.cache = Stand(self.folder / "cache", self.model)
+        self.cache = LiveStack(self.folder / "cache", self.model)
         self.postgres = Postgres()
         self.start_redis()
         self.set_password(ODD_SECRET)
@@ -177,7 +177,7 @@ def test_workers_with_a_wrong_password_wait_and_tell_why(locked: Locked) -> None
 
 @pytest.mark.slow
 def test_up_starts_a_redis_for_one_user_and_shows_no_password(tmp_path: Path, model: Path) -> None:
-    stand = Stand(tmp_path, model)
+    stand = LiveStack(tmp_path, model)
     stand.environment["REDIS_URL"] = f"redis://shop:{ODD_QUOTED}@127.0.0.1:{stand.port}/0"
     good = draw_folder(stand.products, 6)
     try:
@@ -198,7 +198,7 @@ def test_up_starts_a_redis_for_one_user_and_shows_no_password(tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_a_redis_behind_a_socket_file_works(tmp_path: Path, model: Path) -> None:
-    stand = Stand(tmp_path, model)
+    stand = LiveStack(tmp_path, model)
     with tempfile.TemporaryDirectory(prefix="imgrec-") as short:  # a socket's path has a limit
         socket = f"{short}/redis.sock"
         try:
@@ -219,7 +219,7 @@ def test_a_redis_behind_a_socket_file_works(tmp_path: Path, model: Path) -> None
 ENOUGH = ("~imgrec:*", "&*", "+@all", "-@dangerous", "+info")
 
 
-def acl_user(stand: Stand, *rights: str) -> None:
+def acl_user(stand: LiveStack, *rights: str) -> None:
     """A Redis whose default user may do nothing, and a user with these rights."""
     client = stand.redis()
     client.execute_command("ACL", "SETUSER", "shop", "on", f">{SECRET}", *rights)
@@ -227,7 +227,7 @@ def acl_user(stand: Stand, *rights: str) -> None:
     stand.environment["REDIS_URL"] = f"redis://shop:{SECRET}@127.0.0.1:{stand.port}/0"
 
 
-def test_an_acl_user_with_keys_of_its_own_is_enough(stand: Stand) -> None:
+def test_an_acl_user_with_keys_of_its_own_is_enough(stand: LiveStack) -> None:
     acl_user(stand, *ENOUGH)
     good = draw_folder(stand.products, 12)
     stand.workers("embed", "index", "query")
@@ -241,7 +241,7 @@ def test_an_acl_user_with_keys_of_its_own_is_enough(stand: Stand) -> None:
 
 @pytest.mark.parametrize("rights", [("~other:*", "&*", "+@all"), ("~imgrec:*", "&*", "+ping")])
 def test_an_acl_user_with_too_few_rights_is_a_sentence(
-    stand: Stand, rights: tuple[str, ...]
+    stand: LiveStack, rights: tuple[str, ...]
 ) -> None:
     acl_user(stand, *rights)
     (name,) = draw_folder(stand.products, 1)

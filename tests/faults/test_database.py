@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_stack import Stand, draw_folder, draw_product, until
+from live_stack import LiveStack, draw_folder, draw_product, until
 from postgres_server import Postgres
 
 SHARD = {"SHARD_SIZE": "20"}
@@ -27,12 +27,12 @@ def postgres_server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, model: Path, postgres_server: Postgres) -> Iterator[Stand]:
+def shop(tmp_path: Path, model: Path, postgres_server: Postgres) -> Iterator[LiveStack]:
     """A stand on its own PostgreSQL, with 12 products published and one worker a queue."""
     postgres_server.admin("CREATE ROLE shop LOGIN PASSWORD 'pass'")
     postgres_server.admin("CREATE DATABASE shop OWNER shop")
     url = f"postgresql://shop:pass@127.0.0.1:{postgres_server.port}/shop"
-    stand = Stand(tmp_path, model, database_url=url)
+    stand = LiveStack(tmp_path, model, database_url=url)
     try:
         stand.start_redis()
         for queue in ("embed", "index", "query"):
@@ -45,7 +45,7 @@ def shop(tmp_path: Path, model: Path, postgres_server: Postgres) -> Iterator[Sta
         stand.close()
 
 
-def ask(stand: Stand, number: int) -> str:
+def ask(stand: LiveStack, number: int) -> str:
     """Query with a product and see it found; return the query's id."""
     name = f"kind{number % 3}/product-{number:03d}.jpg"
     answer = stand.query(stand.products / name)
@@ -53,7 +53,7 @@ def ask(stand: Stand, number: int) -> str:
     return str(answer["query_id"])
 
 
-def begin(stand: Stand, *options: str) -> subprocess.Popen[str]:
+def begin(stand: LiveStack, *options: str) -> subprocess.Popen[str]:
     """Start a rebuild whose command waits in the background."""
     return subprocess.Popen(
         ["imgrec", "enqueue-rebuild", str(stand.products), "--wait", "--json", *options],
@@ -71,17 +71,17 @@ def ended(command: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     return json.loads(out), err
 
 
-def shard_written(stand: Stand) -> bool:
+def shard_written(stand: LiveStack) -> bool:
     return any((stand.data / "jobs").glob("*/shard-*.npz"))
 
 
-def count(stand: Stand, queue: str, words: str) -> int:
+def count(stand: LiveStack, queue: str, words: str) -> int:
     return stand.log(queue).count(words)
 
 
 @pytest.mark.parametrize("mode", ["immediate", pytest.param("fast", marks=pytest.mark.slow)])
 def test_a_postgresql_that_restarts_while_shards_are_embedded_costs_no_image(
-    shop: Stand, postgres_server: Postgres, mode: str
+    shop: LiveStack, postgres_server: Postgres, mode: str
 ) -> None:
     good = draw_folder(shop.products, 200)
     command = begin(shop)
@@ -118,7 +118,7 @@ def test_a_postgresql_that_restarts_while_shards_are_embedded_costs_no_image(
     ],
 )
 def test_a_postgresql_that_restarts_while_the_merge_publishes_leaves_one_version(
-    shop: Stand, postgres_server: Postgres, line: str, mode: str
+    shop: LiveStack, postgres_server: Postgres, line: str, mode: str
 ) -> None:
     indexer = shop.processes[1]
     indexer.terminate()
@@ -144,7 +144,7 @@ def test_a_postgresql_that_restarts_while_the_merge_publishes_leaves_one_version
 
 @pytest.mark.slow
 def test_a_postgresql_that_hangs_and_goes_on_is_outlived(
-    shop: Stand, postgres_server: Postgres
+    shop: LiveStack, postgres_server: Postgres
 ) -> None:
     good = draw_folder(shop.products, 120)
     command = begin(shop)
@@ -174,7 +174,7 @@ class Lock:
 
 @pytest.mark.parametrize("held_s", [5.0, pytest.param(40.0, marks=pytest.mark.slow)])
 def test_an_sqlite_file_that_another_process_locks_stops_nothing_for_good(
-    stand: Stand, held_s: float
+    stand: LiveStack, held_s: float
 ) -> None:
     """For longer than a lease, and for longer than anybody waits for the file."""
     draw_folder(stand.products, 12)
@@ -200,7 +200,7 @@ def test_an_sqlite_file_that_another_process_locks_stops_nothing_for_good(
 
 
 def test_a_database_that_is_away_is_a_sentence_and_nothing_is_planned(
-    stand: Stand, postgres_server: Postgres
+    stand: LiveStack, postgres_server: Postgres
 ) -> None:
     stand.environment["DATABASE_URL"] = (
         f"postgresql://postgres@127.0.0.1:{postgres_server.port}/postgres"

@@ -9,18 +9,18 @@ import subprocess
 
 import psycopg
 import pytest
-from faults.fault_run import Trial
-from live_stack import Stand, until
+from faults.fault_run import FaultRun
+from live_stack import LiveStack, until
 
 SMALL = {"SHARD_SIZE": "20"}
 
 
-def shard_files(stand: Stand, job_id: str) -> list[str]:
+def shard_files(stand: LiveStack, job_id: str) -> list[str]:
     folder = stand.data / "jobs" / job_id
     return sorted(str(file) for file in folder.glob("shard-*.npz"))
 
 
-def attempts(stand: Stand, job_id: str) -> list[int]:
+def attempts(stand: LiveStack, job_id: str) -> list[int]:
     with stand.jobs._database.transaction() as tx:
         rows = tx.rows("SELECT attempts FROM shards WHERE job_id = ? ORDER BY n", (job_id,))
     return [row["attempts"] for row in rows]
@@ -39,7 +39,7 @@ EMBED_LINES = {
 @pytest.mark.fault(1, "kill -9 of an embed worker at {line}")
 @pytest.mark.short("image", "embed.after_write")
 @pytest.mark.parametrize("line", EMBED_LINES)
-def test_an_embed_worker_killed_at_any_line_loses_no_image(trial: Trial, line: str) -> None:
+def test_an_embed_worker_killed_at_any_line_loses_no_image(trial: FaultRun, line: str) -> None:
     trial.draw()
     at = f"image:{trial.dice.choice(trial.good)}" if line == "image" else line
     victims = [trial.stand.keep("embed", **trial.armed(at)) for _ in range(2)]
@@ -51,7 +51,7 @@ def test_an_embed_worker_killed_at_any_line_loses_no_image(trial: Trial, line: s
 
 
 @pytest.mark.fault(4, "a message lost between Redis and the worker")
-def test_a_lost_message_is_sent_again(trial: Trial) -> None:
+def test_a_lost_message_is_sent_again(trial: FaultRun) -> None:
     trial.draw()
     job_id = trial.enqueue()
     lost = trial.dice.randrange(1, trial.stand.redis().llen("imgrec:embed") + 1)
@@ -64,7 +64,7 @@ def test_a_lost_message_is_sent_again(trial: Trial) -> None:
 
 @pytest.mark.fault(5, "every message delivered three times, to two workers at once")
 @pytest.mark.short
-def test_a_shard_delivered_three_times_counts_once(trial: Trial) -> None:
+def test_a_shard_delivered_three_times_counts_once(trial: FaultRun) -> None:
     trial.draw()
     job_id = trial.enqueue(SHARD_SIZE="5")
     queue = trial.stand.redis().lrange("imgrec:embed", 0, -1)
@@ -80,7 +80,7 @@ def test_a_shard_delivered_three_times_counts_once(trial: Trial) -> None:
 
 
 @pytest.mark.fault(6, "a shard that takes four leases, beside an idle worker")
-def test_a_long_shard_keeps_its_lease_and_is_started_once(trial: Trial) -> None:
+def test_a_long_shard_keeps_its_lease_and_is_started_once(trial: FaultRun) -> None:
     trial.draw()
     slow = f"image:{trial.dice.choice(trial.good)}!sleep8"
     for _ in range(2):
@@ -93,7 +93,7 @@ def test_a_long_shard_keeps_its_lease_and_is_started_once(trial: Trial) -> None:
 
 
 @pytest.mark.fault(7, "SIGSTOP of an embed worker, SIGCONT after its shard was done by another")
-def test_a_frozen_worker_loses_its_shard_and_does_no_harm_when_it_wakes(trial: Trial) -> None:
+def test_a_frozen_worker_loses_its_shard_and_does_no_harm_when_it_wakes(trial: FaultRun) -> None:
     trial.draw()
     line = trial.dice.choice(
         ["embed.after_write!stop", f"image:{trial.dice.choice(trial.good)}!stop"]
@@ -120,7 +120,7 @@ def test_a_frozen_worker_loses_its_shard_and_does_no_harm_when_it_wakes(trial: T
 @pytest.mark.short("kill")
 @pytest.mark.parametrize("how", ["kill", "segv"])
 def test_a_poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed(
-    trial: Trial, how: str
+    trial: FaultRun, how: str
 ) -> None:
     trial.draw()
     poison = trial.dice.choice(trial.good)
@@ -136,7 +136,7 @@ def test_a_poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed(
 @pytest.mark.fault(18, "a shard's file that is {how} before the merge")
 @pytest.mark.short("another's")
 @pytest.mark.parametrize("how", ["changed", "cut off", "deleted", "another's"])
-def test_a_shard_file_that_rots_is_made_again(trial: Trial, how: str) -> None:
+def test_a_shard_file_that_rots_is_made_again(trial: FaultRun, how: str) -> None:
     trial.draw()
     stand = trial.stand
     stand.worker("embed")
@@ -165,7 +165,7 @@ def test_a_shard_file_that_rots_is_made_again(trial: Trial, how: str) -> None:
 
 
 @pytest.mark.fault(19, "a disk that is full while a shard is written")
-def test_a_full_disk_under_a_shard_is_waited_for(trial: Trial) -> None:
+def test_a_full_disk_under_a_shard_is_waited_for(trial: FaultRun) -> None:
     trial.draw()
     stand = trial.stand
     stand.worker("embed", **trial.armed("rename:shard!full"))
@@ -179,7 +179,7 @@ def test_a_full_disk_under_a_shard_is_waited_for(trial: Trial) -> None:
 
 
 @pytest.fixture
-def server_ledger(stand: Stand, postgres: str) -> None:
+def server_ledger(stand: LiveStack, postgres: str) -> None:
     """The ledger in a PostgreSQL, where a full disk of the workers does not reach."""
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
@@ -189,7 +189,7 @@ def server_ledger(stand: Stand, postgres: str) -> None:
 
 @pytest.mark.fault(19, "an embed worker whose disk takes no byte for a while")
 def test_a_disk_that_takes_nothing_for_a_while_stops_no_rebuild(
-    server_ledger: None, trial: Trial
+    server_ledger: None, trial: FaultRun
 ) -> None:
     trial.draw(120)
     stand = trial.stand
@@ -212,7 +212,7 @@ def test_a_disk_that_takes_nothing_for_a_while_stops_no_rebuild(
 @pytest.mark.fault(20, "{name} to an embed worker in the middle of a shard")
 @pytest.mark.short("SIGTERM")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGQUIT", "SIGINT twice"])
-def test_a_worker_asked_to_end_gives_its_shard_back(trial: Trial, name: str) -> None:
+def test_a_worker_asked_to_end_gives_its_shard_back(trial: FaultRun, name: str) -> None:
     trial.draw(200)
     stand = trial.stand
     # A lease longer than the test's patience: after SIGTERM only giving back lets another go on.
@@ -232,7 +232,7 @@ def test_a_worker_asked_to_end_gives_its_shard_back(trial: Trial, name: str) -> 
 
 @pytest.mark.fault(21, "a rebuild cancelled in the middle; the next does only the rest")
 @pytest.mark.short
-def test_a_cancelled_rebuild_stops_and_the_next_one_does_only_the_rest(trial: Trial) -> None:
+def test_a_cancelled_rebuild_stops_and_the_next_one_does_only_the_rest(trial: FaultRun) -> None:
     trial.draw(300)
     stand = trial.stand
     worker = stand.worker("embed", **SMALL, IMGREC_FAILPOINT="embed.after_claim!sleep0.5")
@@ -265,7 +265,7 @@ PLAN_LINES = {
 @pytest.mark.fault(26, "kill -9 of enqueue-rebuild at {line}")
 @pytest.mark.short("plan.before_finish")
 @pytest.mark.parametrize("line", PLAN_LINES)
-def test_a_command_killed_while_it_plans_leaves_a_job_that_ends(trial: Trial, line: str) -> None:
+def test_a_command_killed_while_it_plans_leaves_a_job_that_ends(trial: FaultRun, line: str) -> None:
     trial.draw()
     stand = trial.stand
     stand.workers("embed", "index")
@@ -285,7 +285,7 @@ def test_a_command_killed_while_it_plans_leaves_a_job_that_ends(trial: Trial, li
 
 
 @pytest.mark.fault(26, "kill -9 of enqueue-rebuild --wait while it waits")
-def test_a_command_killed_while_it_waits_takes_nothing_with_it(trial: Trial) -> None:
+def test_a_command_killed_while_it_waits_takes_nothing_with_it(trial: FaultRun) -> None:
     trial.draw()
     stand = trial.stand
     stand.workers("embed", "index")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from fuzz_images import Mutant, mutants
-from live_stack import Stand, draw_folder, until
+from live_stack import LiveStack, draw_folder, until
 
 LIMIT = 2 * 1024**3
 ONE_LINE = 400  # characters of a reason, at most
@@ -34,18 +34,20 @@ def watched(*workers: subprocess.Popen[bytes]) -> Iterator[None]:
         assert peak < LIMIT, f"a worker has held {peak >> 20} MiB"
 
 
-def limited(stand: Stand) -> None:
+def limited(stand: LiveStack) -> None:
     stand.environment["WORKER_MAX_MEMORY"] = "2GiB"
 
 
-def asker(stand: Stand) -> Celery:
+def asker(stand: LiveStack) -> Celery:
     prefix = {"global_keyprefix": "imgrec:"}
     app = Celery(broker=stand.environment["REDIS_URL"], set_as_current=False)
     app.conf.update(broker_transport_options=prefix)
     return app
 
 
-def answers(stand: Stand, ids: Mapping[str, Any], patience_s: float) -> dict[str, dict[str, Any]]:
+def answers(
+    stand: LiveStack, ids: Mapping[str, Any], patience_s: float
+) -> dict[str, dict[str, Any]]:
     """Wait until every question has an answer; return them as Celery stores them."""
     found: dict[str, dict[str, Any]] = {}
 
@@ -61,7 +63,7 @@ def answers(stand: Stand, ids: Mapping[str, Any], patience_s: float) -> dict[str
     return found
 
 
-def rebuild_of_mutants(stand: Stand, seed: int, count: int) -> None:
+def rebuild_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
     limited(stand)
     good = draw_folder(stand.products, 20)
     made: dict[str, Mutant] = {}
@@ -90,7 +92,7 @@ def rebuild_of_mutants(stand: Stand, seed: int, count: int) -> None:
         assert answer["matches"][0]["filename"] == good[3]
 
 
-def queries_of_mutants(stand: Stand, seed: int, count: int) -> None:
+def queries_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
     limited(stand)
     good = draw_folder(stand.products, 20)
     workers = [stand.worker("embed"), stand.worker("index"), stand.worker("query")]
@@ -125,20 +127,20 @@ def queries_of_mutants(stand: Stand, seed: int, count: int) -> None:
 
 
 def test_a_rebuild_of_mutated_pictures_indexes_or_names_each_and_loses_no_good_one(
-    stand: Stand,
+    stand: LiveStack,
 ) -> None:
     rebuild_of_mutants(stand, seed=1, count=250)
 
 
-def test_queries_with_mutated_pictures_are_each_answered(stand: Stand) -> None:
+def test_queries_with_mutated_pictures_are_each_answered(stand: LiveStack) -> None:
     queries_of_mutants(stand, seed=2, count=150)
 
 
 @pytest.mark.slow
-def test_a_rebuild_of_12_000_mutated_pictures(stand: Stand) -> None:
+def test_a_rebuild_of_12_000_mutated_pictures(stand: LiveStack) -> None:
     rebuild_of_mutants(stand, seed=12_000, count=12_000)
 
 
 @pytest.mark.slow
-def test_8_000_queries_with_mutated_pictures(stand: Stand) -> None:
+def test_8_000_queries_with_mutated_pictures(stand: LiveStack) -> None:
     queries_of_mutants(stand, seed=8_000, count=8_000)

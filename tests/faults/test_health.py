@@ -12,37 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_stack import Stand, draw_folder, draw_product, until
+from live_stack import LiveStack, draw_folder, draw_product, until
 
 
-def health(stand: Stand, *args: str) -> tuple[int, dict[str, Any]]:
+def health(stand: LiveStack, *args: str) -> tuple[int, dict[str, Any]]:
     done = stand.imgrec("health", *args, "--json")
     found: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, found
 
 
-def ill(stand: Stand, queue: str) -> str:
+def ill(stand: LiveStack, queue: str) -> str:
     """Return why the worker of a queue is ill; empty while it is well."""
     code, found = health(stand, queue)
     assert (code == 1) == bool(found["ill"] or not found["alive"])
     return "; ".join(found["ill"].values())
 
 
-def well(stand: Stand, queue: str) -> bool:
+def well(stand: LiveStack, queue: str) -> bool:
     return health(stand, queue)[0] == 0
 
 
-def ready(stand: Stand, queue: str) -> bool:
+def ready(stand: LiveStack, queue: str) -> bool:
     done = stand.imgrec("health", queue)
     return done.returncode == 0 and "waiting for Redis" not in done.stderr
 
 
-def touched(stand: Stand, queue: str) -> int:
+def touched(stand: LiveStack, queue: str) -> int:
     (file,) = (stand.data / "run").glob(f"{queue}-*.alive")
     return file.stat().st_mtime_ns
 
 
-def test_an_index_worker_without_its_reconciler_is_ill(stand: Stand) -> None:
+def test_an_index_worker_without_its_reconciler_is_ill(stand: LiveStack) -> None:
     worker = stand.worker("index", IMGREC_FAILPOINT="reconcile!end")
     until(lambda: ill(stand, "index"), "the illness is told", 60)
     assert ill(stand, "index") == "the thread 'reconciler' is dead"
@@ -50,7 +50,7 @@ def test_an_index_worker_without_its_reconciler_is_ill(stand: Stand) -> None:
     assert "This worker is ill" in stand.log("index")
 
 
-def test_a_worker_whose_loop_hangs_is_ill(stand: Stand) -> None:
+def test_a_worker_whose_loop_hangs_is_ill(stand: LiveStack) -> None:
     once = stand.folder / "once"
     stand.worker(
         "embed", IMGREC_FAILPOINT="loop!hang", IMGREC_FAILPOINT_ONCE=str(once), STALL_S="3"
@@ -59,7 +59,7 @@ def test_a_worker_whose_loop_hangs_is_ill(stand: Stand) -> None:
     until(lambda: "the loop that takes messages has not moved" in ill(stand, "embed"), "told", 60)
 
 
-def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: Stand) -> None:
+def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: LiveStack) -> None:
     good = draw_folder(stand.products, 20)
     once = stand.folder / "once"
     more = {"IMGREC_FAILPOINT": f"image:{good[4]}!hang", "IMGREC_FAILPOINT_ONCE": str(once)}
@@ -73,7 +73,7 @@ def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: St
 
 
 @pytest.mark.slow
-def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: Stand) -> None:
+def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: LiveStack) -> None:
     good = draw_folder(stand.products, 6)
     stand.workers("embed", "index")
     stand.rebuild()
@@ -91,7 +91,7 @@ def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: Stand) -> Non
     until(lambda: "a batch of queries has not moved" in ill(stand, "query"), "told", 60)
 
 
-def test_a_redis_that_is_away_makes_no_worker_ill(stand: Stand) -> None:
+def test_a_redis_that_is_away_makes_no_worker_ill(stand: LiveStack) -> None:
     stand.worker("embed", STALL_S="3")  # a loop that nobody expects to turn must not be blamed
     stand.worker("index")
     for queue in ("embed", "index"):
@@ -114,14 +114,14 @@ def test_a_redis_that_is_away_makes_no_worker_ill(stand: Stand) -> None:
 
 
 @pytest.fixture
-def up(stand: Stand) -> Iterator[Stand]:
+def up(stand: LiveStack) -> Iterator[LiveStack]:
     """A stand whose workers `imgrec up` starts."""
     stand.kill_redis()
     yield stand
     stand.imgrec("down")
 
 
-def start(stand: Stand, hung_s: float, **more: str) -> None:
+def start(stand: LiveStack, hung_s: float, **more: str) -> None:
     """Run `imgrec up` with another patience."""
     program = f"import cli.supervisor as s; s.HUNG_S, s.STOP_S = {hung_s}, 3.0; "
     program += "from cli.main import main; main(['up'])"
@@ -139,7 +139,7 @@ def start(stand: Stand, hung_s: float, **more: str) -> None:
     until(lambda: "Ready." in stand.log("up"), "everything runs")
 
 
-def pid_of(stand: Stand, name: str) -> int | None:
+def pid_of(stand: LiveStack, name: str) -> int | None:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -152,7 +152,7 @@ def pid_of(stand: Stand, name: str) -> int | None:
     return None
 
 
-def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: Stand) -> None:
+def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: LiveStack) -> None:
     good = draw_folder(up.products, 60)
     once = up.folder / "once"
     more = {"IMGREC_FAILPOINT": "embed.after_claim!stop", "IMGREC_FAILPOINT_ONCE": str(once)}
@@ -170,7 +170,9 @@ def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: Stand) -> None
 
 
 @pytest.mark.slow
-def test_up_replaces_a_worker_that_is_ill_and_leaves_those_that_wait_for_redis(up: Stand) -> None:
+def test_up_replaces_a_worker_that_is_ill_and_leaves_those_that_wait_for_redis(
+    up: LiveStack,
+) -> None:
     once = up.folder / "once"
     more = {"IMGREC_FAILPOINT": "reconcile!end", "IMGREC_FAILPOINT_ONCE": str(once)}
     up.start_redis()
@@ -195,13 +197,13 @@ def test_up_replaces_a_worker_that_is_ill_and_leaves_those_that_wait_for_redis(u
     assert up.rebuild()["state"] == "published"
 
 
-def touched_of_up(stand: Stand, name: str) -> int:
+def touched_of_up(stand: LiveStack, name: str) -> int:
     (file,) = (stand.data / "run").glob(f"{name}@*.alive")
     return file.stat().st_mtime_ns
 
 
 @pytest.mark.slow
-def test_up_with_its_real_patience_replaces_a_frozen_worker(up: Stand) -> None:
+def test_up_with_its_real_patience_replaces_a_frozen_worker(up: LiveStack) -> None:
     assert up.imgrec("up", "--detach").returncode == 0
     first = pid_of(up, "query")
     assert first is not None

@@ -8,11 +8,11 @@ import threading
 import time
 
 import pytest
-from faults.fault_run import Trial
-from live_stack import Stand, draw_product, until
+from faults.fault_run import FaultRun
+from live_stack import LiveStack, draw_product, until
 
 from pipeline.index import faiss_index
-from pipeline.index.choose import IndexKind
+from pipeline.index.choose import IndexSpec
 from pipeline.index.versions import VersionStore
 
 LINES = {
@@ -30,7 +30,7 @@ LINES = {
 class Readers:
     """A thread that opens the published version again and again, as query workers do."""
 
-    def __init__(self, stand: Stand) -> None:
+    def __init__(self, stand: LiveStack) -> None:
         self._folder = stand.data / "faiss_index"
         self.seen: set[str] = set()
         self.wrong: list[str] = []
@@ -51,7 +51,7 @@ class Readers:
                 store = VersionStore(self._folder)
                 version = store.current()
                 store.verify(version)
-                kind = IndexKind.of(version.manifest["index"])
+                kind = IndexSpec.of(version.manifest["index"])
                 faiss = faiss_index.load(version.folder / "index.bin", kind)
                 counts = {faiss.ntotal, len(version.paths), version.manifest["images"]}
                 if len(counts) != 1:
@@ -65,7 +65,7 @@ class Readers:
 @pytest.mark.short("merge.before_commit", "merge.after_pointer")
 @pytest.mark.parametrize("line", LINES)
 def test_an_indexer_killed_at_any_line_publishes_once_and_readers_never_see_a_half(
-    trial: Trial, line: str
+    trial: FaultRun, line: str
 ) -> None:
     trial.draw()
     stand = trial.stand
@@ -94,7 +94,7 @@ def test_an_indexer_killed_at_any_line_publishes_once_and_readers_never_see_a_ha
 
 
 @pytest.mark.fault(16, "the merge sent three times, to two indexers")
-def test_a_merge_sent_three_times_to_two_indexers_publishes_once(trial: Trial) -> None:
+def test_a_merge_sent_three_times_to_two_indexers_publishes_once(trial: FaultRun) -> None:
     trial.draw()
     stand = trial.stand
     stand.worker("embed")
@@ -114,7 +114,7 @@ def test_a_merge_sent_three_times_to_two_indexers_publishes_once(trial: Trial) -
 
 @pytest.mark.fault(19, "a disk that is full while {what} is written")
 @pytest.mark.parametrize("what", ["the index", "the manifest", "the pointer"])
-def test_a_full_disk_under_a_publication_is_waited_for(trial: Trial, what: str) -> None:
+def test_a_full_disk_under_a_publication_is_waited_for(trial: FaultRun, what: str) -> None:
     lines = {
         "the index": "merge.before_save",
         "the manifest": "rename:manifest.json",
@@ -134,7 +134,7 @@ def test_a_full_disk_under_a_publication_is_waited_for(trial: Trial, what: str) 
 
 
 @pytest.mark.fault(16, "SIGSTOP of an indexer that holds the lock, SIGCONT while another waits")
-def test_an_indexer_that_wakes_late_publishes_no_second_version(trial: Trial) -> None:
+def test_an_indexer_that_wakes_late_publishes_no_second_version(trial: FaultRun) -> None:
     trial.draw()
     stand = trial.stand
     stand.worker("embed")
@@ -151,7 +151,7 @@ def test_an_indexer_that_wakes_late_publishes_no_second_version(trial: Trial) ->
     assert [child.name for child in folder.glob("v*")] == ["v0001"]
 
 
-def merge_lease(stand: Stand, job_id: str) -> float:
+def merge_lease(stand: LiveStack, job_id: str) -> float:
     with stand.jobs._database.transaction() as tx:
         rows = tx.rows("SELECT lease_until FROM jobs WHERE id = ?", (job_id,))
     return float(rows[0]["lease_until"])

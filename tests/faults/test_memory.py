@@ -6,8 +6,8 @@ The limit is the kernel's: what is refused here is refused by it, in a real work
 from __future__ import annotations
 
 import pytest
-from faults.fault_run import Trial
-from live_stack import Stand, draw_folder, until
+from faults.fault_run import FaultRun
+from live_stack import LiveStack, draw_folder, until
 
 from pipeline.images.decode import OUT_OF_MEMORY
 
@@ -17,7 +17,7 @@ LIMIT = {"WORKER_MAX_MEMORY": "1280MiB"}
 
 @pytest.mark.fault(17, "an image that takes all memory, beside good ones")
 @pytest.mark.short
-def test_an_image_that_takes_all_memory_fails_alone(trial: Trial) -> None:
+def test_an_image_that_takes_all_memory_fails_alone(trial: FaultRun) -> None:
     trial.draw()
     glutton = trial.dice.choice(trial.good)
     stand = trial.stand
@@ -33,7 +33,7 @@ def test_an_image_that_takes_all_memory_fails_alone(trial: Trial) -> None:
 @pytest.mark.short("image")
 @pytest.mark.parametrize("line", ["image", "embed.after_mark"])
 def test_an_embed_worker_that_leaked_is_replaced_and_blames_no_image(
-    trial: Trial, line: str
+    trial: FaultRun, line: str
 ) -> None:
     trial.draw()
     at = f"image:{trial.dice.choice(trial.good)}" if line == "image" else line
@@ -47,7 +47,7 @@ def test_an_embed_worker_that_leaked_is_replaced_and_blames_no_image(
     assert "its limit WORKER_MAX_MEMORY is 1.2 GiB" in trial.stand.log("embed")
 
 
-def test_a_query_worker_that_leaked_is_replaced(stand: Stand) -> None:
+def test_a_query_worker_that_leaked_is_replaced(stand: LiveStack) -> None:
     names = draw_folder(stand.products, 8)
     stand.workers("embed", "index")
     stand.rebuild()
@@ -66,7 +66,7 @@ def test_a_query_worker_that_leaked_is_replaced(stand: Stand) -> None:
     assert stand.query(picture)["matches"][0]["filename"] == names[0]
 
 
-def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stand: Stand) -> None:
+def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stand: LiveStack) -> None:
     draw_folder(stand.products, 4)
     worker = stand.worker("embed", WORKER_MAX_MEMORY="256MiB")
     job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
@@ -77,7 +77,7 @@ def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stand: Stan
     assert worker.poll() is None
 
 
-def test_an_index_beyond_the_limit_is_refused_before_it_is_built(stand: Stand) -> None:
+def test_an_index_beyond_the_limit_is_refused_before_it_is_built(stand: LiveStack) -> None:
     names = draw_folder(stand.products, 4)
     stand.worker("embed")
     stand.worker("index", WORKER_MAX_MEMORY="128MiB")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from fuzz_messages import NOTHING_MORE, QUEUES, Sent, envelope, mutated
-from live_stack import Stand, draw_folder, draw_product, until
+from live_stack import LiveStack, draw_folder, draw_product, until
 
 LIMIT = 2 * 1024**3
 AT_ONCE = 500
 
 
 @contextmanager
-def workers(stand: Stand) -> Iterator[None]:
+def workers(stand: LiveStack) -> Iterator[None]:
     """A worker of each queue; none ends, none goes beyond its memory, all work afterwards."""
     stand.environment["WORKER_MAX_MEMORY"] = "2GiB"
     names = draw_folder(stand.products, 12)
@@ -46,7 +46,7 @@ def peak(worker: subprocess.Popen[bytes]) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def stored(stand: Stand, ids: list[str], patience_s: float) -> dict[str, dict[str, Any]]:
+def stored(stand: LiveStack, ids: list[str], patience_s: float) -> dict[str, dict[str, Any]]:
     """Wait until each id has an answer; return them as Celery stores them."""
     found: dict[str, dict[str, Any]] = {}
 
@@ -64,7 +64,7 @@ def stored(stand: Stand, ids: list[str], patience_s: float) -> dict[str, dict[st
     return found
 
 
-def answered(stand: Stand, messages: list[Sent], patience_s: float = 120) -> None:
+def answered(stand: LiveStack, messages: list[Sent], patience_s: float = 120) -> None:
     """Put messages into their queues; each with an id gets an error that can be read."""
     pipe = stand.redis().pipeline(transaction=False)
     for message in messages:
@@ -80,7 +80,7 @@ def answered(stand: Stand, messages: list[Sent], patience_s: float = 120) -> Non
         assert 8 < len(str(answer["result"]["exc_message"])) < 700, told
 
 
-def send_mutated(stand: Stand, seed: int, count: int) -> None:
+def send_mutated(stand: LiveStack, seed: int, count: int) -> None:
     trap = stand.folder / "trap"
     with workers(stand):
         picture = next(stand.products.rglob("*.jpg")).read_bytes()
@@ -94,16 +94,16 @@ def send_mutated(stand: Stand, seed: int, count: int) -> None:
     assert "Refused a message: it is no JSON object" in stand.log("query")
 
 
-def test_mutated_messages_are_answered_by_errors_and_no_worker_ends(stand: Stand) -> None:
+def test_mutated_messages_are_answered_by_errors_and_no_worker_ends(stand: LiveStack) -> None:
     send_mutated(stand, seed=1, count=300)
 
 
 @pytest.mark.slow
-def test_5_000_mutated_messages(stand: Stand) -> None:
+def test_5_000_mutated_messages(stand: LiveStack) -> None:
     send_mutated(stand, seed=5_000, count=5_000)
 
 
-def test_bodies_of_50_mb_are_answered_and_larger_ones_dropped_unread(stand: Stand) -> None:
+def test_bodies_of_50_mb_are_answered_and_larger_ones_dropped_unread(stand: LiveStack) -> None:
     with workers(stand):
         for task, queue in QUEUES.items():
             for serializer in ("msgpack", "json"):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from faults.fault_run import Trial
-from live_stack import Stand, draw_product, until
+from faults.fault_run import FaultRun
+from live_stack import LiveStack, draw_product, until
 
 CLIENTS, VERSIONS = 32, 20
 ANSWER_S = 60.0
@@ -26,7 +26,7 @@ def ask(app: Celery, picture: bytes, top_k: int) -> Any:
     )
 
 
-def published(trial: Trial) -> Stand:
+def published(trial: FaultRun) -> LiveStack:
     """Return the trial's stand with 20 products indexed."""
     trial.draw(20)
     trial.stand.workers("embed", "index")
@@ -37,7 +37,7 @@ def published(trial: Trial) -> Stand:
 @pytest.mark.fault(22, "kill -9 of a query worker at {line}, while the command waits")
 @pytest.mark.short("query.start")
 @pytest.mark.parametrize("line", ["query.start", "query.before_answer"])
-def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line: str) -> None:
+def test_a_query_lost_with_its_worker_is_answered_by_another(trial: FaultRun, line: str) -> None:
     stand = published(trial)
     victims = [stand.worker("query", **trial.armed(line)) for _ in range(2)]
     name = trial.dice.choice(trial.good)
@@ -49,7 +49,9 @@ def test_a_query_lost_with_its_worker_is_answered_by_another(trial: Trial, line:
 
 
 @pytest.mark.fault(22, "kill -9 of each of two query workers at its first query")
-def test_a_query_lost_with_each_of_its_workers_is_answered_once_they_are_back(trial: Trial) -> None:
+def test_a_query_lost_with_each_of_its_workers_is_answered_once_they_are_back(
+    trial: FaultRun,
+) -> None:
     stand = published(trial)
     victims = []
     for number in range(2):
@@ -64,7 +66,9 @@ def test_a_query_lost_with_each_of_its_workers_is_answered_once_they_are_back(tr
 
 
 @pytest.mark.fault(22, "kill -9 of the only query worker, while the command waits")
-def test_a_query_that_nobody_can_answer_is_a_sentence_and_leaves_no_listener(trial: Trial) -> None:
+def test_a_query_that_nobody_can_answer_is_a_sentence_and_leaves_no_listener(
+    trial: FaultRun,
+) -> None:
     stand = published(trial)
     victim = stand.worker("query", **trial.armed("query.start"))
     trial.hit()
@@ -79,7 +83,7 @@ def test_a_query_that_nobody_can_answer_is_a_sentence_and_leaves_no_listener(tri
 
 @pytest.mark.fault(23, "one broken picture among 16 queries at once")
 @pytest.mark.short
-def test_one_bad_query_fails_alone(trial: Trial) -> None:
+def test_one_bad_query_fails_alone(trial: FaultRun) -> None:
     trial.draw(20)
     stand = trial.stand
     stand.workers("embed", "index", "query")
@@ -104,14 +108,14 @@ def test_one_bad_query_fails_alone(trial: Trial) -> None:
     trial.recovered()
 
 
-def id_map(stand: Stand) -> tuple[str, frozenset[str]]:
+def id_map(stand: LiveStack) -> tuple[str, frozenset[str]]:
     version = (stand.data / "faiss_index" / "CURRENT").read_text().strip()
     file = stand.data / "faiss_index" / version / "id_to_filename.json"
     return version, frozenset(json.loads(file.read_bytes()).values())
 
 
 @pytest.mark.fault(27, f"{VERSIONS} versions published under {CLIENTS} query clients")
-def test_queries_during_publications_get_whole_versions_and_none_fails(trial: Trial) -> None:
+def test_queries_during_publications_get_whole_versions_and_none_fails(trial: FaultRun) -> None:
     stand = published(trial)
     stand.worker("query")
     pictures = [(stand.products / name).read_bytes() for name in trial.good]
@@ -153,7 +157,7 @@ def test_queries_during_publications_get_whole_versions_and_none_fails(trial: Tr
 
 
 @pytest.mark.fault(7, "SIGSTOP of a query worker with a query in its hands")
-def test_a_query_in_a_frozen_worker_is_answered_by_another(trial: Trial) -> None:
+def test_a_query_in_a_frozen_worker_is_answered_by_another(trial: FaultRun) -> None:
     stand = published(trial)
     frozen = stand.worker("query", **trial.armed("query.start!stop"))
     until(lambda: "ready" in stand.log("query"), "it takes queries")

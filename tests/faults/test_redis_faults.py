@@ -9,9 +9,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from faults.fault_run import Trial
+from faults.fault_run import FaultRun
 from faults.proxy import Proxy
-from live_stack import Stand, draw_folder, until
+from live_stack import LiveStack, draw_folder, until
 
 SMALL = {"SHARD_SIZE": "20"}
 MANY = 240  # images: twelve shards of 20
@@ -20,7 +20,7 @@ SLOW = {**SMALL, "IMGREC_FAILPOINT": "embed.after_claim!sleep0.3"}
 
 
 @pytest.fixture
-def proxy(stand: Stand) -> Iterator[Proxy]:
+def proxy(stand: LiveStack) -> Iterator[Proxy]:
     """A network between every process and Redis."""
     proxy = Proxy(stand.port)
     stand.environment["REDIS_URL"] = f"redis://127.0.0.1:{proxy.port}/0"
@@ -28,11 +28,11 @@ def proxy(stand: Stand) -> Iterator[Proxy]:
     proxy.close()
 
 
-def shards(trial: Trial, job_id: str) -> int:
+def shards(trial: FaultRun, job_id: str) -> int:
     return trial.stand.jobs.progress(job_id).shards_done
 
 
-def midway(trial: Trial, job_id: str) -> None:
+def midway(trial: FaultRun, job_id: str) -> None:
     """Wait for a moment in the middle of a job that the dice choose."""
     wanted = trial.dice.randrange(1, 6)
     until(lambda: shards(trial, job_id) >= wanted, f"{wanted} shards are done")
@@ -41,7 +41,7 @@ def midway(trial: Trial, job_id: str) -> None:
 
 @pytest.mark.fault(8, "kill -9 of Redis with its append-only file, in the middle of a shard")
 @pytest.mark.short
-def test_a_redis_killed_within_a_shard_is_outlived_by_its_workers(trial: Trial) -> None:
+def test_a_redis_killed_within_a_shard_is_outlived_by_its_workers(trial: FaultRun) -> None:
     trial.draw(MANY)
     stand = trial.stand
     workers = [stand.worker("embed", **SLOW), stand.worker("index")]
@@ -57,7 +57,7 @@ def test_a_redis_killed_within_a_shard_is_outlived_by_its_workers(trial: Trial) 
 @pytest.mark.fault(9, "Redis {how} in the middle of a rebuild")
 @pytest.mark.short("flushed")
 @pytest.mark.parametrize("how", ["killed and back without its data", "flushed"])
-def test_a_redis_that_forgets_everything_stops_no_rebuild(trial: Trial, how: str) -> None:
+def test_a_redis_that_forgets_everything_stops_no_rebuild(trial: FaultRun, how: str) -> None:
     trial.draw(MANY)
     stand = trial.stand
     workers = [stand.worker("embed", **SLOW), stand.worker("index")]
@@ -75,7 +75,7 @@ def test_a_redis_that_forgets_everything_stops_no_rebuild(trial: Trial, how: str
 
 
 @pytest.mark.fault(9, "Redis flushed before any worker has started")
-def test_messages_that_nobody_had_taken_are_sent_again(trial: Trial) -> None:
+def test_messages_that_nobody_had_taken_are_sent_again(trial: FaultRun) -> None:
     trial.draw()
     job_id = trial.enqueue()
     assert trial.stand.redis().llen("imgrec:embed") > 0
@@ -86,7 +86,7 @@ def test_messages_that_nobody_had_taken_are_sent_again(trial: Trial) -> None:
 
 
 @pytest.mark.fault(10, "no Redis when the workers start")
-def test_workers_that_start_before_redis_wait_for_it(trial: Trial) -> None:
+def test_workers_that_start_before_redis_wait_for_it(trial: FaultRun) -> None:
     trial.draw()
     stand = trial.stand
     stand.kill_redis()
@@ -98,7 +98,7 @@ def test_workers_that_start_before_redis_wait_for_it(trial: Trial) -> None:
     assert [worker.poll() for worker in workers] == [None, None]
 
 
-def test_no_redis_is_exit_code_4_and_nothing_is_planned(stand: Stand) -> None:
+def test_no_redis_is_exit_code_4_and_nothing_is_planned(stand: LiveStack) -> None:
     draw_folder(stand.products, 3)
     stand.kill_redis()
     image = str(next(stand.products.rglob("*.jpg")))
@@ -111,7 +111,7 @@ def test_no_redis_is_exit_code_4_and_nothing_is_planned(stand: Stand) -> None:
 
 
 @pytest.mark.fault(11, "every connection to Redis goes silent, without a FIN")
-def test_a_connection_that_went_silent_is_given_up(trial: Trial, proxy: Proxy) -> None:
+def test_a_connection_that_went_silent_is_given_up(trial: FaultRun, proxy: Proxy) -> None:
     trial.draw(MANY)
     stand = trial.stand
     workers = [stand.worker("embed", **SLOW), stand.worker("index")]
@@ -129,7 +129,7 @@ def open_files(pid: int) -> int:
 
 @pytest.mark.fault(12, "every connection to Redis reset every two seconds, for thirty")
 def test_a_storm_of_resets_loses_no_shard_and_leaks_no_connection(
-    trial: Trial, proxy: Proxy
+    trial: FaultRun, proxy: Proxy
 ) -> None:
     trial.draw(MANY)
     stand = trial.stand
@@ -156,7 +156,7 @@ def test_a_storm_of_resets_loses_no_shard_and_leaks_no_connection(
 
 
 @pytest.mark.fault(13, "a Redis that takes 0.2 s longer each way")
-def test_a_slow_redis_makes_things_slow_and_nothing_wrong(trial: Trial, proxy: Proxy) -> None:
+def test_a_slow_redis_makes_things_slow_and_nothing_wrong(trial: FaultRun, proxy: Proxy) -> None:
     trial.draw()
     stand = trial.stand
     stand.workers("embed", "index", "query")
@@ -173,7 +173,7 @@ def test_a_slow_redis_makes_things_slow_and_nothing_wrong(trial: Trial, proxy: P
 
 @pytest.mark.fault(14, "a Redis without memory for one more message")
 @pytest.mark.short
-def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(trial: Trial) -> None:
+def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(trial: FaultRun) -> None:
     trial.draw()
     stand = trial.stand
     stand.workers("embed", "index")
@@ -193,7 +193,7 @@ def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(trial: Tria
 
 
 @pytest.mark.fault(14, "a Redis that is full when the workers start")
-def test_workers_that_meet_a_full_redis_wait_for_room(trial: Trial) -> None:
+def test_workers_that_meet_a_full_redis_wait_for_room(trial: FaultRun) -> None:
     trial.draw()
     stand = trial.stand
     stand.redis().set("ballast", b"x" * 3_000_000)
@@ -208,7 +208,7 @@ def test_workers_that_meet_a_full_redis_wait_for_room(trial: Trial) -> None:
 
 
 @pytest.mark.fault(14, "a Redis that is full for a while in the middle of a rebuild")
-def test_a_redis_that_fills_up_in_the_middle_stops_no_rebuild(trial: Trial) -> None:
+def test_a_redis_that_fills_up_in_the_middle_stops_no_rebuild(trial: FaultRun) -> None:
     trial.draw(MANY)
     stand = trial.stand
     window = {"SHARD_WINDOW": "2"}  # most messages are still to be sent
@@ -225,7 +225,7 @@ def test_a_redis_that_fills_up_in_the_middle_stops_no_rebuild(trial: Trial) -> N
 
 
 @pytest.mark.fault(7, "SIGSTOP of Redis for ten seconds")
-def test_a_frozen_redis_is_waited_for(trial: Trial) -> None:
+def test_a_frozen_redis_is_waited_for(trial: FaultRun) -> None:
     trial.draw(MANY)
     stand = trial.stand
     workers = [stand.worker("embed", **SLOW), stand.worker("index")]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.fault_run import Trial
+from faults.fault_run import FaultRun
 from live_stack import draw_folder, until
 
 SHARDS = 2000
@@ -27,7 +27,7 @@ def open_files(pid: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.fault(25, f"{SHARDS} shards, a worker killed every 3 s, Redis killed {REDIS_DEATHS}x")
-def test_a_long_rebuild_under_fire_loses_nothing_and_leaks_nothing(trial: Trial) -> None:
+def test_a_long_rebuild_under_fire_loses_nothing_and_leaks_nothing(trial: FaultRun) -> None:
     stand = trial.stand
     trial.good = draw_folder(stand.products, 2 * SHARDS, 10_000 * trial.seed)
     small = {"SHARD_SIZE": "2"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from live_stack import Stand, draw_folder, until
+from live_stack import LiveStack, draw_folder, until
 from secret_leaks import SECRET, places_of
 from tls_proxy import Authority, TlsProxy
 
@@ -16,7 +16,7 @@ from tls_proxy import Authority, TlsProxy
 class Door:
     """A Redis with a password, which only a proxy speaks to in plain words."""
 
-    stand: Stand
+    stand: LiveStack
     authority: Authority
     proxy: TlsProxy
 
@@ -30,7 +30,7 @@ class Door:
 
 @pytest.fixture
 def door(tmp_path: Path, model: Path) -> Iterator[Door]:
-    stand = Stand(tmp_path, model)
+    stand = LiveStack(tmp_path, model)
     stand.start_redis()
     stand.redis().config_set("requirepass", SECRET)
     authority = Authority(tmp_path / "authority.pem")

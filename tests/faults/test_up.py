@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from live_stack import Stand, draw_folder, until
+from live_stack import LiveStack, draw_folder, until
 
 
 def processes_below(folder: Path) -> list[int]:
@@ -21,7 +21,7 @@ def processes_below(folder: Path) -> list[int]:
 
 
 def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing_running(
-    stand: Stand,
+    stand: LiveStack,
 ) -> None:
     good = draw_folder(stand.products, 24)
     poison = good[10]
@@ -47,7 +47,7 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
     assert not stand._redis_answers()
 
 
-def test_up_killed_with_9_takes_its_children_with_it(stand: Stand) -> None:
+def test_up_killed_with_9_takes_its_children_with_it(stand: LiveStack) -> None:
     stand.kill_redis()
     supervisor = subprocess.Popen(
         ["imgrec", "up"],

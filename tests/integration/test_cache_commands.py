@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from live_stack import Stand, draw_folder, draw_product
+from live_stack import LiveStack, draw_folder, draw_product
 
 
 def test_the_cache_is_listed_cleared_by_kind_and_filled_and_nothing_else_is_touched(
-    stand: Stand,
+    stand: LiveStack,
 ) -> None:
     draw_folder(stand.products, 12)
     stand.workers("embed", "index", "query")
@@ -45,7 +45,7 @@ def test_the_cache_is_listed_cleared_by_kind_and_filled_and_nothing_else_is_touc
     assert stand.answer("result", first["query_id"])["matches"] == first["matches"]
 
 
-def test_a_cache_that_is_away_is_exit_code_4(stand: Stand, tmp_path: Path) -> None:
+def test_a_cache_that_is_away_is_exit_code_4(stand: LiveStack, tmp_path: Path) -> None:
     stand.kill_redis()
     for command in (("list",), ("clear",), ("warm",)):
         done = stand.imgrec("cache", *command)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_stack import Stand, draw_folder
+from live_stack import LiveStack, draw_folder
 
-from cli.checks import Failed, Proofs
+from cli.checks import Checks, Failed
 from pipeline.preprocess import background_removal
 from pipeline.settings import Settings
 
@@ -27,7 +27,7 @@ def read(done: subprocess.CompletedProcess[str]) -> tuple[int, Rows]:
     return done.returncode, rows
 
 
-def checks(stand: Stand, *options: str, **more: str) -> tuple[int, Rows]:
+def checks(stand: LiveStack, *options: str, **more: str) -> tuple[int, Rows]:
     return read(stand.imgrec("check", "--json", *options, **more))
 
 
@@ -35,7 +35,9 @@ def bad(rows: Rows) -> list[str]:
     return [name for name, row in rows.items() if not row["ok"]]
 
 
-def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(stand: Stand) -> None:
+def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(
+    stand: LiveStack,
+) -> None:
     code, rows = checks(stand)
     workers = [f"worker on {queue}" for queue in ("embed", "index", "query")]
     assert (code, bad(rows)) == (4, ["index", *workers])
@@ -82,7 +84,7 @@ def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(stan
     ]
 
 
-def test_an_index_that_rotted_is_found_and_the_next_command_mends_it(stand: Stand) -> None:
+def test_an_index_that_rotted_is_found_and_the_next_command_mends_it(stand: LiveStack) -> None:
     draw_folder(stand.products, 6)
     rebuild = ["enqueue-rebuild", str(stand.products), "--local"]
     stand.answer(*rebuild)
@@ -107,7 +109,7 @@ def test_an_index_that_rotted_is_found_and_the_next_command_mends_it(stand: Stan
     assert rows["index"]["next"] == "imgrec index rollback v0001"
 
 
-def test_nothing_there_is_a_list_of_next_commands_and_no_secret(stand: Stand) -> None:
+def test_nothing_there_is_a_list_of_next_commands_and_no_secret(stand: LiveStack) -> None:
     stand.kill_redis()
     code, rows = checks(
         stand,
@@ -144,22 +146,22 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     with pytest.raises(
         Failed, match=r"there is an NVIDIA driver, but torch .* sees no GPU"
     ) as found:
-        Proofs(settings).device()
+        Checks(settings).device()
     assert "imgrec[gpu]" in found.value.next
     left_alone = settings.model_copy(update={"device": "cpu"})
-    assert Proofs(left_alone).device().startswith("DEVICE=cpu: no GPU is seen")
+    assert Checks(left_alone).device().startswith("DEVICE=cpu: no GPU is seen")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
-    assert "a GPU is seen and left alone" in Proofs(left_alone).device()
-    assert Proofs(settings).device() == "a GPU is seen and used"
+    assert "a GPU is seen and left alone" in Checks(left_alone).device()
+    assert Checks(settings).device() == "a GPU is seen and used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
     monkeypatch.setattr(background_removal, "sees_gpu", lambda: False)
     with pytest.raises(Failed, match="onnxruntime does not see it"):
-        Proofs(cutting).device()
+        Checks(cutting).device()
 
 
-def in_process(stand: Stand, change: str) -> tuple[int, Rows]:
+def in_process(stand: LiveStack, change: str) -> tuple[int, Rows]:
     """Run `imgrec check --no-model --json` after a line that changes its code."""
     program = f"import cli.checks; {change}; from cli.main import main; main()"
     done = subprocess.run(
@@ -173,19 +175,19 @@ def in_process(stand: Stand, change: str) -> tuple[int, Rows]:
     return read(done)
 
 
-def test_a_disk_without_room_for_a_rebuild_is_a_failure(stand: Stand) -> None:
+def test_a_disk_without_room_for_a_rebuild_is_a_failure(stand: LiveStack) -> None:
     _, rows = in_process(stand, "cli.checks.LEAST_FREE = 2 ** 60")
     assert "a rebuild wants 1073741824.0" in rows["disk"]["found"]
     assert "DATA_DIR" in rows["disk"]["next"]
 
 
-def test_a_bug_in_one_line_is_that_line_and_code_4(stand: Stand) -> None:
-    _, rows = in_process(stand, "cli.checks.Proofs.database = lambda self: 1 / 0")
+def test_a_bug_in_one_line_is_that_line_and_code_4(stand: LiveStack) -> None:
+    _, rows = in_process(stand, "cli.checks.Checks.database = lambda self: 1 / 0")
     assert rows["database"]["found"] == "unexpected ZeroDivisionError: division by zero"
     assert rows["disk"]["ok"]
 
 
-def test_a_setting_that_cannot_be_used_is_the_one_line_that_there_is(stand: Stand) -> None:
+def test_a_setting_that_cannot_be_used_is_the_one_line_that_there_is(stand: LiveStack) -> None:
     code, rows = checks(stand, TOP_K="many")
     assert (code, bad(rows)) == (4, ["settings"])
     assert "TOP_K" in rows["settings"]["found"]

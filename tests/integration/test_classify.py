@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from live_stack import ROOT, Stand
+from live_stack import ROOT, LiveStack
 
 
-def test_a_picture_is_classified_without_an_index_now_or_later(stand: Stand) -> None:
+def test_a_picture_is_classified_without_an_index_now_or_later(stand: LiveStack) -> None:
     stand.worker("query")
     image = next(
         file

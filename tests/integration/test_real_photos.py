@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from live_stack import ROOT, Stand
+from live_stack import ROOT, LiveStack
 
 PHOTOS = Path(os.environ.get("IMGREC_PHOTOS", ROOT.parent / "shared" / "clothing" / "train"))
 AT_ONCE = 64
@@ -19,7 +19,7 @@ AT_ONCE = 64
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no folder of photos on this machine")
-def test_three_thousand_photos_are_indexed_once_each_and_find_themselves(stand: Stand) -> None:
+def test_three_thousand_photos_are_indexed_once_each_and_find_themselves(stand: LiveStack) -> None:
     photos = sorted(
         file.relative_to(PHOTOS).as_posix() for file in PHOTOS.rglob("*.jpg") if file.is_file()
     )

@@ -8,7 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from live_stack import Stand
+from live_stack import LiveStack
 from PIL import Image
 from sample_images import draw_one, draw_range, kinds_of
 
@@ -42,7 +42,7 @@ def _png_header(width: int, height: int) -> bytes:
     )
 
 
-def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: Stand) -> None:
+def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: LiveStack) -> None:
     stand = any_database
     good = draw_range(stand.products, 40)
     broken = write_broken_files(stand.products)
@@ -102,7 +102,7 @@ def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: 
     assert stand.rebuild("--full")["embedded"] == 40
 
 
-def test_a_query_without_an_index_says_so_with_exit_code_3(stand: Stand) -> None:
+def test_a_query_without_an_index_says_so_with_exit_code_3(stand: LiveStack) -> None:
     draw_one(stand.folder / "query.jpg", "mug", "red")
     stand.worker("query")
     done = stand.imgrec("query", "query.jpg", "--wait")
@@ -111,7 +111,7 @@ def test_a_query_without_an_index_says_so_with_exit_code_3(stand: Stand) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_a_query_needs_no_path_that_the_worker_can_see(stand: Stand) -> None:
+def test_a_query_needs_no_path_that_the_worker_can_see(stand: LiveStack) -> None:
     names = draw_range(stand.products, 12)
     stand.workers("embed", "index", "query")
     stand.rebuild()
@@ -125,7 +125,7 @@ def test_a_query_needs_no_path_that_the_worker_can_see(stand: Stand) -> None:
     assert answer["matches"][0]["filename"] == names[5]
 
 
-def test_a_new_mug_finds_the_mugs_and_a_repeated_query_does_no_work(stand: Stand) -> None:
+def test_a_new_mug_finds_the_mugs_and_a_repeated_query_does_no_work(stand: LiveStack) -> None:
     names = draw_range(stand.products, 12)
     stand.workers("embed", "index", "query")
     stand.rebuild()
@@ -144,7 +144,7 @@ def test_a_new_mug_finds_the_mugs_and_a_repeated_query_does_no_work(stand: Stand
     assert all(stand.redis().ttl(key) > 0 for key in keys)
 
 
-def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: Stand) -> None:
+def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: LiveStack) -> None:
     names = draw_range(stand.products, 12)
     stand.workers("embed", "index", "query")
     stand.rebuild()
@@ -157,7 +157,7 @@ def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: Stan
     assert "http" not in text
 
 
-def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stand: Stand) -> None:
+def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stand: LiveStack) -> None:
     names = draw_range(stand.products, 9)
     stand.workers("embed", "index", "query")
     stand.rebuild()
@@ -167,7 +167,7 @@ def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stand: Stand) -> None:
             assert image.size == (224, 224)
 
 
-def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stand: Stand) -> None:
+def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stand: LiveStack) -> None:
     draw_range(stand.products, 9)
     stand.worker("embed", PREPROCESS_SIZE="64,64")
     stand.worker("index")
@@ -178,7 +178,7 @@ def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stand: Stan
     assert not (stand.data / "faiss_index" / "CURRENT").exists()
 
 
-def test_missing_weights_are_one_sentence_before_any_shard_runs(stand: Stand) -> None:
+def test_missing_weights_are_one_sentence_before_any_shard_runs(stand: LiveStack) -> None:
     draw_range(stand.products, 30)
     nowhere = {
         "USE_BG_REMOVAL": "true",
@@ -196,7 +196,7 @@ def test_missing_weights_are_one_sentence_before_any_shard_runs(stand: Stand) ->
     assert (job["embedded"], job["skipped"], job["state"]) == (0, 0, "failed")
 
 
-def test_celery_finds_the_app_by_name_too(stand: Stand) -> None:
+def test_celery_finds_the_app_by_name_too(stand: LiveStack) -> None:
     import subprocess
 
     from live_stack import ROOT

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from live_stack import ROOT, Stand
+from live_stack import ROOT, LiveStack
 
 from tools.drawing import Product, draw
 from tools.drawing.catalogue import write_training
 
 
 @pytest.fixture
-def trained(stand: Stand) -> Stand:
+def trained(stand: LiveStack) -> LiveStack:
     stand.environment |= {
         "EMBEDDING_MODEL": str(ROOT / "models" / "imgrec-mini"),
         "MODELS_DIR": str(stand.folder / "heads"),
@@ -22,13 +22,13 @@ def trained(stand: Stand) -> Stand:
     return stand
 
 
-def photo(stand: Stand, category: str, color: str) -> Path:
+def photo(stand: LiveStack, category: str, color: str) -> Path:
     file = stand.folder / f"{category}-{color}.jpg"
     draw(Product(category, color, "plain", "casual", 77_777), 160).save(file)
     return file
 
 
-def test_a_head_is_trained_listed_and_used_by_workers_that_run(trained: Stand) -> None:
+def test_a_head_is_trained_listed_and_used_by_workers_that_run(trained: LiveStack) -> None:
     stand = trained
     stand.worker("query")
     shoe, mug = photo(stand, "shoe", "green"), photo(stand, "mug", "blue")
@@ -96,7 +96,7 @@ def np_sum(rows: list[list[int]]) -> int:
     ],
 )
 def test_wrong_use_is_a_sentence_before_any_model_is_loaded(
-    trained: Stand, args: list[str], words: str
+    trained: LiveStack, args: list[str], words: str
 ) -> None:
     done = trained.imgrec("train", *args)
     assert done.returncode == 2

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from rembg_settings import WEIGHTS
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
 from pipeline.settings import Settings
 
 
 @pytest.fixture
-def shop(settings: Settings, tmp_path: Path) -> Shop:
-    shop = Shop(settings, tmp_path)
+def shop(settings: Settings, tmp_path: Path) -> ToyPipeline:
+    shop = ToyPipeline(settings, tmp_path)
     for number in range(30):
         shop.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
     return shop

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ServerAway, WrongUse
+from pipeline.errors import ServerUnavailable, WrongUse
 from pipeline.settings import Settings, cores, load_settings
 from pipeline.store.database import Database
 from pipeline.urls import without_password
@@ -150,7 +150,7 @@ def test_an_address_that_no_postgresql_can_have_is_a_sentence(url: str) -> None:
 def test_a_postgresql_that_is_away_is_a_sentence() -> None:
     url = "postgresql://shop:secret@127.0.0.1:9/db"
     with (
-        pytest.raises(ServerAway, match=r"postgresql://shop:\*\*\*@127\.0\.0\.1:9/db"),
+        pytest.raises(ServerUnavailable, match=r"postgresql://shop:\*\*\*@127\.0\.0\.1:9/db"),
         Database(url).transaction(),
     ):
         pass

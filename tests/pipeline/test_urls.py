@@ -11,7 +11,7 @@ import redis
 from celery import Celery
 from kombu import Connection
 
-from pipeline.errors import ServerAway, WrongUse
+from pipeline.errors import ServerUnavailable, WrongUse
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import trouble
 from pipeline.urls import celery_address, redis_address, without_password
@@ -151,6 +151,6 @@ def test_an_old_server_that_quotes_the_login_is_not_quoted_further() -> None:
         "unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' 's3cret'"
     )
     told = trouble("redis://:s3cret@host/0", error)
-    assert isinstance(told, ServerAway)
+    assert isinstance(told, ServerUnavailable)
     assert "unknown command 'HELLO'" in str(told)
     assert "s3cret" not in str(told)

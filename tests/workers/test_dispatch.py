@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from celery import current_app
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from kombu.exceptions import OperationalError
 from live_stack import free_port
 
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerUnavailable
 from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
 from workers import dispatch, resources
@@ -21,14 +21,14 @@ require_redis = dispatch.require_redis
 queue_length = dispatch.queue_length
 
 
-def sent(desk: Desk) -> list[tuple[str, tuple[Any, ...]]]:
+def sent(desk: InlineWorker) -> list[tuple[str, tuple[Any, ...]]]:
     messages = list(desk.messages)
     desk.messages.clear()
     return messages
 
 
 def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHARD_WINDOW", "1")
     load_settings.cache_clear()
@@ -45,7 +45,7 @@ def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
     assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
 
 
-def test_the_shard_of_a_dead_worker_is_sent_again(desk: Desk) -> None:
+def test_the_shard_of_a_dead_worker_is_sent_again(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
     dispatch.advance(job_id)
     desk.messages.clear()
@@ -55,7 +55,7 @@ def test_the_shard_of_a_dead_worker_is_sent_again(desk: Desk) -> None:
 
 
 def test_lost_messages_are_sent_again_only_when_the_queue_is_empty(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "LOST_AFTER_S", -1.0)
     job_id = desk.shop.plan()
@@ -66,7 +66,7 @@ def test_lost_messages_are_sent_again_only_when_the_queue_is_empty(
     assert sent(desk) == [("imgrec.embed_shard", (job_id, n)) for n in (0, 1)]
 
 
-def test_a_lost_merge_is_sent_again(desk: Desk) -> None:
+def test_a_lost_merge_is_sent_again(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
     desk.shop.embed(job_id)
     dispatch.reconcile()
@@ -76,7 +76,9 @@ def test_a_lost_merge_is_sent_again(desk: Desk) -> None:
     assert sent(desk) == []  # an indexer holds it
 
 
-def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(desk: Desk) -> None:
+def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(
+    desk: InlineWorker,
+) -> None:
     def create(lease_s: float) -> str:
         return desk.shop.jobs.create(
             desk.shop.root,
@@ -94,7 +96,7 @@ def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(desk: D
     assert desk.job(dead).state == "failed"
 
 
-def test_one_job_s_leftovers_do_not_take_another_s(desk: Desk) -> None:
+def test_one_job_s_leftovers_do_not_take_another_s(desk: InlineWorker) -> None:
     done, going = desk.rebuild(), desk.shop.plan()
     folder = load_settings().jobs_dir
     for name in (done, going, "stranger"):
@@ -104,7 +106,7 @@ def test_one_job_s_leftovers_do_not_take_another_s(desk: Desk) -> None:
 
 
 def test_the_files_of_a_job_that_is_created_meanwhile_stay(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, folder = desk.shop.jobs, load_settings().jobs_dir
     folder.mkdir(parents=True)
@@ -132,18 +134,20 @@ def refuse(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("ask", [require_redis, lambda: send("task", "queue", 1)])
 def test_a_redis_that_is_away_is_one_sentence_without_the_password(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], None]
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], None]
 ) -> None:
     redis_at(monkeypatch, f"redis://:secret@127.0.0.1:{free_port()}/0")
     monkeypatch.setattr(current_app, "send_task", refuse)
-    with pytest.raises(ServerAway, match="Redis does not answer at redis://:") as caught:
+    with pytest.raises(ServerUnavailable, match="Redis does not answer at redis://:") as caught:
         ask()
     assert caught.value.exit_code == 4
     assert "REDIS_URL" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_messages_name_ids_and_no_picture(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_name_ids_and_no_picture(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(
         current_app, "send_task", lambda task, **options: calls.append({"task": task, **options})

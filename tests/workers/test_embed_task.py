@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from PIL import Image
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
-from pipeline.errors import ServerAway, SetupError
+from pipeline.errors import ServerUnavailable, SetupError
 from pipeline.settings import load_settings
 from workers import dispatch, resources
-from workers.embed import DEATHS, embed
+from workers.embed import MAX_CRASHES, embed
 
 
 class CountingEncoder:
     """The shop's encoder; counts images, and raises where a test says so."""
 
-    def __init__(self, shop: Shop) -> None:
+    def __init__(self, shop: ToyPipeline) -> None:
         self.dim = shop.dim
         self.shop = shop
         self.images = 0
@@ -35,18 +35,20 @@ class CountingEncoder:
 
 
 @pytest.fixture
-def encoder(desk: Desk) -> CountingEncoder:
+def encoder(desk: InlineWorker) -> CountingEncoder:
     desk.encoder = CountingEncoder(desk.shop)
     return desk.encoder
 
 
-def shards(desk: Desk, job_id: str) -> dict[int, dict[str, object]]:
+def shards(desk: InlineWorker, job_id: str) -> dict[int, dict[str, object]]:
     with desk.shop.jobs._database.transaction() as tx:
         rows = tx.rows("SELECT n, state, attempts FROM shards WHERE job_id = ?", (job_id,))
     return {row["n"]: row for row in rows}
 
 
-def test_a_rebuild_runs_from_plan_to_published_index(desk: Desk, encoder: CountingEncoder) -> None:
+def test_a_rebuild_runs_from_plan_to_published_index(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
     job_id = desk.rebuild()
     assert desk.job(job_id).state == "published"
     assert desk.progress(job_id).embedded == encoder.images == 20
@@ -56,7 +58,7 @@ def test_a_rebuild_runs_from_plan_to_published_index(desk: Desk, encoder: Counti
 
 
 def test_a_shard_delivered_again_costs_no_forward_pass(
-    desk: Desk, encoder: CountingEncoder
+    desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
     for _ in range(3):
@@ -66,7 +68,7 @@ def test_a_shard_delivered_again_costs_no_forward_pass(
 
 
 def test_a_shard_that_another_worker_holds_is_left_alone(
-    desk: Desk, encoder: CountingEncoder
+    desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
     assert desk.shop.jobs.claim_shard(job_id, 0, "another", 1000)
@@ -75,7 +77,7 @@ def test_a_shard_that_another_worker_holds_is_left_alone(
 
 
 def test_a_shard_of_a_job_that_has_ended_is_not_touched(
-    desk: Desk, encoder: CountingEncoder
+    desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
     desk.shop.jobs.cancel(job_id)
@@ -85,7 +87,7 @@ def test_a_shard_of_a_job_that_has_ended_is_not_touched(
 
 
 def test_known_content_is_reused_from_the_index_and_then_from_the_cache(
-    desk: Desk, encoder: CountingEncoder
+    desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     desk.rebuild()
     desk.memory.vectors.clear()
@@ -106,14 +108,16 @@ def test_known_content_is_reused_from_the_index_and_then_from_the_cache(
     assert "back.png" in desk.shop.versions.current().paths
 
 
-def test_full_embeds_again_what_index_and_cache_know(desk: Desk, encoder: CountingEncoder) -> None:
+def test_full_embeds_again_what_index_and_cache_know(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
     desk.rebuild()
     job_id = desk.rebuild(full=True)
     assert desk.progress(job_id).embedded == 20
     assert encoder.images == 40
 
 
-def test_bad_images_are_in_the_ledger_and_the_rest_is_published(desk: Desk) -> None:
+def test_bad_images_are_in_the_ledger_and_the_rest_is_published(desk: InlineWorker) -> None:
     (desk.shop.root / "empty.png").touch()
     (desk.shop.root / "text.jpg").write_text("text")
     job_id = desk.rebuild()
@@ -124,7 +128,7 @@ def test_bad_images_are_in_the_ledger_and_the_rest_is_published(desk: Desk) -> N
 
 
 def test_a_passing_error_costs_an_attempt_and_the_next_one_succeeds(
-    desk: Desk, encoder: CountingEncoder
+    desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
     encoder.error = RuntimeError("CUDA error")
@@ -138,7 +142,7 @@ def test_a_passing_error_costs_an_attempt_and_the_next_one_succeeds(
 
 
 def test_an_error_that_persists_ends_the_job_with_its_reason(
-    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken_disk(*_: object) -> None:
         raise OSError(5, "Input/output error")
@@ -156,7 +160,7 @@ def test_an_error_that_persists_ends_the_job_with_its_reason(
 
 
 def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
-    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -175,7 +179,7 @@ def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
 
 
 def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
-    desk: Desk, encoder: CountingEncoder
+    desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
     jobs = desk.shop.jobs
@@ -184,8 +188,8 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
         assert jobs.free_expired_shards(job_id) == [0]
     claim = jobs.claim_shard(job_id, 0, "dead", -1)
     assert claim is not None
-    for _ in range(DEATHS):  # two more died while they worked on the sixth image alone
-        jobs.start_alone(claim, 5)
+    for _ in range(MAX_CRASHES):  # two more died while they worked on the sixth image alone
+        jobs.mark_started(claim, 5)
     jobs.free_expired_shards(job_id)
     dispatch.advance(job_id)
     desk.work()
@@ -195,7 +199,7 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
     assert len(desk.shop.versions.current().paths) == 19
 
 
-def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: Desk) -> None:
+def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
     resources.stopping.set()
     try:
@@ -208,7 +212,7 @@ def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: De
 
 
 def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
-    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEASE_S", "0.06")
     monkeypatch.setenv("EMBED_BATCH_SIZE", "1")
@@ -235,11 +239,11 @@ def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
     ("error", "state"),
     [
         (SetupError("rembg is not installed: run `pip install rembg`."), "failed"),
-        (ServerAway("the hub is away"), "planned"),
+        (ServerUnavailable("the hub is away"), "planned"),
     ],
 )
 def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
 ) -> None:
     def cannot() -> None:
         raise error
@@ -253,7 +257,9 @@ def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
         assert resources.HOST in str(desk.job(job_id).error)
 
 
-def test_a_folder_that_the_worker_cannot_see_ends_the_job(desk: Desk, tmp_path: Path) -> None:
+def test_a_folder_that_the_worker_cannot_see_ends_the_job(
+    desk: InlineWorker, tmp_path: Path
+) -> None:
     job_id = desk.shop.plan()
     desk.shop.root.rename(tmp_path / "elsewhere")
     dispatch.advance(job_id)
@@ -265,7 +271,7 @@ def test_a_folder_that_the_worker_cannot_see_ends_the_job(desk: Desk, tmp_path: 
 
 
 def test_a_worker_opens_no_folder_outside_of_its_own_roots(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     job_id = desk.shop.plan()  # by a command line that has no such setting
     monkeypatch.setenv("IMAGE_ROOTS", str(tmp_path / "only-here"))
@@ -277,7 +283,7 @@ def test_a_worker_opens_no_folder_outside_of_its_own_roots(
 
 
 def test_a_worker_of_another_model_mixes_nothing_and_names_both_sides(
-    desk: Desk, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = desk.shop.plan()
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
@@ -290,7 +296,7 @@ def test_a_worker_of_another_model_mixes_nothing_and_names_both_sides(
     assert encoder.images == 0
 
 
-def test_what_the_model_saw_is_kept_for_each_product(desk: Desk) -> None:
+def test_what_the_model_saw_is_kept_for_each_product(desk: InlineWorker) -> None:
     for name in ("shoe.jpg", "shoe.png", "shoe.JPG"):  # three products
         desk.shop.draw(name, seed=len(name) + ord(name[-1]))
     job_id = desk.shop.plan(save_preprocessed=True)
@@ -306,7 +312,7 @@ def test_what_the_model_saw_is_kept_for_each_product(desk: Desk) -> None:
 
 
 def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
-    desk: Desk, tmp_path: Path
+    desk: InlineWorker, tmp_path: Path
 ) -> None:
     folder = load_settings().data_dir / "preprocessed"
     folder.mkdir(parents=True)
@@ -322,13 +328,13 @@ def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
 
 
 def test_a_database_that_is_away_is_a_log_line_and_no_crash(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     job_id = desk.shop.plan()
 
     class Away:
         def get(self, job_id: str) -> None:
-            raise ServerAway("The database is away.")
+            raise ServerUnavailable("The database is away.")
 
     monkeypatch.setattr(resources, "jobs", Away)
     embed(job_id, 0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from filelock import Timeout
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from live_stack import until
 
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerUnavailable
 from pipeline.index import faiss_index
 from pipeline.settings import load_settings
 from workers import dispatch, index, resources
@@ -15,7 +15,7 @@ from workers.embed import embed
 from workers.index import merge_shards
 
 
-def embedded(desk: Desk) -> str:
+def embedded(desk: InlineWorker) -> str:
     """Bring a rebuild to where only its merge is left."""
     job_id = desk.shop.plan()
     dispatch.advance(job_id)
@@ -24,7 +24,7 @@ def embedded(desk: Desk) -> str:
     return job_id
 
 
-def test_a_merge_that_is_sent_twice_publishes_once(desk: Desk) -> None:
+def test_a_merge_that_is_sent_twice_publishes_once(desk: InlineWorker) -> None:
     job_id = embedded(desk)
     merge_shards(job_id)
     merge_shards(job_id)
@@ -32,14 +32,14 @@ def test_a_merge_that_is_sent_twice_publishes_once(desk: Desk) -> None:
     assert desk.job(job_id).index_version == "v0001"
 
 
-def test_a_merge_that_comes_too_early_does_nothing(desk: Desk) -> None:
+def test_a_merge_that_comes_too_early_does_nothing(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
     merge_shards(job_id)
     assert desk.job(job_id).state == "planned"
     assert desk.shop.versions.current_name() is None
 
 
-def test_after_a_merge_shard_files_and_plans_are_gone_and_counts_stay(desk: Desk) -> None:
+def test_after_a_merge_shard_files_and_plans_are_gone_and_counts_stay(desk: InlineWorker) -> None:
     other = desk.shop.plan()
     job_id = desk.rebuild()
     folder = load_settings().jobs_dir
@@ -51,7 +51,9 @@ def test_after_a_merge_shard_files_and_plans_are_gone_and_counts_stay(desk: Desk
     assert claim.images  # the plan of an open job stays
 
 
-def test_only_so_many_versions_are_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_versions_are_kept(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KEEP_VERSIONS", "2")
     load_settings.cache_clear()
     for number in range(4):
@@ -61,7 +63,7 @@ def test_only_so_many_versions_are_kept(desk: Desk, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_version_that_an_open_job_builds_on_is_kept(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEEP_VERSIONS", "2")
     load_settings.cache_clear()
@@ -78,7 +80,7 @@ def test_a_version_that_an_open_job_builds_on_is_kept(
     assert "v0001" not in [version.name for version in desk.shop.versions.versions()]
 
 
-def test_a_shard_file_that_is_gone_is_made_again_and_then_published(desk: Desk) -> None:
+def test_a_shard_file_that_is_gone_is_made_again_and_then_published(desk: InlineWorker) -> None:
     job_id = embedded(desk)
     for file in (load_settings().jobs_dir / job_id).glob("shard-000000-*"):
         file.unlink()
@@ -89,7 +91,7 @@ def test_a_shard_file_that_is_gone_is_made_again_and_then_published(desk: Desk) 
 
 
 def test_a_job_without_one_good_image_fails_and_names_the_command_that_tells_why(
-    desk: Desk,
+    desk: InlineWorker,
 ) -> None:
     for file in desk.shop.root.rglob("*.png"):
         file.write_bytes(b"bad")
@@ -101,7 +103,7 @@ def test_a_job_without_one_good_image_fails_and_names_the_command_that_tells_why
 
 
 def test_a_full_disk_publishes_nothing_and_the_merge_is_tried_again(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = embedded(desk)
     monkeypatch.setenv("LEASE_S", "0.05")
@@ -122,7 +124,7 @@ def test_a_full_disk_publishes_nothing_and_the_merge_is_tried_again(
 
 
 def test_a_held_lock_leaves_the_job_to_the_next_look(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = embedded(desk)
     monkeypatch.setattr(index, "LOCK_WAIT_S", 0.01)
@@ -133,7 +135,7 @@ def test_a_held_lock_leaves_the_job_to_the_next_look(
 
 
 def test_an_error_that_nobody_foresaw_ends_the_job_with_its_name(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def surprise(*_: object) -> None:
         raise ZeroDivisionError("surprise")
@@ -146,7 +148,7 @@ def test_an_error_that_nobody_foresaw_ends_the_job_with_its_name(
 
 
 def test_a_job_cancelled_before_the_version_is_named_publishes_nothing(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = embedded(desk)
     monkeypatch.setenv("LEASE_S", "0.06")
@@ -164,7 +166,7 @@ def test_a_job_cancelled_before_the_version_is_named_publishes_nothing(
     assert desk.shop.versions.versions() == []
 
 
-def test_an_older_job_fails_after_a_later_one_has_published(desk: Desk) -> None:
+def test_an_older_job_fails_after_a_later_one_has_published(desk: InlineWorker) -> None:
     older = embedded(desk)
     desk.messages.clear()
     desk.shop.draw("later.png", seed=77)
@@ -175,11 +177,11 @@ def test_an_older_job_fails_after_a_later_one_has_published(desk: Desk) -> None:
 
 
 def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away:
         def claim_merge(self, job_id: str, lease_s: float) -> None:
-            raise ServerAway("The database is away.")
+            raise ServerUnavailable("The database is away.")
 
     monkeypatch.setattr(resources, "jobs", Away)
     merge_shards("some-job")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from live_stack import until
 
-from pipeline.errors import ServerAway
+from pipeline.errors import ServerUnavailable
 from workers.lease import Lease, LeaseLost, Stopped
 from workers.resources import stopping
 
@@ -92,12 +92,12 @@ def test_work_that_moves_is_never_taken_for_hung() -> None:
 
 
 def test_a_short_outage_of_the_database_does_not_end_the_work() -> None:
-    answers = iter([ServerAway("away"), ServerAway("away"), True, True])
+    answers = iter([ServerUnavailable("away"), ServerUnavailable("away"), True, True])
     recovered = threading.Event()
 
     def beat(progress: int) -> bool:
         answer = next(answers, True)
-        if isinstance(answer, ServerAway):
+        if isinstance(answer, ServerUnavailable):
             raise answer
         recovered.set()
         return answer

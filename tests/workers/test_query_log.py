@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from live_stack import until
 
-from pipeline.errors import ServerAway
-from pipeline.search.relevance_feedback import Shown
+from pipeline.errors import ServerUnavailable
+from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from workers import query_log
 from workers.query_log import QueryLog
 
 
-def shown(number: int) -> Shown:
+def shown(number: int) -> LoggedQuery:
     vector = np.array([1, 0], np.float32)
-    return Shown(f"q{number}", 1e12 + number, "", "v0001", "kind", (("a", 0.5),), vector)
+    return LoggedQuery(f"q{number}", 1e12 + number, "", "v0001", "kind", (("a", 0.5),), vector)
 
 
 class Fragile(FeedbackLog):
@@ -24,9 +24,9 @@ class Fragile(FeedbackLog):
 
     away = False
 
-    def put_queries(self, queries: list[Shown]) -> None:  # type: ignore[override]
+    def put_queries(self, queries: list[LoggedQuery]) -> None:  # type: ignore[override]
         if self.away:
-            raise ServerAway("The database does not answer.")
+            raise ServerUnavailable("The database does not answer.")
         if any(query.query_id == "q13" for query in queries):
             raise ValueError("no database stores this")
         super().put_queries(queries)
@@ -51,7 +51,7 @@ def test_an_outage_of_the_database_loses_nothing_and_keeps_the_order(
     log = QueryLog(fragile, days=1)
     fragile.away = True
     log.put(shown(0))
-    with pytest.raises(ServerAway):
+    with pytest.raises(ServerUnavailable):
         log.flush()
     log.put(shown(1))
     fragile.away = False

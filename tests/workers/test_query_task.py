@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from PIL import Image
 
-from pipeline.classify.head import THE_CATEGORY, Head, HeadName
+from pipeline.classify.head import CATEGORY, Head, HeadName
 from pipeline.classify.head_store import save_head
 from pipeline.errors import (
     BadImage,
     FingerprintMismatch,
     HeadBroken,
     IndexMissing,
-    ServerAway,
+    ServerUnavailable,
     WrongUse,
 )
 from pipeline.images.decode import sha256
 from pipeline.index.versions import VersionStore
 from pipeline.micro_batcher import Batcher
-from pipeline.preprocess.prepare import Prepared
+from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.product_catalogue import Product
 from pipeline.settings import load_settings
 from workers import resources
@@ -35,7 +35,7 @@ from workers.query import MAX_PICTURES, classify_image, pictures, query_image
 
 
 @pytest.fixture
-def asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def asked(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that the model was asked for by queries."""
     sizes: list[int] = []
 
@@ -47,7 +47,7 @@ def asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def product(desk: Desk, name: str = "kind0/04.png") -> bytes:
+def product(desk: InlineWorker, name: str = "kind0/04.png") -> bytes:
     return (desk.shop.root / name).read_bytes()
 
 
@@ -58,7 +58,7 @@ def jpeg(color: str) -> bytes:
 
 
 def test_a_product_finds_itself_and_the_answer_has_the_shape_of_the_contract(
-    desk: Desk, asked: list[int]
+    desk: InlineWorker, asked: list[int]
 ) -> None:
     desk.rebuild()
     answer = query_image(product(desk), 3)
@@ -73,14 +73,14 @@ def test_a_product_finds_itself_and_the_answer_has_the_shape_of_the_contract(
     assert all(abs(m["score"] + m["distance"] - 1) < 1e-6 for m in answer["matches"])
 
 
-def test_a_picture_of_the_index_needs_no_model(desk: Desk, asked: list[int]) -> None:
+def test_a_picture_of_the_index_needs_no_model(desk: InlineWorker, asked: list[int]) -> None:
     desk.rebuild()
     query_image(product(desk), 3)
     assert asked == []
 
 
 def test_a_new_picture_is_embedded_once_and_its_vector_and_answer_are_kept(
-    desk: Desk, asked: list[int]
+    desk: InlineWorker, asked: list[int]
 ) -> None:
     desk.rebuild()
     first = query_image(jpeg("red"), 3)
@@ -92,7 +92,7 @@ def test_a_new_picture_is_embedded_once_and_its_vector_and_answer_are_kept(
 
 
 def test_a_question_that_comes_while_the_model_loads_waits_for_it_and_is_answered(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
     loading, loaded = threading.Event(), threading.Event()
@@ -115,13 +115,13 @@ def test_a_question_that_comes_while_the_model_loads_waits_for_it_and_is_answere
 
 
 def test_without_background_removal_pictures_are_made_ready_side_by_side(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=20)
 
-    def prepare(image: Image.Image, *_: object) -> Prepared:
+    def prepare(image: Image.Image, *_: object) -> PreparedImage:
         both.wait()  # breaks where one waits for the other
-        return Prepared(image)
+        return PreparedImage(image)
 
     monkeypatch.setattr(resources, "prepare", prepare)
     ready = resources.query_prepare()
@@ -130,7 +130,7 @@ def test_without_background_removal_pictures_are_made_ready_side_by_side(
 
 
 def test_a_cached_answer_does_not_outlive_the_version_that_gave_it(
-    desk: Desk, asked: list[int]
+    desk: InlineWorker, asked: list[int]
 ) -> None:
     desk.rebuild()
     assert query_image(product(desk), 1)["matches"][0]["filename"] == "kind0/04.png"
@@ -141,7 +141,7 @@ def test_a_cached_answer_does_not_outlive_the_version_that_gave_it(
 
 
 def test_two_shops_that_share_a_redis_never_get_each_other_s_answers(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both published a v0001 with the same model, and the cache holds the other's answer."""
     desk.rebuild()
@@ -163,13 +163,15 @@ def test_two_shops_that_share_a_redis_never_get_each_other_s_answers(
     assert answer["matches"][0]["filename"] == "other-name.png"
 
 
-def test_without_an_index_the_answer_is_the_sentence_that_says_what_to_do(desk: Desk) -> None:
+def test_without_an_index_the_answer_is_the_sentence_that_says_what_to_do(
+    desk: InlineWorker,
+) -> None:
     with pytest.raises(IndexMissing, match="Rebuild index first using 'enqueue-rebuild'"):
         query_image(jpeg("red"), 3)
 
 
 def test_a_worker_of_another_model_compares_nothing(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
@@ -181,7 +183,7 @@ def test_a_worker_of_another_model_compares_nothing(
 
 
 def test_the_worker_checks_again_what_the_command_has_checked(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message may come from anybody who reaches Redis."""
     desk.rebuild()
@@ -197,12 +199,14 @@ def test_the_worker_checks_again_what_the_command_has_checked(
     assert asked == []
 
 
-def test_more_matches_than_products_are_all_products(desk: Desk, asked: list[int]) -> None:
+def test_more_matches_than_products_are_all_products(desk: InlineWorker, asked: list[int]) -> None:
     desk.rebuild()
     assert len(query_image(product(desk), 1000)["matches"]) == 20
 
 
-def test_pictures_are_small_jpegs_of_the_products_that_the_version_names(desk: Desk) -> None:
+def test_pictures_are_small_jpegs_of_the_products_that_the_version_names(
+    desk: InlineWorker,
+) -> None:
     desk.rebuild()
     found = pictures("v0001", ["kind0/04.png", "kind1/05.png"])
     assert set(found) == {"kind0/04.png", "kind1/05.png"}
@@ -211,7 +215,7 @@ def test_pictures_are_small_jpegs_of_the_products_that_the_version_names(desk: D
         assert max(image.size) <= 256
 
 
-def test_pictures_of_anything_else_are_left_out(desk: Desk) -> None:
+def test_pictures_of_anything_else_are_left_out(desk: InlineWorker) -> None:
     secret = desk.shop.root.parent / "secret.png"
     desk.shop.draw("later.png", seed=5)
     (desk.shop.root / "later.png").rename(secret)
@@ -243,7 +247,9 @@ TRICKS = (
 
 
 @pytest.mark.parametrize("name", TRICKS)
-def test_no_name_in_a_message_opens_anything_but_an_indexed_picture(desk: Desk, name: str) -> None:
+def test_no_name_in_a_message_opens_anything_but_an_indexed_picture(
+    desk: InlineWorker, name: str
+) -> None:
     desk.rebuild()
     assert pictures("v0001", [name]) == {}
     with pytest.raises(WrongUse, match="no index version"):
@@ -253,7 +259,7 @@ def test_no_name_in_a_message_opens_anything_but_an_indexed_picture(desk: Desk, 
 
 
 def test_pictures_of_a_folder_outside_of_this_worker_s_roots_are_refused(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
     monkeypatch.setenv("IMAGE_ROOTS", "/somewhere/else")
@@ -263,7 +269,7 @@ def test_pictures_of_a_folder_outside_of_this_worker_s_roots_are_refused(
 
 
 def test_a_text_or_a_product_asks_without_a_picture(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
     vector = np.array(resources.versions().current().vectors[3])
@@ -287,7 +293,7 @@ def test_a_text_or_a_product_asks_without_a_picture(
 
 
 def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
@@ -305,7 +311,7 @@ def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
 
 
 def test_the_last_catalogue_serves_while_the_database_is_away(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
@@ -313,13 +319,15 @@ def test_the_last_catalogue_serves_while_the_database_is_away(
     assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
     def away(name: str) -> int:
-        raise ServerAway("The database does not answer.")
+        raise ServerUnavailable("The database does not answer.")
 
     monkeypatch.setattr(resources.database(), "revision", away)
     assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
 
-def test_an_answered_query_is_logged_with_what_it_showed(desk: Desk, asked: list[int]) -> None:
+def test_an_answered_query_is_logged_with_what_it_showed(
+    desk: InlineWorker, asked: list[int]
+) -> None:
     desk.rebuild()
     answers = [
         query_image.apply(args=(product(desk), 3), task_id=f"query-{n}", throw=True).result
@@ -336,7 +344,7 @@ def test_an_answered_query_is_logged_with_what_it_showed(desk: Desk, asked: list
 
 
 def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
-    desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 3600.0)
     desk.rebuild()
@@ -355,7 +363,7 @@ def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
     assert best not in parts or "disliked" in parts[best] or "personal" in parts[best]
 
 
-def test_feedback_is_used_only_when_asked_for(desk: Desk, asked: list[int]) -> None:
+def test_feedback_is_used_only_when_asked_for(desk: InlineWorker, asked: list[int]) -> None:
     desk.rebuild()
     plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
     resources.query_log().flush()
@@ -382,7 +390,9 @@ class Words:
 
 
 @pytest.fixture
-def head(desk: Desk, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Head]:
+def head(
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Head]:
     """Make a head that is sure of its first class, whatever it sees."""
     monkeypatch.setattr(desk.encoder, "embed_texts", Words().embed_texts, raising=False)
     monkeypatch.setattr(desk.encoder, "logit_scale", 1.0, raising=False)
@@ -403,8 +413,8 @@ def test_a_head_that_is_trained_while_the_worker_runs_answers_the_next_question(
 ) -> None:
     models = load_settings().models_dir
     assert "source" not in classify_image(jpeg("red"), True)["category"]
-    save_head(models, THE_CATEGORY, head("shoe", "bag"), b"")
-    save_head(models, HeadName.of("shoe", "color"), head("crimson", "navy"), b"")
+    save_head(models, CATEGORY, head("shoe", "bag"), b"")
+    save_head(models, HeadName.parse("shoe", "color"), head("crimson", "navy"), b"")
 
     def color(*args: bool) -> tuple[str, str]:
         found = classify_image(jpeg("red"), *args)["attributes"]
@@ -412,7 +422,7 @@ def test_a_head_that_is_trained_while_the_worker_runs_answers_the_next_question(
         return answer["label"], answer["source"]
 
     assert color(True) == ("crimson", "trained")
-    save_head(models, HeadName.of("shoe", "color"), head("scarlet", "navy"), b"")
+    save_head(models, HeadName.parse("shoe", "color"), head("scarlet", "navy"), b"")
     assert color(True) == ("scarlet", "trained")
     assert color()[1] == color(False)[1] == "zero-shot"  # heads answer only who asks for them
 
@@ -421,7 +431,7 @@ def test_a_broken_head_is_the_answer_of_those_who_ask_for_it_and_of_nobody_else(
     head: Callable[..., Head],
 ) -> None:
     models = load_settings().models_dir
-    save_head(models, THE_CATEGORY, head("shoe", "bag"), b"")
+    save_head(models, CATEGORY, head("shoe", "bag"), b"")
     (models / "category_head" / "model.pt").write_bytes(b"broken")
     with pytest.raises(HeadBroken, match="imgrec train --category-head"):
         classify_image(jpeg("red"), True)
@@ -431,7 +441,7 @@ def test_a_broken_head_is_the_answer_of_those_who_ask_for_it_and_of_nobody_else(
 def test_a_head_of_other_features_is_refused_by_the_worker(
     head: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_head(load_settings().models_dir, THE_CATEGORY, head("shoe", "bag"), b"")
+    save_head(load_settings().models_dir, CATEGORY, head("shoe", "bag"), b"")
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
     load_settings.cache_clear()
     for name in ("fingerprint", "zero_shot", "trained"):

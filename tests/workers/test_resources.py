@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from inline_worker import Desk
+from inline_worker import InlineWorker
 
 from pipeline.errors import SetupError
 from pipeline.images.decode import sha256
@@ -52,23 +52,23 @@ def test_a_making_that_failed_is_tried_again() -> None:
 
 
 def test_the_tools_of_a_shard_follow_the_settings(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBED_BATCH_SIZE", "7")
     monkeypatch.setenv("MAX_IMAGE_PIXELS", "1000")
     monkeypatch.setenv("PREPROCESS_BG_COLOR", "1,2,3")
     load_settings.cache_clear()
-    tools = resources.tools()
+    tools = resources.embedder()
     assert (tools.batch_size, tools.threads, tools.bg_color) == (7, 1, (1, 2, 3))
     assert tools.limits.max_pixels == 1000
-    assert resources.tools() is tools
+    assert resources.embedder() is tools
 
 
-def known(desk: Desk, use_known: bool = True) -> resources.KnownVectors:
-    return resources.known_vectors(use_known=use_known)
+def known(desk: InlineWorker, reuse: bool = True) -> resources.KnownVectors:
+    return resources.reusable_vectors(reuse=reuse)
 
 
-def test_vectors_of_the_published_version_are_known_by_content(desk: Desk) -> None:
+def test_vectors_of_the_published_version_are_known_by_content(desk: InlineWorker) -> None:
     assert known(desk).get("0" * 64) is None  # nothing is published yet
     desk.rebuild()
     desk.memory.vectors.clear()
@@ -78,10 +78,12 @@ def test_vectors_of_the_published_version_are_known_by_content(desk: Desk) -> No
         assert np.array_equal(known(desk).get(digest), version.vectors[row])
     assert known(desk).get("0" * 64) is None
     assert known(desk).get("f" * 64) is None
-    assert known(desk, use_known=False).get(digest) is None
+    assert known(desk, reuse=False).get(digest) is None
 
 
-def test_vectors_of_another_kind_are_not_known(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_of_another_kind_are_not_known(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk.rebuild()
     digest = sha256((desk.shop.root / "kind0/04.png").read_bytes())
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
@@ -90,7 +92,7 @@ def test_vectors_of_another_kind_are_not_known(desk: Desk, monkeypatch: pytest.M
     assert known(desk).get(digest) is None
 
 
-def test_a_broken_version_lends_no_vectors_and_stops_no_work(desk: Desk) -> None:
+def test_a_broken_version_lends_no_vectors_and_stops_no_work(desk: InlineWorker) -> None:
     desk.rebuild()
     (desk.shop.settings.index_dir / "v0001" / "vectors.npy").write_bytes(b"short")
     vectors = known(desk)
@@ -98,16 +100,16 @@ def test_a_broken_version_lends_no_vectors_and_stops_no_work(desk: Desk) -> None
     assert np.array_equal(vectors.get("digest"), VECTOR)
 
 
-def test_vectors_that_have_rotted_are_not_reused_by_a_rebuild(desk: Desk) -> None:
+def test_vectors_that_have_rotted_are_not_reused_by_a_rebuild(desk: InlineWorker) -> None:
     job_id = desk.rebuild()
     assert desk.job(job_id).state == "published"
     desk.memory.vectors.clear()
     version = resources.versions().current()
     digest = version.sha256[3].decode()
-    assert resources.known_vectors(proved=True).get(digest) is not None
+    assert resources.reusable_vectors(verify=True).get(digest) is not None
     file = version.folder / "vectors.npy"
     data = bytearray(file.read_bytes())
     data[-10] ^= 4
     file.write_bytes(data)
-    resources._proved.clear()  # as in another process
-    assert resources.known_vectors(proved=True).get(digest) is None
+    resources._verified.clear()  # as in another process
+    assert resources.reusable_vectors(verify=True).get(digest) is None

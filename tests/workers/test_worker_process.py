@@ -15,14 +15,14 @@ from celery import Celery
 from celery.backends.base import Backend
 from celery.concurrency.thread import TaskPool
 from celery.utils.imports import symbol_by_name
-from inline_worker import Desk
+from inline_worker import InlineWorker
 from live_stack import free_port, until
 
 import celeryconfig
 from pipeline import errors
 from pipeline.errors import BadImage, ImgrecError, IndexMissing
 from pipeline.settings import load_settings
-from pipeline.store.heartbeat import FORGET_S, Heartbeat, Sign, signs
+from pipeline.store.heartbeat import FORGET_S, Heartbeat, HeartbeatStatus, read_heartbeats
 from workers import app, consumer_watchdog, dispatch, lifecycle, resources, watchdog
 
 HOST = socket.gethostname()
@@ -77,33 +77,33 @@ def test_an_error_keeps_kind_sentence_and_exit_code_on_its_way_from_a_worker(
     assert str(IndexMissing()).startswith("FAISS index not found.")
 
 
-def set_up(
+def configure_worker(
     queues: object, hostname: str = "celery@host"
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
     conf = SimpleNamespace(task_queues=None)
     instance = SimpleNamespace(hostname=hostname)
-    lifecycle.set_up(instance=instance, conf=conf, options={"queues": queues})
+    lifecycle.configure_worker(instance=instance, conf=conf, options={"queues": queues})
     return instance, conf
 
 
-def test_workers_on_one_machine_get_names_of_their_own(desk: Desk) -> None:
-    assert set_up("embed")[0].hostname == f"embed-{os.getpid()}@host"
-    assert set_up(["query", "index"])[0].hostname == f"index-query-{os.getpid()}@host"
-    assert set_up("embed", "mine@host")[0].hostname == "mine@host"
+def test_workers_on_one_machine_get_names_of_their_own(desk: InlineWorker) -> None:
+    assert configure_worker("embed")[0].hostname == f"embed-{os.getpid()}@host"
+    assert configure_worker(["query", "index"])[0].hostname == f"index-query-{os.getpid()}@host"
+    assert configure_worker("embed", "mine@host")[0].hostname == "mine@host"
 
 
-def test_a_worker_without_queues_serves_all(desk: Desk) -> None:
-    instance, conf = set_up(None)
+def test_a_worker_without_queues_serves_all(desk: InlineWorker) -> None:
+    instance, conf = configure_worker(None)
     assert {queue.name for queue in conf.task_queues} == set(dispatch.QUEUES)
     assert instance.hostname.startswith("embed-index-query-")
 
 
 @pytest.mark.parametrize("queues", [None, "query", "embed,query"])
 def test_only_queries_are_taken_without_a_note_and_nothing_is_taken_ahead(
-    desk: Desk, queues: str | None
+    desk: InlineWorker, queues: str | None
 ) -> None:
     """What is taken without a note must start at once, or a worker's end would lose it."""
-    unnoted = {queue.name for queue in set_up(queues)[1].task_queues if queue.no_ack}
+    unnoted = {queue.name for queue in configure_worker(queues)[1].task_queues if queue.no_ack}
     assert unnoted == {dispatch.QUERY}
     assert celeryconfig.worker_disable_prefetch is True
 
@@ -113,16 +113,16 @@ def test_only_queries_are_taken_without_a_note_and_nothing_is_taken_ahead(
     [({"query"}, 1, 16), ({"query"}, 3, 3), ({"query", "embed"}, 1, 1), ({"embed"}, 1, 1)],
 )
 def test_only_a_worker_of_queries_alone_gets_many_threads_and_never_against_c(
-    desk: Desk, queues: set[str], concurrency: int, expected: int
+    desk: InlineWorker, queues: set[str], concurrency: int, expected: int
 ) -> None:
     consumed = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=queues)))
     sender = SimpleNamespace(app=consumed, concurrency=concurrency, options={})
-    lifecycle.widen(sender=sender)
+    lifecycle.set_query_concurrency(sender=sender)
     assert sender.concurrency == expected
 
 
 @pytest.fixture
-def beating(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Path]]:
+def beating(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Path]]:
     """Start the heartbeat of a worker that needs nothing yet; return its file's name."""
     monkeypatch.setattr(lifecycle, "EVERY_S", 0.02)
     watchdog.forget()
@@ -143,9 +143,9 @@ def beating(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[]
     assert not any(thread.is_alive() for thread in threads)
 
 
-def me() -> Sign:
-    (sign,) = until(lambda: signs(load_settings().data_dir / "run", HOST), "a sign", 20)
-    assert isinstance(sign, Sign)
+def me() -> HeartbeatStatus:
+    (sign,) = until(lambda: read_heartbeats(load_settings().data_dir / "run", HOST), "a sign", 20)
+    assert isinstance(sign, HeartbeatStatus)
     return sign
 
 
@@ -174,7 +174,7 @@ def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
     ends = threading.Event()
     needed = threading.Thread(target=ends.wait, name="reconciler")
     needed.start()
-    watchdog.need(needed)
+    watchdog.register_thread(needed)
     file = beating()
     until(file.exists, "the first heartbeat", 20)
     ends.set()
@@ -188,7 +188,7 @@ def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
 
 
 def test_a_heartbeat_goes_on_when_what_hung_moves_again(beating: Callable[[], Path]) -> None:
-    shard = watchdog.Work("shard 3 of job J", limit_s=0.1)
+    shard = watchdog.Deadline("shard 3 of job J", limit_s=0.1)
     shard.begin()
     file = beating()
     until(lambda: me().ill.startswith("shard 3 of job J has not moved for"), "the reason", 20)
@@ -199,21 +199,21 @@ def test_a_heartbeat_goes_on_when_what_hung_moves_again(beating: Callable[[], Pa
 
 
 def test_a_redis_that_is_away_makes_nobody_ill_but_a_deaf_worker_is(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = consumer_watchdog.Connection()
-    connection.lose()
+    connection.disconnect()
     monkeypatch.setattr(consumer_watchdog, "DEAF_S", 0.0)
     monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
     load_settings.cache_clear()
-    assert connection.trouble() == ""
+    assert connection.problem() == ""
     monkeypatch.setattr(consumer_watchdog, "_redis_answers", lambda: True)
-    assert "Redis answers, but no connection has come about" in connection.trouble()
+    assert "Redis answers, but no connection has come about" in connection.problem()
     connection.set()
-    assert connection.trouble() == ""
+    assert connection.problem() == ""
 
 
-def test_a_query_that_hangs_is_watched_and_a_merge_is_not(desk: Desk) -> None:
+def test_a_query_that_hangs_is_watched_and_a_merge_is_not(desk: InlineWorker) -> None:
     watchdog.forget()
     for name, watched in (("imgrec.query_image", 1), ("imgrec.merge_shards", 0)):
         lifecycle.begin_task(task_id=name, task=SimpleNamespace(name=name))
@@ -246,14 +246,14 @@ def test_a_heartbeat_needs_no_room_on_the_disk(
     monkeypatch.setattr("pipeline.store.heartbeat.write_atomic", full)
     os.utime(tmp_path / "me@host.alive", (1, 1))
     heartbeat.beat("ready", "")
-    assert signs(tmp_path, "host")[0].trouble == ""
+    assert read_heartbeats(tmp_path, "host")[0].problem == ""
 
 
 def test_the_reconciler_outlives_outages_and_its_own_bugs(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[int] = []
-    troubles = [errors.ServerAway("the database is away"), ZeroDivisionError("a bug")]
+    troubles = [errors.ServerUnavailable("the database is away"), ZeroDivisionError("a bug")]
 
     def reconcile() -> None:
         calls.append(len(calls))
@@ -276,7 +276,7 @@ def test_the_reconciler_outlives_outages_and_its_own_bugs(
 
 
 def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def cannot() -> None:
         raise errors.SetupError("rembg is not installed")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.classify.classifiers import Trained, ZeroShot, best, confidences, text_matrix
-from pipeline.classify.head import THE_CATEGORY, Head, HeadName
+from pipeline.classify.head import CATEGORY, Head, HeadName
 from pipeline.classify.head_store import HeadStore, save_head
 from pipeline.classify.labels import load_labels
 from pipeline.embed.clip import load_clip
@@ -104,7 +104,7 @@ def test_confidences_are_the_softmax_at_the_model_s_own_temperature() -> None:
 def test_below_the_threshold_the_label_is_unknown_and_the_guess_stands_beside(
     threshold: float, label: str
 ) -> None:
-    shown = best(["blue", "red"], np.array([0.4, 0.6]), threshold).shown()
+    shown = best(["blue", "red"], np.array([0.4, 0.6]), threshold).to_json()
     assert (shown["label"], shown["confidence"]) == (label, 0.6)
     assert shown.get("best_guess", "red") == "red"
     assert ("best_guess" in shown) == (label == "unknown")
@@ -141,9 +141,9 @@ def trained(models: Path, zero_shot: ZeroShot, min_confidence: float = 0.4) -> T
 
 def test_a_head_answers_its_attribute_and_zero_shot_the_others(tmp_path: Path) -> None:
     zero_shot = Told("shoe")
-    save_head(tmp_path, HeadName.of("shoe", "style"), head("brogue", "trainer"), b"")
-    save_head(tmp_path, HeadName.of("shoe", "heel"), head("flat", "high"), b"")
-    save_head(tmp_path, HeadName.of("bag", "color"), head("teal", "rust"), b"")
+    save_head(tmp_path, HeadName.parse("shoe", "style"), head("brogue", "trainer"), b"")
+    save_head(tmp_path, HeadName.parse("shoe", "heel"), head("flat", "high"), b"")
+    save_head(tmp_path, HeadName.parse("bag", "color"), head("teal", "rust"), b"")
     before = zero_shot.classify(SHOE)
     answer = trained(tmp_path, zero_shot).classify(SHOE)
     assert answer["category"] == before["category"]  # and has no source
@@ -165,15 +165,15 @@ def test_without_any_head_the_answer_is_zero_shot_s(tmp_path: Path) -> None:
 
 
 def test_a_doubtful_category_asks_no_head_of_it(tmp_path: Path) -> None:
-    save_head(tmp_path, HeadName.of("shoe", "style"), head("brogue", "trainer"), b"")
+    save_head(tmp_path, HeadName.parse("shoe", "style"), head("brogue", "trainer"), b"")
     answer = trained(tmp_path, Told("shoe", sure=False)).classify(SHOE)
     assert answer["category"]["best_guess"] == "shoe"
     assert {attribute["source"] for attribute in answer["attributes"]} == {"zero-shot"}
 
 
 def test_the_category_head_decides_which_heads_are_asked(tmp_path: Path) -> None:
-    save_head(tmp_path, THE_CATEGORY, head("bag", "shoe"), b"")
-    save_head(tmp_path, HeadName.of("bag", "color"), head("teal", "rust"), b"")
+    save_head(tmp_path, CATEGORY, head("bag", "shoe"), b"")
+    save_head(tmp_path, HeadName.parse("bag", "color"), head("teal", "rust"), b"")
     answer = trained(tmp_path, Told("shoe")).classify(SHOE)
     assert (answer["category"]["label"], answer["category"]["source"]) == ("bag", "trained")
     color = next(a for a in answer["attributes"] if a["name"] == "color")
@@ -181,14 +181,14 @@ def test_the_category_head_decides_which_heads_are_asked(tmp_path: Path) -> None
 
 
 def test_a_category_that_only_the_head_knows_is_asked_about_as_a_product(tmp_path: Path) -> None:
-    save_head(tmp_path, THE_CATEGORY, head("kite", "shoe"), b"")
+    save_head(tmp_path, CATEGORY, head("kite", "shoe"), b"")
     answer = trained(tmp_path, Told("shoe")).classify(SHOE)
     assert answer["category"]["label"] == "kite"
     assert [a["name"] for a in answer["attributes"]] == list(load_labels().attributes)
 
 
 def test_a_head_that_doubts_says_unknown_and_its_best_guess(tmp_path: Path) -> None:
-    save_head(tmp_path, HeadName.of("shoe", "style"), head("brogue", "trainer"), b"")
+    save_head(tmp_path, HeadName.parse("shoe", "style"), head("brogue", "trainer"), b"")
     answer = trained(tmp_path, Told("shoe"), 0.4).classify(np.array([0.0, 1.0], np.float32))
     style = next(a for a in answer["attributes"] if a["name"] == "style")
     assert (style["label"], style["confidence"]) == ("brogue", 0.5)
@@ -204,7 +204,7 @@ def test_a_head_that_doubts_says_unknown_and_its_best_guess(tmp_path: Path) -> N
 def test_a_head_that_cannot_be_used_is_an_error_and_never_zero_shot_in_silence(
     tmp_path: Path,
 ) -> None:
-    name = HeadName.of("shoe", "style")
+    name = HeadName.parse("shoe", "style")
     save_head(tmp_path, name, head("brogue", "trainer", made_by="another"), b"")
     classifier = trained(tmp_path, Told("shoe"))
     with pytest.raises(FingerprintMismatch, match="shoe/style was trained on a model"):

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.classify.head import THE_CATEGORY, Head, HeadName, require_features
+from pipeline.classify.head import CATEGORY, Head, HeadName, require_features
 from pipeline.classify.head_store import HeadStore, list_heads, load_head, save_head
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import FingerprintMismatch, HeadBroken, SetupError, WrongUse
 
 ROOT = Path(__file__).parents[3]
-NAME = HeadName.of("shoe", "color")
+NAME = HeadName.parse("shoe", "color")
 HEAD = Head(
     weight=np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], np.float32),
     bias=np.array([0.5, 0.0], np.float32),
@@ -72,7 +72,7 @@ def test_a_head_that_was_trained_again_is_noticed_at_the_next_call(tmp_path: Pat
     assert store.of_category("shoe")["color"] is store.of_category("shoe")["color"]  # read once
     saved(tmp_path, classes=("blue", "red"))
     assert store.of_category("shoe")["color"].classes == ("blue", "red")
-    save_head(tmp_path, HeadName.of("shoe", "style"), HEAD, PNG)
+    save_head(tmp_path, HeadName.parse("shoe", "style"), HEAD, PNG)
     assert list(store.of_category("shoe")) == ["color", "style"]
     (tmp_path / "shoe/color/model.pt").unlink()
     assert list(store.of_category("shoe")) == ["style"]
@@ -87,13 +87,13 @@ def test_without_a_folder_there_are_no_heads(tmp_path: Path) -> None:
 
 def test_the_list_names_every_head_and_nothing_else_of_the_models_folder(tmp_path: Path) -> None:
     saved(tmp_path)
-    save_head(tmp_path, THE_CATEGORY, HEAD, PNG)
-    save_head(tmp_path, HeadName.of("bag", "style"), HEAD, PNG)
+    save_head(tmp_path, CATEGORY, HEAD, PNG)
+    save_head(tmp_path, HeadName.parse("bag", "style"), HEAD, PNG)
     (tmp_path / "imgrec-mini").mkdir()
     (tmp_path / "imgrec-mini" / "config.json").write_text("{}")
     (tmp_path / "shoe" / "notes").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    assert list_heads(tmp_path) == [THE_CATEGORY, HeadName("bag", "style"), NAME]
+    assert list_heads(tmp_path) == [CATEGORY, HeadName("bag", "style"), NAME]
 
 
 TRICKS = ["../shoe", "a/b", "..", ".", "", ".hidden", "a\\b", "a\nb", "a" * 65, "a" * 300]
@@ -104,7 +104,7 @@ TRICKS += ["/etc", "a\0b", "\0", "👟", "shoe/../../x", "~", "C:x", "a\u202eb"]
 def test_a_name_with_a_path_in_it_names_no_head(tmp_path: Path, name: str) -> None:
     for category, attribute in ((name, "color"), ("shoe", name)):
         with pytest.raises(WrongUse, match="a name has up to 64 letters"):
-            HeadName.of(category, attribute)
+            HeadName.parse(category, attribute)
     saved(tmp_path / "inside")
     saved(tmp_path)
     assert HeadStore(tmp_path / "inside").of_category(name) == {}
@@ -112,10 +112,10 @@ def test_a_name_with_a_path_in_it_names_no_head(tmp_path: Path, name: str) -> No
 
 def test_names_that_mean_something_else_are_refused() -> None:
     with pytest.raises(WrongUse, match="what a doubtful answer is called"):
-        HeadName.of("unknown", "color")
+        HeadName.parse("unknown", "color")
     with pytest.raises(WrongUse, match="has that folder"):
-        HeadName.of("category_head", "color")
-    assert "'t shirt'" in HeadName.of("t shirt", "color").command
+        HeadName.parse("category_head", "color")
+    assert "'t shirt'" in HeadName.parse("t shirt", "color").command
 
 
 def test_a_kill_between_the_two_files_leaves_a_head_that_works_and_the_next_training_mends(
@@ -123,11 +123,11 @@ def test_a_kill_between_the_two_files_leaves_a_head_that_works_and_the_next_trai
 ) -> None:
     folder = saved(tmp_path, classes=("old", "older"))
     script = (
-        "import numpy as np; from pathlib import Path; from pipeline.head import *\n"
-        "from pipeline.heads import save_head\n"
+        "import numpy as np; from pathlib import Path; from pipeline.classify.head import *\n"
+        "from pipeline.classify.head_store import save_head\n"
         "head = Head(np.eye(2, 3, dtype=np.float32), np.zeros(2, np.float32), 1.0, "
         "('new', 'newer'), 'f', 'a model', 1.0, 4)\n"
-        f"save_head(Path({str(tmp_path)!r}), HeadName.of('shoe', 'color'), head, b'')\n"
+        f"save_head(Path({str(tmp_path)!r}), HeadName.parse('shoe', 'color'), head, b'')\n"
     )
     environment = {**os.environ, "IMGREC_FAILPOINT": "head.between"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment)

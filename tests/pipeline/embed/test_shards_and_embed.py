@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.embed.embed_images import Tools, embed_alone, embed_shard
+from pipeline.embed.embed_images import Embedder, embed_isolated, embed_shard
 from pipeline.embed.shards import cut, read_shard, write_shard
 from pipeline.errors import IndexBroken
 from pipeline.images.decode import Limits, sha256
 from pipeline.images.find import ImageFile, find_images
-from pipeline.preprocess.prepare import Prepared
+from pipeline.preprocess.prepare import PreparedImage
 
 
 class ColorEncoder:
@@ -46,10 +46,10 @@ class DictCache:
         self.known.update(vectors)
 
 
-def tools(encoder: ColorEncoder, batch_size: int = 4, threads: int = 2) -> Tools:
-    return Tools(
+def tools(encoder: ColorEncoder, batch_size: int = 4, threads: int = 2) -> Embedder:
+    return Embedder(
         encoder=encoder,
-        prepare=lambda image: Prepared(image),
+        prepare=lambda image: PreparedImage(image),
         limits=Limits(10**6, 10**6),
         bg_color=(255, 255, 255),
         batch_size=batch_size,
@@ -131,9 +131,9 @@ def test_the_model_s_thread_goes_before_those_that_read(tmp_path: Path) -> None:
 
     seen: set[int] = set()
 
-    def prepare(image: Image.Image) -> Prepared:
+    def prepare(image: Image.Image) -> PreparedImage:
         seen.add(priority())
-        return Prepared(image)
+        return PreparedImage(image)
 
     before, encoder = priority(), ColorEncoder()
     made = replace(tools(encoder), prepare=prepare)
@@ -151,12 +151,12 @@ def test_at_most_two_batches_are_read_ahead_of_the_model(tmp_path: Path) -> None
             ahead.append(read[0] - sum(self.batches))
             return super().embed_images(images)
 
-    def prepare(image: Image.Image) -> Prepared:
+    def prepare(image: Image.Image) -> PreparedImage:
         read[0] += 1
-        return Prepared(image)
+        return PreparedImage(image)
 
     kit = tools(Watching())
-    kit = Tools(**{**vars(kit), "prepare": prepare})
+    kit = Embedder(**{**vars(kit), "prepare": prepare})
     embed_shard(tmp_path, images, kit, DictCache(), check=go_on)
     # Two batches wait in front of the loop while it holds one.
     assert max(ahead) <= 3 * kit.batch_size
@@ -201,14 +201,14 @@ def test_a_check_that_raises_stops_the_shard_between_two_images(tmp_path: Path) 
 
 def test_images_that_ran_alone_and_killed_their_worker_are_left_out(tmp_path: Path) -> None:
     images, ended = draw(tmp_path, 5), []
-    result = embed_alone(
+    result = embed_isolated(
         tmp_path,
         images,
         tools(ColorEncoder()),
         DictCache(),
         check=go_on,
-        begin=lambda position: position != 2,
-        end=ended.append,
+        on_start=lambda position: position != 2,
+        on_done=ended.append,
     )
     assert result.vectors.positions.tolist() == [0, 1, 3, 4]
     assert [(failure.path, failure.stage) for failure in result.failures] == [("002.png", "crash")]
@@ -226,14 +226,14 @@ def test_an_image_that_the_model_cannot_take_is_one_failure_when_it_runs_alone(
                 raise RuntimeError("out of memory")
             return super().embed_images(images)
 
-    result = embed_alone(
+    result = embed_isolated(
         tmp_path,
         images,
         tools(Picky()),
         DictCache(),
         check=go_on,
-        begin=lambda _: True,
-        end=lambda _: None,
+        on_start=lambda _: True,
+        on_done=lambda _: None,
     )
     assert [failure.path for failure in result.failures] == ["001.png"]
     assert len(result.vectors.positions) == 3

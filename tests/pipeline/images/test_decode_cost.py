@@ -22,7 +22,7 @@ from pipeline.images import decode_cost as decode_cost_module
 from pipeline.images import memory_budget
 from pipeline.images.decode import OUT_OF_MEMORY, Limits, decode
 from pipeline.images.decode_cost import BYTES_PER_PIXEL, decode_cost, webp_size
-from pipeline.images.memory_budget import Room
+from pipeline.images.memory_budget import MemoryBudget
 
 ROOT = Path(__file__).parents[3]
 WHITE = (255, 255, 255)
@@ -140,10 +140,11 @@ def test_no_picture_takes_more_memory_than_its_header_lets_expect() -> None:
 import io, resource
 import mutants
 from PIL import Image
-from pipeline.bombs import decode_cost
-from pipeline.images import Limits, decode
-from pipeline.memory import give_back, keep_little, promised_bytes
-keep_little()
+from pipeline.images.decode_cost import decode_cost
+from pipeline.images.decode import Limits, decode
+from pipeline.images.memory_budget import (
+    data_segment_bytes, limit_malloc_arenas, trim_heap)
+limit_malloc_arenas()
 mutants.SIDE = 1040
 limits, white = Limits(10**8, 10**9), (255, 255, 255)
 for form, modes in mutants.MODES.items():
@@ -154,8 +155,8 @@ for form, modes in mutants.MODES.items():
             image.draft(None, (1024, 1024))
             cost = decode_cost(image, full)
         decode(data, limits, white)  # what is loaded once
-        give_back()
-        resource.setrlimit(resource.RLIMIT_DATA, (promised_bytes() + cost, -1))
+        trim_heap()
+        resource.setrlimit(resource.RLIMIT_DATA, (data_segment_bytes() + cost, -1))
         print(form, mode, decode(data, limits, white).size)
         resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))
 """)
@@ -168,12 +169,12 @@ def test_what_costs_more_than_it_says_fails_alone_and_the_next_picture_is_decode
     lines = run("""
 import resource
 from pipeline import images
-from pipeline.images import Limits, decode
+from pipeline.images.decode import Limits, decode
 from pipeline.errors import BadImage
-from pipeline.memory import promised_bytes
+from pipeline.images.memory_budget import data_segment_bytes
 from mutants import declare, original
 images.decode_cost = lambda image, pixels: 0
-ceiling = promised_bytes() + 100_000_000
+ceiling = data_segment_bytes() + 100_000_000
 resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 good = original("PNG", "RGBA", 0)
 for round in range(3):
@@ -199,15 +200,15 @@ def test_an_error_of_memory_is_the_picture_s_failure(monkeypatch: pytest.MonkeyP
 
 
 def test_pictures_wait_for_room_and_one_too_large_for_it_is_refused() -> None:
-    room = Room()
-    room.narrow(100, 10**12)
+    budget = MemoryBudget()
+    budget.set_limit(100, 10**12)
     order: list[str] = []
     hold, second = threading.Event(), threading.Event()
 
     def take(name: str, wanted: int) -> None:
         if name == "second":
             second.set()
-        with room.take(wanted):
+        with budget.reserve(wanted):
             order.append(name)
             if name == "first":
                 hold.wait(20)
@@ -217,13 +218,13 @@ def test_pictures_wait_for_room_and_one_too_large_for_it_is_refused() -> None:
     until(lambda: order == ["first"], "the first has its room", 20)
     threads[1].start()
     second.wait(20)
-    with room.take(30):  # what still fits does not wait
+    with budget.reserve(30):  # what still fits does not wait
         assert order == ["first"]
     hold.set()
     for thread in threads:
         thread.join(20)
     assert order == ["first", "second"]
-    with pytest.raises(BadImage, match="WORKER_MAX_MEMORY leaves"), room.take(101):
+    with pytest.raises(BadImage, match="WORKER_MAX_MEMORY leaves"), budget.reserve(101):
         pass
 
 
@@ -231,7 +232,7 @@ def test_a_picture_within_its_limits_but_too_large_for_the_room_is_refused_with_
     None
 ):
     limits = Limits(50_000_000, 10**9)
-    limits.room.narrow(BYTES_PER_PIXEL * SIDE * SIDE, 10**12)
+    limits.budget.set_limit(BYTES_PER_PIXEL * SIDE * SIDE, 10**12)
     assert decode(original("PNG", "RGB", 0), limits, WHITE).size == (SIDE, SIDE)
     for form in ("PNG", "WEBP", "TIFF", "BMP", "GIF"):
         data = declare(form, original(form, MODES[form][0], 0), SIDE + 1, SIDE)
@@ -248,14 +249,14 @@ def test_a_progressive_jpeg_is_charged_for_its_coefficients() -> None:
 
 
 def test_only_a_process_that_is_short_without_its_pictures_has_leaked() -> None:
-    room = Room()
-    assert not room.leaked()  # nothing was ever limited
+    budget = MemoryBudget()
+    assert not budget.over_limit()  # nothing was ever limited
     used = memory_budget.used_bytes()
     assert used is not None
-    room.narrow(10**9, used + 500_000_000)
-    assert not room.leaked()
-    room.narrow(10**9, used // 2)
-    assert room.leaked()
+    budget.set_limit(10**9, used + 500_000_000)
+    assert not budget.over_limit()
+    budget.set_limit(10**9, used // 2)
+    assert budget.over_limit()
 
 
 def test_a_container_s_limit_is_a_worker_s_limit(
@@ -272,12 +273,12 @@ def test_a_container_s_limit_is_a_worker_s_limit(
 
 
 def test_a_picture_tried_alone_has_no_other_beside_it() -> None:
-    room = Room()
+    budget = MemoryBudget()
     inside: list[str] = []
     first, entered = threading.Event(), threading.Event()
 
     def beside() -> None:
-        with room.take(1):
+        with budget.reserve(1):
             first.set()
             entered.wait(20)
             inside.append("beside leaves")
@@ -286,11 +287,13 @@ def test_a_picture_tried_alone_has_no_other_beside_it() -> None:
     other.start()
     first.wait(20)
     threading.Timer(0.2, entered.set).start()
-    with room.alone():
+    with budget.exclusive():
         inside.append("alone")
-        late = threading.Thread(target=lambda: inside.append("late") if room_taken(room) else None)
+        late = threading.Thread(
+            target=lambda: inside.append("late") if budget_reserved(budget) else None
+        )
         late.start()
-        with room.take(10):  # by the same thread
+        with budget.reserve(10):  # by the same thread
             late.join(0.3)
             inside.append("alone leaves")
     late.join(20)
@@ -298,6 +301,6 @@ def test_a_picture_tried_alone_has_no_other_beside_it() -> None:
     assert inside == ["beside leaves", "alone", "alone leaves", "late"]
 
 
-def room_taken(room: Room) -> bool:
-    with room.take(1):
+def budget_reserved(budget: MemoryBudget) -> bool:
+    with budget.reserve(1):
         return True

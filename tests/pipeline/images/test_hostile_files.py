@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.embed.embed_images import ShardResult, Tools, embed_alone, embed_shard
-from pipeline.errors import BadImage, ServerAway
+from pipeline.embed.embed_images import Embedder, ShardResult, embed_isolated, embed_shard
+from pipeline.errors import BadImage, ServerUnavailable
 from pipeline.images.decode import Limits, decode
 from pipeline.images.find import ImageFile, confined, find_images
-from pipeline.preprocess.prepare import Prepared
+from pipeline.preprocess.prepare import PreparedImage
 
 WHITE = (255, 255, 255)
 LIMITS = Limits(max_pixels=50_000_000, max_bytes=50_000_000)
@@ -44,7 +44,7 @@ class NoCache:
         """Keep nothing."""
 
 
-TOOLS = Tools(ColorEncoder(), Prepared, LIMITS, WHITE, batch_size=4, threads=2)
+TOOLS = Embedder(ColorEncoder(), PreparedImage, LIMITS, WHITE, batch_size=4, threads=2)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -277,15 +277,15 @@ def alone(folder: Path, error: BaseException) -> ShardResult:
                 raise error
             return super().embed_images(images)
 
-    tools = Tools(Picky(), Prepared, LIMITS, WHITE, batch_size=4, threads=1)
-    return embed_alone(
+    tools = Embedder(Picky(), PreparedImage, LIMITS, WHITE, batch_size=4, threads=1)
+    return embed_isolated(
         folder,
         images,
         tools,
         NoCache(),
         check=go_on,
-        begin=lambda position: True,
-        end=lambda position: None,
+        on_start=lambda position: True,
+        on_done=lambda position: None,
     )
 
 
@@ -308,7 +308,7 @@ def test_an_image_that_makes_any_error_when_it_runs_alone_is_one_failure(
     assert type(error).__name__ in result.failures[0].reason
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), ServerAway("the database is away")])
+@pytest.mark.parametrize("error", [OSError("disk full"), ServerUnavailable("the database is away")])
 def test_an_outage_while_an_image_runs_alone_is_not_blamed_on_the_image(
     three: Path, error: Exception
 ) -> None:

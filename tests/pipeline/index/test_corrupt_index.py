@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
 from pipeline.errors import IndexBroken
 from pipeline.index.live_index import PublishedIndex
@@ -31,7 +31,7 @@ class Trap:
         return open, (str(self.file), "w")
 
 
-def published_twice(shop: Shop) -> tuple[Path, Path]:
+def published_twice(shop: ToyPipeline) -> tuple[Path, Path]:
     """Two versions of the same size whose rows differ; return (older, published)."""
     shop.rebuild()
     older = shop.versions.current().folder
@@ -71,7 +71,7 @@ def answer_until_refused(index: PublishedIndex) -> str:
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_of_a_version_is_named_with_the_way_out(
-    shop: Shop, file: str, damage: str
+    shop: ToyPipeline, file: str, damage: str
 ) -> None:
     _, folder = published_twice(shop)
     DAMAGES[damage](folder / file)
@@ -82,7 +82,7 @@ def test_a_damaged_file_of_a_version_is_named_with_the_way_out(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_file_of_another_version_is_found_out(shop: Shop, file: str) -> None:
+def test_a_file_of_another_version_is_found_out(shop: ToyPipeline, file: str) -> None:
     older, folder = published_twice(shop)
     if file != "manifest.json":  # else its size alone would tell
         assert (older / file).stat().st_size == (folder / file).stat().st_size
@@ -93,7 +93,9 @@ def test_a_file_of_another_version_is_found_out(shop: Shop, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_pickle_in_place_of_a_file_is_never_loaded(shop: Shop, file: str, tmp_path: Path) -> None:
+def test_a_pickle_in_place_of_a_file_is_never_loaded(
+    shop: ToyPipeline, file: str, tmp_path: Path
+) -> None:
     import pickle
 
     _, folder = published_twice(shop)
@@ -105,7 +107,7 @@ def test_a_pickle_in_place_of_a_file_is_never_loaded(shop: Shop, file: str, tmp_
     assert not trap.exists()
 
 
-def test_a_manifest_that_names_other_facts_under_its_old_seal_is_refused(shop: Shop) -> None:
+def test_a_manifest_that_names_other_facts_under_its_old_seal_is_refused(shop: ToyPipeline) -> None:
     _, folder = published_twice(shop)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["root"] = "/elsewhere"
@@ -114,7 +116,7 @@ def test_a_manifest_that_names_other_facts_under_its_old_seal_is_refused(shop: S
         PublishedIndex(VersionStore(shop.settings.index_dir)).current()
 
 
-def test_a_rollback_leads_out(shop: Shop) -> None:
+def test_a_rollback_leads_out(shop: ToyPipeline) -> None:
     older, folder = published_twice(shop)
     flip(folder / "index.bin")
     index = PublishedIndex(VersionStore(shop.settings.index_dir))
@@ -125,7 +127,7 @@ def test_a_rollback_leads_out(shop: Shop) -> None:
 
 @pytest.mark.parametrize("asked_between", [True, False])
 def test_a_version_whose_file_was_restored_serves_again_after_a_rollback_to_it(
-    shop: Shop, asked_between: bool
+    shop: ToyPipeline, asked_between: bool
 ) -> None:
     older, folder = published_twice(shop)
     good = (folder / "vectors.npy").read_bytes()
@@ -142,7 +144,7 @@ def test_a_version_whose_file_was_restored_serves_again_after_a_rollback_to_it(
 
 
 def test_a_broken_version_does_not_serve_while_a_large_one_is_loaded_in_its_place(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older, folder = published_twice(shop)
     monkeypatch.setattr("pipeline.index.live_index.LOAD_AT_ONCE", 0)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import IndexBroken
 from pipeline.index import faiss_index
-from pipeline.index.choose import IndexKind, choose_kind
+from pipeline.index.choose import IndexSpec, choose_spec
 from pipeline.index.live_index import OpenIndex
 
 
@@ -26,13 +26,13 @@ GIB = 2**30
 
 
 def test_up_to_the_limit_the_index_is_flat_and_above_it_is_ivf() -> None:
-    assert choose_kind(50_000, 512, 50_000).factory == "Flat"
-    kind = choose_kind(50_001, 512, 50_000)
+    assert choose_spec(50_000, 512, 50_000).factory == "Flat"
+    kind = choose_spec(50_001, 512, 50_000)
     assert kind.factory == f"IVF{kind.nlist},Flat"
     assert "50,001 vectors, more than FLAT_MAX_VECTORS (50,000)" in kind.reason
     # FAISS asks for 39 training points a list at least.
     for count in (60_000, 1_000_000, 10_000_000):
-        kind = choose_kind(count, 512, 50_000)
+        kind = choose_spec(count, 512, 50_000)
         assert kind.nlist == round(count**0.5)
         assert count >= 39 * kind.nlist
 
@@ -52,17 +52,17 @@ def test_up_to_the_limit_the_index_is_flat_and_above_it_is_ivf() -> None:
 def test_the_budget_chooses_the_most_exact_kind_that_fits_and_says_why(
     budget: int | None, factory: str, words: str
 ) -> None:
-    kind = choose_kind(1_000_000, 512, 50_000, budget)
+    kind = choose_spec(1_000_000, 512, 50_000, budget)
     assert kind.factory == factory
     assert words in kind.reason
     assert budget is None or budget == 1 or kind.memory <= budget
 
 
 def test_a_small_catalogue_on_a_budget_has_one_byte_a_number_and_no_lists() -> None:
-    kind = choose_kind(20_000, 512, 50_000, 12_000_000)
+    kind = choose_spec(20_000, 512, 50_000, 12_000_000)
     assert (kind.factory, kind.nlist) == ("SQ8", 0)
     # Too few vectors to train a product quantizer with: the smallest is taken, and said.
-    few = choose_kind(500, 512, 50_000, 1000)
+    few = choose_spec(500, 512, 50_000, 1000)
     assert few.factory == "SQ8"
     assert "more than INDEX_MEMORY (1000 bytes)" in few.reason
 
@@ -79,7 +79,7 @@ KINDS = {
 @pytest.fixture(scope="module", params=KINDS)
 def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[np.ndarray, object, IndexKind]:
+) -> tuple[np.ndarray, object, IndexSpec]:
     """Vectors and their index, saved and loaded again, of each kind."""
     flat_max, budget = KINDS[request.param]
     rows = vectors(12_000)
@@ -94,7 +94,7 @@ def built(
 
 
 def test_every_kind_finds_what_exact_search_finds_and_scores_it_exactly(
-    built: tuple[np.ndarray, object, IndexKind],
+    built: tuple[np.ndarray, object, IndexSpec],
 ) -> None:
     rows, loaded, kind = built
     queries = vectors(12_000, seed=0)[::240] + np.float32(0.01)
@@ -110,16 +110,16 @@ def test_every_kind_finds_what_exact_search_finds_and_scores_it_exactly(
 
 
 def test_every_kind_searches_within_allowed_rows_and_down_to_the_last(
-    built: tuple[np.ndarray, object, IndexKind],
+    built: tuple[np.ndarray, object, IndexSpec],
 ) -> None:
     rows, loaded, kind = built
     version = SimpleNamespace(manifest={"index": kind.parameters()}, vectors=rows)
     opened = OpenIndex(version, loaded)
     allowed = np.zeros(len(rows), bool)
     allowed[::400] = True
-    *_, last = opened.searches(rows[401], 3, allowed)
+    *_, last = opened.search_deepening(rows[401], 3, allowed)
     assert sorted(row for row, _ in last) == list(range(0, 12_000, 400))
-    *_, everything = opened.searches(rows[0], 5000)
+    *_, everything = opened.search_deepening(rows[0], 5000)
     assert sorted(row for row, _ in everything) == list(range(12_000))
 
 
@@ -179,4 +179,4 @@ def test_more_matches_than_products_is_all_of_them() -> None:
 def test_a_file_that_is_no_index_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "index.bin").write_bytes(b"nonsense")
     with pytest.raises(IndexBroken, match="Roll back with"):
-        faiss_index.load(tmp_path / "index.bin", IndexKind("Flat"))
+        faiss_index.load(tmp_path / "index.bin", IndexSpec("Flat"))

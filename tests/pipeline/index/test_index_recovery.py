@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
 from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, WrongUse
 from pipeline.index.live_index import PublishedIndex
@@ -19,13 +19,13 @@ def flip_last_byte(file: Path) -> None:
     file.write_bytes(data)
 
 
-def two_versions(shop: Shop) -> None:
+def two_versions(shop: ToyPipeline) -> None:
     shop.rebuild()
     shop.draw("second.png", seed=300)
     shop.rebuild()
 
 
-def folder(shop: Shop, name: str) -> Path:
+def folder(shop: ToyPipeline, name: str) -> Path:
     return shop.settings.index_dir / name
 
 
@@ -47,7 +47,7 @@ broken = pytest.mark.parametrize("broken", BREAK)
 
 @broken
 def test_a_rebuild_replaces_a_published_version_that_cannot_be_opened(
-    shop: Shop, broken: str
+    shop: ToyPipeline, broken: str
 ) -> None:
     two_versions(shop)
     BREAK[broken](shop)
@@ -62,7 +62,9 @@ def test_a_rebuild_replaces_a_published_version_that_cannot_be_opened(
 
 
 @broken
-def test_a_rollback_to_a_named_version_works_whatever_is_broken(shop: Shop, broken: str) -> None:
+def test_a_rollback_to_a_named_version_works_whatever_is_broken(
+    shop: ToyPipeline, broken: str
+) -> None:
     two_versions(shop)
     BREAK[broken](shop)
     assert shop.versions.rollback("v0001")[1].name == "v0001"
@@ -70,7 +72,7 @@ def test_a_rollback_to_a_named_version_works_whatever_is_broken(shop: Shop, brok
 
 
 @broken
-def test_versions_are_listed_whatever_is_broken(shop: Shop, broken: str) -> None:
+def test_versions_are_listed_whatever_is_broken(shop: ToyPipeline, broken: str) -> None:
     two_versions(shop)
     BREAK[broken](shop)
     assert shop.versions.versions()[0].name == "v0001"
@@ -78,14 +80,14 @@ def test_versions_are_listed_whatever_is_broken(shop: Shop, broken: str) -> None
         shop.versions.open("v0009")
 
 
-def test_an_unchanged_folder_replaces_an_index_file_that_rotted(shop: Shop) -> None:
+def test_an_unchanged_folder_replaces_an_index_file_that_rotted(shop: ToyPipeline) -> None:
     shop.rebuild()
     flip_last_byte(folder(shop, "v0001") / "index.bin")
     assert shop.rebuild() == ("v0002", 0, 30)
     shop.versions.verify(shop.versions.current())
 
 
-def test_a_version_file_that_changed_on_disk_is_named(shop: Shop) -> None:
+def test_a_version_file_that_changed_on_disk_is_named(shop: ToyPipeline) -> None:
     shop.rebuild()
     version = shop.versions.current()
     shop.versions.verify(version)
@@ -99,7 +101,9 @@ def test_a_version_file_that_changed_on_disk_is_named(shop: Shop) -> None:
     assert shop.versions.current_name() == "v0002"
 
 
-def test_without_a_pointer_nothing_is_published_but_a_named_version_can_be(shop: Shop) -> None:
+def test_without_a_pointer_nothing_is_published_but_a_named_version_can_be(
+    shop: ToyPipeline,
+) -> None:
     two_versions(shop)
     folder(shop, "CURRENT").unlink()
     with pytest.raises(IndexMissing):
@@ -107,7 +111,7 @@ def test_without_a_pointer_nothing_is_published_but_a_named_version_can_be(shop:
     assert shop.versions.rollback("v0002") == (None, shop.versions.open("v0002"))
 
 
-def test_leftovers_of_killed_builds_go_with_the_next_one(shop: Shop) -> None:
+def test_leftovers_of_killed_builds_go_with_the_next_one(shop: ToyPipeline) -> None:
     shop.rebuild()
     (folder(shop, ".build-killed")).mkdir()
     (folder(shop, ".build-killed") / "vectors.npy").write_bytes(b"half")
@@ -118,7 +122,7 @@ def test_leftovers_of_killed_builds_go_with_the_next_one(shop: Shop) -> None:
 
 
 def test_a_version_that_is_pruned_disappears_as_a_whole(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between two files, pruning must not leave a version that can be rolled back to."""
     two_versions(shop)
@@ -145,7 +149,7 @@ def test_a_version_that_is_pruned_disappears_as_a_whole(
 
 
 def test_an_older_job_that_comes_back_from_a_crash_does_not_hide_a_later_version(
-    shop: Shop,
+    shop: ToyPipeline,
 ) -> None:
     older = shop.plan()
     shop.embed(older)
@@ -159,7 +163,7 @@ def test_an_older_job_that_comes_back_from_a_crash_does_not_hide_a_later_version
 
 
 def test_an_index_folder_that_was_deleted_and_made_again_is_not_mistaken_for_the_first(
-    shop: Shop,
+    shop: ToyPipeline,
 ) -> None:
     """The first version of both is v0001: workers that run must see the new one."""
     shop.rebuild()
@@ -173,7 +177,7 @@ def test_an_index_folder_that_was_deleted_and_made_again_is_not_mistaken_for_the
     assert len(held.version.paths) == held.faiss.ntotal == 31
 
 
-def test_manifests_say_what_a_version_is_made_of(shop: Shop) -> None:
+def test_manifests_say_what_a_version_is_made_of(shop: ToyPipeline) -> None:
     job_id = shop.plan()
     shop.embed(job_id)
     shop.merge(job_id)

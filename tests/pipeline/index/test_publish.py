@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
 from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, JobFailed, WrongUse
 from pipeline.index import live_index
@@ -20,7 +20,7 @@ from pipeline.index.versions import Version
 from pipeline.rebuild.merge import Merged
 
 
-def test_only_what_changed_is_planned_and_every_image_is_published_once(shop: Shop) -> None:
+def test_only_what_changed_is_planned_and_every_image_is_published_once(shop: ToyPipeline) -> None:
     assert shop.rebuild() == ("v0001", 30, 0)
     assert shop.rebuild() == ("v0001", 0, 30)  # the same rows need no new version
     shop.draw("kind0/00.png", seed=100)
@@ -36,14 +36,14 @@ def test_only_what_changed_is_planned_and_every_image_is_published_once(shop: Sh
     assert shop.rebuild(full=True) == ("v0003", 30, 0)
 
 
-def test_an_unchanged_folder_reads_no_image(shop: Shop) -> None:
+def test_an_unchanged_folder_reads_no_image(shop: ToyPipeline) -> None:
     shop.rebuild()
     progress = shop.jobs.progress(shop.plan())
     assert (progress.images, progress.reused, progress.shards_done) == (30, 30, progress.shards)
 
 
 def test_another_folder_with_like_names_sizes_and_times_is_not_mistaken_for_the_first(
-    shop: Shop, tmp_path: Path
+    shop: ToyPipeline, tmp_path: Path
 ) -> None:
     shop.rebuild()
     shop.root.rename(tmp_path / "elsewhere")
@@ -51,7 +51,7 @@ def test_another_folder_with_like_names_sizes_and_times_is_not_mistaken_for_the_
     assert shop.jobs.progress(shop.plan()).reused == 0
 
 
-def test_vectors_of_another_model_are_neither_reused_nor_compared(shop: Shop) -> None:
+def test_vectors_of_another_model_are_neither_reused_nor_compared(shop: ToyPipeline) -> None:
     shop.rebuild()
     shop.settings = shop.settings.model_copy(update={"preprocess_size": (64, 64)})
     assert shop.jobs.progress(shop.plan()).reused == 0
@@ -69,7 +69,7 @@ def test_vectors_of_another_model_are_neither_reused_nor_compared(shop: Shop) ->
     ],
 )
 def test_a_folder_that_cannot_be_indexed_is_refused_before_a_job_exists(
-    shop: Shop, tmp_path: Path, make: object, words: str
+    shop: ToyPipeline, tmp_path: Path, make: object, words: str
 ) -> None:
     make(tmp_path / "folder")
     shop.root = tmp_path / "folder"
@@ -78,13 +78,15 @@ def test_a_folder_that_cannot_be_indexed_is_refused_before_a_job_exists(
     assert shop.jobs.newest() == []
 
 
-def test_a_folder_outside_of_the_allowed_roots_is_refused(shop: Shop, tmp_path: Path) -> None:
+def test_a_folder_outside_of_the_allowed_roots_is_refused(
+    shop: ToyPipeline, tmp_path: Path
+) -> None:
     shop.settings = shop.settings.model_copy(update={"image_roots": str(tmp_path / "only")})
     with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
         shop.plan()
 
 
-def test_a_folder_of_bad_images_publishes_nothing_and_keeps_what_was(shop: Shop) -> None:
+def test_a_folder_of_bad_images_publishes_nothing_and_keeps_what_was(shop: ToyPipeline) -> None:
     shop.rebuild()
     for file in shop.root.rglob("*.png"):
         file.write_bytes(b"bad")
@@ -95,7 +97,7 @@ def test_a_folder_of_bad_images_publishes_nothing_and_keeps_what_was(shop: Shop)
     assert shop.versions.current_name() == "v0001"
 
 
-def test_a_lost_shard_file_is_named_and_nothing_is_published(shop: Shop) -> None:
+def test_a_lost_shard_file_is_named_and_nothing_is_published(shop: ToyPipeline) -> None:
     job_id = shop.plan()
     shop.embed(job_id)
     next((shop.settings.jobs_dir / job_id).glob("shard-000001-*")).unlink()
@@ -104,7 +106,7 @@ def test_a_lost_shard_file_is_named_and_nothing_is_published(shop: Shop) -> None
 
 
 def test_a_merge_after_a_crash_between_naming_and_pointing_publishes_the_same_version(
-    shop: Shop,
+    shop: ToyPipeline,
 ) -> None:
     job_id = shop.plan()
     shop.embed(job_id)
@@ -116,7 +118,7 @@ def test_a_merge_after_a_crash_between_naming_and_pointing_publishes_the_same_ve
     assert [version.name for version in shop.versions.versions()] == ["v0001"]
 
 
-def test_an_older_job_never_hides_a_later_one(shop: Shop) -> None:
+def test_an_older_job_never_hides_a_later_one(shop: ToyPipeline) -> None:
     older = shop.plan()
     shop.embed(older)
     shop.draw("later.png", seed=200)
@@ -126,7 +128,7 @@ def test_an_older_job_never_hides_a_later_one(shop: Shop) -> None:
     assert "later.png" in shop.versions.current().paths
 
 
-def test_reused_vectors_that_rotted_on_disk_are_refused(shop: Shop) -> None:
+def test_reused_vectors_that_rotted_on_disk_are_refused(shop: ToyPipeline) -> None:
     shop.rebuild()
     file = shop.settings.index_dir / "v0001" / "vectors.npy"
     data = bytearray(file.read_bytes())
@@ -139,7 +141,9 @@ def test_reused_vectors_that_rotted_on_disk_are_refused(shop: Shop) -> None:
         shop.merge(job_id)
 
 
-def test_rollback_returns_to_the_version_before_and_refuses_what_is_not_there(shop: Shop) -> None:
+def test_rollback_returns_to_the_version_before_and_refuses_what_is_not_there(
+    shop: ToyPipeline,
+) -> None:
     with pytest.raises(IndexMissing):
         shop.versions.rollback()
     shop.rebuild()
@@ -156,7 +160,7 @@ def test_rollback_returns_to_the_version_before_and_refuses_what_is_not_there(sh
         shop.versions.rollback("../../etc")
 
 
-def test_after_a_rollback_the_next_rebuild_gets_a_new_name(shop: Shop) -> None:
+def test_after_a_rollback_the_next_rebuild_gets_a_new_name(shop: ToyPipeline) -> None:
     shop.rebuild()
     shop.draw("new.png", seed=300)
     shop.rebuild()
@@ -165,7 +169,7 @@ def test_after_a_rollback_the_next_rebuild_gets_a_new_name(shop: Shop) -> None:
     assert shop.rebuild()[0] == "v0003"
 
 
-def test_pruning_keeps_the_current_the_newest_and_what_jobs_build_on(shop: Shop) -> None:
+def test_pruning_keeps_the_current_the_newest_and_what_jobs_build_on(shop: ToyPipeline) -> None:
     for number in range(5):
         shop.draw("changing.png", seed=400 + number)
         shop.rebuild()
@@ -175,7 +179,7 @@ def test_pruning_keeps_the_current_the_newest_and_what_jobs_build_on(shop: Shop)
     assert names == ["v0001", "v0003", "v0004", "v0005"]
 
 
-def test_a_version_whose_files_do_not_fit_is_not_opened(shop: Shop) -> None:
+def test_a_version_whose_files_do_not_fit_is_not_opened(shop: ToyPipeline) -> None:
     shop.rebuild()
     folder = shop.settings.index_dir / "v0001"
     (folder / "index.bin").write_bytes(b"short")
@@ -186,7 +190,9 @@ def test_a_version_whose_files_do_not_fit_is_not_opened(shop: Shop) -> None:
         shop.versions.current()
 
 
-def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(shop: Shop) -> None:
+def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(
+    shop: ToyPipeline,
+) -> None:
     shop.rebuild()
     stop, seen, errors = threading.Event(), set(), []
 
@@ -196,7 +202,7 @@ def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(shop
             try:
                 held = index.current()
                 names = held.version.paths
-                ((row, _),) = next(held.searches(np.array(held.version.vectors[0]), 1))
+                ((row, _),) = next(held.search_deepening(np.array(held.version.vectors[0]), 1))
                 assert row == 0
                 assert held.faiss.ntotal == len(names) == held.version.manifest["images"]
                 seen.add(held.version.name)
@@ -220,7 +226,7 @@ def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(shop
     assert len(seen) > 1
 
 
-def test_queries_go_on_with_the_old_version_when_the_new_one_is_broken(shop: Shop) -> None:
+def test_queries_go_on_with_the_old_version_when_the_new_one_is_broken(shop: ToyPipeline) -> None:
     shop.rebuild()
     index = PublishedIndex(shop.versions)
     assert index.current().version.name == "v0001"
@@ -243,7 +249,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_before(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_index, "LOAD_AT_ONCE", 0)
     may_end, warmed = threading.Event(), list[str]()
@@ -264,7 +270,7 @@ def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_b
 
 
 def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_index, "LOAD_AT_ONCE", 0)
     shop.rebuild()

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pipeline.embed import embed_images
-from pipeline.embed.embed_images import Tools, embed_shard, make_tools
+from pipeline.embed.embed_images import Embedder, build_embedder, embed_shard
 from pipeline.images.decode import Limits
 from pipeline.images.find import ImageFile
 from pipeline.preprocess import prepare
 from pipeline.preprocess.cutout_cache import PreparedCache
-from pipeline.preprocess.prepare import Prepared, Preprocessing
+from pipeline.preprocess.prepare import PreparedImage, Preprocessing
 from pipeline.settings import Settings
 
 SPEC = Preprocessing((32, 32), 0.1, (255, 255, 255), "toy")
@@ -24,9 +24,9 @@ LIMITS = Limits(1_000_000, 1_000_000)
 LARGE = 10**9
 
 
-def picture(seed: int) -> Prepared:
+def picture(seed: int) -> PreparedImage:
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    return Prepared(Image.fromarray(pixels), "half transparent (40%)" if seed % 2 else None)
+    return PreparedImage(Image.fromarray(pixels), "half transparent (40%)" if seed % 2 else None)
 
 
 def name(seed: int) -> str:
@@ -158,17 +158,17 @@ def test_a_second_model_cuts_nothing_out_again(
         Image.new("RGB", (64, 64), (50 * seed, 10, 10)).save(file)
         images.append(ImageFile(file.name, file.stat().st_size, 0))
 
-    def run(tools: Tools) -> np.ndarray:
+    def run(tools: Embedder) -> np.ndarray:
         found = embed_shard(tmp_path, images, tools, Nothing(), check=lambda _: None)
         return found.vectors.vectors
 
     removing = settings.model_copy(update={"use_bg_removal": True})
-    first = run(make_tools(removing, Colors(1)))
+    first = run(build_embedder(removing, Colors(1)))
     assert len(cut) == 4
-    second = run(make_tools(removing, Colors(2)))
+    second = run(build_embedder(removing, Colors(2)))
     assert len(cut) == 4
     assert np.allclose(second, 2 * first)
-    run(make_tools(removing.model_copy(update={"preprocess_padding": 0.3}), Colors(1)))
+    run(build_embedder(removing.model_copy(update={"preprocess_padding": 0.3}), Colors(1)))
     assert len(cut) == 8
-    run(make_tools(removing.model_copy(update={"prepared_cache_bytes": 0}), Colors(1)))
+    run(build_embedder(removing.model_copy(update={"prepared_cache_bytes": 0}), Colors(1)))
     assert len(cut) == 12

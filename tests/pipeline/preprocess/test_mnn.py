@@ -125,7 +125,7 @@ def test_it_prints_nothing_between_a_command_s_answer(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from pipeline.background import load_remover
+from pipeline.preprocess.background_removal import load_remover
 from pipeline.settings import Settings
 settings = Settings(_env_file=None, rembg_model="u2netp", device="cpu", rembg_backend="mnn",
                     data_dir=Path(sys.argv[1]))

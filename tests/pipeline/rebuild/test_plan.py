@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from toy_pipeline import Shop
+from toy_pipeline import ToyPipeline
 
 from pipeline.errors import WrongUse
 from pipeline.images.find import ImageFile, find_images
@@ -17,14 +17,14 @@ from pipeline.rebuild.plan import plan_rebuild
 from pipeline.store import jobs
 
 
-def rows(shop: Shop, job_id: str) -> list[tuple[int, str, list[object]]]:
+def rows(shop: ToyPipeline, job_id: str) -> list[tuple[int, str, list[object]]]:
     with shop.jobs._database.transaction() as tx:
         found = tx.rows("SELECT n, kind, items FROM shards WHERE job_id = ? ORDER BY n", (job_id,))
     return [(row["n"], row["kind"], json.loads(row["items"])) for row in found]
 
 
 def test_a_long_listing_is_written_piece_by_piece_and_every_picture_once(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many transactions, many shards of each kind, in one job."""
     shop.rebuild()
@@ -51,7 +51,7 @@ def test_a_long_listing_is_written_piece_by_piece_and_every_picture_once(
     assert len(shop.versions.current().paths) == 54
 
 
-def test_a_touched_file_is_read_again_and_a_new_size_too(shop: Shop) -> None:
+def test_a_touched_file_is_read_again_and_a_new_size_too(shop: ToyPipeline) -> None:
     shop.rebuild()
     os.utime(shop.root / "kind0" / "00.png", ns=(1, 1))
     same_time = (shop.root / "kind1" / "01.png").stat()
@@ -64,7 +64,7 @@ def test_a_touched_file_is_read_again_and_a_new_size_too(shop: Shop) -> None:
     assert changed == ["kind0/00.png", "kind1/01.png"]
 
 
-def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(shop: Shop) -> None:
+def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(shop: ToyPipeline) -> None:
     (shop.root / "nowhere.png").symlink_to("nothing.png")
     with open(os.fsencode(shop.root) + b"/bad-\xff.jpg", "wb") as file:
         file.write(b"x")
@@ -78,7 +78,7 @@ def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(shop: Shop
     assert shop.merge(job_id).version == "v0001"
 
 
-def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(shop: Shop) -> None:
+def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(shop: ToyPipeline) -> None:
     for file in shop.root.rglob("*.png"):
         file.unlink()
     (shop.root / "nowhere.png").symlink_to("nothing.png")
@@ -89,7 +89,7 @@ def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(shop: Shop
 
 @pytest.mark.parametrize("error", [WrongUse("The folder x cannot be read."), KeyboardInterrupt()])
 def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_whole(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """Published, a half of the folder would drop the other half's products from the index."""
 
@@ -110,7 +110,7 @@ def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_wh
 
 
 def test_a_folder_that_cannot_be_listed_stops_the_listing(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passed over in silence, its products would leave the index."""
     scandir = os.scandir
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_listed_stops_the_listing(
         list(find_images(shop.root))
 
 
-def test_a_link_to_the_folder_is_the_folder(shop: Shop, tmp_path: Path) -> None:
+def test_a_link_to_the_folder_is_the_folder(shop: ToyPipeline, tmp_path: Path) -> None:
     shop.rebuild()
     (tmp_path / "link").symlink_to(shop.root)
     shop.root = tmp_path / "link"
@@ -133,7 +133,9 @@ def test_a_link_to_the_folder_is_the_folder(shop: Shop, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("roots", ["{here}", "/elsewhere:{here}", "{here}/..", "{link}"])
-def test_a_folder_below_any_allowed_root_is_taken(shop: Shop, tmp_path: Path, roots: str) -> None:
+def test_a_folder_below_any_allowed_root_is_taken(
+    shop: ToyPipeline, tmp_path: Path, roots: str
+) -> None:
     (tmp_path / "link").symlink_to(shop.root)
     allowed = roots.format(here=shop.root, link=tmp_path / "link")
     shop.settings = shop.settings.model_copy(update={"image_roots": allowed})
@@ -141,7 +143,9 @@ def test_a_folder_below_any_allowed_root_is_taken(shop: Shop, tmp_path: Path, ro
 
 
 @pytest.mark.parametrize("trick", ["..", "products/../..", "/etc", "link", "a" * 300, "a\0b"])
-def test_no_folder_outside_of_the_roots_is_taken(shop: Shop, tmp_path: Path, trick: str) -> None:
+def test_no_folder_outside_of_the_roots_is_taken(
+    shop: ToyPipeline, tmp_path: Path, trick: str
+) -> None:
     (tmp_path / "link").symlink_to("/etc")
     shop.settings = shop.settings.model_copy(update={"image_roots": str(shop.root)})
     shop.root = tmp_path / trick
@@ -150,12 +154,12 @@ def test_no_folder_outside_of_the_roots_is_taken(shop: Shop, tmp_path: Path, tri
     assert shop.jobs.newest() == []
 
 
-def test_a_folder_with_a_smiling_name_is_a_folder(shop: Shop, tmp_path: Path) -> None:
+def test_a_folder_with_a_smiling_name_is_a_folder(shop: ToyPipeline, tmp_path: Path) -> None:
     shop.root = shop.root.rename(tmp_path / "👟 Schuhe")
     assert shop.rebuild() == ("v0001", 30, 0)
 
 
-def test_a_root_s_name_is_no_prefix_of_another(shop: Shop) -> None:
+def test_a_root_s_name_is_no_prefix_of_another(shop: ToyPipeline) -> None:
     allowed = str(shop.root)[:-1]  # /x/product allows nothing in /x/products
     shop.settings = shop.settings.model_copy(update={"image_roots": allowed})
     with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):

@@ -14,11 +14,11 @@ import pytest
 from pipeline.errors import WrongUse
 from pipeline.index import faiss_index
 from pipeline.index.live_index import OpenIndex
-from pipeline.search.catalogue_filter import Shelf, Shelves
+from pipeline.search.catalogue_filter import IndexedCatalogue, IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue, Condition
-from pipeline.search.query import Question
+from pipeline.search.query import Query
 from pipeline.search.rank import Answer, compose, recommend
-from pipeline.search.relevance_feedback import Given, Opinions
+from pipeline.search.relevance_feedback import Feedback, FeedbackIndex
 
 COUNT, DIM = 400, 16
 
@@ -53,13 +53,13 @@ def catalogue(**facts: dict[str, Any]) -> Catalogue:
 
 def ask(
     opened: OpenIndex,
-    shelf: Shelf,
+    shelf: IndexedCatalogue,
     vector: np.ndarray | None = None,
     embed: Callable[[str], np.ndarray] | None = None,
-    opinions: Opinions | None = None,
+    opinions: FeedbackIndex | None = None,
     **options: Any,
 ) -> Answer:
-    question = Question(**{"top_k": 5, **options})
+    question = Query(**{"top_k": 5, **options})
     picture = None if vector is None else lambda: vector
     asked = compose(question, picture, embed or (lambda words: 1 / 0), shelf)
     return recommend(question, opened, shelf, asked, opinions)
@@ -70,7 +70,7 @@ def ids(answer: Answer) -> list[str]:
 
 
 def test_without_options_the_order_is_exact_search(opened: OpenIndex) -> None:
-    vectors, shelf = opened.version.vectors, Shelf(opened.version, Catalogue())
+    vectors, shelf = opened.version.vectors, IndexedCatalogue(opened.version, Catalogue())
     answer = ask(opened, shelf, vectors[7], top_k=COUNT)
     assert len(set(ids(answer))) == COUNT  # an inverted file gives all, too, when all are wanted
     scores = vectors @ vectors[7]
@@ -88,7 +88,7 @@ def test_a_filter_works_inside_the_search_and_k_come_whenever_k_exist(
     facts = {
         f"p/{n:03d}": {"price": n, "half": "yes" if n % every == 0 else "no"} for n in range(COUNT)
     }
-    shelf = Shelf(opened.version, catalogue(**facts))
+    shelf = IndexedCatalogue(opened.version, catalogue(**facts))
     wanted = [n for n in range(COUNT) if n % every == 0]
     answer = ask(opened, shelf, opened.version.vectors[1], where=("half=yes",), top_k=len(wanted))
     assert sorted(ids(answer)) == [f"p/{n:03d}" for n in wanted]
@@ -106,11 +106,16 @@ def test_a_filter_works_inside_the_search_and_k_come_whenever_k_exist(
 def test_a_column_that_no_product_has_is_a_sentence_with_those_there_are(
     opened: OpenIndex,
 ) -> None:
-    shelf = Shelf(opened.version, catalogue(**{"p/001": {"price": 5}}))
+    shelf = IndexedCatalogue(opened.version, catalogue(**{"p/001": {"price": 5}}))
     with pytest.raises(WrongUse, match="No product has a 'cost'; there are: price"):
         ask(opened, shelf, opened.version.vectors[0], where=("cost<5",))
     with pytest.raises(WrongUse, match="import-products"):
-        ask(opened, Shelf(opened.version, Catalogue()), opened.version.vectors[0], where=("a=b",))
+        ask(
+            opened,
+            IndexedCatalogue(opened.version, Catalogue()),
+            opened.version.vectors[0],
+            where=("a=b",),
+        )
 
 
 def test_a_product_is_one_match_however_many_images_it_has() -> None:
@@ -118,12 +123,12 @@ def test_a_product_is_one_match_however_many_images_it_has() -> None:
     rows[:50] = units(rows[0] + 0.01 * rows[:50])  # fifty views of one shoe
     paths = [f"shoe/view-{n:02d}.jpg" for n in range(50)] + [f"{n}.jpg" for n in range(10)]
     opened = open_index(rows, paths)
-    shelf = Shelf(opened.version, catalogue(shoe={"title": "Shoe"}))
+    shelf = IndexedCatalogue(opened.version, catalogue(shoe={"title": "Shoe"}))
     answer = ask(opened, shelf, rows[0])
     assert ids(answer)[0] == "shoe"
     assert len(set(ids(answer))) == 5
     assert (
-        ask(opened, Shelf(opened.version, Catalogue()), rows[0])
+        ask(opened, IndexedCatalogue(opened.version, Catalogue()), rows[0])
         .matches[1]["filename"]
         .startswith("shoe/")
     )
@@ -133,7 +138,7 @@ def test_a_product_asks_with_all_its_images_and_is_no_match_of_its_own() -> None
     rows = units(np.eye(DIM)[[0, 1, 2, 3]] + 0.0)
     mean = units(rows[0] + rows[1])
     opened = open_index(np.vstack([rows, mean]), ["a/1.jpg", "a/2.jpg", "b.jpg", "c.jpg", "d.jpg"])
-    shelf = Shelf(opened.version, catalogue(a={}))
+    shelf = IndexedCatalogue(opened.version, catalogue(a={}))
     answer = ask(opened, shelf, product="a")
     assert ids(answer)[0] == "d"
     assert answer.matches[0]["score"] == pytest.approx(1, abs=1e-6)
@@ -145,7 +150,7 @@ def test_a_product_asks_with_all_its_images_and_is_no_match_of_its_own() -> None
 def test_texts_move_the_query_by_their_weight_and_the_parts_add_up() -> None:
     rows = units(np.vstack([np.eye(DIM)[:3], np.eye(DIM)[0] + np.eye(DIM)[1]]))
     opened = open_index(rows, ["shoe.jpg", "red.jpg", "blue.jpg", "redshoe.jpg"])
-    shelf = Shelf(opened.version, Catalogue())
+    shelf = IndexedCatalogue(opened.version, Catalogue())
     words = {"red": rows[1], "blue": rows[2]}
     answer = ask(opened, shelf, rows[0], words.__getitem__, text="red", weight=0.5, explain=True)
     assert ids(answer)[0] == "redshoe"
@@ -176,7 +181,7 @@ def test_a_question_without_one_subject_is_a_sentence(
     options: dict[str, Any], picture: bool, words: str
 ) -> None:
     with pytest.raises(WrongUse, match=words):
-        Question(5, **options).require_subject(picture)
+        Query(5, **options).require_subject(picture)
 
 
 @pytest.mark.parametrize(
@@ -199,20 +204,20 @@ def test_a_question_without_one_subject_is_a_sentence(
 )
 def test_a_message_with_nonsense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(WrongUse):
-        Question.from_message(5, options)
+        Query.from_message(5, options)
 
 
 @pytest.mark.parametrize(("top_k", "options"), [(5.0, None), (True, None), (5, ["text"])])
 def test_a_message_of_another_shape_is_refused(top_k: Any, options: Any) -> None:
     with pytest.raises(WrongUse):
-        Question.from_message(top_k, options)
+        Query.from_message(top_k, options)
 
 
 def test_options_survive_the_message() -> None:
-    question = Question(7, text="red", where=("a=b",), min_score="auto", diverse=0.25)
+    question = Query(7, text="red", where=("a=b",), min_score="auto", diverse=0.25)
     sent = json.loads(json.dumps(question.options))
-    assert Question.from_message(7, sent) == question
-    assert Question(7).options == {}
+    assert Query.from_message(7, sent) == question
+    assert Query(7).options == {}
 
 
 def test_a_cut_off_leaves_out_what_is_no_better_than_chance() -> None:
@@ -220,7 +225,7 @@ def test_a_cut_off_leaves_out_what_is_no_better_than_chance() -> None:
     centres = rng.normal(size=(8, 64))
     rows = units(np.repeat(centres, 12, axis=0) + 0.3 * rng.normal(size=(96, 64)))
     opened = open_index(rows, [f"{n:02d}.jpg" for n in range(96)])
-    shelf = Shelf(opened.version, Catalogue())
+    shelf = IndexedCatalogue(opened.version, Catalogue())
     alike = ask(opened, shelf, units(centres[2]), min_score="auto", top_k=50)
     assert set(ids(alike)) <= {f"{n:02d}" for n in range(24, 36)}
     assert len(alike.matches) >= 8
@@ -236,7 +241,7 @@ def test_diversity_takes_the_best_first_and_then_what_is_unlike_it() -> None:
         np.array([base[0], base[0] + 0.01 * base[1], base[0] + 0.02 * base[1], base[0] + base[2]])
     )
     opened = open_index(rows, ["a.jpg", "twin.jpg", "triplet.jpg", "other.jpg"])
-    shelf = Shelf(opened.version, Catalogue())
+    shelf = IndexedCatalogue(opened.version, Catalogue())
     assert ids(ask(opened, shelf, rows[0], top_k=2)) == ["a", "twin"]
     answer = ask(opened, shelf, rows[0], top_k=2, diverse=0.8, explain=True)
     assert ids(answer) == ["a", "other"]
@@ -246,18 +251,18 @@ def test_diversity_takes_the_best_first_and_then_what_is_unlike_it() -> None:
         assert match["score"] == pytest.approx(parts["image"], abs=1e-5)  # still the cosine
 
 
-def given(query: np.ndarray, product: str, action: str, who: str = "", at: float = 1.0) -> Given:
-    return Given(f"q{at}{who}", product, who, action, at, 1, "v0001", "kind", query)
+def given(query: np.ndarray, product: str, action: str, who: str = "", at: float = 1.0) -> Feedback:
+    return Feedback(f"q{at}{who}", product, who, action, at, 1, "v0001", "kind", query)
 
 
 def test_a_person_s_likes_move_their_own_queries_and_nobody_else_s() -> None:
     rows = units(np.random.default_rng(5).normal(size=(100, DIM)) + 2 * np.eye(DIM)[0])
     opened = open_index(rows, [f"{n:02d}.jpg" for n in range(100)])
-    shelf = Shelf(opened.version, Catalogue())
+    shelf = IndexedCatalogue(opened.version, Catalogue())
     query = units(rows.mean(axis=0))
     plain = ask(opened, shelf, query)
     last = ids(ask(opened, shelf, query, top_k=40))[-1]
-    opinions = Opinions([given(query, last, "like", "ann")])
+    opinions = FeedbackIndex([given(query, last, "like", "ann")])
     moved = ask(opened, shelf, query, opinions=opinions, user="ann", explain=True)
     (match,) = (match for match in moved.matches if match["product_id"] == last)
     assert match["explain"]["personal"] > 0  # from rank 40 into the first five
@@ -274,13 +279,13 @@ def test_a_person_s_likes_move_their_own_queries_and_nobody_else_s() -> None:
 def test_what_many_disliked_sinks_and_one_person_sinks_nothing() -> None:
     rows = units(np.random.default_rng(6).normal(size=(100, DIM)))
     opened = open_index(rows, [f"{n:02d}.jpg" for n in range(100)])
-    shelf = Shelf(opened.version, Catalogue())
+    shelf = IndexedCatalogue(opened.version, Catalogue())
     query = units(rows[3] + 0.2 * rows[4])
     plain = ask(opened, shelf, query)
     first = ids(plain)[0]
-    one = Opinions([given(query, first, "dislike", "ann", at) for at in (1.0, 2.0, 3.0)])
+    one = FeedbackIndex([given(query, first, "dislike", "ann", at) for at in (1.0, 2.0, 3.0)])
     assert ask(opened, shelf, query, opinions=one, feedback=True).matches == plain.matches
-    many = Opinions([given(query, first, "dislike", f"user{n}", float(n)) for n in range(20)])
+    many = FeedbackIndex([given(query, first, "dislike", f"user{n}", float(n)) for n in range(20)])
     sunk = ask(opened, shelf, query, opinions=many, feedback=True, explain=True, top_k=100)
     assert ids(sunk)[0] != first
     (match,) = [m for m in sunk.matches if m["product_id"] == first]
@@ -289,9 +294,11 @@ def test_what_many_disliked_sinks_and_one_person_sinks_nothing() -> None:
 
 
 def test_feedback_that_is_off_changes_no_byte(opened: OpenIndex) -> None:
-    shelf = Shelf(opened.version, Catalogue())
+    shelf = IndexedCatalogue(opened.version, Catalogue())
     query = opened.version.vectors[9]
-    empty = ask(opened, shelf, query, opinions=Opinions([]), feedback=True, user="ann", top_k=20)
+    empty = ask(
+        opened, shelf, query, opinions=FeedbackIndex([]), feedback=True, user="ann", top_k=20
+    )
     assert json.dumps(empty.matches) == json.dumps(ask(opened, shelf, query, top_k=20).matches)
 
 
@@ -302,10 +309,10 @@ def test_random_pairs_are_pairs_of_different_rows() -> None:
 
 
 def test_masks_are_kept_and_a_new_catalogue_forgets_them(opened: OpenIndex, tmp_path: Path) -> None:
-    shelf = Shelf(opened.version, catalogue(**{"p/001": {"price": 5}}))
-    conditions = Question(1, where=("price=5",)).conditions
+    shelf = IndexedCatalogue(opened.version, catalogue(**{"p/001": {"price": 5}}))
+    conditions = Query(1, where=("price=5",)).conditions
     assert shelf.allowed(conditions) is shelf.allowed(conditions)
-    later = Shelf(opened.version, catalogue(**{"p/002": {"price": 5}}))
+    later = IndexedCatalogue(opened.version, catalogue(**{"p/002": {"price": 5}}))
     mask = later.allowed(conditions)
     assert mask is not None
     assert np.flatnonzero(mask).tolist() == [2]
@@ -314,7 +321,7 @@ def test_masks_are_kept_and_a_new_catalogue_forgets_them(opened: OpenIndex, tmp_
 def test_a_shelf_that_was_prepared_has_the_filters_that_are_in_use(opened: OpenIndex) -> None:
     """Else the first filtered query of a new version works them out for a million rows."""
     known = catalogue(**{f"p/{n:03d}": {"color": "red"} for n in range(0, COUNT, 2)})
-    shelves = Shelves(lambda at_once: known)
+    shelves = IndexedCatalogues(lambda at_once: known)
     conditions = (Condition.parse("color=red"),)
     old = shelves.of(opened.version)
     assert old.allowed(conditions) is not None

@@ -6,21 +6,33 @@ import numpy as np
 import pytest
 
 from pipeline.errors import WrongUse
-from pipeline.search.relevance_feedback import Given, Opinions, Shown, ndcg, report, rocchio, sinks
+from pipeline.search.relevance_feedback import (
+    Feedback,
+    FeedbackIndex,
+    LoggedQuery,
+    ndcg,
+    penalties,
+    report,
+    rocchio,
+)
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 
 X, Y, Z = np.eye(3, dtype=np.float32)
 
 
-def shown(query_id: str = "q1", at: float = 10.0, who: str = "", vector: np.ndarray = X) -> Shown:
+def shown(
+    query_id: str = "q1", at: float = 10.0, who: str = "", vector: np.ndarray = X
+) -> LoggedQuery:
     matches = (("a", 0.9), ("b", 0.8), ("c", 0.7))
-    return Shown(query_id, at, who, "v0001", "kind", matches, vector)
+    return LoggedQuery(query_id, at, who, "v0001", "kind", matches, vector)
 
 
-def verdict(query: Shown, product: str, action: str, who: str = "", at: float = 11.0) -> Given:
+def verdict(
+    query: LoggedQuery, product: str, action: str, who: str = "", at: float = 11.0
+) -> Feedback:
     rank = [name for name, _ in query.shown].index(product) + 1
-    return Given(query.query_id, product, who, action, at, rank, "v0001", "kind", query.vector)
+    return Feedback(query.query_id, product, who, action, at, rank, "v0001", "kind", query.vector)
 
 
 def test_rocchio_adds_three_quarters_of_the_liked_and_takes_away_some_of_the_disliked() -> None:
@@ -32,18 +44,18 @@ def test_rocchio_adds_three_quarters_of_the_liked_and_takes_away_some_of_the_dis
 def test_sinking_counts_people_and_weighs_likes_against() -> None:
     query = shown()
     three = [verdict(query, "a", "dislike", who) for who in ("u", "v", "w")]
-    assert sinks(three, 0.2) == {"a": pytest.approx(0.5 * 0.8 * 3 / (3 + 0 + 3))}
+    assert penalties(three, 0.2) == {"a": pytest.approx(0.5 * 0.8 * 3 / (3 + 0 + 3))}
     liked = [*three, *(verdict(query, "a", "like", who) for who in ("x", "y", "z"))]
-    assert sinks(liked, 0.2)["a"] == pytest.approx(0.5 * 0.8 * 3 / 9)
-    assert sinks([verdict(query, "a", "dislike", "u")] * 9, 0.2) == {}  # one person
+    assert penalties(liked, 0.2)["a"] == pytest.approx(0.5 * 0.8 * 3 / 9)
+    assert penalties([verdict(query, "a", "dislike", "u")] * 9, 0.2) == {}  # one person
 
 
 def test_only_feedback_on_like_queries_and_from_before_counts() -> None:
     near, far = shown("near", vector=X), shown("far", vector=Y)
-    opinions = Opinions([verdict(far, "a", "like", at=1), verdict(near, "b", "like", at=5)])
-    assert [one.product_id for one in opinions.about(X, 0.9)] == ["b"]
-    assert opinions.about(X, 0.9, before=5) == []
-    assert Opinions([]).about(X, 0.0) == []
+    opinions = FeedbackIndex([verdict(far, "a", "like", at=1), verdict(near, "b", "like", at=5)])
+    assert [one.product_id for one in opinions.similar_to(X, 0.9)] == ["b"]
+    assert opinions.similar_to(X, 0.9, before=5) == []
+    assert FeedbackIndex([]).similar_to(X, 0.0) == []
 
 
 def test_ndcg_is_one_for_the_best_order_and_by_hand_for_another() -> None:
@@ -91,12 +103,12 @@ def test_the_report_counts_by_rank_and_never_uses_a_verdict_on_its_own_query() -
         verdict(queries[1], "c", "purchase", at=22),
         verdict(queries[2], "a", "dislike", at=31),
     ]
-    opinions, seen = Opinions(given), []
+    opinions, seen = FeedbackIndex(given), []
 
-    def rerank(query: Shown) -> list[float]:
-        about = opinions.about(query.vector, 0.9, before=query.asked_at)
-        seen.append([one.query_id for one in about])
-        liked = {one.product_id for one in about}
+    def rerank(query: LoggedQuery) -> list[float]:
+        similar = opinions.similar_to(query.vector, 0.9, before=query.asked_at)
+        seen.append([one.query_id for one in similar])
+        liked = {one.product_id for one in similar}
         return [score + (1 if product in liked else 0) for product, score in query.shown]
 
     answer = report(queries, given, rerank)

@@ -85,7 +85,7 @@ def test_hits_and_misses_are_counted_a_miss_with_what_is_put_in_its_place(server
 def test_what_belongs_together_is_kept_in_one_trip_even_after_an_error(server: int) -> None:
     cache, client = make_cache(server), redis.Redis(port=server)
     client.flushall()
-    with suppress(ValueError), cache.one_trip():
+    with suppress(ValueError), cache.pipelined():
         cache.put_vectors("kind", {"one": VECTOR})
         cache.put_result("two", [2])
         assert client.keys("imgrec:cache:[vr]*") == []
@@ -186,7 +186,7 @@ def test_one_bad_query_fails_alone() -> None:
 def test_a_dead_embedding_thread_ends_the_process(tmp_path: Path) -> None:
     """A process whose only embedding thread is gone must not look healthy (infinity#609)."""
     script = (
-        "from pipeline.batcher import Batcher\n"
+        "from pipeline.micro_batcher import Batcher\n"
         "from PIL import Image\n"
         "def embed(images): raise SystemExit\n"
         "Batcher(embed, 4).embed(Image.new('RGB', (4, 4)), 30)\n"

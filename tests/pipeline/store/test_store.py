@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import ImgrecError, ServerAway, WrongUse
+from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.database import Database
 from pipeline.store.jobs import Claim, Jobs
@@ -105,8 +105,8 @@ def test_a_shard_whose_lease_has_ended_goes_to_another_and_the_late_result_is_dr
     second = jobs.claim_shard(job_id, 0, "another", LONG_S)
     assert second is not None
     assert second.attempts == 2
-    assert not jobs.beat(late, 1, LONG_S)  # the first owner learns that it lost the shard
-    assert jobs.beat(second, 1, LONG_S)
+    assert not jobs.renew_lease(late, 1, LONG_S)  # the first owner learns that it lost the shard
+    assert jobs.renew_lease(second, 1, LONG_S)
     assert finish(jobs, second, [Failure("0-0.jpg", "decode", "first")])
     assert not finish(jobs, late, [Failure("0-1.jpg", "decode", "late")])
     assert [failure.reason for failure in jobs.failures(job_id)] == ["first"]
@@ -162,7 +162,7 @@ def test_a_cancelled_job_gives_no_more_work_and_stops_running_work(jobs: Jobs) -
     running = claim(jobs, job_id, 0)
     assert jobs.cancel(job_id)
     assert jobs.claim_shard(job_id, 1, "w", LONG_S) is None
-    assert not jobs.beat(running, 1, LONG_S)
+    assert not jobs.renew_lease(running, 1, LONG_S)
     assert not finish(jobs, running)
     assert jobs.open_jobs() == []
 
@@ -172,7 +172,7 @@ def test_an_ended_job_keeps_its_counts_and_drops_its_list_of_images(jobs: Jobs) 
     finish(jobs, claim(jobs, ended, 0))
     jobs.cancel(ended)
     before = jobs.progress(ended)
-    jobs.forget_plans()
+    jobs.drop_items()
     assert jobs.progress(ended) == before
     assert all(shard.images == [] for shard in jobs.done_shards(ended))
     assert len(claim(jobs, running, 0).images) == 2
@@ -214,9 +214,9 @@ def test_failures_and_warnings_are_counted_apart_and_hold_any_text(jobs: Jobs) -
 def test_images_that_run_alone_are_counted_until_they_end(jobs: Jobs) -> None:
     job_id = plan(jobs, shards=1)
     taken = claim(jobs, job_id, 0)
-    assert [jobs.start_alone(taken, 1), jobs.start_alone(taken, 1)] == [1, 2]
-    jobs.end_alone(taken, 1)
-    assert jobs.start_alone(taken, 1) == 1
+    assert [jobs.mark_started(taken, 1), jobs.mark_started(taken, 1)] == [1, 2]
+    jobs.clear_suspect(taken, 1)
+    assert jobs.mark_started(taken, 1) == 1
 
 
 def test_an_unknown_job_is_wrong_use(jobs: Jobs) -> None:
@@ -239,13 +239,13 @@ def test_an_error_rolls_the_transaction_back(database: Database) -> None:
 
 
 def test_a_database_that_is_away_is_a_sentence_without_the_password(tmp_path: Path) -> None:
-    with pytest.raises(ServerAway, match="does not answer") as caught:
+    with pytest.raises(ServerUnavailable, match="does not answer") as caught:
         Jobs(Database("postgresql://shop:secret@127.0.0.1:9/imgrec")).newest()
     assert "secret" not in str(caught.value)
     (tmp_path / "file").write_text("no database")
-    with pytest.raises(ServerAway, match="no usable database"):
+    with pytest.raises(ServerUnavailable, match="no usable database"):
         Jobs(Database(f"sqlite:///{tmp_path}/file")).newest()
-    with pytest.raises(ServerAway, match="cannot be opened"):
+    with pytest.raises(ServerUnavailable, match="cannot be opened"):
         Jobs(Database(f"sqlite:///{tmp_path}/file/app.db")).newest()
 
 
@@ -271,8 +271,8 @@ def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.Monk
         assert [job.id for job in jobs.open_jobs()] == [job_id]
         assert not jobs.ready_to_merge(job_id)
         assert list(jobs.done_shards(job_id)) == []
-        assert jobs.bases_in_use() == set()
-        with pytest.raises(ServerAway, match="locked"):
+        assert jobs.referenced_versions() == set()
+        with pytest.raises(ServerUnavailable, match="locked"):
             jobs.cancel(job_id)
 
 
@@ -297,7 +297,7 @@ def test_a_file_from_before_foreign_keys_were_checked_still_works(tmp_path: Path
         old.execute("UPDATE shards SET job_id = 'nobody' WHERE n = 2")
     finish(jobs, claim(jobs, job_id, 0), [Failure("0-0.jpg", "decode", "broken")])
     finish(jobs, claim(jobs, job_id, 1))
-    jobs.forget_plans()
+    jobs.drop_items()
     assert jobs.claim_merge(job_id, LONG_S) is not None
     jobs.publish(job_id, "v0001")
     assert jobs.get(job_id).state == "published"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.classify.head import THE_CATEGORY, HeadName
+from pipeline.classify.head import CATEGORY, HeadName
 from pipeline.embed.clip import load_clip
-from pipeline.embed.embed_images import make_tools
+from pipeline.embed.embed_images import build_embedder
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.errors import WrongUse
 from pipeline.evaluate.calibration import fit_temperature, log_loss
@@ -69,11 +69,11 @@ def examples(drawn: Path) -> dict[str, TrainingSet]:
     """The drawn pictures as the bundled model sees them."""
     model = str(ROOT / "models" / "imgrec-mini")
     settings = Settings(_env_file=None, embedding_model=model, use_bg_removal=False)
-    tools = make_tools(settings, load_clip(settings))
+    embedder = build_embedder(settings, load_clip(settings))
     assert find_fingerprint(settings) is not None
     return {
         attribute: embed_training(
-            list_training(drawn, HeadName("shoe", attribute)), tools, Kept(), lambda done: None
+            list_training(drawn, HeadName("shoe", attribute)), embedder, Kept(), lambda done: None
         )
         for attribute in CLASSES
     }
@@ -277,9 +277,9 @@ def listed(training: Path) -> tuple[str, ...]:
 
 
 def embedded(training: Path, settings: Settings) -> TrainingSet:
-    tools = make_tools(settings, load_clip(settings))
+    embedder = build_embedder(settings, load_clip(settings))
     listing = list_training(training, HeadName("shoe", "color"))
-    return embed_training(listing, tools, Kept(), lambda done: None)
+    return embed_training(listing, embedder, Kept(), lambda done: None)
 
 
 def test_a_missing_folder_is_named_with_the_layout_that_it_needs(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_missing_folder_is_named_with_the_layout_that_it_needs(tmp_path: Path)
     assert str(caught.value).startswith(f"No such file or directory: '{tmp_path}/shoe/color'")
     assert "<class>/<picture>.jpg" in str(caught.value)
     with pytest.raises(WrongUse, match=r"<category>/<picture>\.jpg"):
-        list_training(tmp_path / "nowhere", THE_CATEGORY)
+        list_training(tmp_path / "nowhere", CATEGORY)
 
 
 @pytest.mark.parametrize(
@@ -369,9 +369,9 @@ def test_the_category_head_takes_every_picture_below_a_category_once(
     for n in range(3):
         (tmp_path / "mug").mkdir(exist_ok=True)
         draw(Product("mug", "red", "plain", "casual", n), 64).save(tmp_path / "mug" / f"{n}.jpg")
-    listing = list_training(tmp_path, THE_CATEGORY)
+    listing = list_training(tmp_path, CATEGORY)
     assert listing.classes == ("mug", "shoe")
-    tools = make_tools(settings, load_clip(settings))
-    found = embed_training(listing, tools, Kept(), lambda done: None)
+    embedder = build_embedder(settings, load_clip(settings))
+    found = embed_training(listing, embedder, Kept(), lambda done: None)
     assert np.bincount(found.truth).tolist() == [3, 3 * PICTURES]
     assert found.copies == PICTURES
