@@ -22,7 +22,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        failpoint(f"rename:{path.name.split('-')[0]}")
+        failpoint("rename", path.name)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

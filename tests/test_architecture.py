@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -11,6 +13,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
+from live_stack import FAILPOINTS
 
 from cli.supervisor import share_threads
 from pipeline.settings import Settings
@@ -62,6 +65,16 @@ def test_asking_a_question_loads_nothing_that_only_workers_and_tables_need() -> 
     script += f"print(sorted(set(sys.modules) & {needless!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_ships_cannot_kill_itself_whatever_the_environment_says() -> None:
+    script = "from pipeline.failpoints import failpoint; failpoint('line'); print('alive')"
+    environment = {**os.environ, "IMGREC_FAILPOINT": "line"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.strip() == "alive", done.stderr
+    armed = {**environment, "PYTHONPATH": str(FAILPOINTS)}
+    assert subprocess.run(command, cwd=ROOT, env=armed).returncode == -signal.SIGKILL
 
 
 def shown(default: object) -> str:

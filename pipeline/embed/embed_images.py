@@ -268,7 +268,7 @@ def _read(
     save: Callable[[str, Image.Image], None] | None,
 ) -> ReadResult:
     try:
-        failpoint(f"image:{image.path}")
+        failpoint("image", image.path)
         data = read_image(confined(root, image.path), embedder.limits)
         digest = sha256(data)
         known = cache.get(digest)

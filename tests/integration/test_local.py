@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_stack import BIN, ROOT, draw_product, free_port, until
+from live_stack import BIN, FAILPOINTS, ROOT, draw_product, free_port, until
 
 from tools.drawing import Product, draw
 
@@ -47,6 +47,7 @@ class Laptop:
         self.environment = {
             **kept,
             "PATH": f"{BIN}:{kept.get('PATH', '')}",
+            "PYTHONPATH": str(FAILPOINTS),
             "DATA_DIR": str(self.data),
             "DATABASE_URL": f"sqlite:///{self.data}/app.db",
             "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
