@@ -13,9 +13,9 @@ from celery import shared_task
 from celery.app.task import Task
 from numpy.typing import NDArray
 
-from pipeline.errors import BadImage, ImgrecError, WrongUse
+from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
+from pipeline.images.decode import decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
 from pipeline.search.query import Query
 from pipeline.search.rank import Answer, compose, recommend
@@ -147,7 +147,7 @@ def _vector(data: bytes, digest: str, known: resources.KnownVectors) -> NDArray[
         try:
             prepared = prepare(image)
         except MemoryError as error:
-            raise BadImage(OUT_OF_MEMORY, "preprocess") from error
+            raise ImageOutOfMemory(stage="preprocess") from error
         vector = resources.batcher().embed(prepared.image, EMBED_TIMEOUT_S)
         known.put({digest: vector})
     return vector

@@ -87,7 +87,7 @@ def merge(
     check()
     workspace = versions.workspace()
     try:
-        contents = _join(blocks, workspace / "vectors.npy")
+        contents = _join(job.id, blocks, workspace / "vectors.npy")
         same = None if job.full else _same(contents, job.fingerprint, versions)
         if same is not None:
             return Merged(same)
@@ -189,13 +189,13 @@ def _embedded(folder: Path, shard: DoneShard) -> ShardRows:
     )
 
 
-def _join(blocks: list[ShardRows], file: Path) -> IndexRows:
+def _join(job_id: str, blocks: list[ShardRows], file: Path) -> IndexRows:
     """Lay all rows into one mapped array, sorted by path; one shard's vectors in memory."""
     paths = [path for block in blocks for path in block.paths]
     if not paths:
         raise JobFailed(
             "No image of the folder could be used, so nothing was published: "
-            "'imgrec failures JOB' tells why."
+            f"'imgrec failures {job_id}' tells why."
         )
     order = np.array(sorted(range(len(paths)), key=paths.__getitem__))
     ordered = [paths[row] for row in order]
