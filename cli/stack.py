@@ -38,12 +38,13 @@ class Child:
     command: list[str]
     environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
+    # Times are by the monotonic clock: nobody sets it, and it stops while the machine sleeps.
     started: float = 0.0
     pause_s: float = 0.0
     next_start: float = 0.0
     heartbeat: Path | None = None
     sign: int = 0  # the heartbeat's mtime in ns, when it last changed
-    sign_at: float = 0.0  # by the clock that does not run while the machine sleeps
+    sign_at: float = 0.0
     awake: bool = False  # it has given a sign since its start
     kill_at: float | None = None
 
@@ -92,7 +93,7 @@ class Stack:
 
         What hangs, or says that it is ill, is asked to end, then killed.
         """
-        now = time.time()
+        now = time.monotonic()
         for child in self.children:
             if child.process is None:
                 if now >= child.next_start:
@@ -143,7 +144,7 @@ class Stack:
                     process.wait()
 
     def _spawn(self, child: Child) -> None:
-        child.started, child.sign_at = time.time(), time.monotonic()
+        child.started = child.sign_at = time.monotonic()
         child.sign = _mtime_ns(child.heartbeat)
         child.awake, child.kill_at = False, None
         child.process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def test_a_child_that_lived_long_is_started_again_at_once(up: Up) -> None:
     assert up.says("query ended (killed by SIGKILL)")
 
 
+def test_a_wall_clock_set_back_delays_no_restart(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = up.add("embed", [sys.executable, "-c", "raise SystemExit(3)"])
+    until(lambda: ended(child), "it ends", 20)
+    up.stack.tend()
+    hour_ago = time.time() - 3600
+    monkeypatch.setattr(stack_module.time, "time", lambda: hour_ago)
+    tend_until(up, lambda: child.process is not None, "it is started again")
+
+
 def test_every_line_of_a_child_is_said_under_its_name(up: Up) -> None:
     up.add("index", [sys.executable, "-c", "print('one'); print('two')"])
     until(lambda: len(up.lines) >= 2, "two lines", 20)
@@ -106,13 +116,13 @@ def test_the_stack_is_ready_when_every_worker_has_given_a_new_sign_of_life(
     heartbeat = tmp_path / "embed@host.alive"
     heartbeat.touch()
     os.utime(heartbeat, (1, 1))  # of a worker that was killed
-    child = up.add("embed", SLEEP, heartbeat=heartbeat)
+    up.add("embed", SLEEP, heartbeat=heartbeat)
     assert not up.stack.ready()
     heartbeat.write_text("waiting for Redis")
-    os.utime(heartbeat, (child.started + 1, child.started + 1))
+    os.utime(heartbeat, (2, 2))
     assert not up.stack.ready()
     heartbeat.write_text("ready")
-    os.utime(heartbeat, (child.started + 2, child.started + 2))
+    os.utime(heartbeat, (3, 3))
     assert up.stack.ready()
 
 
