@@ -71,8 +71,15 @@ def _merge(job_id: str) -> None:
         jobs.reopen_shard(job_id, n)
     if merged.version:
         failpoint("index.before_record")
-        jobs.publish(job_id, merged.version)
-        log.info("Job %s published %s.", job_id, merged.version)
+        if jobs.publish(job_id, merged.version):
+            log.info("Job %s published %s.", job_id, merged.version)
+        else:
+            log.warning(
+                "Job %s was ended too late: it had already published %s, and is recorded as "
+                "published.",
+                job_id,
+                merged.version,
+            )
         flow.remove_leftovers()
     else:
         flow.advance(job_id)

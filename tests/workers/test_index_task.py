@@ -184,3 +184,21 @@ def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
     monkeypatch.setattr(runtime, "jobs", Away)
     merge_shards("some-job")
     assert "The merge of job some-job: The database is away." in caplog.text
+def test_a_job_cancelled_after_the_pointer_was_swapped_is_published(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = embedded(desk)
+    monkeypatch.setattr(
+        index,
+        "failpoint",
+        lambda name: name == "index.before_record" and desk.shop.jobs.cancel(job_id),
+    )
+    with caplog.at_level("INFO", index.log.name):
+        merge_shards(job_id)
+    job = desk.job(job_id)
+    assert desk.shop.versions.current_name() == "v0001"
+    assert (job.state, job.index_version) == ("published", "v0001")
+    assert "was ended too late: it had already published v0001" in caplog.text
+    assert f"{job_id} published" not in caplog.text
+
+
