@@ -26,6 +26,7 @@ from pipeline.bombs import BYTES_PER_PIXEL
 from pipeline.errors import JobFailed, SetupError
 from pipeline.memory import Room, default_limit, give_back, promised_bytes, shown, used_bytes
 from pipeline.settings import MIB, load_settings
+from workers import vitals
 from workers.runtime import stopping
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,11 @@ _line: int | None = None  # used memory above which the ceiling is near
 def begin() -> None:
     """Watch over this process from here on: it is a worker."""
     _is_worker.set()
-    threading.Thread(target=_watch, name="memory", daemon=True).start()
+    if load_settings().memory_limit == 0 or used_bytes() is None:
+        return
+    thread = threading.Thread(target=_watch, name="memory", daemon=True)
+    thread.start()
+    vitals.need(thread)
 
 
 def settle(room: Room, queue: str) -> None:
@@ -115,21 +120,35 @@ def expected() -> Iterator[None]:
 
 def _watch() -> None:
     """Look at this process's memory until it ends; end it when it has leaked."""
-    wanted = load_settings().memory_limit
-    if wanted == 0 or used_bytes() is None:
-        return
     since: float | None = None
+    wanted = load_settings().memory_limit or default_limit()
     while not stopping.wait(LOOK_S):
-        limit = _limit or wanted or default_limit()
-        line = _line or LINE * limit
-        if (used_bytes() or 0) <= line or _busy.locked():
-            since = None
-            continue
-        give_back()
-        since, used = since or time.monotonic(), used_bytes() or 0
-        if used > limit or (used > line and time.monotonic() - since > LEAK_S):
-            _end(used, limit)
-            return
+        try:
+            since = _look(since, wanted)
+        except Exception:
+            # This thread is the one that ends a worker that has leaked: it must outlive its bugs.
+            log.exception("The memory watch failed; it goes on.")
+
+
+def _look(since: float | None, wanted: int) -> float | None:
+    """End this worker when it has leaked; else return since when it has been above the line."""
+    limit = _limit or wanted
+    line = _line or LINE * limit
+    if _used(limit) <= line or _busy.locked():
+        return None
+    give_back()
+    since, used = since or time.monotonic(), _used(limit)
+    if used > limit or (used > line and time.monotonic() - since > LEAK_S):
+        _end(used, limit)
+    return since
+
+
+def _used(limit: int) -> int:
+    """Return the used memory; the limit where not even the bytes to read it are left."""
+    try:
+        return used_bytes() or 0
+    except MemoryError:
+        return limit
 
 
 def _end(used: int, limit: int) -> None:
