@@ -41,8 +41,9 @@ BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by 
 
 over = threading.Event()  # set when this worker ends because of its memory
 _is_worker = threading.Event()
-_settled: set[str] = set()
 _busy = threading.Lock()  # held by work whose memory is no leak
+_lock = threading.Lock()  # of the three below: several threads settle and one watches
+_settled: set[str] = set()
 _limit: int | None = None  # in force once the models are loaded
 _line: int | None = None  # used memory above which the ceiling is near
 
@@ -63,9 +64,15 @@ def settle(room: Room, queue: str) -> None:
     Raises:
         SetupError: WORKER_MAX_MEMORY is less than the models take.
     """
+    with _lock:
+        if _is_worker.is_set() and queue not in _settled:
+            _settle(room, queue)
+
+
+def _settle(room: Room, queue: str) -> None:
     global _limit, _line
     settings, base = load_settings(), promised_bytes()
-    if base is None or settings.memory_limit == 0 or not _is_worker.is_set() or queue in _settled:
+    if base is None or settings.memory_limit == 0:
         return
     limit = settings.memory_limit
     if limit is None:
@@ -132,8 +139,9 @@ def _watch() -> None:
 
 def _look(since: float | None, wanted: int) -> float | None:
     """End this worker when it has leaked; else return since when it has been above the line."""
-    limit = _limit or wanted
-    line = _line or LINE * limit
+    with _lock:
+        limit = _limit or wanted
+        line = _line or LINE * limit
     if _used(limit) <= line or _busy.locked():
         return None
     give_back()

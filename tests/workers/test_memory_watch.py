@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from stand import until
 
+from pipeline.memory import Room
 from pipeline.settings import Settings
 from workers import memory, vitals
 
@@ -93,3 +94,41 @@ def test_a_worker_without_a_limit_needs_no_memory_watch(
     memory.begin()
     assert not any(thread.name == "memory" for thread in threading.enumerate())
     assert vitals.troubles() == []
+
+
+class SlowRoom(Room):
+    """A room that the first thread narrows, while another thread asks for the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.passed_by = threading.Event(), threading.Event()
+        self.narrowed = 0
+
+    def narrow(self, size: int, line: int) -> None:
+        self.entered.set()
+        # A thread that rightly waits for this one cannot say so: it is given a moment to go wrong.
+        assert not self.passed_by.wait(0.5)
+        self.narrowed += 1
+
+
+def test_no_thread_takes_a_worker_for_settled_before_it_is(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_settled", set())
+    monkeypatch.setattr(memory, "promised_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr(memory, "_on_cuda", lambda: True)  # no ceiling for the tests' own process
+    memory._is_worker.set()
+    room, narrowed = SlowRoom(), []
+
+    def second() -> None:
+        assert room.entered.wait(20)
+        memory.settle(room, "query")
+        narrowed.append(room.narrowed)
+        room.passed_by.set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    memory.settle(room, "query")
+    thread.join(20)
+    assert narrowed == [1]
+    assert room.narrowed == 1
