@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pipeline.memory import Room
-from stand import until
+from live_stack import until
 
+from pipeline.images.memory_budget import MemoryBudget
 from pipeline.settings import Settings
-from workers import memory, vitals
+from workers import memory_guard, watchdog
 
 MIB = 2**20
 LIMIT = 1000 * MIB
@@ -41,22 +41,22 @@ class Watched:
 def watched(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     watched = Watched()
     limited = settings.model_copy(update={"worker_max_memory": "1000MiB"})
-    monkeypatch.setattr(memory, "load_settings", lambda: limited)
-    monkeypatch.setattr(memory, "used_bytes", watched.used_bytes)
-    monkeypatch.setattr(memory, "stopping", watched.stopping)
-    monkeypatch.setattr(memory, "_end", watched.end)
-    monkeypatch.setattr(memory, "_is_worker", threading.Event())
-    monkeypatch.setattr(memory, "_limit", None)
-    monkeypatch.setattr(memory, "_line", None)
-    monkeypatch.setattr(memory, "LOOK_S", 0.001)
-    monkeypatch.setattr(memory, "LEAK_S", 0.0)
-    vitals.forget()
+    monkeypatch.setattr(memory_guard, "load_settings", lambda: limited)
+    monkeypatch.setattr(memory_guard, "used_bytes", watched.used_bytes)
+    monkeypatch.setattr(memory_guard, "stopping", watched.stopping)
+    monkeypatch.setattr(memory_guard, "_end", watched.end)
+    monkeypatch.setattr(memory_guard, "_is_worker", threading.Event())
+    monkeypatch.setattr(memory_guard, "_limit", None)
+    monkeypatch.setattr(memory_guard, "_line", None)
+    monkeypatch.setattr(memory_guard, "POLL_S", 0.001)
+    monkeypatch.setattr(memory_guard, "LEAK_S", 0.0)
+    watchdog.forget()
     yield watched
     watched.stopping.set()
     for thread in threading.enumerate():
         if thread.name == "memory":
             thread.join(20)
-    vitals.forget()
+    watchdog.forget()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -64,7 +64,7 @@ def test_the_memory_watch_outlives_an_error_of_its_own(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched.used = [0, 0, ValueError("not a line of /proc"), LIMIT + 1]
-    memory.begin()
+    memory_guard.begin()
     until(lambda: watched.ends == [LIMIT + 1], "the worker is ended", 20)
     assert "The memory watch failed; it goes on." in caplog.text
 
@@ -72,17 +72,17 @@ def test_the_memory_watch_outlives_an_error_of_its_own(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_without_the_memory_to_read_its_use_has_leaked(watched: Watched) -> None:
     watched.used = [0, 0, MemoryError()]
-    memory.begin()
+    memory_guard.begin()
     until(lambda: watched.ends == [LIMIT], "the worker is ended", 20)
 
 
 def test_a_worker_needs_its_memory_watch(watched: Watched) -> None:
     watched.used = [0]
-    memory.begin()
-    assert vitals.troubles() == []
+    memory_guard.begin()
+    assert watchdog.failures() == []
     watched.stopping.set()
-    until(vitals.troubles, "its end is noticed", 20)
-    assert vitals.troubles() == ["the thread 'memory' is dead"]
+    until(watchdog.failures, "its end is noticed", 20)
+    assert watchdog.failures() == ["the thread 'memory' is dead"]
 
 
 def test_a_worker_without_a_limit_needs_no_memory_watch(
@@ -90,13 +90,13 @@ def test_a_worker_without_a_limit_needs_no_memory_watch(
 ) -> None:
     watched.used = [0]
     unlimited = settings.model_copy(update={"worker_max_memory": "0"})
-    monkeypatch.setattr(memory, "load_settings", lambda: unlimited)
-    memory.begin()
+    monkeypatch.setattr(memory_guard, "load_settings", lambda: unlimited)
+    memory_guard.begin()
     assert not any(thread.name == "memory" for thread in threading.enumerate())
-    assert vitals.troubles() == []
+    assert watchdog.failures() == []
 
 
-class SlowRoom(Room):
+class SlowRoom(MemoryBudget):
     """A room that the first thread narrows, while another thread asks for the same."""
 
     def __init__(self) -> None:
@@ -114,21 +114,23 @@ class SlowRoom(Room):
 def test_no_thread_takes_a_worker_for_settled_before_it_is(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_settled", set())
-    monkeypatch.setattr(memory, "promised_bytes", lambda: 100 * MIB)
-    monkeypatch.setattr(memory, "_on_cuda", lambda: True)  # no ceiling for the tests' own process
-    memory._is_worker.set()
+    monkeypatch.setattr(memory_guard, "_settled", set())
+    monkeypatch.setattr(memory_guard, "data_segment_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr(
+        memory_guard, "_on_cuda", lambda: True
+    )  # no ceiling for the tests' own process
+    memory_guard._is_worker.set()
     room, narrowed = SlowRoom(), []
 
     def second() -> None:
         assert room.entered.wait(20)
-        memory.settle(room, "query")
+        memory_guard.apply_limit(room, "query")
         narrowed.append(room.narrowed)
         room.passed_by.set()
 
     thread = threading.Thread(target=second)
     thread.start()
-    memory.settle(room, "query")
+    memory_guard.apply_limit(room, "query")
     thread.join(20)
     assert narrowed == [1]
     assert room.narrowed == 1
