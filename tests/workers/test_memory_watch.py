@@ -116,6 +116,7 @@ def test_no_thread_takes_a_worker_for_settled_before_it_is(
 ) -> None:
     monkeypatch.setattr(memory_guard, "_settled", set())
     monkeypatch.setattr(memory_guard, "data_segment_bytes", lambda: 100 * MIB)
+    # No ceiling for the process of the tests itself.
     monkeypatch.setattr(
         memory_guard, "_on_cuda", lambda: True
     )  # no ceiling for the tests' own process
