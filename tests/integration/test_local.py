@@ -245,6 +245,9 @@ def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
         until(lambda: b"imgrec>" in seen[before:], "the next prompt")
         os.write(ours, b"jobs\r")
         until(lambda: b"Rebuilds, newest first" in seen, "the next command works")
+        # Before the prompt, the terminal itself would take the end of input.
+        answered = seen.index(b"Rebuilds, newest first")
+        until(lambda: b"imgrec>" in seen[answered:], "the prompt after it")
         os.write(ours, b"\x04")
         assert shell.wait(60) == 0
     finally:
