@@ -56,7 +56,7 @@ class IndexedCatalogues:
 
 
 class IndexedCatalogue:
-    """What each row of an index version is, and which rows fulfil conditions; computed on demand."""
+    """The product of each row of an index version, and filters over them; computed on demand."""
 
     def __init__(self, version: Version, catalogue: Catalogue) -> None:
         self.version = version
