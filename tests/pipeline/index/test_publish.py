@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_stack import until
 from PIL import Image
 from toy_pipeline import ToyPipeline
 
@@ -286,7 +285,7 @@ def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
     monkeypatch.setattr(index, "_load", lambda name: (loads.append(name), load(name))[1])
     for _ in range(20):
         assert index.current().version.name == "v0001"
-        until(lambda: not isinstance(index._state, Loading), "the attempt ends", 20)
+        until(lambda: not isinstance(index._state, Loading))
     assert loads == ["v0002"]
     shop.versions.rollback("v0001")
     shop.versions.prune(1, protect=())
