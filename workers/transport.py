@@ -24,7 +24,7 @@ from redis.exceptions import DataError, OutOfMemoryError
 
 from pipeline.errors import WrongUse
 from pipeline.settings import MIB
-from workers import dispatch
+from workers.routes import QUEUES
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Transport(redis.Transport):
 
     def _deliver(self, message: Any, queue: str) -> None:
         try:
-            if queue in dispatch.QUEUES:
+            if queue in QUEUES:
                 check_envelope(message, queue)
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         except Refused as refusal:
@@ -213,7 +213,7 @@ class Transport(redis.Transport):
         for channel in self.channels:
             if tag in channel.qos._delivered:
                 channel.basic_reject(tag, requeue=False)
-        if queue in dispatch.QUEUES and _is_id(task_id):
+        if queue in QUEUES and _is_id(task_id):
             try:
                 # As its parent: a class is made again from its arguments on the other side.
                 current_app.backend.mark_as_failure(task_id, WrongUse(str(refusal)))

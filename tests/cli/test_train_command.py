@@ -13,7 +13,6 @@ from inline_worker import InlineWorker
 from PIL import Image
 
 from cli import query_client
-from pipeline.settings import load_settings
 
 Run = Callable[..., Any]
 
@@ -26,11 +25,9 @@ KEYS = {
 
 
 @pytest.fixture
-def training(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def training(desk: InlineWorker) -> Path:
     """data/training with plain, noisy colours, which the toy encoder can tell apart."""
-    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
-    load_settings.cache_clear()
-    root = load_settings().training_dir
+    root = desk.shop.settings.training_dir
     dice = np.random.default_rng(0)
     for category, names in {"shoe": COLORS, "bag": ("red", "blue")}.items():
         for color in names:
@@ -220,7 +217,9 @@ def test_that_no_head_answered_is_said_where_heads_were_asked_for(
     }
     sent: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        query_client.wire, "send", lambda task, query_id, args, timeout: sent.append(args)
+        query_client.celery_protocol,
+        "send",
+        lambda task, query_id, args, timeout: sent.append(args),
     )
     monkeypatch.setattr(query_client, "wait_for", lambda *args, **options: answer)
     photo = desk.shop.root / "kind0/00.png"
