@@ -142,26 +142,24 @@ class MemoryGuard:
     def _watch(self) -> None:
         """Look at this process's memory until it ends; end it when it has leaked."""
         since: float | None = None
+        default = self._settings.memory_limit or default_limit()
         while not self._stopping.wait(POLL_S):
             try:
-                since, used, limit = self._look(since)
-            except Exception:  # a MemoryError above all: it is no time to stop looking
-                log.exception("This process's memory could not be read; trying on.")
-                continue
-            if used is not None:
-                self._end(used, limit)
-                return
+                since = self._look(since, default)
+            except Exception:
+                # This thread ends a worker that has leaked: it must outlive its own bugs.
+                log.exception("The memory watch failed; it goes on.")
 
-    def _look(self, since: float | None) -> tuple[float | None, int | None, int]:
-        """Return since when usage is high, the bytes in use if that is a leak, and the limit."""
-        limit = self._settings.memory_limit or default_limit()
-        limit, watermark = self._limits or (limit, int(HIGH_WATERMARK * limit))
-        if (used_bytes() or 0) <= watermark or self._busy.locked():
-            return None, None, limit
+    def _look(self, since: float | None, default: int) -> float | None:
+        """End this worker when it has leaked; else return since when its usage is high."""
+        limit, watermark = self._limits or (default, int(HIGH_WATERMARK * default))
+        if _used(limit) <= watermark or self._busy.locked():
+            return None
         trim_heap()
-        since, used = since or time.monotonic(), used_bytes() or 0
-        leaked = used > limit or (used > watermark and time.monotonic() - since > LEAK_S)
-        return since, used if leaked else None, limit
+        since, used = since or time.monotonic(), _used(limit)
+        if used > limit or (used > watermark and time.monotonic() - since > LEAK_S):
+            self._end(used, limit)
+        return since
 
     def _end(self, used: int, limit: int) -> None:
         """Give running work back and end this worker, gently at first."""
@@ -176,6 +174,14 @@ class MemoryGuard:
         time.sleep(GRACE_S)
         log.error("A task has not ended within %.0f s; it ends with this process.", GRACE_S)
         os._exit(os.EX_SOFTWARE)
+
+
+def _used(limit: int) -> int:
+    """Return the used memory; the limit where not even the bytes to read it are left."""
+    try:
+        return used_bytes() or 0
+    except MemoryError:
+        return limit
 
 
 def _on_cuda() -> bool:
