@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, WrongUse
+
+if TYPE_CHECKING:
+    from workers.resources import Resources
 
 LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
 
@@ -41,13 +45,19 @@ def feedback() -> None:
 @click.option("--purchase", "actions", flag_value="purchase", multiple=True, help="They bought it.")
 @click.option("--user", default="", help="Who; default: whom the query was personalized for.")
 @json_option
-def add(query_id: str, product_id: str, actions: tuple[str, ...], user: str, as_json: bool) -> None:
+@pass_wiring
+def add(
+    wiring: Wiring,
+    query_id: str,
+    product_id: str,
+    actions: tuple[str, ...],
+    user: str,
+    as_json: bool,
+) -> None:
     """Keep a verdict about one match of a query."""
     if len(actions) != 1:
         raise WrongUse("Say one of --like, --dislike, --click and --purchase.")
-    from workers import resources
-
-    log = resources.feedback()
+    log = wiring.resources.feedback_log
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while (query := log.query(query_id)) is None:
         if time.monotonic() > deadline:
@@ -75,12 +85,13 @@ def add(query_id: str, product_id: str, actions: tuple[str, ...], user: str, as_
 
 @feedback.command()
 @json_option
-def report(as_json: bool) -> None:
+@pass_wiring
+def report(wiring: Wiring, as_json: bool) -> None:
     """Show what is taken at which rank, and nDCG without and with feedback.
 
     Of the newest 20,000 queries in the log.
     """
-    answer = _report()
+    answer = _report(wiring.resources)
     if as_json:
         print_json(answer)
         return
@@ -109,7 +120,7 @@ def report(as_json: bool) -> None:
     )
 
 
-def _report() -> dict[str, Any]:
+def _report(resources: Resources) -> dict[str, Any]:
     """Judge the log of the published index's kind; without an index, count only."""
     import numpy as np
 
@@ -117,15 +128,14 @@ def _report() -> dict[str, Any]:
     from pipeline.search.rank import SIMILAR_QUERY_QUANTILE
     from pipeline.search.relevance_feedback import FeedbackIndex, LoggedQuery, adjust
     from pipeline.search.relevance_feedback import report as judge
-    from workers import resources
 
-    log = resources.feedback()
+    log = resources.feedback_log
     try:
-        version = resources.versions().current()
+        version = resources.versions.current()
     except ImgrecError as error:
         echo_err(f"No ranking is judged: {error}")
         return judge(log.queries(), log.newest(), lambda query: None)
-    shelf = IndexedCatalogue(version, resources.products().catalogue())
+    shelf = IndexedCatalogue(version, resources.products.catalogue())
     given = log.newest(version.fingerprint)
     opinions, quantiles = FeedbackIndex(given), version.random_pairs["quantiles"]
 

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from cli.wiring import Wiring
 
 COMMANDS = {
     # name: (module, attribute, one line of help; a test compares it with the command's own)
@@ -92,20 +96,27 @@ def imgrec(debug: bool) -> None:
     """Recommend visually similar products: a folder of photos becomes a searchable index."""
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, wiring: Wiring | None = None) -> None:
     """Run a command; print an error as one sentence and exit with its code.
 
     0 done, 1 failed, 2 wrong use, 3 not ready (no index), 4 a server is away.
     """
-    sys.exit(run(sys.argv[1:] if args is None else args))
+    sys.exit(run(sys.argv[1:] if args is None else args, wiring))
 
 
-def run(args: list[str]) -> int:
-    """Run a command; print an error as one sentence and return the exit code."""
+def run(args: list[str], wiring: Wiring | None = None) -> int:
+    """Run a command; print an error as one sentence and return the exit code.
+
+    Args:
+        wiring: what it works with; by default, what it makes from the settings itself.
+    """
     debug = "--debug" in args
     try:
         code = imgrec.main(
-            [arg for arg in args if arg != "--debug"], "imgrec", standalone_mode=False
+            [arg for arg in args if arg != "--debug"],
+            "imgrec",
+            standalone_mode=False,
+            obj=wiring,
         )
     except click.ClickException as error:
         error.show()

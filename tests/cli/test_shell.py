@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from cli.completion import LineCompleter
 from cli.shell import translate
+from pipeline.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -27,19 +30,14 @@ from cli.shell import translate
         ("# nothing", ""),
     ],
 )
-def test_old_and_new_spellings_become_commands(
-    line: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("DATA_DIR", raising=False)
-    from pipeline.settings import load_settings
-
-    load_settings.cache_clear()
-    assert " ".join(translate(line, local=False)) == words
+def test_old_and_new_spellings_become_commands(line: str, words: str, settings: Settings) -> None:
+    settings = settings.model_copy(update={"data_dir": Path("data")})
+    assert " ".join(translate(line, False, settings)) == words
 
 
-def test_local_is_handed_on_to_those_that_have_it() -> None:
-    assert translate("query a.jpg", local=True)[-1] == "--local"
-    assert "--local" not in translate("index list", local=True)
+def test_local_is_handed_on_to_those_that_have_it(settings: Settings) -> None:
+    assert translate("query a.jpg", True, settings)[-1] == "--local"
+    assert "--local" not in translate("index list", True, settings)
 
 
 def complete(text: str) -> list[str]:
