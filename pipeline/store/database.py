@@ -147,9 +147,12 @@ def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
             # WAL: readers never wait for the writer; NORMAL still survives kill -9.
             _use_wal(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
             yield _SqliteTransaction(connection)
             connection.execute("COMMIT")
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError):
+            raise  # a bug or bad data, and no fault of the file's
         except sqlite3.OperationalError as error:
             raise ServerUnavailable(f"The database {file} does not work: {error}.") from error
         except sqlite3.DatabaseError as error:
