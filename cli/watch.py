@@ -27,7 +27,10 @@ def ledger() -> Jobs:
 
 def job_object(job_id: str) -> dict[str, Any]:
     """Return the contract's object of a job."""
-    job, progress = ledger().get(job_id), ledger().progress(job_id)
+    return to_object(ledger().get(job_id), ledger().progress(job_id))
+
+
+def to_object(job: Job, progress: Progress) -> dict[str, Any]:
     return {
         "job_id": job.id,
         "state": job.state,
@@ -37,7 +40,7 @@ def job_object(job_id: str) -> dict[str, Any]:
         "skipped": progress.skipped,
         "warnings": progress.warnings,
         "index_version": job.index_version,
-        "seconds": round((job.finished_at or time.time()) - job.created_at, 1),
+        "seconds": round(job.seconds, 1),
         "error": job.error,
     }
 

@@ -42,7 +42,7 @@ def advance(job_id: str) -> None:
         ServerUnavailable: Redis does not take messages; the shards stay marked and are sent again.
     """
     jobs = _jobs()
-    window = jobs.next_window(job_id, load_settings().shard_window)
+    window = jobs.shards.next_window(job_id, load_settings().shard_window)
     failpoint("flow.before_send")
     send_shards(job_id, window)
     if jobs.ready_to_merge(job_id):
@@ -126,11 +126,11 @@ def reconcile() -> None:
     for job in jobs.open_jobs():
         if not job.plan_done:
             continue
-        freed = jobs.free_expired_shards(job.id)
+        freed = jobs.shards.free_expired(job.id)
         if freed:
             log.warning("Job %s: the workers of shards %s are gone; sending again.", job.id, freed)
         if queue_length(EMBED) == 0:
-            send_shards(job.id, jobs.lost_messages(job.id, LOST_AFTER_S))
+            send_shards(job.id, jobs.shards.requeue_lost(job.id, LOST_AFTER_S))
         advance(job.id)
 
 

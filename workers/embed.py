@@ -17,7 +17,8 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.find import require_allowed
 from pipeline.settings import load_settings
-from pipeline.store.jobs import Claim, Job
+from pipeline.store.jobs import Job
+from pipeline.store.shards import Claim
 from workers import dispatch, memory_guard, resources
 from workers.lease import Lease, LeaseLost, Stopped
 
@@ -39,29 +40,23 @@ def embed(job_id: str, n: int) -> None:
 
 
 def _embed(job_id: str, n: int) -> None:
-    failpoint("embed.before_claim")
     jobs, settings = resources.jobs(), load_settings()
+    failpoint("embed.before_claim")
     job = jobs.get(job_id)
     if not job.open or not _ready(job):
         return
-    claim = jobs.claim_shard(
-        job_id, n, f"{resources.HOST}:{uuid.uuid4().hex[:8]}", settings.lease_s
-    )
+    owner = f"{resources.HOST}:{uuid.uuid4().hex[:8]}"
+    claim = jobs.shards.claim(job_id, n, owner, settings.lease_s)
     if claim is None:
         return
     failpoint("embed.after_claim")
     try:
-        with Lease(
-            lambda progress: jobs.renew_lease(claim, progress, settings.lease_s),
-            settings.lease_s,
-            settings.stall_s,
-            f"shard {n} of job {job_id}",
-        ) as lease:
+        with resources.leases().hold(claim) as lease:
             result = _work(job, claim, lease)
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
     except Stopped:
         # What ends a worker by its memory again and again must come to be tried alone.
-        jobs.release_shard(claim, count_attempt=memory_guard.shutting_down.is_set())
+        jobs.shards.release(claim, count_attempt=memory_guard.shutting_down.is_set())
         log.info("Shard %d of job %s goes back to the queue: this worker ends.", n, job_id)
     except LeaseLost:
         log.info("Shard %d of job %s is no longer ours.", n, job_id)
@@ -72,14 +67,14 @@ def _embed(job_id: str, n: int) -> None:
         if resources.budget.over_limit():
             log.error("Shard %d of job %s lacks memory; the next worker has more.", n, job_id)
             # Counted: what takes it from one worker after the other is found when tried alone.
-            jobs.release_shard(claim, count_attempt=True)
+            jobs.shards.release(claim, count_attempt=True)
             memory_guard.end_worker()
             return
         _failed(claim, error)
         return
     else:
         failpoint("embed.after_write")
-        won = jobs.finish_shard(
+        won = jobs.shards.finish(
             claim,
             file=name,
             sha256=digest,
@@ -146,7 +141,7 @@ def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
         known,
         check=lease.check,
         save=save,
-        on_start=lambda position: jobs.mark_started(claim, position) <= MAX_CRASHES,
+        on_start=lambda position: jobs.shards.mark_started(claim, position) <= MAX_CRASHES,
         on_done=end,
     )
 
@@ -155,7 +150,7 @@ def _survived(claim: Claim, position: int) -> None:
     """Clear an image of suspicion, however long the database is away: this process lives."""
     while True:
         try:
-            resources.jobs().clear_suspect(claim, position)
+            resources.jobs().shards.clear_suspect(claim, position)
             return
         except ServerUnavailable:
             if resources.stopping.wait(PATIENCE_S):
@@ -169,7 +164,7 @@ def _failed(claim: Claim, error: Exception) -> None:
         # No fault of the shard's, and it may last: the reconciler sends it until there is budget.
         trouble = disk_trouble(error, load_settings().data_dir)
         log.error("Shard %d of job %s: %s", claim.n, claim.job_id, trouble)
-        jobs.release_shard(claim, count_attempt=False)
+        jobs.shards.release(claim, count_attempt=False)
         jobs.set_waiting_reason(claim.job_id, trouble)
         return
     log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
@@ -181,7 +176,7 @@ def _failed(claim: Claim, error: Exception) -> None:
             f"attempts: {reason}",
         )
     else:
-        jobs.release_shard(claim, count_attempt=True)  # the reconciler sends it after a pause
+        jobs.shards.release(claim, count_attempt=True)  # the reconciler sends it after a pause
 
 
 def _saver() -> Callable[[str, Image.Image], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 
 from celery import shared_task
 from filelock import Timeout
@@ -33,18 +34,14 @@ def merge_shards(job_id: str) -> None:
 
 def _merge(job_id: str) -> None:
     jobs, settings = resources.jobs(), load_settings()
-    job = jobs.claim_merge(job_id, settings.lease_s)
-    if job is None:
+    owner = f"{resources.HOST}:{uuid.uuid4().hex[:8]}"
+    claim = jobs.claim_merge(job_id, owner, settings.lease_s)
+    if claim is None:
         jobs.get(job_id)  # one that is not there is an error, not a merge that is done
         return
     try:
-        # A merge has no natural progress to watch, so only the process's death ends its lease.
-        with Lease(
-            lambda _: jobs.renew_merge_lease(job_id, settings.lease_s),
-            settings.lease_s,
-            float("inf"),
-        ) as lease:
-            merged = _publish(job, lease)
+        with resources.leases().hold(claim) as lease:
+            merged = _publish(claim.job, lease)
     except (Stopped, LeaseLost):
         log.info("The merge of job %s stops; the reconciler resumes it if it is wanted.", job_id)
         return
@@ -77,7 +74,7 @@ def _merge(job_id: str) -> None:
         return
     for n in merged.broken:
         log.warning("Job %s: the file of shard %d is gone or changed; doing it again.", job_id, n)
-        jobs.reopen_shard(job_id, n)
+        jobs.shards.reopen(job_id, n)
     if merged.version:
         failpoint("index.before_record")
         if jobs.publish(job_id, merged.version):
@@ -108,10 +105,11 @@ def _publish(job: Job, lease: Lease) -> Merged:
     with versions.lock().acquire(timeout=LOCK_WAIT_S), memory_guard.expect_high_usage():
         merged = merge(
             job,
-            jobs.done_shards(job.id),
+            jobs.shards.done(job.id),
             settings,
             versions,
             lease.check,
+            later_jobs=jobs.created_after(job.id),
             require_fit=memory_guard.require_fit,
         )
         if merged.version:

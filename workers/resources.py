@@ -40,6 +40,7 @@ from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
 from workers import watchdog
+from workers.lease import Leases
 from workers.query_log import QueryLog
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,12 @@ def database() -> Database:
 @once
 def jobs() -> Jobs:
     return Jobs(database())
+
+
+@once
+def leases() -> Leases:
+    settings = load_settings()
+    return Leases(jobs(), settings.lease_s, settings.stall_s, stopping)
 
 
 @once

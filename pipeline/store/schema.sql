@@ -110,3 +110,17 @@ CREATE TABLE revisions (
 -- The next shards in their order without a look at all that wait: a job may have millions.
 CREATE INDEX shards_in_order ON shards (job_id, state, n);
 DROP INDEX shards_by_state;
+
+-- version 4
+-- The order in which jobs were created, whatever the clock said then; 0: by an older imgrec.
+ALTER TABLE jobs ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+UPDATE jobs SET sequence = ordered.place
+FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY created_at, id) AS place FROM jobs) AS ordered
+WHERE ordered.id = jobs.id;
+INSERT INTO revisions (name, n) SELECT 'jobs', COUNT(*) FROM jobs;
+
+-- The claim that holds the lease of the merge.
+ALTER TABLE jobs ADD COLUMN owner TEXT;
+
+-- A worker renews all its leases in one statement.
+CREATE INDEX shards_by_owner ON shards (owner) WHERE state = 'running';

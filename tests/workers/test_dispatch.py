@@ -38,9 +38,9 @@ def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
     dispatch.advance(job_id)
     assert sent(desk) == []
     desk.shop.embed(job_id)  # both shards, by hand
-    claim = desk.shop.jobs.claim_shard(job_id, 0, "me", 1000)
+    claim = desk.shop.jobs.shards.claim(job_id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+    desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
     dispatch.advance(job_id)
     assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
 
@@ -49,7 +49,7 @@ def test_the_shard_of_a_dead_worker_is_sent_again(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
     dispatch.advance(job_id)
     desk.messages.clear()
-    assert desk.shop.jobs.claim_shard(job_id, 1, "dead", -1)
+    assert desk.shop.jobs.shards.claim(job_id, 1, "dead", -1)
     dispatch.reconcile()
     assert sent(desk) == [("imgrec.embed_shard", (job_id, 1))]
 
@@ -71,7 +71,7 @@ def test_a_lost_merge_is_sent_again(desk: InlineWorker) -> None:
     desk.shop.embed(job_id)
     dispatch.reconcile()
     assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
-    assert desk.shop.jobs.claim_merge(job_id, 1000)
+    assert desk.shop.jobs.claim_merge(job_id, "me", 1000)
     dispatch.reconcile()
     assert sent(desk) == []  # an indexer holds it
 

@@ -71,7 +71,7 @@ def test_a_shard_that_another_worker_holds_is_left_alone(
     desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
-    assert desk.shop.jobs.claim_shard(job_id, 0, "another", 1000)
+    assert desk.shop.jobs.shards.claim(job_id, 0, "another", 1000)
     embed(job_id, 0)
     assert encoder.images == 0
 
@@ -184,13 +184,13 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
     job_id = desk.shop.plan()
     jobs = desk.shop.jobs
     for _ in range(load_settings().max_attempts):  # as many workers that died
-        assert jobs.claim_shard(job_id, 0, "dead", -1)
-        assert jobs.free_expired_shards(job_id) == [0]
-    claim = jobs.claim_shard(job_id, 0, "dead", -1)
+        assert jobs.shards.claim(job_id, 0, "dead", -1)
+        assert jobs.shards.free_expired(job_id) == [0]
+    claim = jobs.shards.claim(job_id, 0, "dead", -1)
     assert claim is not None
     for _ in range(MAX_CRASHES):  # two more died while they worked on the sixth image alone
-        jobs.mark_started(claim, 5)
-    jobs.free_expired_shards(job_id)
+        jobs.shards.mark_started(claim, 5)
+    jobs.shards.free_expired(job_id)
     dispatch.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
@@ -248,7 +248,7 @@ def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
     def cannot() -> None:
         raise error
 
-    monkeypatch.setattr(resources, "tools", cannot)
+    monkeypatch.setattr(resources, "embedder", cannot)
     job_id = desk.rebuild()
     assert desk.job(job_id).state == state
     assert all(shard["attempts"] == 0 for shard in shards(desk, job_id).values())

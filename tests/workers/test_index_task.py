@@ -49,9 +49,9 @@ def test_after_a_merge_shard_files_and_plans_are_gone_and_counts_stay(desk: Inli
     job_id = desk.rebuild()
     folder = load_settings().jobs_dir
     assert not (folder / job_id).exists()
-    assert all(not shard.images for shard in desk.shop.jobs.done_shards(job_id))
+    assert all(not shard.images for shard in desk.shop.jobs.shards.done(job_id))
     assert desk.progress(job_id).embedded == 20
-    claim = desk.shop.jobs.claim_shard(other, 0, "me", 1)
+    claim = desk.shop.jobs.shards.claim(other, 0, "me", 1)
     assert claim is not None
     assert claim.images  # the plan of an open job stays
 
@@ -199,6 +199,7 @@ def test_a_job_cancelled_before_the_version_is_named_publishes_nothing(
     job_id = embedded(desk)
     monkeypatch.setenv("LEASE_S", "0.06")
     load_settings.cache_clear()
+    monkeypatch.setattr(resources, "leases", resources.once(resources.leases.__wrapped__))
     save = faiss_index.save
 
     def cancel_meanwhile(*args: object) -> None:
@@ -244,7 +245,7 @@ def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
     desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away:
-        def claim_merge(self, job_id: str, lease_s: float) -> None:
+        def claim_merge(self, job_id: str, owner: str, lease_s: float) -> None:
             raise ServerUnavailable("The database is away.")
 
     monkeypatch.setattr(resources, "jobs", Away)
