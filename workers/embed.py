@@ -19,7 +19,7 @@ from pipeline.images.find import require_allowed
 from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim
-from workers import dispatch, memory_guard, resources
+from workers import dispatch, memory_guard, resources, watchdog
 from workers.lease import Lease, LeaseLost, Stopped
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,14 @@ def embed(job_id: str, n: int) -> None:
 
 def _embed(job_id: str, n: int) -> None:
     jobs, settings = resources.jobs(), load_settings()
-    failpoint("embed.before_claim")
-    job = jobs.get(job_id)
-    if not job.open or not _ready(job):
-        return
-    owner = f"{resources.HOST}:{uuid.uuid4().hex[:8]}"
-    claim = jobs.shards.claim(job_id, n, owner, settings.lease_s)
+    # Before there is a lease that could end: a download or a lock may hang.
+    with watchdog.Deadline(f"the start of shard {n} of job {job_id}", settings.stall_s):
+        failpoint("embed.before_claim")
+        job = jobs.get(job_id)
+        if not job.open or not _ready(job):
+            return
+        owner = f"{resources.HOST}:{uuid.uuid4().hex[:8]}"
+        claim = jobs.shards.claim(job_id, n, owner, settings.lease_s)
     if claim is None:
         return
     failpoint("embed.after_claim")

@@ -93,7 +93,7 @@ def start_helpers(sender: Any, **_: Any) -> None:
 
 @signals.task_prerun.connect
 def begin_task(task_id: str, task: Any, **_: Any) -> None:
-    """Watch a query; a shard has its lease, and a merge no limit."""
+    """Watch a query; a shard watches itself, and a merge has no limit."""
     if task.name not in ("imgrec.embed_shard", "imgrec.merge_shards"):
         _tasks[task_id] = watchdog.Deadline(f"{task.name} {task_id}", load_settings().stall_s)
         _tasks[task_id].begin()
