@@ -22,7 +22,11 @@ NO_WORKER_AFTER_S = 4.0
 
 def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
     """Return the contract's object of a job."""
-    job, progress = jobs.get(job_id), jobs.progress(job_id)
+    return to_object(jobs.get(job_id), jobs.progress(job_id))
+
+
+def to_object(job: Job, progress: Progress) -> dict[str, Any]:
+    """Return the contract's object of a job with its counts."""
     return {
         "job_id": job.id,
         "state": job.state,
@@ -32,7 +36,7 @@ def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
         "skipped": progress.skipped,
         "warnings": progress.warnings,
         "index_version": job.index_version,
-        "seconds": round((job.finished_at or time.time()) - job.created_at, 1),
+        "seconds": round(job.seconds, 1),
         "error": job.error,
     }
 

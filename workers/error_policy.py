@@ -49,10 +49,15 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Release:
-    """Give the work back; with `end_worker`, to another process than this one."""
+    """Give the work back: `at_once` to the next worker, else after the reconciler's pause.
+
+    `reason` is for those who wait for the job.
+    """
 
     count_attempt: bool
-    end_worker: bool = False
+    reason: str = ""
+    at_once: bool = False
+    end_worker: bool = False  # the next process has more memory
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
             return Drop()
         case Stopped():
             # What ends workers by their memory again and again must come to be tried alone.
-            return Release(count_attempt=attempt.lacks_memory)
+            return Release(count_attempt=attempt.lacks_memory, at_once=True)
         case ServerUnavailable():
             return Wait(str(error))
         case Timeout():  # an OSError, too
@@ -104,12 +109,14 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
     if attempt.stage is Stage.LOAD:
         return Refuse(_reason(error))
     if attempt.stage is Stage.EMBED and attempt.lacks_memory:
-        return Release(count_attempt=True, end_worker=True)
+        reason = f"{attempt.description} lacks memory: the worker restarts."
+        return Release(count_attempt=True, reason=reason, end_worker=True)
     if attempt.stage is Stage.MERGE and not isinstance(error, OSError):
         # It would take as long again and end the same way.
         return Fail(_merge_failure(error))
     if attempt.number <= attempt.limit:
-        return Release(count_attempt=True)
+        reason = f"{attempt.description} failed and is tried again: {_reason(error)}"
+        return Release(count_attempt=True, reason=reason)
     return Fail(f"{attempt.description} failed in {attempt.number} attempts: {_reason(error)}")
 
 

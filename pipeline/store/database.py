@@ -1,7 +1,9 @@
 """Run the same SQL on SQLite and on PostgreSQL; make and migrate the schema.
 
-SQL is written with `?` for values. A connection lives for one transaction: nothing to reconnect
-after a server's restart, nothing shared between threads or over a fork.
+SQL is written with `?` or `:name` for values and `now_s()` for the time in seconds since the epoch:
+the clock of the PostgreSQL server, or of the machine that holds the SQLite file. A connection lives
+for one transaction: nothing to reconnect after a server's restart, nothing shared between threads
+or over a fork.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +23,7 @@ from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.urls import without_password
 
 Row = dict[str, Any]
+Values = Sequence[Any] | Mapping[str, Any]
 # A server that vanished with its network is given up in half a minute, not in two hours.
 PATIENCE = {
     "connect_timeout": 5,
@@ -34,15 +38,17 @@ NOT_TO_US = re.compile(
 )
 SQLITE = "sqlite:///"
 LOCKED_S = 30.0  # patience with another process that writes
+# Read anew in each statement: a transaction may have waited for a lock.
+NOW_S = "EXTRACT(EPOCH FROM clock_timestamp())::float8"
 SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a PostgreSQL schema change
 
 
 class Transaction(Protocol):
     """What a repository writes its SQL against."""
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]: ...
+    def rows(self, sql: str, values: Values = ()) -> list[Row]: ...
 
-    def many(self, sql: str, values: Sequence[Sequence[Any]]) -> None: ...
+    def many(self, sql: str, values: Sequence[Values]) -> None: ...
 
 
 class Database:
@@ -124,10 +130,10 @@ class _SqliteTransaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
         return [dict(row) for row in self._connection.execute(sql, values)]
 
-    def many(self, sql: str, values: Sequence[Sequence[Any]]) -> None:
+    def many(self, sql: str, values: Sequence[Values]) -> None:
         self._connection.executemany(sql, values)
 
     def migration_lock(self) -> None:
@@ -147,10 +153,13 @@ def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
             # WAL: readers never wait for the writer; NORMAL still survives kill -9.
             _use_wal(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA foreign_keys=ON")  # as PostgreSQL always has
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.create_function("now_s", 0, time.time)
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
             yield _SqliteTransaction(connection)
             connection.execute("COMMIT")
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError):
+            raise  # a bug or bad data, and no fault of the file's
         except sqlite3.OperationalError as error:
             raise ServerUnavailable(f"The database {file} does not work: {error}.") from error
         except sqlite3.DatabaseError as error:
@@ -179,12 +188,12 @@ class _PostgresTransaction:
     def __init__(self, cursor: Any) -> None:
         self._cursor = cursor
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        self._cursor.execute(_percent(sql), values)
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        self._cursor.execute(_for_psycopg(sql), values)
         return list(self._cursor.fetchall()) if self._cursor.description else []
 
-    def many(self, sql: str, values: Sequence[Sequence[Any]]) -> None:
-        self._cursor.executemany(_percent(sql), values)
+    def many(self, sql: str, values: Sequence[Values]) -> None:
+        self._cursor.executemany(_for_psycopg(sql), values)
 
     def migration_lock(self) -> None:
         self.rows("SELECT pg_advisory_xact_lock(?)", (SCHEMA_LOCK,))
@@ -243,8 +252,10 @@ def _why(shown: str, error: Exception) -> str:
     return f"The database {shown} does not answer: {reason}. Start it, or correct DATABASE_URL."
 
 
-def _percent(sql: str) -> str:
-    return sql.replace("%", "%%").replace("?", "%s")
+@lru_cache
+def _for_psycopg(sql: str) -> str:
+    sql = sql.replace("%", "%%").replace("?", "%s").replace("now_s()", NOW_S)
+    return re.sub(r"(?<!:):([a-z]\w*)", r"%(\1)s", sql)
 
 
 def _migrate(transaction: Any) -> None:

@@ -195,12 +195,12 @@ def test_who_waits_is_told_once_which_worker_is_missing(
     assert done.err.count("No worker listens on queue 'embed'") == 1
     assert "celery worker -Q embed" in done.err
     (job,) = desk.shop.jobs.open_jobs()
-    desk.shop.jobs.next_window(job.id, 0)
+    desk.shop.jobs.shards.next_window(job.id, 0)
     desk.messages.clear()
     for n in (0, 1):
-        claim = desk.shop.jobs.claim_shard(job.id, n, "me", 1000)
+        claim = desk.shop.jobs.shards.claim(job.id, n, "me", 1000)
         assert claim is not None
-        desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+        desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
     done = imgrec("status", job.id, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'index'") == 1
 
@@ -250,8 +250,8 @@ def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
     assert "planned: 0 of 20 images, waiting for a worker" in done.err
     assert "\x1b" not in done.err
     (job,) = desk.shop.jobs.open_jobs()
-    claim = desk.shop.jobs.claim_shard(job.id, 0, "me", 1000)
+    claim = desk.shop.jobs.shards.claim(job.id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.renew_lease(claim, 3, 1000)
+    desk.shop.jobs.renew_leases({claim.owner: 3}, (), 1000)
     done = imgrec("status", job.id, "--wait", "--timeout", "0.3")
     assert "running: 3 of 20 images, " in done.err

@@ -44,6 +44,17 @@ def os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+def again(attempt: Attempt, reason: str) -> Release:
+    return Release(
+        count_attempt=True, reason=f"{attempt.description} failed and is tried again: {reason}"
+    )
+
+
+RESTART = Release(
+    count_attempt=True,
+    reason="embed@host: shard 7 lacks memory: the worker restarts.",
+    end_worker=True,
+)
 FULL, DENIED, BROKEN = os_error(errno.ENOSPC), os_error(errno.EACCES), os_error(errno.EIO)
 BUG, CUDA = ZeroDivisionError("division by zero"), RuntimeError("CUDA error: 700\nStack: ...")
 FREE_SPACE = Wait(
@@ -58,9 +69,9 @@ FREE_SPACE = Wait(
         # Nothing is wrong with the work.
         (LeaseLost(), EMBED, Drop()),
         (LeaseLost(), MERGE, Drop()),
-        (Stopped(), EMBED, Release(count_attempt=False)),
-        (Stopped(), MERGE, Release(count_attempt=False)),
-        (Stopped(), replace(EMBED, **LEAKED), Release(count_attempt=True)),
+        (Stopped(), EMBED, Release(count_attempt=False, at_once=True)),
+        (Stopped(), MERGE, Release(count_attempt=False, at_once=True)),
+        (Stopped(), replace(EMBED, **LEAKED), Release(count_attempt=True, at_once=True)),
         # Servers and disks come back.
         (ServerUnavailable("Redis is away."), LOAD, Wait("Redis is away.")),
         (ServerUnavailable("Redis is away."), EMBED, Wait("Redis is away.")),
@@ -78,11 +89,11 @@ FREE_SPACE = Wait(
         (BROKEN, LOAD, Refuse("OSError: [Errno 5] Input/output error")),
         (MemoryError(), LOAD, Refuse("MemoryError")),
         # The rest counts, and ends the job when it persists.
-        (CUDA, EMBED, Release(count_attempt=True)),
-        (BROKEN, EMBED, Release(count_attempt=True)),
-        (MemoryError(), EMBED, Release(count_attempt=True)),
-        (IndexBroken("v1 is broken."), EMBED, Release(count_attempt=True)),
-        (BROKEN, MERGE, Release(count_attempt=True)),
+        (CUDA, EMBED, again(EMBED, "RuntimeError: CUDA error: 700")),
+        (BROKEN, EMBED, again(EMBED, "OSError: [Errno 5] Input/output error")),
+        (MemoryError(), EMBED, again(EMBED, "MemoryError")),
+        (IndexBroken("v1 is broken."), EMBED, again(EMBED, "v1 is broken.")),
+        (BROKEN, MERGE, again(MERGE, "OSError: [Errno 5] Input/output error")),
         (
             CUDA,
             replace(EMBED, **LAST),
@@ -96,8 +107,8 @@ FREE_SPACE = Wait(
             ),
         ),
         # A process that has leaked ends, so that the next one has more memory.
-        (MemoryError(), replace(EMBED, **LEAKED), Release(count_attempt=True, end_worker=True)),
-        (CUDA, replace(EMBED, **LEAKED, **LAST), Release(count_attempt=True, end_worker=True)),
+        (MemoryError(), replace(EMBED, **LEAKED), RESTART),
+        (CUDA, replace(EMBED, **LEAKED, **LAST), RESTART),
         (FULL, replace(EMBED, **LEAKED), FREE_SPACE),
         # A merge that fails would take as long again and end the same way.
         (JobFailed("No good image."), MERGE, Fail("No good image.")),
