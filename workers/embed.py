@@ -56,6 +56,15 @@ def _embed(job_id: str, n: int) -> None:
         with resources.leases().hold(claim) as lease:
             result = _work(job, claim, lease)
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
+        failpoint("embed.after_write")
+        won = jobs.shards.finish(
+            claim,
+            file=name,
+            sha256=digest,
+            embedded=result.embedded,
+            reused=result.reused,
+            failures=result.failures,
+        )
     except Stopped:
         # What ends a worker by its memory again and again must come to be tried alone.
         jobs.shards.release(claim, count_attempt=memory_guard.shutting_down.is_set())
@@ -75,15 +84,6 @@ def _embed(job_id: str, n: int) -> None:
         _failed(claim, error)
         return
     else:
-        failpoint("embed.after_write")
-        won = jobs.shards.finish(
-            claim,
-            file=name,
-            sha256=digest,
-            embedded=result.embedded,
-            reused=result.reused,
-            failures=result.failures,
-        )
         failpoint("embed.after_mark")
         log.info("Shard %d of job %s: %s", n, job_id, _account(result, won))
     dispatch.advance(job_id)
@@ -105,12 +105,12 @@ def _ready(job: Job) -> bool:
         resources.embedder()
         memory_guard.apply_limit(resources.budget, dispatch.EMBED)
         mine = resources.fingerprint()
+        held = jobs.set_fingerprint(job.id, mine)
     except ImgrecError as error:
         if isinstance(error, ServerUnavailable):
             raise
         jobs.fail(job.id, f"Worker embed@{resources.HOST}: {error}")
         return False
-    held = jobs.set_fingerprint(job.id, mine)
     if held.fingerprint != mine.id:
         jobs.fail(
             job.id,
