@@ -272,7 +272,11 @@ class Jobs:
 
     def fail(self, job_id: str, error: str) -> bool:
         """End a job with the sentence that explains why; False when it had ended before."""
-        return self._end(job_id, "failed", None, error)
+        try:
+            return self._end(job_id, "failed", None, error)
+        except WrongUse:  # an old database of another encoding; the job must end all the same
+            ascii_only = error.encode("ascii", "backslashreplace").decode()
+            return self._end(job_id, "failed", None, ascii_only)
 
     def cancel(self, job_id: str) -> bool:
         """Stop a job; workers notice at their next heartbeat. False when it had ended before."""

@@ -310,7 +310,7 @@ def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "app.db"
     url = f"sqlite:///{file}"
     job_id = plan(Jobs(Database(url)))
-    monkeypatch.setattr("pipeline.store.database.LOCKED_S", 0.0)
+    monkeypatch.setattr("pipeline.store.sqlite.LOCKED_S", 0.0)
     with closing(sqlite3.connect(file, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         jobs = Jobs(Database(url))  # a new process: it reads the schema's version, too
