@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipeline.embed.fingerprint import Fingerprint
@@ -19,7 +19,7 @@ from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.database import Database, Row
 from pipeline.store.queries import QUERIES
-from pipeline.store.shards import Shards
+from pipeline.store.shards import Shards, StageTimings
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Progress:
 
     @classmethod
     def from_row(cls, row: Row) -> Progress:
-        return cls(**{name: int(row[name]) for name in cls.__dataclass_fields__})
+        return cls(**{field.name: int(row[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,12 @@ class Jobs:
         return [
             Failure(row["path"], row["stage"], row["reason"], bool(row["warning"])) for row in rows
         ]
+
+    def timings(self, job_id: str) -> StageTimings:
+        """Sum the time of a job's finished shards by stage."""
+        with self._database.transaction(read_only=True) as tx:
+            (row,) = tx.rows(QUERIES["sum_timings"], {"job_id": job_id})
+        return StageTimings.from_row(row)
 
     def created_after(self, job_id: str) -> set[str]:
         """Return the ids of the jobs that were created after this one."""

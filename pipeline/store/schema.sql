@@ -124,3 +124,15 @@ ALTER TABLE jobs ADD COLUMN owner TEXT;
 
 -- A worker renews all its leases in one statement.
 CREATE INDEX shards_by_owner ON shards (owner) WHERE state = 'running';
+
+-- Where a finished shard's time went. Threads overlap: the sum may exceed the time of the shard.
+CREATE TABLE shard_timings (
+    job_id    TEXT NOT NULL REFERENCES jobs(id),
+    n         INTEGER NOT NULL,
+    read_s    DOUBLE PRECISION NOT NULL,
+    decode_s  DOUBLE PRECISION NOT NULL,
+    cut_out_s DOUBLE PRECISION NOT NULL,
+    embed_s   DOUBLE PRECISION NOT NULL,
+    write_s   DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (job_id, n)
+);
