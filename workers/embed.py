@@ -22,7 +22,7 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.find import require_allowed
 from pipeline.store.jobs import Job
-from pipeline.store.shards import Claim
+from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
 from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide
 from workers.lease import Lease
@@ -146,7 +146,7 @@ def _record(
         embedded=result.embedded,
         reused=result.reused,
         failures=result.failures,
-        stage_seconds=result.stage_seconds,
+        timings=StageTimings(**{f"{stage}_s": s for stage, s in result.stage_seconds.items()}),
     )
     failpoint("embed.after_mark")
     skipped = sum(not failure.warning for failure in result.failures)

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipeline.embed.fingerprint import Fingerprint
@@ -19,7 +19,7 @@ from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.database import Database, Row
 from pipeline.store.queries import QUERIES
-from pipeline.store.shards import Shards
+from pipeline.store.shards import Shards, StageTimings
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Progress:
 
     @classmethod
     def from_row(cls, row: Row) -> Progress:
-        return cls(**{name: int(row[name]) for name in cls.__dataclass_fields__})
+        return cls(**{field.name: int(row[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,11 @@ class Jobs:
             Failure(row["path"], row["stage"], row["reason"], bool(row["warning"])) for row in rows
         ]
 
-    def stage_seconds(self, job_id: str) -> dict[str, float]:
-        """Add up the time that the finished shards of a job took in each stage."""
+    def timings(self, job_id: str) -> StageTimings:
+        """Sum the time of a job's finished shards by stage."""
         with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(QUERIES["sum_stage_times"], {"job_id": job_id})
-        return {row["stage"]: float(row["seconds"]) for row in rows}
+            (row,) = tx.rows(QUERIES["sum_timings"], {"job_id": job_id})
+        return StageTimings.from_row(row)
 
     def created_after(self, job_id: str) -> set[str]:
         """Return the ids of the jobs that were created after this one."""
@@ -315,7 +315,11 @@ class Jobs:
 
     def fail(self, job_id: str, error: str) -> bool:
         """End a job with the sentence that explains why; False when it had ended before."""
-        return self._end(job_id, "failed", None, error)
+        try:
+            return self._end(job_id, "failed", None, error)
+        except WrongUse:  # an old database of another encoding; the job must end all the same
+            ascii_only = error.encode("ascii", "backslashreplace").decode()
+            return self._end(job_id, "failed", None, ascii_only)
 
     def cancel(self, job_id: str) -> bool:
         """Stop a job; workers notice at their next heartbeat. False when it had ended before."""

@@ -74,6 +74,12 @@ FROM (
     FROM failures WHERE job_id = :job_id
 ) AS bad;
 
+-- name: sum_timings
+SELECT COALESCE(SUM(read_s), 0) AS read_s, COALESCE(SUM(decode_s), 0) AS decode_s,
+       COALESCE(SUM(cut_out_s), 0) AS cut_out_s, COALESCE(SUM(embed_s), 0) AS embed_s,
+       COALESCE(SUM(write_s), 0) AS write_s
+FROM shard_timings WHERE job_id = :job_id;
+
 -- name: list_failures
 SELECT path, stage, reason, warning FROM failures WHERE job_id = :job_id ORDER BY path, warning;
 
@@ -196,12 +202,12 @@ WHERE job_id = :job_id AND n = :n AND state <> 'done'
   AND EXISTS (SELECT 1 FROM jobs WHERE id = :job_id AND finished_at IS NULL)
 RETURNING n;
 
--- name: set_stage_time
-INSERT INTO stage_times (job_id, n, stage, seconds) VALUES (:job_id, :n, :stage, :seconds)
-ON CONFLICT (job_id, n, stage) DO UPDATE SET seconds = excluded.seconds;
-
--- name: sum_stage_times
-SELECT stage, SUM(seconds) AS seconds FROM stage_times WHERE job_id = :job_id GROUP BY stage;
+-- name: store_timings
+INSERT INTO shard_timings (job_id, n, read_s, decode_s, cut_out_s, embed_s, write_s)
+VALUES (:job_id, :n, :read_s, :decode_s, :cut_out_s, :embed_s, :write_s)
+ON CONFLICT (job_id, n) DO UPDATE
+SET read_s = excluded.read_s, decode_s = excluded.decode_s, cut_out_s = excluded.cut_out_s,
+    embed_s = excluded.embed_s, write_s = excluded.write_s;
 
 -- name: delete_failures
 DELETE FROM failures WHERE job_id = :job_id AND n = :n;

@@ -125,16 +125,19 @@ ALTER TABLE jobs ADD COLUMN owner TEXT;
 -- A worker renews all its leases in one statement.
 CREATE INDEX shards_by_owner ON shards (owner) WHERE state = 'running';
 
--- version 5
--- How long each stage of a shard took; not columns of `shards`, whose rows are long.
-CREATE TABLE stage_times (
-    job_id  TEXT NOT NULL REFERENCES jobs(id),
-    n       INTEGER NOT NULL,
-    stage   TEXT NOT NULL,                    -- read decode cut_out embed write
-    seconds DOUBLE PRECISION NOT NULL,        -- of its worker's time
-    PRIMARY KEY (job_id, n, stage)
+-- Where a finished shard's time went. Threads overlap: the sum may exceed the time of the shard.
+CREATE TABLE shard_timings (
+    job_id    TEXT NOT NULL REFERENCES jobs(id),
+    n         INTEGER NOT NULL,
+    read_s    DOUBLE PRECISION NOT NULL,
+    decode_s  DOUBLE PRECISION NOT NULL,
+    cut_out_s DOUBLE PRECISION NOT NULL,
+    embed_s   DOUBLE PRECISION NOT NULL,
+    write_s   DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (job_id, n)
 );
 
+-- version 5
 -- Workers that could not do a job as they were set up.
 CREATE TABLE refusals (
     job_id     TEXT NOT NULL REFERENCES jobs(id),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pipeline.images.failure import Failure
@@ -28,6 +28,21 @@ class Claim:
 
     def __str__(self) -> str:
         return f"shard {self.n} of job {self.job_id}"
+
+
+@dataclass(frozen=True)
+class StageTimings:
+    """Seconds of work by stage, summed over threads."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    cut_out_s: float = 0.0
+    embed_s: float = 0.0
+    write_s: float = 0.0
+
+    @classmethod
+    def from_row(cls, row: Row) -> StageTimings:
+        return cls(**{field.name: float(row[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ class Shards:
         embedded: int,
         reused: int,
         failures: Sequence[Failure],
-        stage_seconds: Mapping[str, float] | None = None,
+        timings: StageTimings | None = None,
     ) -> bool:
         """Record a shard's result with its failures; False when another worker was first."""
         shard = {"job_id": claim.job_id, "n": claim.n}
@@ -136,11 +151,8 @@ class Shards:
                 tx.rows(QUERIES["delete_failures"], shard)
                 tx.rows(QUERIES["clear_waiting_reason"], {"job_id": claim.job_id})
                 _add_failures(tx, claim.job_id, claim.n, failures)
-                times = [
-                    {**shard, "stage": stage, "seconds": seconds}
-                    for stage, seconds in (stage_seconds or {}).items()
-                ]
-                tx.many(QUERIES["set_stage_time"], times)
+                if timings is not None:
+                    tx.rows(QUERIES["store_timings"], {**shard, **asdict(timings)})
         return bool(won)
 
     def release(self, claim: Claim, *, count_attempt: bool) -> None:

@@ -13,7 +13,7 @@ from inline_worker import InlineWorker
 from PIL import Image
 from toy_pipeline import ToyPipeline
 
-from pipeline.errors import ServerUnavailable, SetupError
+from pipeline.errors import ServerUnavailable, SetupError, WrongUse
 from workers.embed import MAX_CRASHES, REFUSALS, embed
 from workers.resources import HOST
 
@@ -443,3 +443,21 @@ def test_a_database_that_is_away_is_a_log_line_and_no_crash(
     desk.resources.jobs = Away()
     embed(desk.resources, job_id, 0)
     assert f"Shard 0 of job {job_id}: The database is away." in caplog.text
+
+
+def test_a_result_that_the_database_never_takes_ends_the_job_with_the_reason(
+    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose encoding cannot hold the name of a broken image."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise WrongUse("The database cannot hold this text.")
+
+    job_id = desk.shop.plan()
+    monkeypatch.setattr("pipeline.store.shards.Shards.finish", refuse)
+    for _ in range(desk.resources.settings.max_attempts):
+        embed(desk.resources, job_id, 0)
+        assert shards(desk, job_id)[0]["state"] == "pending"
+    embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).state == "failed"
+    assert "cannot hold this text" in str(desk.job(job_id).error)

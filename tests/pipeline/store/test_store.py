@@ -20,7 +20,7 @@ from pipeline.store import shards as shards_module
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs, Progress
 from pipeline.store.queries import QUERIES
-from pipeline.store.shards import Claim
+from pipeline.store.shards import Claim, StageTimings
 
 MODEL = Fingerprint("f1", {"model": "toy", "preprocessing": {"rembg_model": None, "size": (8, 8)}})
 LONG_S = 1000.0
@@ -75,7 +75,7 @@ def test_the_schema_is_made_once_by_any_number_of_processes(database_url: str) -
     assert errors == []
     with Database(database_url).transaction() as tx:
         versions = tx.rows("SELECT version FROM schema_version ORDER BY version")
-    assert [row["version"] for row in versions] == [1, 2, 3, 4]  # each section once
+    assert [row["version"] for row in versions] == [1, 2, 3, 4, 5]  # each section once
 
 
 def test_a_database_of_a_later_imgrec_is_refused(database_url: str) -> None:
@@ -261,6 +261,22 @@ def test_failures_and_warnings_are_counted_apart_and_hold_any_text(jobs: Jobs) -
     assert jobs.failures(job_id)[0].reason == "broken 100% 'quoted' ?"
 
 
+def test_the_time_of_finished_shards_is_summed_by_stage(jobs: Jobs) -> None:
+    job_id = plan(jobs)
+    assert jobs.timings(job_id) == StageTimings()
+    result = {"file": "f", "sha256": "0", "embedded": 2, "reused": 0, "failures": []}
+    timings = StageTimings(read_s=1, decode_s=2, cut_out_s=3, embed_s=4, write_s=0.5)
+    first = claim(jobs, job_id, 0)
+    jobs.shards.finish(first, **result, timings=timings)
+    jobs.shards.finish(first, **result, timings=timings)  # it was done already
+    jobs.shards.finish(claim(jobs, job_id, 1), **result, timings=StageTimings(embed_s=1))
+    jobs.shards.finish(claim(jobs, job_id, 2), **result)  # by a worker that measures nothing
+    assert jobs.timings(job_id) == StageTimings(1, 2, 3, 5, 0.5)
+    jobs.shards.reopen(job_id, 0)
+    jobs.shards.finish(claim(jobs, job_id, 0), **result, timings=StageTimings(read_s=7))
+    assert jobs.timings(job_id) == StageTimings(read_s=7, embed_s=1)
+
+
 def test_images_that_run_alone_are_counted_until_they_end(jobs: Jobs) -> None:
     job_id = plan(jobs, shards=1)
     taken = claim(jobs, job_id, 0)
@@ -310,7 +326,7 @@ def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "app.db"
     url = f"sqlite:///{file}"
     job_id = plan(Jobs(Database(url)))
-    monkeypatch.setattr("pipeline.store.database.LOCKED_S", 0.0)
+    monkeypatch.setattr("pipeline.store.sqlite.LOCKED_S", 0.0)
     with closing(sqlite3.connect(file, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         jobs = Jobs(Database(url))  # a new process: it reads the schema's version, too
