@@ -85,9 +85,9 @@ class MemoryGuard:
 
     def _apply_limit(self, queue: str) -> None:
         settings, base = self._settings, data_segment_bytes()
-        if base is None or settings.memory_limit == 0:
+        if base is None or settings.worker_max_memory == 0:
             return
-        limit = settings.memory_limit
+        limit: int | None = settings.worker_max_memory
         if limit is None:
             # Nobody asked for a limit: it is never less than any allowed picture needs.
             largest = BYTES_PER_PIXEL * settings.max_image_pixels
