@@ -21,15 +21,21 @@ from PIL import Image
 
 from pipeline.embed import int8
 from pipeline.errors import SetupError
-from pipeline.measure_once import FASTER, Measured, fastest, remembered, seconds, speedup
+from pipeline.measure_once import (
+    FASTER,
+    Measured,
+    fastest,
+    probe_images,
+    remembered,
+    seconds,
+    speedup,
+)
 from pipeline.settings import Settings
-from tools.drawing import CATEGORIES, COLORS, PATTERNS, Product, draw
 
 log = logging.getLogger(__name__)
 
 BOUND = 0.995
 SMALL = 4_000_000  # weights of an image side that costs no more than decoding its pictures
-PROBES = 12
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[Image.Image]], Vectors]
@@ -99,7 +105,7 @@ def measure(names: Sequence[str], make: Callable[[str], Embed]) -> list[Measured
     Args:
         make: gives the function that embeds in a precision.
     """
-    exact, pictures = make("fp32"), probes()
+    exact, pictures = make("fp32"), probe_images()
     expected = exact(pictures)
     found = []
     for name in names:
@@ -115,11 +121,3 @@ def measure(names: Sequence[str], make: Callable[[str], Embed]) -> list[Measured
 def is_small(model: Any) -> bool:
     """Tell whether reading a picture costs more than embedding it: then nothing is to be gained."""
     return bool(sum(each.numel() for each in model.vision_model.parameters()) < SMALL)
-
-
-def probes() -> list[Image.Image]:
-    """Draw the pictures that precisions are compared on: many kinds, colours and patterns."""
-    return [
-        draw(Product(CATEGORIES[n], COLORS[n % len(COLORS)], PATTERNS[n % 4], "casual", n), 224)
-        for n in range(PROBES)
-    ]

@@ -17,9 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.embed.numeric_precision import probes
 from pipeline.errors import SetupError
-from pipeline.measure_once import Measured, fastest, measurement_key, remembered, speedup
+from pipeline.measure_once import (
+    Measured,
+    fastest,
+    measurement_key,
+    probe_images,
+    remembered,
+    speedup,
+)
 from pipeline.preprocess import mnn, onnx_batched, openvino
 from pipeline.preprocess.prepare import FOREGROUND, Remover
 from pipeline.settings import Settings
@@ -134,7 +140,7 @@ def _batched(session: Any, threads: int, at_once: int) -> Any:
 def _compare(name: str, session: Any, other: Any, at_once: int) -> Measured:
     """Compare masks, and the speed of as many calls at once as there will be."""
     exact, fast = _remover(session), _remover(other)
-    pictures = probes()[:MASK_PROBES]
+    pictures = probe_images()[:MASK_PROBES]
     agreement = iou(*(_in_a_row(remove, pictures) for remove in (exact, fast)))
     with ThreadPoolExecutor(at_once) as pool:
         gain = speedup(

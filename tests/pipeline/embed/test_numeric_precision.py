@@ -17,9 +17,9 @@ from pipeline.embed import int8, numeric_precision
 from pipeline.embed.clip import load_clip
 from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.embed.image_tensor import Pixels
-from pipeline.embed.numeric_precision import BOUND, probes
+from pipeline.embed.numeric_precision import BOUND
 from pipeline.errors import SetupError
-from pipeline.measure_once import measurement_key
+from pipeline.measure_once import measurement_key, probe_images
 from pipeline.settings import Settings
 
 Embed = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -81,7 +81,7 @@ def test_int8_holds_the_bound_and_the_order_and_leaves_texts_alone(settings: Set
     exact = load_clip(with_precision(settings, "fp32"))
     fast = load_clip(with_precision(settings, "int8"))
     assert (exact.precision, fast.precision) == ("fp32", "int8")
-    pictures = probes()
+    pictures = probe_images()
     a, b = exact.embed_images(pictures), fast.embed_images(pictures)
     assert ((a * b).sum(1) >= BOUND).all()
     assert (a @ b.T).argmax(1).tolist() == list(range(len(pictures)))
@@ -123,9 +123,9 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
-    monkeypatch.setattr(numeric_precision.time, "perf_counter", lambda: bench.clock)
+    monkeypatch.setattr(measure_once.time, "perf_counter", lambda: bench.clock)
     gray = [Image.new("RGB", (8, 8))] * 2
-    monkeypatch.setattr(numeric_precision, "probes", lambda: gray)
+    monkeypatch.setattr(numeric_precision, "probe_images", lambda: gray)
     return bench
 
 
@@ -177,7 +177,7 @@ def test_what_was_measured_belongs_to_model_device_and_versions(
     assert measurement_key("sha256:a", "cpu") == mine
     assert measurement_key("sha256:b", "cpu") != mine
     assert measurement_key("sha256:a", "cuda") != mine
-    monkeypatch.setattr(numeric_precision, "processor", lambda: "another machine")
+    monkeypatch.setattr(measure_once, "processor", lambda: "another machine")
     assert measurement_key("sha256:a", "cpu") != mine
 
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from rembg_settings import settings
 
-from pipeline.embed.numeric_precision import probes
 from pipeline.errors import SetupError
+from pipeline.measure_once import probe_images
 from pipeline.preprocess import background_removal, mnn
 from pipeline.preprocess.background_removal import MASK_BOUND, iou, load_remover
 
@@ -40,7 +40,7 @@ class Blank:
 def test_the_masks_are_onnxruntime_s_also_from_several_threads_at_once(tmp_path: Path) -> None:
     exact = load_remover(settings(tmp_path, "onnxruntime"), threads=1)
     other = load_remover(settings(tmp_path, "mnn"), threads=1, at_once=2)
-    pictures = probes()[:6]
+    pictures = probe_images()[:6]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(other, pictures))
     for picture, mask in zip(pictures, found, strict=True):
@@ -84,12 +84,12 @@ def test_one_that_is_no_faster_here_is_left_alone(
     monkeypatch.setattr(background_removal, "speedup", lambda *_: 1.05)
     load_remover(settings(tmp_path, "auto"), threads=1)
     monkeypatch.setattr(mnn, "Network", None)  # not even made, from now on
-    load_remover(settings(tmp_path, "auto"), threads=1)(probes()[0])
+    load_remover(settings(tmp_path, "auto"), threads=1)(probe_images()[0])
 
 
 def test_other_masks_are_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnn, "Network", Blank)
-    picture = probes()[0]
+    picture = probe_images()[0]
     wanted = load_remover(settings(tmp_path, "onnxruntime"), threads=1)(picture)
     assert np.array_equal(
         load_remover(settings(tmp_path, "auto"), threads=1)(picture), np.asarray(wanted)
@@ -105,7 +105,7 @@ def test_weights_that_it_cannot_read_are_onnxruntime_s_work(
     with caplog.at_level(logging.WARNING):
         remove = load_remover(settings(tmp_path, "auto"), threads=1)
     assert "goes on without MNN" in caplog.text
-    assert np.asarray(remove(probes()[0])).any()
+    assert np.asarray(remove(probe_images()[0])).any()
     with pytest.raises(SetupError, match=r"no such operator\): set REMBG_BACKEND=onnxruntime"):
         load_remover(settings(tmp_path, "mnn"), threads=1)
 

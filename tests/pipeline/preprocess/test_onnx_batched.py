@@ -16,8 +16,8 @@ import pytest
 from live_stack import until
 from rembg_settings import WEIGHTS, settings
 
-from pipeline.embed.numeric_precision import probes
 from pipeline.errors import SetupError
+from pipeline.measure_once import probe_images
 from pipeline.preprocess import background_removal, onnx_batched
 from pipeline.preprocess.background_removal import _remover, iou, load_remover
 
@@ -49,7 +49,7 @@ def test_pictures_that_come_together_share_a_call_and_each_gets_its_own_mask() -
     network = shared.inner_session = Slow(WEIGHTS / "u2netp.onnx", alone.inner_session, 1, 5)
     network.sizes.clear()
     network.go.clear()
-    pictures = probes()[:5]
+    pictures = probe_images()[:5]
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(_remover(shared), pictures[0])
         until(lambda: network.sizes == [1], "the first one is being computed")
@@ -75,7 +75,7 @@ def test_on_a_gpu_the_threads_that_read_share_calls(
 
     monkeypatch.setattr(onnx_batched, "Network", Counted)
     monkeypatch.setattr(background_removal, "_on_gpu", lambda session: True)
-    picture = probes()[0]
+    picture = probe_images()[0]
     one_by_one = load_remover(settings(tmp_path, "auto"), threads=1)(picture)
     assert made == []
     assert (
@@ -114,6 +114,6 @@ def test_a_network_that_takes_one_picture_goes_on_so_and_says_it(
     monkeypatch.setattr(onnx_batched, "Network", no)
     monkeypatch.setattr(background_removal, "_on_gpu", lambda session: True)
     with caplog.at_level(logging.WARNING):
-        mask = load_remover(settings(tmp_path, "auto"), threads=1, at_once=2)(probes()[0])
+        mask = load_remover(settings(tmp_path, "auto"), threads=1, at_once=2)(probe_images()[0])
     assert "goes on one by one" in caplog.text
     assert np.asarray(mask).any()

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 from rembg_settings import WEIGHTS, settings
 
-from pipeline.embed.numeric_precision import probes
 from pipeline.errors import SetupError
-from pipeline.measure_once import Measured
+from pipeline.measure_once import Measured, probe_images
 from pipeline.preprocess import background_removal, openvino
 from pipeline.preprocess.background_removal import _remover, iou, load_remover
 
@@ -35,7 +34,7 @@ def test_the_masks_are_nearly_onnxruntime_s_also_from_several_threads_at_once() 
     exact = background_removal._load_session("u2netp", 1, "cpu")
     other = background_removal._load_session("u2netp", 1, "cpu")
     other.inner_session = network(exact, at_once=2)
-    pictures = probes()[:4]
+    pictures = probe_images()[:4]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(_remover(other), pictures))
     for picture, mask in zip(pictures, found, strict=True):
@@ -110,7 +109,7 @@ def test_the_fastest_of_those_that_draw_the_same_masks_is_used(
     }
     monkeypatch.setattr(background_removal, "BACKENDS", backends)
     monkeypatch.setattr(background_removal, "_compare", lambda name, *_: found[name])
-    picture = probes()[0].resize((320, 320))
+    picture = probe_images()[0].resize((320, 320))
     mask = np.asarray(load_remover(settings(tmp_path, "auto"), threads=1)(picture))
     if rows is None:
         plain = load_remover(settings(tmp_path, "onnxruntime"), threads=1)(picture)
@@ -157,7 +156,7 @@ def test_one_that_was_measured_and_fails_now_is_onnxruntime_s_work(
         def Network(self, *_: Any) -> Any:  # noqa: N802
             raise SetupError("no space left")
 
-    picture = probes()[0]
+    picture = probe_images()[0]
     wanted = load_remover(settings(tmp_path, "onnxruntime"), threads=1)(picture)
     monkeypatch.setattr(background_removal, "_compare", lambda name, *_: Measured(name, 1.0, 2.0))
     monkeypatch.setattr(background_removal, "BACKENDS", {"mnn": Named(10)})
@@ -182,5 +181,5 @@ def test_u2net_s_masks_hold_the_bound(tmp_path: Path) -> None:
     wanted = {"rembg_model": "u2net"}
     exact = load_remover(settings(tmp_path, "onnxruntime", **wanted), threads=1)
     other = load_remover(settings(tmp_path, "openvino", **wanted), threads=1)
-    picture: Image.Image = probes()[0]
+    picture: Image.Image = probe_images()[0]
     assert iou(exact(picture), other(picture)) >= background_removal.MASK_BOUND
