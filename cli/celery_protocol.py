@@ -86,6 +86,17 @@ def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> N
         _client().lpush(f"{PREFIX}{QUEUE}", json.dumps(message))
 
 
+class RemoteError(Exception):
+    """An unexpected error in a worker: a bug, whose traceback is the worker's."""
+
+    def __init__(self, name: str, message: str, traceback: str) -> None:
+        super().__init__(name, message, traceback)
+        self.name, self.message, self.traceback = name, message, traceback
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}" if self.message else self.name
+
+
 class Listener:
     """Hears of one question's answer, on a connection that is its own meanwhile."""
 
@@ -169,15 +180,19 @@ def _open(meta: dict[str, Any]) -> Any:
     """Return a task's result, or raise its error again.
 
     Only errors of ours become what they were: the name of any other class comes from outside.
+
+    Raises:
+        RemoteError: the task raised anything else.
     """
     result = meta["result"]
     if meta["status"] == "SUCCESS":
         return result
     name, words = str(result["exc_type"]), result["exc_message"]
+    words = words if isinstance(words, list) else [words]
     kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.ImgrecError)):
-        kind = type(name, (Exception,), {})
-    raise kind(*(words if isinstance(words, list) else [words]))
+    if isinstance(kind, type) and issubclass(kind, errors.ImgrecError):
+        raise kind(*words)
+    raise RemoteError(name, ", ".join(map(str, words)), str(meta.get("traceback") or ""))
 
 
 @contextmanager

@@ -114,10 +114,24 @@ def run(args: list[str]) -> int:
         click.echo("Interrupted.", err=True)
         return 130
     except Exception as error:
-        if debug:
-            raise
-        return _explain(error)
+        if not debug:
+            return _explain(error)
+        if _show_remote_traceback(error):
+            return 1
+        raise
     return code if isinstance(code, int) else 0
+
+
+def _show_remote_traceback(error: Exception) -> bool:
+    """Show the traceback of an error in a worker; False where the error is this process's own."""
+    from cli.celery_protocol import RemoteError
+    from pipeline.urls import without_password
+
+    if not isinstance(error, RemoteError) or not error.traceback:
+        return False
+    for line in error.traceback.splitlines():
+        click.echo(without_password(line), err=True)
+    return True
 
 
 def _explain(error: Exception) -> int:
@@ -126,8 +140,16 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImgrecError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
+    from cli.celery_protocol import RemoteError
     from pipeline.urls import without_password
 
+    if isinstance(error, RemoteError):
+        click.echo(
+            f"Error: the worker failed unexpectedly: {without_password(str(error))} (a bug: run "
+            "again with --debug and report the worker's traceback).",
+            err=True,
+        )
+        return 1
     click.echo(
         f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (a bug: run "
         "again with --debug and report the traceback).",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli import redis_server
+from cli import die_with_parent, redis_server
 from pipeline.settings import Settings, cores
 from pipeline.store.heartbeat import READY, reason
 from pipeline.store.redis_client import answers
@@ -25,7 +24,6 @@ SETTLED_S = 60.0  # a child that lived so long starts again without a pause
 MAX_PAUSE_S = 30.0
 START_S = 180.0  # to the first sign of life: the imports, on a cold disk
 HUNG_S = 60.0  # six missed signs of life
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Say = Callable[[str], None]
 
@@ -38,12 +36,13 @@ class Child:
     command: list[str]
     environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
+    # Times are by the monotonic clock: nobody sets it, and it stops while the machine sleeps.
     started: float = 0.0
     pause_s: float = 0.0
     next_start: float = 0.0
     heartbeat: Path | None = None
     sign: int = 0  # the heartbeat's mtime in ns, when it last changed
-    sign_at: float = 0.0  # by the clock that does not run while the machine sleeps
+    sign_at: float = 0.0
     awake: bool = False  # it has given a sign since its start
     kill_at: float | None = None
 
@@ -92,7 +91,7 @@ class Stack:
 
         What hangs, or says that it is ill, is asked to end, then killed.
         """
-        now = time.time()
+        now = time.monotonic()
         for child in self.children:
             if child.process is None:
                 if now >= child.next_start:
@@ -143,17 +142,16 @@ class Stack:
                     process.wait()
 
     def _spawn(self, child: Child) -> None:
-        child.started, child.sign_at = time.time(), time.monotonic()
+        child.started = child.sign_at = time.monotonic()
         child.sign = _mtime_ns(child.heartbeat)
         child.awake, child.kill_at = False, None
         child.process = subprocess.Popen(
-            child.command,
+            _tied_to_this_process(child.command),
             env={**os.environ, **child.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches this supervisor only, which ends them in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         threading.Thread(
             target=self._relay, args=(child.name, child.process), name=child.name, daemon=True
@@ -213,6 +211,8 @@ def _how(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this child when the supervisor is killed with -9 (Linux only)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _tied_to_this_process(command: list[str]) -> list[str]:
+    """Return a command that becomes this one and ends with the supervisor (Linux only)."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-IS", die_with_parent.__file__, str(os.getpid()), *command]

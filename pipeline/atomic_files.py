@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.failpoints import failpoint
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -52,8 +53,16 @@ def file_sha256(path: Path) -> str:
 
 
 def disk_trouble(error: OSError, folder: Path) -> str:
-    """Return the sentence for a disk that takes nothing more."""
-    return (
-        f"DATA_DIR ({folder}) cannot be written: {error.strerror or error}. Free space there; the "
-        "rebuild then goes on by itself."
-    )
+    """Return the sentence for a disk that cannot be used, with what to do about it."""
+    reason = error.strerror or str(error)
+    if error.errno in DISK_FULL:
+        advice = "Free space there; the rebuild then goes on by itself."
+    elif error.errno in DENIED:
+        place = Path(error.filename).parent if error.filename else folder
+        advice = (
+            f"Give the user of the worker (uid {os.geteuid()}) write permission to {place}; the "
+            "rebuild then goes on by itself."
+        )
+    else:
+        advice = "The rebuild tries again by itself; the worker's log has the details."
+    return f"DATA_DIR ({folder}) cannot be written: {reason}. {advice}"

@@ -9,6 +9,7 @@
     ├── IndexBroken            1  files of a version or a shard do not match their digests
     ├── JobFailed              1  a rebuild ended without a published version
     ├── TimedOut               1  the answer did not come in time; the work goes on
+    ├── Overloaded             1  the workers have more queries than they can answer in time
     ├── IndexMissing           3  nothing was published yet
     └── ServerUnavailable             4  Redis, the database or every worker is away
 
@@ -71,6 +72,10 @@ class JobFailed(ImgrecError):
 
 class TimedOut(ImgrecError):
     """The wait ended before the work did."""
+
+
+class Overloaded(ImgrecError):
+    """A query waited too long for its turn at the model."""
 
 
 class IndexMissing(ImgrecError):

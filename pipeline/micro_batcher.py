@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import Overloaded
+
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -36,11 +38,20 @@ class Batcher(Generic[Item]):
         """Return what `embed` gives for one item: of a picture, the (d,) float32 unit vector.
 
         Raises:
-            TimeoutError: not within `timeout_s`.
+            Overloaded: not within `timeout_s`.
         """
         future: Future[Vector] = Future()
         self._waiting.put((item, future))
-        return future.result(timeout_s)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as error:
+            if future.done():  # raised by `embed` itself
+                raise
+            raise Overloaded(
+                f"The worker has more queries than it can answer: this one waited {timeout_s:g} s "
+                "for the model. Ask again later, or start more workers with 'celery worker -Q "
+                "query'."
+            ) from error
 
     def _run(self) -> None:
         try:

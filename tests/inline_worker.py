@@ -16,7 +16,7 @@ from pipeline.store.jobs import Job, Progress
 from workers import dispatch, embed, index, resources
 
 MADE_ONCE = (
-    *("jobs", "versions", "published", "cache", "clip", "fingerprint", "tools"),
+    *("jobs", "versions", "published", "cache", "clip", "fingerprint", "embedder"),
     *("query_prepare", "batcher", "zero_shot", "trained", "database", "products", "catalogue"),
     *("feedback", "opinions", "query_log", "shelves"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from celery import shared_task
+from filelock import Timeout
 
 from pipeline.atomic_files import disk_trouble
 from pipeline.errors import ImgrecError, ServerUnavailable
@@ -59,10 +60,16 @@ def _merge(job_id: str) -> None:
             "'index' and run the rebuild again.",
         )
         return
+    except Timeout as error:  # an OSError, too
+        _wait(
+            job_id,
+            f"Another process, a merge or a rollback, has held the lock {error.lock_file} for "
+            f"{LOCK_WAIT_S:g} s. The merge is tried again by itself.",
+        )
+        return
     except OSError as error:
-        # Nothing was published; the lease ends and the merge is tried again.
-        log.error("The merge of job %s failed: %s", job_id, error)
-        jobs.set_waiting_reason(job_id, disk_trouble(error, settings.data_dir))
+        log.error("The merge of job %s failed.", job_id, exc_info=error)
+        _wait(job_id, disk_trouble(error, settings.data_dir))
         return
     except Exception as error:
         log.error("The merge of job %s failed.", job_id, exc_info=error)
@@ -73,11 +80,27 @@ def _merge(job_id: str) -> None:
         jobs.reopen_shard(job_id, n)
     if merged.version:
         failpoint("index.before_record")
-        jobs.publish(job_id, merged.version)
-        log.info("Job %s published %s.", job_id, merged.version)
+        if jobs.publish(job_id, merged.version):
+            log.info("Job %s published %s.", job_id, merged.version)
+        else:
+            log.warning(
+                "Job %s was ended too late: it had already published %s, and is recorded as "
+                "published.",
+                job_id,
+                merged.version,
+            )
         dispatch.remove_leftovers()
     else:
         dispatch.advance(job_id)
+
+
+def _wait(job_id: str, reason: str) -> None:
+    """Leave the merge to the reconciler, which sends it again when the lease has ended.
+
+    The job's note tells those who watch why nothing moves; they may mend it or cancel the job.
+    """
+    log.error("The merge of job %s waits: %s", job_id, reason)
+    resources.jobs().set_waiting_reason(job_id, reason)
 
 
 def _publish(job: Job, lease: Lease) -> Merged:

@@ -454,9 +454,21 @@ class Jobs:
 
     # -- end -------------------------------------------------------------------------------------
 
-    def publish(self, job_id: str, version: str) -> None:
-        """Record what was published."""
-        self._end(job_id, "published", version, None)
+    def publish(self, job_id: str, version: str) -> bool:
+        """Record what was published; False when the job had been cancelled or had failed before.
+
+        It is recorded as published in either case. The swap of the pointer is the point of no
+        return: queries are answered from the version already, and the one before it may be pruned,
+        so a rollback could leave no index at all. What the user reads has to say what is live.
+        """
+        if self._end(job_id, "published", version, None):
+            return True
+        with self._database.transaction() as tx:
+            return not tx.rows(
+                "UPDATE jobs SET state = 'published', index_version = ?, error = NULL"
+                " WHERE id = ? AND state IN ('cancelled', 'failed') RETURNING id",
+                (version, job_id),
+            )
 
     def fail(self, job_id: str, error: str) -> bool:
         """End a job with the sentence that explains why; False when it had ended before."""

@@ -31,10 +31,10 @@ CLIPImageProcessorPil.from_pretrained(sys.argv[1])
 ASK = """
 import sys, time
 from pathlib import Path
-from cli import ask
+from cli import query_client
 from pipeline.settings import load_settings
-data = ask.message(Path(sys.argv[1]), load_settings())
-asked = ask.Asked("imgrec.query_image", (data, 5), 300.0, False)
+data = query_client.message(Path(sys.argv[1]), load_settings())
+asked = query_client.PendingQuery("imgrec.query_image", (data, 5), 300.0, False)
 print("asked", flush=True)
 assert asked.answer()["matches"]
 print(time.time(), flush=True)

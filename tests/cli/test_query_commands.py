@@ -15,7 +15,8 @@ from live_stack import draw_product
 from PIL import Image
 
 from cli import query_client
-from pipeline.errors import FingerprintMismatch, IndexMissing, ServerUnavailable
+from cli.celery_protocol import RemoteError
+from pipeline.errors import FingerprintMismatch, IndexMissing, Overloaded, ServerUnavailable
 from pipeline.images.decode import WORK_SIDE
 from workers import dispatch
 
@@ -63,7 +64,7 @@ class Queue:
 @pytest.fixture
 def queue(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
-    monkeypatch.setattr(query_client, "wire", queue)
+    monkeypatch.setattr(query_client, "celery_protocol", queue)
     monkeypatch.setattr(query_client, "time", queue)
     return queue
 
@@ -134,6 +135,7 @@ def test_an_answer_is_a_table_for_people_and_an_object_for_programs(
         (IndexMissing(), 3, "FAISS index not found. Rebuild index first using 'enqueue-rebuild'"),
         (FingerprintMismatch("Index v0001 was made with another model."), 1, "another model"),
         (ServerUnavailable("Redis is gone."), 4, "Redis is gone"),
+        (Overloaded("Too many queries."), 1, "Too many queries"),
     ],
 )
 def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
@@ -143,6 +145,21 @@ def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
     done = imgrec("query", photo, "--wait", "--json")
     assert (done.code, done.out) == (code, "")
     assert words in done.err
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_its_traceback(
+    imgrec: Run, queue: Queue, photo: Path, debug: bool
+) -> None:
+    trace = 'File "worker.py"\n  redis://me:secret@host/0\nZeroDivisionError: by nothing'
+    queue.answers = iter([RemoteError("ZeroDivisionError", "by nothing", trace)])
+    done = imgrec(*(["--debug"] if debug else []), "query", photo, "--wait")
+    assert (done.code, done.out) == (1, "")
+    sentence = (
+        "Error: the worker failed unexpectedly: ZeroDivisionError: by nothing (a bug: run again "
+        "with --debug and report the worker's traceback).\n"
+    )
+    assert done.err == (trace.replace("secret", "***") + "\n" if debug else sentence)
 
 
 def test_a_query_without_any_worker_names_the_command_that_starts_one(
@@ -247,6 +264,7 @@ def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
     [
         (None, 1, "their pictures did not come"),
         (ServerUnavailable("Redis is gone."), 4, "Redis is gone"),
+        (Overloaded("Too many queries."), 1, "Too many queries"),
     ],
 )
 def test_pictures_that_do_not_come_are_a_sentence(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,15 @@ def test_a_child_that_lived_long_is_started_again_at_once(up: Up) -> None:
     assert up.says("query ended (killed by SIGKILL)")
 
 
+def test_a_wall_clock_set_back_delays_no_restart(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = up.add("embed", [sys.executable, "-c", "raise SystemExit(3)"])
+    until(lambda: ended(child), "it ends", 20)
+    up.stack.tend()
+    hour_ago = time.time() - 3600
+    monkeypatch.setattr(stack_module.time, "time", lambda: hour_ago)
+    tend_until(up, lambda: child.process is not None, "it is started again")
+
+
 def test_every_line_of_a_child_is_said_under_its_name(up: Up) -> None:
     up.add("index", [sys.executable, "-c", "print('one'); print('two')"])
     until(lambda: len(up.lines) >= 2, "two lines", 20)
@@ -106,13 +117,13 @@ def test_the_stack_is_ready_when_every_worker_has_given_a_new_sign_of_life(
     heartbeat = tmp_path / "embed@host.alive"
     heartbeat.touch()
     os.utime(heartbeat, (1, 1))  # of a worker that was killed
-    child = up.add("embed", SLEEP, heartbeat=heartbeat)
+    up.add("embed", SLEEP, heartbeat=heartbeat)
     assert not up.stack.ready()
     heartbeat.write_text("waiting for Redis")
-    os.utime(heartbeat, (child.started + 1, child.started + 1))
+    os.utime(heartbeat, (2, 2))
     assert not up.stack.ready()
     heartbeat.write_text("ready")
-    os.utime(heartbeat, (child.started + 2, child.started + 2))
+    os.utime(heartbeat, (3, 3))
     assert up.stack.ready()
 
 
@@ -273,3 +284,53 @@ def test_up_runs_once_a_data_folder(desk: InlineWorker, imgrec: Run) -> None:
             assert "'imgrec up' already runs" in done.err
             assert "4711" in done.err
     assert "Nothing runs here" in imgrec("down").err  # a pid file alone means nothing
+
+
+SUPERVISOR = """
+import sys, time
+from cli.supervisor import Child, Stack
+stack = Stack(None, 1, lambda line: print(line, flush=True))
+stack._spawn(Child("embed", sys.argv[1:], {}))
+time.sleep(600)
+"""
+
+
+def test_a_child_ends_with_a_supervisor_that_is_killed() -> None:
+    sleep = [sys.executable, "-c", f"import os; print(os.getpid(), flush=True); {SLEEP[2]}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, *sleep], stdout=subprocess.PIPE, text=True
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        child = int(supervisor.stdout.readline().rpartition("|")[2])
+        supervisor.kill()
+    until(lambda: not Path(f"/proc/{child}").exists(), "the child has ended", 20)
+
+
+def test_a_child_whose_supervisor_ended_first_does_not_run(tmp_path: Path) -> None:
+    """The kernel sends no signal for a parent that is dead already."""
+    ran = tmp_path / "ran"
+    command = stack_module._tied_to_this_process(["touch", str(ran)])
+    place = command.index(str(os.getpid()))
+    ended_before = [*command[:place], "4194304", *command[place + 1 :]]  # above the highest pid
+    assert subprocess.run(ended_before, check=False, stderr=subprocess.PIPE).returncode == 1
+    assert not ran.exists()
+    subprocess.run(command, check=True)
+    assert ran.exists()
+
+
+def test_no_python_code_runs_in_a_child_between_fork_and_exec(
+    up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor has threads, whose locks a forked child may inherit locked."""
+    options: dict[str, Any] = {}
+    start = subprocess.Popen
+
+    def note(*args: Any, **more: Any) -> Any:
+        options.update(more)
+        return start(*args, **more)
+
+    monkeypatch.setattr(stack_module.subprocess, "Popen", note)
+    child = up.add("embed", SLEEP)
+    assert child.process is not None
+    assert options["start_new_session"]
+    assert options.get("preexec_fn") is None

@@ -1,6 +1,6 @@
 """Mutated pictures against live workers: each is indexed or named with a reason, no worker ends.
 
-A failure names the seed; `python -c "from mutants import mutants; ..."` makes the same bytes again.
+A failure names the seed; `fuzz_images.mutants(seed, count)` makes the same bytes again.
 """
 
 from __future__ import annotations

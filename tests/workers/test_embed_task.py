@@ -248,7 +248,7 @@ def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
     def cannot() -> None:
         raise error
 
-    monkeypatch.setattr(resources, "tools", cannot)
+    monkeypatch.setattr(resources, "embedder", cannot)
     job_id = desk.rebuild()
     assert desk.job(job_id).state == state
     assert all(shard["attempts"] == 0 for shard in shards(desk, job_id).values())

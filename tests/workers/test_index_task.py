@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
-from filelock import Timeout
 from inline_worker import InlineWorker
 from live_stack import until
 
+from pipeline.atomic_files import DISK_FULL
 from pipeline.errors import ServerUnavailable
 from pipeline.index import faiss_index
 from pipeline.settings import load_settings
 from workers import dispatch, index, resources
 from workers.embed import embed
 from workers.index import merge_shards
+
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def embedded(desk: InlineWorker) -> str:
@@ -123,15 +128,56 @@ def test_a_full_disk_publishes_nothing_and_the_merge_is_tried_again(
     assert desk.job(job_id).state == "published"
 
 
-def test_a_held_lock_leaves_the_job_to_the_next_look(
+def test_a_held_lock_leaves_the_job_to_the_next_look_and_says_so(
     desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = embedded(desk)
     monkeypatch.setattr(index, "LOCK_WAIT_S", 0.01)
-    with desk.shop.versions.lock():
+    with desk.shop.versions.lock() as lock:
         merge_shards(job_id)
-    assert issubclass(Timeout, OSError)
     assert desk.job(job_id).state == "merging"
+    note = str(desk.job(job_id).error)
+    assert note.startswith(
+        f"Another process, a merge or a rollback, has held the lock {lock.lock_file}"
+    )
+    assert note.endswith("The merge is tried again by itself.")
+    assert "space" not in note
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (
+            errno.EACCES,
+            "Permission denied. Give the user of the worker (uid {uid}) write permission",
+        ),
+        (errno.EROFS, "Read-only file system. Give the user of the worker (uid {uid}) write"),
+        (errno.EIO, "Input/output error. The rebuild tries again by itself"),
+        (errno.ENOSPC, "No space left on device. Free space there"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_a_note_with_the_remedy_and_the_merge_is_tried_again(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    job_id = embedded(desk)
+    monkeypatch.setenv("LEASE_S", "0.05")
+    load_settings.cache_clear()
+    folder = desk.shop.settings.index_dir
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), str(folder / "index.bin"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.index.faiss_index.save", refuse)
+        merge_shards(job_id)
+    job = desk.job(job_id)
+    assert job.state == "merging"
+    assert words.format(uid=os.geteuid()) in str(job.error)
+    assert ("permission to " + str(folder) in str(job.error)) == (number in DENIED)
+    assert ("Free space" in str(job.error)) == (number in DISK_FULL)
+    until(lambda: desk.shop.jobs.ready_to_merge(job_id), "the lease ends by itself", 20)
+    merge_shards(job_id)
+    assert (desk.job(job_id).state, desk.job(job_id).error) == ("published", None)
 
 
 def test_an_error_that_nobody_foresaw_ends_the_job_with_its_name(
@@ -164,6 +210,24 @@ def test_a_job_cancelled_before_the_version_is_named_publishes_nothing(
     merge_shards(job_id)
     assert desk.job(job_id).state == "cancelled"
     assert desk.shop.versions.versions() == []
+
+
+def test_a_job_cancelled_after_the_pointer_was_swapped_is_published(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = embedded(desk)
+    monkeypatch.setattr(
+        index,
+        "failpoint",
+        lambda name: name == "index.before_record" and desk.shop.jobs.cancel(job_id),
+    )
+    with caplog.at_level("INFO", index.log.name):
+        merge_shards(job_id)
+    job = desk.job(job_id)
+    assert desk.shop.versions.current_name() == "v0001"
+    assert (job.state, job.index_version) == ("published", "v0001")
+    assert "was ended too late: it had already published v0001" in caplog.text
+    assert f"{job_id} published" not in caplog.text
 
 
 def test_an_older_job_fails_after_a_later_one_has_published(desk: InlineWorker) -> None:

