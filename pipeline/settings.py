@@ -35,7 +35,7 @@ class Settings(BaseSettings):
         description="Any transformers CLIP or SigLIP: a hub name or a folder",
     )
     embedding_revision: str = Field("main", description="Branch, tag or commit of a hub model")
-    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+    model_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="How exactly images are embedded; auto: fastest whose vectors stay the same",
     )
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     preprocess_bg_color: Annotated[tuple[int, int, int], NoDecode] = Field(
         (255, 255, 255), description="Red, green, blue behind cut-outs, alpha and padding"
     )
-    prepared_cache_bytes: int = Field(
+    cutout_cache_bytes: int = Field(
         2048 * MIB,
         ge=0,
         description="Disk for cut-outs that later rebuilds use again; 0 keeps none",
@@ -95,12 +95,14 @@ class Settings(BaseSettings):
 
     # Rebuild
     shard_size: int = Field(256, ge=1, le=10_000, description="Images in one task")
-    shard_window: int = Field(64, ge=1, description="Shards of a job that wait in the queue")
+    max_shards_in_flight: int = Field(
+        64, ge=1, description="Shards of a job that wait in the queue"
+    )
     lease_s: float = Field(15, gt=0, description="Silence after which a shard's worker is dead")
-    stall_s: float = Field(
+    hung_after_s: float = Field(
         600, gt=0, description="One image or batch that takes longer counts as a hung worker"
     )
-    max_attempts: int = Field(
+    shard_max_attempts: int = Field(
         3, ge=1, description="Crashes of a shard before its images are tried one by one"
     )
     reconcile_s: float = Field(5, gt=0, description="Pause between two looks for lost work")

@@ -160,7 +160,7 @@ def load_clip(settings: Settings) -> Clip:
             model.vision_model.encoder = quantised() if name == "int8" else exact
         return Clip(model, image_processor, tokenizer, device, name, at_once)
 
-    if settings.precision == "auto" and numeric_precision.is_small(model):
+    if settings.model_precision == "auto" and numeric_precision.is_small(model):
         return make("fp32")
     names = numeric_precision.available(model, device)
     key = measure_once.measurement_key(model_revision(name, revision), device)
