@@ -31,7 +31,7 @@ class Pulse(bootsteps.StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        _loop.limit_s = min(LOOP_S, load_settings().stall_s)
+        _loop.limit_s = min(LOOP_S, load_settings().hung_after_s)
         _loop.begin()
         self._timer = consumer.timer.call_repeatedly(TURN_S, _turn)
         connection.set()

@@ -42,7 +42,7 @@ def advance(job_id: str) -> None:
         ServerUnavailable: Redis does not take messages; the shards stay marked and are sent again.
     """
     jobs = _jobs()
-    window = jobs.next_window(job_id, load_settings().shard_window)
+    window = jobs.next_window(job_id, load_settings().max_shards_in_flight)
     failpoint("flow.before_send")
     send_shards(job_id, window)
     if jobs.ready_to_merge(job_id):

@@ -54,7 +54,7 @@ def _embed(job_id: str, n: int) -> None:
         with Lease(
             lambda progress: jobs.renew_lease(claim, progress, settings.lease_s),
             settings.lease_s,
-            settings.stall_s,
+            settings.hung_after_s,
             f"shard {n} of job {job_id}",
         ) as lease:
             result = _work(job, claim, lease)
@@ -128,7 +128,7 @@ def _ready(job: Job) -> bool:
 def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
     known = resources.reusable_vectors(reuse=not job.full, verify=True)
     save = _saver() if job.save_preprocessed else None
-    if claim.attempts <= load_settings().max_attempts:
+    if claim.attempts <= load_settings().shard_max_attempts:
         return embed_shard(
             job.root, claim.images, resources.embedder(), known, check=lease.check, save=save
         )
@@ -173,7 +173,7 @@ def _failed(claim: Claim, error: Exception) -> None:
         jobs.set_waiting_reason(claim.job_id, trouble)
         return
     log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
-    if claim.attempts > load_settings().max_attempts:
+    if claim.attempts > load_settings().shard_max_attempts:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         jobs.fail(
             claim.job_id,

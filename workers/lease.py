@@ -32,14 +32,14 @@ class Lease:
         self,
         beat: Callable[[int], bool],
         lease_s: float,
-        stall_s: float,
+        hung_after_s: float,
         what: str = "a task",
     ) -> None:
         self._beat = beat
         self._pause_s = min(BEAT_S, lease_s / BEATS_PER_LEASE)
-        self._stall_s = stall_s
+        self._hung_after_s = hung_after_s
         self._progress = 0
-        self._work = Deadline(what, stall_s)
+        self._work = Deadline(what, hung_after_s)
         self._lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -75,9 +75,9 @@ class Lease:
 
     def _run(self) -> None:
         while not self._ended.wait(self._pause_s):
-            if self._work.idle_s > self._stall_s:
+            if self._work.idle_s > self._hung_after_s:
                 # A hung worker must lose its lease although this thread still lives.
-                log.error("No progress for %.0f s: giving the lease up.", self._stall_s)
+                log.error("No progress for %.0f s: giving the lease up.", self._hung_after_s)
                 self._lost = True
                 return
             try:

@@ -95,7 +95,7 @@ def start_helpers(sender: Any, **_: Any) -> None:
 def begin_task(task_id: str, task: Any, **_: Any) -> None:
     """Watch a query; a shard has its lease, and a merge no limit."""
     if task.name not in ("imgrec.embed_shard", "imgrec.merge_shards"):
-        _tasks[task_id] = watchdog.Deadline(f"{task.name} {task_id}", load_settings().stall_s)
+        _tasks[task_id] = watchdog.Deadline(f"{task.name} {task_id}", load_settings().hung_after_s)
         _tasks[task_id].begin()
 
 
@@ -180,7 +180,7 @@ def _reconcile() -> None:
     while not resources.stopping.wait(pause_s):
         failpoint("reconcile")
         try:
-            with watchdog.Deadline("the reconciler", load_settings().stall_s):
+            with watchdog.Deadline("the reconciler", load_settings().hung_after_s):
                 dispatch.reconcile()
         except ImgrecError as error:
             log.warning("The ledger waits: %s", error)

@@ -58,7 +58,7 @@ _line: int | None = None  # used memory above which the ceiling is near
 def begin() -> None:
     """Watch over this process from here on: it is a worker."""
     _is_worker.set()
-    if load_settings().memory_limit == 0 or used_bytes() is None:
+    if load_settings().worker_max_memory == 0 or used_bytes() is None:
         return
     thread = threading.Thread(target=_watch, name="memory", daemon=True)
     thread.start()
@@ -79,9 +79,9 @@ def apply_limit(budget: MemoryBudget, queue: str) -> None:
 def _settle(budget: MemoryBudget, queue: str) -> None:
     global _limit, _line
     settings, base = load_settings(), data_segment_bytes()
-    if base is None or settings.memory_limit == 0:
+    if base is None or settings.worker_max_memory == 0:
         return
-    limit = settings.memory_limit
+    limit: int | None = settings.worker_max_memory
     if limit is None:
         # Nobody asked for a limit: it is never less than any allowed picture needs.
         largest = BYTES_PER_PIXEL * settings.max_image_pixels
@@ -109,7 +109,7 @@ def require_fit(vector_bytes: int) -> None:
     Raises:
         JobFailed: it cannot. Where the limit was left to us, everything is tried.
     """
-    limit, base = load_settings().memory_limit, data_segment_bytes()
+    limit, base = load_settings().worker_max_memory, data_segment_bytes()
     if not limit or base is None or not _is_worker.is_set():
         return
     needed = base + int(BUILD_FACTOR * vector_bytes)
@@ -137,7 +137,7 @@ def expect_high_usage() -> Iterator[None]:
 def _watch() -> None:
     """Look at this process's memory until it ends; end it when it has leaked."""
     since: float | None = None
-    wanted = load_settings().memory_limit or default_limit()
+    wanted = load_settings().worker_max_memory or default_limit()
     while not stopping.wait(POLL_S):
         try:
             since = _look(since, wanted)

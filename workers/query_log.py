@@ -78,7 +78,7 @@ class QueryLog:
             time.sleep(WRITE_EVERY_S)
             failpoint("query_log.write")
             try:
-                with watchdog.Deadline("the log of queries", load_settings().stall_s):
+                with watchdog.Deadline("the log of queries", load_settings().hung_after_s):
                     self.flush()
             except ServerUnavailable as error:
                 log.warning("The log of queries waits: %s", error)

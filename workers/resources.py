@@ -218,10 +218,10 @@ def trained() -> Trained:
 
 @once
 def batcher() -> Batcher[Image.Image]:
-    embed_images, stall_s = clip().embed_images, load_settings().stall_s
+    embed_images, hung_after_s = clip().embed_images, load_settings().hung_after_s
 
     def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        with watchdog.Deadline("a batch of queries", stall_s):
+        with watchdog.Deadline("a batch of queries", hung_after_s):
             failpoint("batch")
             return embed_images(images)
 

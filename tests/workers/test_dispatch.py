@@ -30,7 +30,7 @@ def sent(desk: InlineWorker) -> list[tuple[str, tuple[Any, ...]]]:
 def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
     desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHARD_WINDOW", "1")
+    monkeypatch.setenv("MAX_SHARDS_IN_FLIGHT", "1")
     load_settings.cache_clear()
     job_id = desk.shop.plan()
     dispatch.advance(job_id)

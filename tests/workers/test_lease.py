@@ -70,7 +70,7 @@ def test_work_that_hangs_loses_its_lease_although_the_process_lives() -> None:
         beats.append(progress)
         return True
 
-    with Lease(beat, LEASE_S, stall_s=0.1) as lease:
+    with Lease(beat, LEASE_S, hung_after_s=0.1) as lease:
         until(lambda: lease._lost, "the stall is noticed", 20)
         count = len(beats)
         with pytest.raises(LeaseLost):
@@ -85,7 +85,7 @@ def test_work_that_moves_is_never_taken_for_hung() -> None:
         beats.release()
         return True
 
-    with Lease(beat, LEASE_S, stall_s=5) as lease:
+    with Lease(beat, LEASE_S, hung_after_s=5) as lease:
         for done in range(30):
             assert beats.acquire(timeout=20)
             lease.check(done + 1)

@@ -40,7 +40,7 @@ class Watched:
 @pytest.fixture
 def watched(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     watched = Watched()
-    limited = settings.model_copy(update={"worker_max_memory": "1000MiB"})
+    limited = settings.model_copy(update={"worker_max_memory": LIMIT})
     monkeypatch.setattr(memory_guard, "load_settings", lambda: limited)
     monkeypatch.setattr(memory_guard, "used_bytes", watched.used_bytes)
     monkeypatch.setattr(memory_guard, "stopping", watched.stopping)
@@ -89,7 +89,7 @@ def test_a_worker_without_a_limit_needs_no_memory_watch(
     watched: Watched, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched.used = [0]
-    unlimited = settings.model_copy(update={"worker_max_memory": "0"})
+    unlimited = settings.model_copy(update={"worker_max_memory": 0})
     monkeypatch.setattr(memory_guard, "load_settings", lambda: unlimited)
     memory_guard.begin()
     assert not any(thread.name == "memory" for thread in threading.enumerate())
