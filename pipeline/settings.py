@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from pipeline.errors import WrongUse
+from pipeline.errors import WrongUse, first_invalid
 from pipeline.urls import database_address, redis_address, without_password
 
 MIB = 1024 * 1024
@@ -221,10 +221,8 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).upper()
-        reason = first["msg"].removeprefix("Value error, ")
-        shown = without_password(repr(first["input"]))
+        path, reason, value = first_invalid(error)
+        name, shown = str(path[0]).upper(), without_password(repr(value))
         if name.endswith("_URL") and "://" not in shown:
             shown = "not shown: it may hold a password"
         # Without its cause, which quotes the value with its password.
