@@ -147,12 +147,15 @@ def _sqlite(file: Path, read_only: bool) -> Iterator[_SqliteTransaction]:
             # WAL: readers never wait for the writer; NORMAL still survives kill -9.
             _use_wal(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")  # as PostgreSQL always has
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
             yield _SqliteTransaction(connection)
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise ServerUnavailable(f"The database {file} does not work: {error}.") from error
         except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # a subclass, e.g. IntegrityError: a bug, which PostgreSQL lets through, too
             raise ServerUnavailable(f"The file {file} is no usable database: {error}.") from error
 
 
