@@ -181,7 +181,7 @@ def test_the_worker_checks_again_what_the_command_has_checked(desk: InlineWorker
     with pytest.raises(BadImage, match="no image of a known format"):
         query_image(desk, b"no image", 3)
     for top_k in (0, -1, 1001):
-        with pytest.raises(WrongUse, match="top_k"):
+        with pytest.raises(WrongUse, match="--top-k"):
             query_image(desk, product(desk), top_k)
     desk.start_again(max_image_bytes=1024)
     with pytest.raises(BadImage, match="MAX_IMAGE_BYTES"):
@@ -332,7 +332,7 @@ def test_an_answered_query_is_logged_with_what_it_showed(
     logged = desk.resources.feedback_log.queries()
     assert [one.query_id for one in logged] == ["query-0", "query-1"]
     for one, answer in zip(logged, answers, strict=True):
-        assert [name for name, _ in one.shown] == [m["product_id"] for m in answer["matches"]]
+        assert [name for name, _ in one.matches] == [m["product_id"] for m in answer["matches"]]
         assert one.index_version == "v0001"
         np.testing.assert_allclose(np.linalg.norm(one.vector), 1, rtol=1e-5)
     assert asked == []
