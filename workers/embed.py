@@ -53,7 +53,7 @@ def _embed(resources: Resources, job_id: str, n: int) -> None:
         with Lease(
             lambda progress: jobs.renew_lease(claim, progress, settings.lease_s),
             settings.lease_s,
-            settings.stall_s,
+            settings.hung_after_s,
             f"shard {n} of job {job_id}",
             stopping=resources.stopping,
             watchdog=resources.watchdog,
@@ -129,7 +129,7 @@ def _ready(resources: Resources, job: Job) -> bool:
 def _work(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardResult:
     known = resources.reusable_vectors(reuse=not job.full, verify=True)
     save = _saver(resources.settings.data_dir / "preprocessed") if job.save_preprocessed else None
-    if claim.attempts <= resources.settings.max_attempts:
+    if claim.attempts <= resources.settings.shard_max_attempts:
         return embed_shard(
             job.root, claim.images, resources.embedder, known, check=lease.check, save=save
         )
@@ -174,7 +174,7 @@ def _failed(resources: Resources, claim: Claim, error: Exception) -> None:
         jobs.set_waiting_reason(claim.job_id, trouble)
         return
     log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
-    if claim.attempts > resources.settings.max_attempts:
+    if claim.attempts > resources.settings.shard_max_attempts:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         jobs.fail(
             claim.job_id,

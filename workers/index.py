@@ -52,7 +52,7 @@ def _merge(resources: Resources, job_id: str) -> None:
     except ServerUnavailable:
         raise
     except ImgrecError as error:
-        jobs.fail(job_id, str(error).replace("JOB'", f"{job_id}'"))
+        jobs.fail(job_id, str(error))
         return
     except MemoryError:
         jobs.fail(

@@ -31,7 +31,7 @@ class Lease:
         self,
         beat: Callable[[int], bool],
         lease_s: float,
-        stall_s: float,
+        hung_after_s: float,
         what: str = "a task",
         *,
         stopping: threading.Event,
@@ -39,9 +39,9 @@ class Lease:
     ) -> None:
         self._beat = beat
         self._pause_s = min(BEAT_S, lease_s / BEATS_PER_LEASE)
-        self._stall_s = stall_s
+        self._hung_after_s = hung_after_s
         self._progress = 0
-        self._work = watchdog.deadline(what, stall_s)
+        self._work = watchdog.deadline(what, hung_after_s)
         self._stopping = stopping
         self._lost = False
         self._ended = threading.Event()
@@ -78,9 +78,9 @@ class Lease:
 
     def _run(self) -> None:
         while not self._ended.wait(self._pause_s):
-            if self._work.idle_s > self._stall_s:
+            if self._work.idle_s > self._hung_after_s:
                 # A hung worker must lose its lease although this thread still lives.
-                log.error("No progress for %.0f s: giving the lease up.", self._stall_s)
+                log.error("No progress for %.0f s: giving the lease up.", self._hung_after_s)
                 self._lost = True
                 return
             try:

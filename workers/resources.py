@@ -144,7 +144,10 @@ class Resources:
     @once
     def query_log(self) -> QueryLog:
         return QueryLog(
-            self.feedback_log, self.settings.query_log_days, self.watchdog, self.settings.stall_s
+            self.feedback_log,
+            self.settings.query_log_days,
+            self.watchdog,
+            self.settings.hung_after_s,
         )
 
     @once
@@ -229,7 +232,7 @@ class Resources:
     def batcher(self) -> Batcher[Image.Image]:
         """The model for queries: those that come at the same time share a forward pass."""
         embed_images = self.clip.embed_images
-        work = self.watchdog.deadline("a batch of queries", self.settings.stall_s)
+        work = self.watchdog.deadline("a batch of queries", self.settings.hung_after_s)
 
         def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
             with work:

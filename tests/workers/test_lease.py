@@ -16,9 +16,9 @@ from workers.watchdog import Watchdog
 LEASE_S = 0.06  # a beat every 10 ms
 
 
-def lease(beat: Callable[[int], bool], stall_s: float = 100, **options: Any) -> Lease:
+def lease(beat: Callable[[int], bool], hung_after_s: float = 100, **options: Any) -> Lease:
     options = {"stopping": threading.Event(), "watchdog": Watchdog(), **options}
-    return Lease(beat, LEASE_S, stall_s, **options)
+    return Lease(beat, LEASE_S, hung_after_s, **options)
 
 
 def raises(held: Lease, kind: type[Exception]) -> Callable[[], bool]:
@@ -70,7 +70,7 @@ def test_work_that_hangs_loses_its_lease_although_the_process_lives() -> None:
         beats.append(progress)
         return True
 
-    with lease(beat, stall_s=0.1) as held:
+    with lease(beat, hung_after_s=0.1) as held:
         until(lambda: held._lost, "the stall is noticed", 20)
         count = len(beats)
         with pytest.raises(LeaseLost):
@@ -85,7 +85,7 @@ def test_work_that_moves_is_never_taken_for_hung() -> None:
         beats.release()
         return True
 
-    with lease(beat, stall_s=5) as held:
+    with lease(beat, hung_after_s=5) as held:
         for done in range(30):
             assert beats.acquire(timeout=20)
             held.check(done + 1)
