@@ -28,6 +28,7 @@ from pipeline.images.decode import sha256
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.product_catalogue import Product
+from pipeline.search.rank import VERSION, recommend
 from pipeline.settings import Settings
 from workers import query
 from workers.query import MAX_THUMBNAILS, classify_image, thumbnails
@@ -93,6 +94,22 @@ def test_a_new_picture_is_embedded_once_and_its_vector_and_answer_are_kept(
     assert len(query_image(desk, jpeg("red"), 4)["matches"]) == 4  # another answer, the same vector
     assert asked == [1]
     assert any(digest == sha256(jpeg("red")) for _, digest in desk.memory.vectors)
+
+
+def test_a_cached_answer_of_another_ranking_code_is_not_served(
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rebuild()
+    query_image(desk, jpeg("red"), 3)
+    ranked = []
+    monkeypatch.setattr(
+        "workers.query.recommend", lambda *args: ranked.append(1) or recommend(*args)
+    )
+    query_image(desk, jpeg("red"), 3)
+    assert ranked == []
+    monkeypatch.setattr("workers.query.RANKING_VERSION", VERSION + 1)
+    query_image(desk, jpeg("red"), 3)
+    assert ranked == [1]
 
 
 def test_a_question_that_comes_while_the_model_loads_waits_for_it_and_is_answered(
