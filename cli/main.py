@@ -6,9 +6,14 @@ Commands are imported when they run, so that `imgrec --help` needs nothing but c
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     # name: (module, attribute, one line of help; a test compares it with the command's own)
@@ -80,16 +85,36 @@ class LazyGroup(click.Group):
             ctx.fail(f"There is no command '{name}'.{hint}")
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """List commands from the table: click's own completion imports every one of them."""
+        from click.shell_completion import CompletionItem
+
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, _, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
+@dataclass
+class Invocation:
+    """What `run` needs to know of the options when a command fails."""
+
+    debug: bool = False
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="imgrec")
-def imgrec(debug: bool) -> None:
+@click.pass_obj
+def imgrec(invocation: Invocation, debug: bool) -> None:
     """Recommend visually similar products: a folder of photos becomes a searchable index."""
+    invocation.debug = debug
 
 
 def main(args: list[str] | None = None) -> None:
@@ -102,11 +127,9 @@ def main(args: list[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run a command; print an error as one sentence and return the exit code."""
-    debug = "--debug" in args
+    invocation = Invocation()
     try:
-        code = imgrec.main(
-            [arg for arg in args if arg != "--debug"], "imgrec", standalone_mode=False
-        )
+        code = imgrec.main(args, "imgrec", standalone_mode=False, obj=invocation)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -114,7 +137,7 @@ def run(args: list[str]) -> int:
         click.echo("Interrupted.", err=True)
         return 130
     except Exception as error:
-        if not debug:
+        if not invocation.debug:
             return _explain(error)
         if _show_remote_traceback(error):
             return 1
@@ -146,13 +169,13 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RemoteError):
         click.echo(
             f"Error: the worker failed unexpectedly: {without_password(str(error))} (a bug: run "
-            "again with --debug and report the worker's traceback).",
+            "'imgrec --debug ...' and report the worker's traceback).",
             err=True,
         )
         return 1
     click.echo(
         f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (a bug: run "
-        "again with --debug and report the traceback).",
+        "'imgrec --debug ...' and report the traceback).",
         err=True,
     )
     return 1
