@@ -46,7 +46,11 @@ COMMANDS = {
         "import_products",
         "Tell imgrec what is known about products.",
     ),
-    "feedback": ("cli.feedback", "feedback", "Keep what people made of a match; judge rankings."),
+    "feedback": (
+        "cli.feedback",
+        "feedback",
+        "Record feedback on matches, and judge rankings by it.",
+    ),
     "cache": ("cli.cache", "cache", "Look into the shared cache, clear it, fill it."),
     "serve": ("cli.shell", "serve", "Open a shell: query, classify, rebuild, cache."),
     "evaluate": (

@@ -28,7 +28,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from pipeline.errors import WrongUse
+from pipeline.errors import WrongUse, first_invalid
 from pipeline.urls import database_address, redis_address, without_password
 
 log = logging.getLogger(__name__)
@@ -378,10 +378,8 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).upper()
-        reason = first["msg"].removeprefix("Value error, ")
-        shown = without_password(repr(first["input"]))
+        path, reason, value = first_invalid(error)
+        name, shown = str(path[0]).upper(), without_password(repr(value))
         if name.endswith("_URL") and "://" not in shown:
             shown = "not shown, because it may contain a password"
         # Without its cause, which quotes the value with its password.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 import tomllib
+import zipfile
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -25,6 +28,20 @@ EXAMPLE_HEAD = """\
 # change what you need. Variables of the environment take precedence over the file.
 """
 HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
+SHIPPED = ("cli", "workers", "pipeline")
+# The packages of pipeline/, uppermost first; below them are its modules that are in no package.
+LAYERS = (
+    "rebuild",
+    "store",
+    "train",
+    "classify",
+    "evaluate",
+    "search",
+    "index",
+    "embed",
+    "preprocess",
+    "images",
+)
 
 
 def imports(file: Path) -> set[str]:
@@ -42,6 +59,84 @@ def offenders(package: str, forbidden: set[str]) -> list[str]:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     return [str(file) for file in files if imports(file) & forbidden]
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def pipeline_imports() -> dict[str, set[str]]:
+    """Return the modules of pipeline/ that each of them imports anywhere, lazily too."""
+    files = {module_of(file): file for file in sorted((ROOT / "pipeline").rglob("*.py"))}
+    imports: dict[str, set[str]] = {}
+    for module, file in files.items():
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file} imports relatively"
+                names |= {str(node.module), *(f"{node.module}.{a.name}" for a in node.names)}
+        imports[module] = names & files.keys() - {"pipeline", module}
+    return imports
+
+
+def layer(module: str) -> int:
+    package = module.split(".")[1]
+    if (ROOT / "pipeline" / package).is_dir():
+        return LAYERS.index(package)
+    return len(LAYERS)
+
+
+def test_no_package_of_the_pipeline_imports_one_above_it() -> None:
+    imports = pipeline_imports()
+    assert len(imports) > len(LAYERS)
+    imports.pop("pipeline")
+    upward = [
+        f"{module} imports {name}"
+        for module, names in imports.items()
+        for name in sorted(names)
+        if layer(name) < layer(module)
+    ]
+    assert upward == []
+
+
+def test_no_modules_of_the_pipeline_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(pipeline_imports()).prepare()  # raises CycleError
+
+
+def test_nothing_that_ships_imports_development_code() -> None:
+    for package in SHIPPED:
+        assert offenders(package, {"tools", "tests"}) == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert sorted(patterns) == sorted(f"{package}*" for package in SHIPPED)
+    assert "!tools/" not in (ROOT / ".dockerignore").read_text().split()
+
+
+def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_path: Path) -> None:
+    tree, skipped = tmp_path / "tree", shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for package in SHIPPED:
+        shutil.copytree(ROOT / package, tree / package, ignore=skipped)
+    for file in ("pyproject.toml", "celeryconfig.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tree)
+    (tree / "tools").mkdir()
+    (tree / "tools" / "__init__.py").touch()
+    script = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tree)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tree.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in names} == {*SHIPPED, "celeryconfig.py"}
+    files = {
+        str(file.relative_to(tree))
+        for package in SHIPPED
+        for file in (tree / package).rglob("*")
+        if file.is_file()
+    }
+    assert names == files | {"celeryconfig.py"}
+    assert len([name for name in names if name.startswith("pipeline/probe_images/")]) == 12
 
 
 def test_the_pipeline_knows_neither_celery_nor_who_uses_it() -> None:

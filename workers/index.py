@@ -51,7 +51,7 @@ def _merge(job_id: str) -> None:
     except ServerUnavailable:
         raise
     except ImgrecError as error:
-        jobs.fail(job_id, str(error).replace("JOB'", f"{job_id}'"))
+        jobs.fail(job_id, str(error))
         return
     except MemoryError:
         jobs.fail(

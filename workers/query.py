@@ -12,13 +12,16 @@ import numpy as np
 from celery import shared_task
 from celery.app.task import Task
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.errors import BadImage, ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
 from pipeline.search.query import Query
-from pipeline.search.rank import Answer, compose, recommend
+from pipeline.search.query_vector import compose, embed_image
+from pipeline.search.rank import VERSION as RANKING_VERSION
+from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.settings import load_settings
 from pipeline.store.cache import result_key
@@ -39,7 +42,7 @@ def query_image(
 
     Args:
         data: an image file's bytes; empty where a text or a product asks.
-        options: the fields of `pipeline.search.query.Question`.
+        options: the fields of `pipeline.search.query.Query`.
 
     Returns the query object of the command line's contract. Raises what its sentence tells:
     IndexMissing, BadImage, FingerprintMismatch, SetupError, WrongUse, ServerUnavailable.
@@ -55,17 +58,21 @@ def query_image(
     # Who asks by what was imported or said may have done so in the same second.
     shelf = resources.shelves().of(index.version, at_once=bool(question.conditions))
     digest = sha256(data) if data else ""
-    facts = {"question": question.key(), "catalogue": shelf.catalogue.revision}
+    facts = {
+        "query": question.key(),
+        "catalogue": shelf.catalogue.revision,
+        "ranking": RANKING_VERSION,
+    }
     key = result_key(index.version.identity, mine.id, digest, facts)
     # What feedback changes is not kept: it may change with every verdict.
     kept = None if question.uses_feedback else resources.cache().get_result(key)
     answer = found = _unpack(kept)
     if answer is None:
         known = resources.KnownVectors(mine.id, index.version)
-        picture = (lambda: _vector(data, digest, known)) if data else None
         opinions = resources.opinions().get(now=True) if question.uses_feedback else None
         with resources.cache().pipelined():
-            asked = compose(question, picture, resources.text_vector, shelf)
+            image = _vector(data, digest, known) if data else None
+            asked = compose(question, image, resources.text_vector, shelf)
             answer = recommend(question, index, shelf, asked, opinions)
             if not question.uses_feedback:
                 resources.cache().put_result(key, _pack(answer))
@@ -81,10 +88,10 @@ def query_image(
             LoggedQuery(
                 query_id=self.request.id,
                 asked_at=time.time(),
-                who=question.user,
+                user=question.user,
                 index_version=index.version.name,
                 fingerprint=mine.id,
-                shown=tuple((match["product_id"], match["score"]) for match in answer.matches),
+                matches=tuple((match["product_id"], match["score"]) for match in answer.matches),
                 vector=answer.vector,
             )
         )
@@ -138,19 +145,25 @@ def _require_size(data: bytes) -> None:
 
 
 def _vector(data: bytes, digest: str, known: resources.KnownVectors) -> NDArray[np.float32]:
-    """Return the picture's (d,) unit vector: a known one, or the model's."""
-    vector = known.get(digest)
-    if vector is None:
-        prepare = resources.query_prepare()
-        memory_guard.apply_limit(resources.budget, dispatch.QUERY)
-        image = decode(data, resources.limits(), load_settings().preprocess_bg_color)
-        try:
-            prepared = prepare(image)
-        except MemoryError as error:
-            raise BadImage(OUT_OF_MEMORY, "preprocess") from error
-        vector = resources.batcher().embed(prepared.image, EMBED_TIMEOUT_S)
-        known.put({digest: vector})
-    return vector
+    """Return the image's (d,) unit vector: a known one, or the model's."""
+    return embed_image(
+        data,
+        digest,
+        known,
+        _prepare,
+        lambda image: resources.batcher().embed(image, EMBED_TIMEOUT_S),
+    )
+
+
+def _prepare(data: bytes) -> Image.Image:
+    """Decode and preprocess a query's image; the models are loaded first."""
+    prepare = resources.query_prepare()
+    memory_guard.apply_limit(resources.budget, dispatch.QUERY)
+    image = decode(data, resources.limits(), load_settings().preprocess_bg_color)
+    try:
+        return prepare(image).image
+    except MemoryError as error:
+        raise BadImage(OUT_OF_MEMORY, "preprocess") from error
 
 
 @shared_task(name="imgrec.pictures", throws=(ImgrecError,))

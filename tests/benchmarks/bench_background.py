@@ -87,7 +87,7 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         what=f"intersection / union of the two masks' foregrounds, {len(photos)} photos",
         target=0.98,
     )
-    kept = json.loads((settings.data_dir / "precision.json").read_text())
+    kept = json.loads((settings.data_dir / "rembg_backend.json").read_text())
     run.fact(f"{name}: what was measured to choose", told(kept))
     ours(cached)
     clock, spent, again = [], [], []

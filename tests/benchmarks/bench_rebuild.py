@@ -219,10 +219,9 @@ def enlarged(photo: Path, number: int, grain: float) -> bytes:
 
 
 def told(kept: dict[str, list[dict[str, Any]]]) -> str:
-    """Say in words what precision.json holds."""
+    """Say in words what a file of measurements holds."""
     return "; ".join(
-        f"{each['precision']}: {each['speedup']:.2f} times the speed, agreement "
-        f"{each['agreement']:.4f}"
+        f"{each['name']}: {each['speedup']:.2f} times the speed, agreement {each['agreement']:.4f}"
         for rows in kept.values()
         for each in rows
     )

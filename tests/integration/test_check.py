@@ -12,7 +12,7 @@ import torch
 from live_stack import LiveStack, draw_folder
 
 from cli.checks import Checks, Failed
-from pipeline.preprocess import background_removal
+from pipeline.preprocess import onnx_runtime
 from pipeline.settings import Settings
 
 Rows = dict[str, dict[str, str]]
@@ -156,7 +156,7 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     assert "a GPU is seen and left alone" in Checks(left_alone).device()
     assert Checks(settings).device() == "a GPU is seen and used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
-    monkeypatch.setattr(background_removal, "sees_gpu", lambda: False)
+    monkeypatch.setattr(onnx_runtime, "sees_gpu", lambda: False)
     with pytest.raises(Failed, match="onnxruntime does not see it"):
         Checks(cutting).device()
 

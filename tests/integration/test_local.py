@@ -141,7 +141,7 @@ def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:
     unseen = laptop.imgrec("feedback", first["query_id"], "mug/nobody", "--like")
     assert "did not show a product 'mug/nobody'" in unseen.stderr
     neither = laptop.imgrec("feedback", first["query_id"], "mug/red")
-    assert "Say one of --like, --dislike, --click and --purchase" in neither.stderr
+    assert "Give exactly one of --like, --dislike, --click and --purchase" in neither.stderr
 
 
 def test_a_killed_local_rebuild_is_taken_up_where_it_was(laptop: Laptop, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_the_shell_answers_lines_in_old_and_new_spelling_and_no_line_ends_it(
         "'nowhere.jpg' does not exist",
         "No closing quotation",
         "there is no command 'nonsense'",
-        "Name an image, or ask with --text or --product",
+        "Name an image, or query with --text or --product",
         "The cache does not answer",
         "this is the shell already",
     ):
