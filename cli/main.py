@@ -6,14 +6,15 @@ Commands are imported when they run, so that `imgrec --help` needs nothing but c
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from cli.wiring import Wiring
 
 COMMANDS = {
     # name: (module, attribute, one line of help; a test compares it with the command's own)
@@ -89,6 +90,22 @@ class LazyGroup(click.Group):
             ctx.fail(f"There is no command '{name}'.{hint}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; turn an error into a sentence and its exit code, unless --debug is given.
+
+        Click's own errors, and a pipe that is closed, are Click's to handle.
+        """
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if not ctx.params["debug"]:
+                ctx.exit(_explain(error))
+            if _show_remote_traceback(error):
+                ctx.exit(1)
+            raise
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """List commands from the table: click's own completion imports every one of them."""
         from click.shell_completion import CompletionItem
@@ -105,47 +122,35 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
-@dataclass
-class Invocation:
-    """What `run` needs to know of the options when a command fails."""
-
-    debug: bool = False
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="imgrec")
-@click.pass_obj
-def imgrec(invocation: Invocation, debug: bool) -> None:
+def imgrec(debug: bool) -> None:
     """Recommend visually similar products: a folder of photos becomes a searchable index."""
-    invocation.debug = debug
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, wiring: Wiring | None = None) -> None:
     """Run a command; print an error as one sentence and exit with its code.
 
     0 done, 1 failed, 2 wrong use, 3 not ready (no index), 4 a server is away.
     """
-    sys.exit(run(sys.argv[1:] if args is None else args))
+    sys.exit(run(sys.argv[1:] if args is None else args, wiring))
 
 
-def run(args: list[str]) -> int:
-    """Run a command; print an error as one sentence and return the exit code."""
-    invocation = Invocation()
+def run(args: list[str], wiring: Wiring | None = None) -> int:
+    """Run a command; print an error as one sentence and return the exit code.
+
+    Args:
+        wiring: what it works with; by default, what it makes from the settings itself.
+    """
     try:
-        code = imgrec.main(args, "imgrec", standalone_mode=False, obj=invocation)
+        code = imgrec.main(args, "imgrec", standalone_mode=False, obj=wiring)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return 130
-    except Exception as error:
-        if not invocation.debug:
-            return _explain(error)
-        if _show_remote_traceback(error):
-            return 1
-        raise
     return code if isinstance(code, int) else 0
 
 

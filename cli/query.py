@@ -18,10 +18,12 @@ from cli.output import (
     timeout_option,
     wait_option,
 )
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
 from pipeline.search.query import AUTO, Query
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
+from workers.routes import PICTURES, QUERY_IMAGE
 
 SHOWN_FACTS = 5  # columns of the catalogue in the table
 OLD_OPTIONS = {
@@ -114,7 +116,9 @@ def _current_name(arg: str) -> str:
     help="Write an HTML page with the images of the matches. Implies --wait.",
 )
 @local_option
+@pass_wiring
 def query(
+    wiring: Wiring,
     image: Path | None,
     text: str,
     exclude_text: str,
@@ -137,7 +141,7 @@ def query(
 
     Query with IMAGE, with --text, with both, or with --product.
     """
-    settings = load_settings()
+    settings = wiring.settings
     question = Query(
         top_k=top_k or settings.top_k,
         text=text,
@@ -156,7 +160,7 @@ def query(
     args: tuple[Any, ...] = (data, question.top_k)
     if question.options:  # a plain query stays one that older workers understand
         args += (question.options,)
-    asked = query_client.PendingQuery("imgrec.query_image", args, timeout, local)
+    asked = query_client.PendingQuery(wiring, QUERY_IMAGE, args, timeout, local)
     if not (wait or html or local):
         if as_json:
             print_json({"query_id": asked.query_id})
@@ -169,11 +173,11 @@ def query(
         from cli.query_report import write_page
 
         names = [match["filename"] for match in answer["matches"]]
-        wanted = query_client.PendingQuery(
-            "imgrec.pictures", (answer["index_version"], names), timeout, local
+        thumbnails = query_client.PendingQuery(
+            wiring, PICTURES, (answer["index_version"], names), timeout, local
         )
         try:
-            pictures = wanted.answer()
+            pictures = thumbnails.answer()
         except TimedOut as error:
             raise TimedOut("The matches were found, but their pictures did not come.") from error
         shown = _shown(data, settings) if data else None
@@ -187,10 +191,13 @@ def query(
 @click.option("--wait", is_flag=True, help="Wait for the answer if it is not there yet.")
 @timeout_option
 @json_option
-def result(query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
+@pass_wiring
+def result(wiring: Wiring, query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
     """Show the answer of an earlier query or classification."""
     try:
-        answer = query_client.wait_for(query_id, timeout if wait else 0.0, needs_index=False)
+        answer = query_client.wait_for(
+            wiring, query_id, timeout if wait else 0.0, needs_index=False
+        )
     except TimedOut as error:
         raise TimedOut(
             f"There is no answer under the id {query_id}: it is not there yet (--wait waits for "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
-from celery import shared_task
 from PIL import Image
 
 from pipeline.atomic_files import DISK_FULL, disk_trouble, write_atomic
@@ -16,10 +16,12 @@ from pipeline.errors import BadImage, ImgrecError, ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.find import require_allowed
-from pipeline.settings import load_settings
 from pipeline.store.jobs import Claim, Job
-from workers import dispatch, memory_guard, resources
+from workers.dispatch import require_names
 from workers.lease import Lease, LeaseLost, Stopped
+from workers.reconcile import advance
+from workers.resources import HOST, Resources
+from workers.routes import EMBED
 
 log = logging.getLogger(__name__)
 
@@ -27,26 +29,23 @@ MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
 
 
-@shared_task(name="imgrec.embed_shard", throws=(ImgrecError,))
-def embed(job_id: str, n: int) -> None:
+def embed(resources: Resources, job_id: str, n: int) -> None:
     """Embed shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
-    dispatch.require_names(job_id, n)
+    require_names(job_id, n)
     try:
-        _embed(job_id, n)
+        _embed(resources, job_id, n)
     except ServerUnavailable as error:
         # The lease or the reconciler brings the shard back when the server is there again.
         log.error("Shard %d of job %s: %s", n, job_id, error)
 
 
-def _embed(job_id: str, n: int) -> None:
+def _embed(resources: Resources, job_id: str, n: int) -> None:
     failpoint("embed.before_claim")
-    jobs, settings = resources.jobs(), load_settings()
+    jobs, settings = resources.jobs, resources.settings
     job = jobs.get(job_id)
-    if not job.open or not _ready(job):
+    if not job.open or not _ready(resources, job):
         return
-    claim = jobs.claim_shard(
-        job_id, n, f"{resources.HOST}:{uuid.uuid4().hex[:8]}", settings.lease_s
-    )
+    claim = jobs.claim_shard(job_id, n, f"{HOST}:{uuid.uuid4().hex[:8]}", settings.lease_s)
     if claim is None:
         return
     failpoint("embed.after_claim")
@@ -56,12 +55,14 @@ def _embed(job_id: str, n: int) -> None:
             settings.lease_s,
             settings.hung_after_s,
             f"shard {n} of job {job_id}",
+            stopping=resources.stopping,
+            watchdog=resources.watchdog,
         ) as lease:
-            result = _work(job, claim, lease)
+            result = _work(resources, job, claim, lease)
             name, digest = write_shard(settings.jobs_dir / job_id, n, result.vectors)
     except Stopped:
         # What ends a worker by its memory again and again must come to be tried alone.
-        jobs.release_shard(claim, count_attempt=memory_guard.shutting_down.is_set())
+        jobs.release_shard(claim, count_attempt=resources.memory_guard.shutting_down.is_set())
         log.info("Shard %d of job %s goes back to the queue: this worker ends.", n, job_id)
     except LeaseLost:
         log.info("Shard %d of job %s is no longer ours.", n, job_id)
@@ -69,13 +70,13 @@ def _embed(job_id: str, n: int) -> None:
     except ServerUnavailable:
         raise
     except Exception as error:
-        if resources.budget.over_limit():
+        if resources.memory_guard.budget.over_limit():
             log.error("Shard %d of job %s lacks memory; the next worker has more.", n, job_id)
             # Counted: what takes it from one worker after the other is found when tried alone.
             jobs.release_shard(claim, count_attempt=True)
-            memory_guard.end_worker()
+            resources.memory_guard.end_worker()
             return
-        _failed(claim, error)
+        _failed(resources, claim, error)
         return
     else:
         failpoint("embed.after_write")
@@ -89,35 +90,35 @@ def _embed(job_id: str, n: int) -> None:
         )
         failpoint("embed.after_mark")
         log.info("Shard %d of job %s: %s", n, job_id, _account(result, won))
-    dispatch.advance(job_id)
+    advance(resources, job_id)
 
 
-def _ready(job: Job) -> bool:
+def _ready(resources: Resources, job: Job) -> bool:
     """Load what the job needs; where this worker cannot serve it, end the job with the reason.
 
     Before any shard is claimed: a missing model is one sentence, not ten thousand failures.
     """
-    jobs = resources.jobs()
+    jobs = resources.jobs
     try:
-        require_allowed(job.root, load_settings())
+        require_allowed(job.root, resources.settings)
         if not job.root.is_dir():
             raise SetupError(
                 f"The folder {job.root} is not there: every embed worker must see the products "
                 "folder under the same path."
             )
-        resources.embedder()
-        memory_guard.apply_limit(resources.budget, dispatch.EMBED)
-        mine = resources.fingerprint()
+        _ = resources.embedder
+        resources.memory_guard.apply_limit(EMBED)
+        mine = resources.fingerprint
     except ImgrecError as error:
         if isinstance(error, ServerUnavailable):
             raise
-        jobs.fail(job.id, f"Worker embed@{resources.HOST}: {error}")
+        jobs.fail(job.id, f"Worker embed@{HOST}: {error}")
         return False
     held = jobs.set_fingerprint(job.id, mine)
     if held.fingerprint != mine.id:
         jobs.fail(
             job.id,
-            f"Worker embed@{resources.HOST} would use {mine.summary}, but the job was planned for "
+            f"Worker embed@{HOST} would use {mine.summary}, but the job was planned for "
             f"{held.fingerprint_summary}: give this worker and the command the same "
             "EMBEDDING_MODEL, USE_BG_REMOVAL, REMBG_MODEL and PREPROCESS settings.",
         )
@@ -125,24 +126,24 @@ def _ready(job: Job) -> bool:
     return held.open
 
 
-def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
+def _work(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardResult:
     known = resources.reusable_vectors(reuse=not job.full, verify=True)
-    save = _saver() if job.save_preprocessed else None
-    if claim.attempts <= load_settings().shard_max_attempts:
+    save = _saver(resources.settings.data_dir / "preprocessed") if job.save_preprocessed else None
+    if claim.attempts <= resources.settings.shard_max_attempts:
         return embed_shard(
-            job.root, claim.images, resources.embedder(), known, check=lease.check, save=save
+            job.root, claim.images, resources.embedder, known, check=lease.check, save=save
         )
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
-    jobs = resources.jobs()
+    jobs = resources.jobs
 
     def end(position: int) -> None:
-        if not memory_guard.shutting_down.is_set():  # else this image may be why
-            _survived(claim, position)
+        if not resources.memory_guard.shutting_down.is_set():  # else this image may be why
+            _survived(resources, claim, position)
 
     return embed_isolated(
         job.root,
         claim.images,
-        resources.embedder(),
+        resources.embedder,
         known,
         check=lease.check,
         save=save,
@@ -151,42 +152,40 @@ def _work(job: Job, claim: Claim, lease: Lease) -> ShardResult:
     )
 
 
-def _survived(claim: Claim, position: int) -> None:
+def _survived(resources: Resources, claim: Claim, position: int) -> None:
     """Clear an image of suspicion, however long the database is away: this process lives."""
     while True:
         try:
-            resources.jobs().clear_suspect(claim, position)
+            resources.jobs.clear_suspect(claim, position)
             return
         except ServerUnavailable:
             if resources.stopping.wait(PATIENCE_S):
                 raise
 
 
-def _failed(claim: Claim, error: Exception) -> None:
+def _failed(resources: Resources, claim: Claim, error: Exception) -> None:
     """Give a shard back after an error that no image explains; end the job when it persists."""
-    jobs = resources.jobs()
+    jobs = resources.jobs
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         # No fault of the shard's, and it may last: the reconciler sends it until there is budget.
-        trouble = disk_trouble(error, load_settings().data_dir)
+        trouble = disk_trouble(error, resources.settings.data_dir)
         log.error("Shard %d of job %s: %s", claim.n, claim.job_id, trouble)
         jobs.release_shard(claim, count_attempt=False)
         jobs.set_waiting_reason(claim.job_id, trouble)
         return
     log.error("Shard %d of job %s failed.", claim.n, claim.job_id, exc_info=error)
-    if claim.attempts > load_settings().shard_max_attempts:
+    if claim.attempts > resources.settings.shard_max_attempts:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         jobs.fail(
             claim.job_id,
-            f"Worker embed@{resources.HOST} could not finish shard {claim.n} in {claim.attempts} "
+            f"Worker embed@{HOST} could not finish shard {claim.n} in {claim.attempts} "
             f"attempts: {reason}",
         )
     else:
         jobs.release_shard(claim, count_attempt=True)  # the reconciler sends it after a pause
 
 
-def _saver() -> Callable[[str, Image.Image], None]:
-    folder = load_settings().data_dir / "preprocessed"
-
+def _saver(folder: Path) -> Callable[[str, Image.Image], None]:
     def save(path: str, image: Image.Image) -> None:
         # Added, not put in place of another: shoe.jpg and shoe.png are two products.
         target = folder / (path if path.endswith(".jpg") else f"{path}.jpg")

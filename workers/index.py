@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import logging
 
-from celery import shared_task
 from filelock import Timeout
 
 from pipeline.atomic_files import disk_trouble
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
-from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
-from workers import dispatch, memory_guard, resources
+from workers.dispatch import require_names
 from workers.lease import Lease, LeaseLost, Stopped
+from workers.reconcile import advance, remove_leftovers
+from workers.resources import Resources
 
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
-@shared_task(name="imgrec.merge_shards", throws=(ImgrecError,))
-def merge_shards(job_id: str) -> None:
+def merge_shards(resources: Resources, job_id: str) -> None:
     """Publish a job whose shards are all done; harmless to send any number of times."""
-    dispatch.require_names(job_id)
+    require_names(job_id)
     try:
-        _merge(job_id)
+        _merge(resources, job_id)
     except ServerUnavailable as error:
         log.error("The merge of job %s: %s", job_id, error)
 
 
-def _merge(job_id: str) -> None:
-    jobs, settings = resources.jobs(), load_settings()
+def _merge(resources: Resources, job_id: str) -> None:
+    jobs, settings = resources.jobs, resources.settings
     job = jobs.claim_merge(job_id, settings.lease_s)
     if job is None:
         jobs.get(job_id)  # one that is not there is an error, not a merge that is done
@@ -43,8 +42,10 @@ def _merge(job_id: str) -> None:
             lambda _: jobs.renew_merge_lease(job_id, settings.lease_s),
             settings.lease_s,
             float("inf"),
+            stopping=resources.stopping,
+            watchdog=resources.watchdog,
         ) as lease:
-            merged = _publish(job, lease)
+            merged = _publish(resources, job, lease)
     except (Stopped, LeaseLost):
         log.info("The merge of job %s stops; the reconciler resumes it if it is wanted.", job_id)
         return
@@ -62,6 +63,7 @@ def _merge(job_id: str) -> None:
         return
     except Timeout as error:  # an OSError, too
         _wait(
+            resources,
             job_id,
             f"Another process, a merge or a rollback, has held the lock {error.lock_file} for "
             f"{LOCK_WAIT_S:g} s. The merge is tried again by itself.",
@@ -69,7 +71,7 @@ def _merge(job_id: str) -> None:
         return
     except OSError as error:
         log.error("The merge of job %s failed.", job_id, exc_info=error)
-        _wait(job_id, disk_trouble(error, settings.data_dir))
+        _wait(resources, job_id, disk_trouble(error, settings.data_dir))
         return
     except Exception as error:
         log.error("The merge of job %s failed.", job_id, exc_info=error)
@@ -89,30 +91,31 @@ def _merge(job_id: str) -> None:
                 job_id,
                 merged.version,
             )
-        dispatch.remove_leftovers()
+        remove_leftovers(resources)
     else:
-        dispatch.advance(job_id)
+        advance(resources, job_id)
 
 
-def _wait(job_id: str, reason: str) -> None:
+def _wait(resources: Resources, job_id: str, reason: str) -> None:
     """Leave the merge to the reconciler, which sends it again when the lease has ended.
 
     The job's note tells those who watch why nothing moves; they may mend it or cancel the job.
     """
     log.error("The merge of job %s waits: %s", job_id, reason)
-    resources.jobs().set_waiting_reason(job_id, reason)
+    resources.jobs.set_waiting_reason(job_id, reason)
 
 
-def _publish(job: Job, lease: Lease) -> Merged:
-    jobs, settings, versions = resources.jobs(), load_settings(), resources.versions()
-    with versions.lock().acquire(timeout=LOCK_WAIT_S), memory_guard.expect_high_usage():
+def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
+    jobs, settings, versions = resources.jobs, resources.settings, resources.versions
+    guard = resources.memory_guard
+    with versions.lock().acquire(timeout=LOCK_WAIT_S), guard.expect_high_usage():
         merged = merge(
             job,
             jobs.done_shards(job.id),
             settings,
             versions,
             lease.check,
-            require_fit=memory_guard.require_fit,
+            require_fit=guard.require_fit,
         )
         if merged.version:
             versions.prune(settings.keep_versions, jobs.referenced_versions())

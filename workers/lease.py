@@ -8,8 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from pipeline.errors import ImgrecError
-from workers.resources import stopping
-from workers.watchdog import Deadline
+from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +33,16 @@ class Lease:
         lease_s: float,
         hung_after_s: float,
         what: str = "a task",
+        *,
+        stopping: threading.Event,
+        watchdog: Watchdog,
     ) -> None:
         self._beat = beat
         self._pause_s = min(BEAT_S, lease_s / BEATS_PER_LEASE)
         self._hung_after_s = hung_after_s
         self._progress = 0
-        self._work = Deadline(what, hung_after_s)
+        self._work = watchdog.deadline(what, hung_after_s)
+        self._stopping = stopping
         self._lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -70,7 +73,7 @@ class Lease:
             self._work.touch()
         if self._lost:
             raise LeaseLost
-        if stopping.is_set():
+        if self._stopping.is_set():
             raise Stopped
 
     def _run(self) -> None:

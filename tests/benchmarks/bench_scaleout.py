@@ -199,10 +199,11 @@ def messages(run: Run) -> None:
         stand.start_redis()
         try:
             script = (
-                "import time; from workers import dispatch as flow\n"
-                "flow.send('imgrec.embed_shard', 'embed', 'job', 0)\n"
+                "import time; from cli.wiring import Wiring\n"
+                "send = Wiring().dispatcher.send\n"
+                "send('imgrec.embed_shard', 'job', 0)\n"
                 "start = time.perf_counter()\n"
-                "for n in range(500): flow.send('imgrec.embed_shard', 'embed', 'job', n)\n"
+                "for n in range(500): send('imgrec.embed_shard', 'job', n)\n"
                 "print(500 / (time.perf_counter() - start))\n"
             )
             done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ from inline_worker import InlineWorker
 
 from cli import watch
 from pipeline.errors import ServerUnavailable
-from pipeline.settings import load_settings
-from workers import dispatch
+from workers import reconcile
+from workers.resources import Resources
 
 Run = Callable[..., Any]
 
@@ -178,10 +179,9 @@ def test_rebuilds_are_listed_newest_first(desk: InlineWorker, imgrec: Run) -> No
     assert str(desk.shop.root) in out
 
 
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+def quickly(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Help and look as often as possible."""
-    monkeypatch.setenv("RECONCILE_S", "0.001")
-    load_settings.cache_clear()
+    desk.start_again(reconcile_s=0.001)
     monkeypatch.setattr(watch, "NO_WORKER_AFTER_S", 0.0)
     monkeypatch.setattr(watch, "POLL_S", 0.002)
 
@@ -189,8 +189,8 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_waits_is_told_once_which_worker_is_missing(
     desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly(monkeypatch)
-    monkeypatch.setattr(dispatch, "workers_on", lambda queue: 0)
+    quickly(desk, monkeypatch)
+    monkeypatch.setattr(desk, "workers", lambda: Counter())
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'embed'") == 1
     assert "celery worker -Q embed" in done.err
@@ -208,17 +208,17 @@ def test_who_waits_is_told_once_which_worker_is_missing(
 def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
     desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly(monkeypatch)
-    reconcile, calls = dispatch.reconcile, []
+    quickly(desk, monkeypatch)
+    own, calls = reconcile.reconcile, []
 
-    def back_after_three() -> None:
+    def back_after_three(resources: Resources) -> None:
         calls.append(1)
         if len(calls) <= 3:
             raise ServerUnavailable("Redis does not answer.")
-        reconcile()
+        own(resources)
         desk.work()
 
-    monkeypatch.setattr(dispatch, "reconcile", back_after_three)
+    monkeypatch.setattr(reconcile, "reconcile", back_after_three)
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "60")
     assert done.code == 0
     assert done.err.count("Redis does not answer. Waiting for it.") == 1
@@ -228,8 +228,8 @@ def test_who_waits_does_the_work_of_a_missing_reconciler(
     desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message is lost, no index worker runs: the one who waits sends it again."""
-    quickly(monkeypatch)
-    monkeypatch.setattr(dispatch, "LOST_AFTER_S", -1.0)
+    quickly(desk, monkeypatch)
+    monkeypatch.setattr(reconcile, "LOST_AFTER_S", -1.0)
     job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
     desk.messages.clear()
     sleep = time.sleep

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from live_stack import until
 
 from pipeline.errors import ServerUnavailable
 from workers.lease import Lease, LeaseLost, Stopped
-from workers.resources import stopping
+from workers.watchdog import Watchdog
 
 LEASE_S = 0.06  # a beat every 10 ms
 
 
-@pytest.fixture(autouse=True)
-def not_stopping() -> Iterator[None]:
-    stopping.clear()
-    yield
-    stopping.clear()
+def lease(beat: Callable[[int], bool], hung_after_s: float = 100, **options: Any) -> Lease:
+    options = {"stopping": threading.Event(), "watchdog": Watchdog(), **options}
+    return Lease(beat, LEASE_S, hung_after_s, **options)
 
 
-def raises(lease: Lease, kind: type[Exception]) -> Callable[[], bool]:
+def raises(held: Lease, kind: type[Exception]) -> Callable[[], bool]:
     def look() -> bool:
         try:
-            lease.check()
+            held.check()
         except kind:
             return True
         return False
@@ -40,9 +39,9 @@ def test_beats_carry_the_progress_and_end_with_the_work() -> None:
         seen.append(progress)
         return True
 
-    with Lease(beat, LEASE_S, 100) as lease:
+    with lease(beat) as held:
         until(lambda: len(seen) >= 2, "beats", 20)
-        lease.check(7)
+        held.check(7)
         until(lambda: seen[-1] == 7, "the progress is told", 20)
     assert seen[0] == 0
     count = len(seen)
@@ -51,16 +50,17 @@ def test_beats_carry_the_progress_and_end_with_the_work() -> None:
 
 
 def test_a_refused_beat_ends_the_work() -> None:
-    with Lease(lambda progress: False, LEASE_S, 100) as lease:
-        until(raises(lease, LeaseLost), "the loss is told", 20)
+    with lease(lambda progress: False) as held:
+        until(raises(held, LeaseLost), "the loss is told", 20)
 
 
 def test_a_process_that_is_asked_to_stop_ends_the_work_at_the_next_image() -> None:
-    with Lease(lambda progress: True, LEASE_S, 100) as lease:
-        lease.check(1)
+    stopping = threading.Event()
+    with lease(lambda progress: True, stopping=stopping) as held:
+        held.check(1)
         stopping.set()
         with pytest.raises(Stopped):
-            lease.check(2)
+            held.check(2)
 
 
 def test_work_that_hangs_loses_its_lease_although_the_process_lives() -> None:
@@ -70,11 +70,11 @@ def test_work_that_hangs_loses_its_lease_although_the_process_lives() -> None:
         beats.append(progress)
         return True
 
-    with Lease(beat, LEASE_S, hung_after_s=0.1) as lease:
-        until(lambda: lease._lost, "the stall is noticed", 20)
+    with lease(beat, hung_after_s=0.1) as held:
+        until(lambda: held._lost, "the stall is noticed", 20)
         count = len(beats)
         with pytest.raises(LeaseLost):
-            lease.check(1)  # too late: another worker may have it
+            held.check(1)  # too late: another worker may have it
     assert len(beats) == count
 
 
@@ -85,10 +85,10 @@ def test_work_that_moves_is_never_taken_for_hung() -> None:
         beats.release()
         return True
 
-    with Lease(beat, LEASE_S, hung_after_s=5) as lease:
+    with lease(beat, hung_after_s=5) as held:
         for done in range(30):
             assert beats.acquire(timeout=20)
-            lease.check(done + 1)
+            held.check(done + 1)
 
 
 def test_a_short_outage_of_the_database_does_not_end_the_work() -> None:
@@ -102,6 +102,6 @@ def test_a_short_outage_of_the_database_does_not_end_the_work() -> None:
         recovered.set()
         return answer
 
-    with Lease(beat, LEASE_S, 100) as lease:
+    with lease(beat) as held:
         assert recovered.wait(20)
-        lease.check(1)
+        held.check(1)
