@@ -122,15 +122,15 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
 
 def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:
     image = laptop.products / "mug" / "green.jpg"
-    first = laptop.answer("query", image, "--local", "--personalize", "ann")
+    first = laptop.answer("query", image, "--local", "--user", "ann")
     last = first["matches"][-1]
     given = laptop.answer("feedback", first["query_id"], last["product_id"], "--like")
     assert (given["action"], given["user"], given["rank"]) == ("like", "ann", last["rank"])
-    again = laptop.answer("query", image, "--local", "--personalize", "ann", "--explain")
+    again = laptop.answer("query", image, "--local", "--user", "ann", "--explain")
     (liked,) = [m for m in again["matches"] if m["product_id"] == last["product_id"]]
     assert liked["rank"] < last["rank"]
     assert liked["explain"]["personal"] > 0
-    other = laptop.answer("query", image, "--local", "--personalize", "bob")
+    other = laptop.answer("query", image, "--local", "--user", "bob")
     assert other["matches"] == first["matches"]
     report = laptop.answer("feedback", "report")
     assert report["actions"]["like"] == 1
