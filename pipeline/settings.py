@@ -1,6 +1,6 @@
 """Read every setting from the environment or `.env`, once, into one frozen value.
 
-No other module reads the environment. `.env.example` and the README's table list the same names;
+No other module reads the environment. `.env.example` and docs/reference.md list the same names;
 a test compares the three.
 """
 

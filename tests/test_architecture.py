@@ -76,11 +76,12 @@ def shown(default: object) -> str:
     return str(default)
 
 
-def test_env_example_and_readme_list_every_setting_with_its_default() -> None:
+def test_env_example_and_reference_list_every_setting_with_its_default() -> None:
     code = {name.upper(): shown(f.default) for name, f in Settings.model_fields.items()}
     lines = (ROOT / ".env.example").read_text().splitlines()
     example = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]", line))
-    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| `([^`]*)` \|", (ROOT / "README.md").read_text(), re.M)
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| `([^`]*)` \|", reference, re.M)
     assert example == code
     assert {name: default.strip() for name, default in rows} == code
 

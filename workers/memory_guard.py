@@ -33,6 +33,7 @@ from pipeline.images.memory_budget import (
     used_bytes,
 )
 from pipeline.settings import MIB, load_settings
+from workers import watchdog
 from workers.resources import stopping
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,9 @@ BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by 
 
 shutting_down = threading.Event()  # set when this worker ends because of its memory
 _is_worker = threading.Event()
-_settled: set[str] = set()
 _busy = threading.Lock()  # held by work whose memory is no leak
+_lock = threading.Lock()  # of the three below: several threads settle and one watches
+_settled: set[str] = set()
 _limit: int | None = None  # in force once the models are loaded
 _line: int | None = None  # used memory above which the ceiling is near
 
@@ -56,7 +58,11 @@ _line: int | None = None  # used memory above which the ceiling is near
 def begin() -> None:
     """Watch over this process from here on: it is a worker."""
     _is_worker.set()
-    threading.Thread(target=_watch, name="memory", daemon=True).start()
+    if load_settings().memory_limit == 0 or used_bytes() is None:
+        return
+    thread = threading.Thread(target=_watch, name="memory", daemon=True)
+    thread.start()
+    watchdog.register_thread(thread)
 
 
 def apply_limit(budget: MemoryBudget, queue: str) -> None:
@@ -65,9 +71,15 @@ def apply_limit(budget: MemoryBudget, queue: str) -> None:
     Raises:
         SetupError: WORKER_MAX_MEMORY is less than the models take.
     """
+    with _lock:
+        if _is_worker.is_set() and queue not in _settled:
+            _settle(budget, queue)
+
+
+def _settle(budget: MemoryBudget, queue: str) -> None:
     global _limit, _line
     settings, base = load_settings(), data_segment_bytes()
-    if base is None or settings.memory_limit == 0 or not _is_worker.is_set() or queue in _settled:
+    if base is None or settings.memory_limit == 0:
         return
     limit = settings.memory_limit
     if limit is None:
@@ -124,21 +136,36 @@ def expect_high_usage() -> Iterator[None]:
 
 def _watch() -> None:
     """Look at this process's memory until it ends; end it when it has leaked."""
-    wanted = load_settings().memory_limit
-    if wanted == 0 or used_bytes() is None:
-        return
     since: float | None = None
+    wanted = load_settings().memory_limit or default_limit()
     while not stopping.wait(POLL_S):
-        limit = _limit or wanted or default_limit()
+        try:
+            since = _look(since, wanted)
+        except Exception:
+            # This thread is the one that ends a worker that has leaked: it must outlive its bugs.
+            log.exception("The memory watch failed; it goes on.")
+
+
+def _look(since: float | None, wanted: int) -> float | None:
+    """End this worker when it has leaked; else return since when it has been above the line."""
+    with _lock:
+        limit = _limit or wanted
         line = _line or HIGH_WATERMARK * limit
-        if (used_bytes() or 0) <= line or _busy.locked():
-            since = None
-            continue
-        trim_heap()
-        since, used = since or time.monotonic(), used_bytes() or 0
-        if used > limit or (used > line and time.monotonic() - since > LEAK_S):
-            _end(used, limit)
-            return
+    if _used(limit) <= line or _busy.locked():
+        return None
+    trim_heap()
+    since, used = since or time.monotonic(), _used(limit)
+    if used > limit or (used > line and time.monotonic() - since > LEAK_S):
+        _end(used, limit)
+    return since
+
+
+def _used(limit: int) -> int:
+    """Return the used memory; the limit where not even the bytes to read it are left."""
+    try:
+        return used_bytes() or 0
+    except MemoryError:
+        return limit
 
 
 def _end(used: int, limit: int) -> None:

@@ -1,25 +1,43 @@
-"""The gate of a worker: every message from Redis passes here before Celery sees it.
+"""The transport of a worker: Celery's own over Redis, with every message validated first.
 
-Celery trusts the shape of its messages. One that is no JSON, has a list for a header or no task id
-ends the consumer, and with it the worker; one that was noted as taken before comes back a minute
-later and ends the next; a compressed one may unpack to any size. So the transport of the workers
-is Celery's own with three checks: of the envelope, of the body's form, and a net for whatever
-neither foresaw. What is refused is logged, answered where it names a task id, and forgotten.
+Celery trusts the shape of its messages. A message that is not valid JSON, has a list for its
+headers or lacks a task id crashes the consumer and with it the worker; if it was unacknowledged, it
+is redelivered a minute later and crashes the next worker; a compressed one may unpack to any size.
+So this transport validates the envelope and the body, and catches what neither foresaw. A message
+that is refused is logged, answered if it names a task id, and dropped.
+
+This is for robustness, not access control: whoever can write to Redis can send valid tasks. For the
+same reason, of Celery's remote control only the commands that inspect a worker are accepted: a
+`shutdown` that anybody may broadcast would end them all.
+
+It overrides names of kombu that are not public; so pyproject.toml bounds kombu's version, and
+tests/faults/test_messages.py sends thousands of broken messages to real workers.
 """
 
 from __future__ import annotations
 
+import base64
 import inspect
+import json
 import logging
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from celery import current_app
 from celery.utils.time import maybe_iso8601
+from celery.worker.control import Panel
 from kombu import transport
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import redis, virtual
-from redis.exceptions import ConnectionError as RedisAway
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import DataError, OutOfMemoryError
 
 from pipeline.errors import WrongUse
@@ -28,115 +46,157 @@ from workers import dispatch
 
 log = logging.getLogger(__name__)
 
-# Of a body as it lies in Redis. The command line sends pictures of at most half a MiB, or the
-# 1024 pixels that workers reduce them to; in JSON and base64 twice, a byte becomes 1.8.
-MOST_TAKEN = 8 * MIB
-MOST_READ = 96 * MIB  # larger ones are dropped before they are parsed, so without an answer
-TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
-MAX_TEXT = 10_000  # characters of a header
+# Bytes of a body in Redis. The command line sends images of at most half a MiB, or of the 1024
+# pixels that workers reduce them to; in JSON and base64 twice, a byte becomes 1.8.
+MAX_BODY = 8 * MIB
+MAX_MESSAGE = 96 * MIB  # larger ones are dropped before they are parsed, and so without an answer
 
-# The headers that go on to Celery; others, as tracing tools add them, are dropped. Those that make
-# a worker wait, retry or send more tasks must say nothing: imgrec never sends any.
-SILENT: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("eta", "shadow", "group", "group_index"), (None,)),
-    "timelimit": (None, [None, None]),
-    "stamped_headers": (None, []),
-    "stamps": (None, {}),
-}
-TEXTS = ("lang", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "expires")
-NUMBERS = ("retries", "replaced_task_nesting")
-FLAGS = ("ignore_result", "redelivered")
-KNOWN = {"id", "task", *SILENT, *TEXTS, *NUMBERS, *FLAGS}
+
+class _Part(BaseModel):
+    """A part of a message; fields that nobody here reads are dropped."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+def _is_time(text: str) -> str:
+    try:
+        maybe_iso8601(text)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError("it is not an ISO 8601 time") from error
+    return text
+
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
+Id = Annotated[str, StringConstraints(pattern=re.compile(rf"^{_ID.pattern}$(?!\n)"))]
+Text = Annotated[str, StringConstraints(max_length=10_000)]
+
+
+class Headers(_Part):
+    """The headers that go on to Celery.
+
+    Those that make a worker wait, retry or send more tasks must be empty: imgrec never sends any.
+    """
+
+    id: Id
+    # Celery brings tasks of its own, which send others, or themselves again and again.
+    task: Annotated[str, StringConstraints(pattern=r"\Aimgrec\.", max_length=200)]
+    eta: None = None
+    shadow: None = None
+    group: None = None
+    group_index: None = None
+    timelimit: Annotated[list[None], Field(max_length=2)] | None = None
+    stamped_headers: Annotated[list[Any], Field(max_length=0)] | None = None
+    stamps: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    lang: Text | None = None
+    root_id: Text | None = None
+    parent_id: Text | None = None
+    argsrepr: Text | None = None
+    kwargsrepr: Text | None = None
+    origin: Text | None = None
+    expires: Annotated[Text, AfterValidator(_is_time)] | None = None
+    retries: int | None = None
+    replaced_task_nesting: int | None = None
+    ignore_result: bool | None = None
+    redelivered: bool | None = None
+
+
+class Properties(_Part):
+    """What kombu reads of a message's properties."""
+
+    delivery_tag: Id
+    delivery_info: dict[str, Any]
+    body_encoding: Literal["base64"]
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+class Envelope(_Part):
+    """Everything around the body."""
+
+    headers: Headers
+    properties: Properties
+    content_type: Annotated[str, Field(alias="content-type")]
+    content_encoding: Annotated[str, Field(alias="content-encoding")]
+    body: str
 
 
 def install() -> None:
-    """Have this process read Redis through the gate; before its first connection."""
+    """Have this process read Redis through this transport; call it before the first connection."""
     for scheme in ("redis", "rediss"):
         transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
         transport._transport_cache.pop(scheme, None)
 
 
 class Refused(WrongUse):
-    """A message that no imgrec has sent."""
+    """A message that imgrec does not send."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The message cannot be used: {reason}.")
 
 
 def check_envelope(message: Any, queue: str) -> None:
-    """Check everything around the body, and drop the headers that nobody here reads.
+    """Validate everything around the body, and drop the headers that nobody here reads.
 
     Raises:
         Refused: Celery would stumble over it, or do more than run a task now.
     """
-    _require(isinstance(message, dict), "it is no JSON object")
-    headers, properties = message.get("headers"), message.get("properties")
-    _require(isinstance(headers, dict), "its headers are no table")
-    _require(isinstance(properties, dict), "its properties are no table")
-    _require(_is_id(headers.get("id")), "it has no task id")
-    task = headers.get("task")
-    _require(isinstance(task, str), "it names no task")
-    # Celery brings tasks of its own, which send others, or themselves again and again.
-    _require(task.startswith("imgrec."), f"{task[:50]!r} is no task of imgrec")
+    try:
+        envelope = Envelope.model_validate(message)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise Refused(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
+    task = envelope.headers.task
     route = current_app.conf.task_routes.get(task)
     _require(route in (None, {"queue": queue}), f"{task} does not belong into queue '{queue}'")
-    _require(_is_id(properties.get("delivery_tag")), "it has no delivery tag")
-    _require(isinstance(properties.get("delivery_info"), dict), "its delivery_info is no table")
-    _require(properties.get("body_encoding") == "base64", "its body is not in base64")
-    for name in ("reply_to", "correlation_id"):
-        _require(isinstance(properties.get(name), str | None), f"its {name} is no text")
-    for name in ("content-type", "content-encoding"):
-        _require(isinstance(message.get(name), str), f"its {name} is no text")
-    _require(headers.get("compression") is None, "it is compressed, to who knows what size")
-    body = message.get("body")
-    _require(isinstance(body, str), "its body is no text")
     _require(
-        len(body) <= MOST_TAKEN,
-        f"its body has {len(body):,} bytes, the limit is {MOST_TAKEN:,}: send a smaller picture",
+        message["headers"].get("compression") is None, "a compressed body may unpack to any size"
     )
-    message["headers"] = {name: value for name, value in headers.items() if name in KNOWN}
-    _check_headers(message["headers"])
+    _require(
+        len(envelope.body) <= MAX_BODY,
+        f"its body has {len(envelope.body):,} bytes, the limit is {MAX_BODY:,}: send a smaller "
+        "image",
+    )
+    message["headers"] = envelope.headers.model_dump(exclude_unset=True)
 
 
-def _check_headers(headers: dict[str, Any]) -> None:
-    for name, silence in SILENT.items():
-        _require(headers.get(name) in silence, f"its header '{name}' is not empty")
-    for name in TEXTS:
-        text = headers.get(name)
-        _require(isinstance(text, str | None), f"its header '{name}' is no text")
-        _require(len(text or "") <= MAX_TEXT, f"its header '{name}' is too long")
-    for name in NUMBERS:
-        _require(isinstance(headers.get(name), int | None), f"its header '{name}' is no number")
-    for name in FLAGS:
-        value = headers.get(name)
-        _require(isinstance(value, bool | None), f"its header '{name}' is neither true nor false")
+def check_control(message: Any) -> None:
+    """Let only those commands of Celery's remote control through that inspect a worker.
+
+    Raises:
+        Refused: it is another command, or cannot be read.
+    """
     try:
-        maybe_iso8601(headers.get("expires"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Refused("its header 'expires' is no time") from error
+        command = json.loads(base64.b64decode(message["body"]))["method"]
+        kind = Panel.meta[command].type
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Refused("it is not a command of Celery's remote control") from error
+    _require(kind == "inspect", f"the remote control command '{command}' is not accepted")
 
 
 def check_body(task: str, body: Any) -> None:
-    """Check that a decoded body calls a task that is there, and does nothing else.
+    """Check that a decoded body calls a task, and does nothing else.
 
     Raises:
         Refused: it does not.
     """
-    _require(isinstance(body, list | tuple) and len(body) == 3, "its body is no call of a task")
+    _require(
+        isinstance(body, list | tuple) and len(body) == 3, "its body is not the call of a task"
+    )
     args, kwargs, more = body
-    _require(isinstance(args, list | tuple), "its arguments are no list")
+    _require(isinstance(args, list | tuple), "its arguments are not a list")
     _require(
         isinstance(kwargs, dict) and all(isinstance(name, str) for name in kwargs),
-        "its named arguments are no table",
+        "its named arguments are not a table",
     )
     _require(
         isinstance(more, dict) and not any(more.values()),
-        "it wants to send more tasks",
+        "it asks to send more tasks",
     )
-    known = current_app.tasks.get(task)
-    if known is not None:  # Celery answers for those that are not
+    registered = current_app.tasks.get(task)
+    if registered is not None:  # Celery answers for those that are not
         try:
-            inspect.signature(known.run).bind(*args, **kwargs)
+            inspect.signature(registered.run).bind(*args, **kwargs)
         except TypeError as error:
             raise Refused(f"{task}: {error}") from error
 
@@ -151,39 +211,39 @@ class Message(virtual.Message):
             raise Refused(str(error)) from error
         except DecodeError as error:
             raise Refused("its body cannot be decoded") from error
-        if "task" in self.headers:  # the others are for Celery's remote control
+        if "task" in self.headers:  # the others are commands of the remote control
             check_body(self.headers["task"], body)
         return body
 
 
 class Channel(redis.Channel):
-    """Read messages from the queues; let no unreadable one through."""
+    """Reads messages from the queues, and drops those that cannot be parsed."""
 
     Message = Message
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)  # type: ignore[no-untyped-call]
-        self.client.set_response_callback("BRPOP", _leave_out_giants)
+        self.client.set_response_callback("BRPOP", _drop_oversized)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             # `Transport._deliver` lets none of these out: this one could not even be parsed.
-            log.error("Refused a message: it is no JSON object (%s).", type(error).__name__)
+            log.error("Refused a message: it is not a JSON object (%s).", type(error).__name__)
             return True
         except MemoryError as error:
             # Perhaps in the middle of an answer: this connection cannot be read any further.
             self.client.connection.disconnect()
             log.error("Refused a message: it does not fit into this worker's memory.")
-            raise RedisAway("an answer was too large") from error
+            raise RedisConnectionError("an answer was too large") from error
 
 
 class Transport(redis.Transport):
-    """Celery's transport over Redis, behind the gate.
+    """Celery's transport over Redis, which validates what it delivers.
 
-    A Redis without memory is waited for as one that is away: to Celery it is an error of the
-    program, which ends the worker (celery 5.7.0).
+    A Redis that is out of memory is waited for as one that is unavailable: Celery 5.7.0 takes it
+    for an error of the program and ends the worker.
     """
 
     Channel = Channel
@@ -193,6 +253,8 @@ class Transport(redis.Transport):
         try:
             if queue in dispatch.QUEUES:
                 check_envelope(message, queue)
+            else:
+                check_control(message)
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         except Refused as refusal:
             self._refuse(message, queue, refusal)
@@ -213,7 +275,7 @@ class Transport(redis.Transport):
         for channel in self.channels:
             if tag in channel.qos._delivered:
                 channel.basic_reject(tag, requeue=False)
-        if queue in dispatch.QUEUES and _is_id(task_id):
+        if queue in dispatch.QUEUES and isinstance(task_id, str) and _ID.fullmatch(task_id):
             try:
                 # As its parent: a class is made again from its arguments on the other side.
                 current_app.backend.mark_as_failure(task_id, WrongUse(str(refusal)))
@@ -225,12 +287,12 @@ def _unforeseen(error: Exception) -> Refused:
     return Refused(f"Celery cannot take it ({type(error).__name__})")
 
 
-def _leave_out_giants(answer: Any) -> Any:
+def _drop_oversized(answer: Any) -> Any:
     if not answer:
         return None
     queue, item = answer
-    if len(item) > MOST_READ:
-        log.error("Refused a message of %s bytes unread; the limit is %s.", len(item), MOST_READ)
+    if len(item) > MAX_MESSAGE:
+        log.error("Refused a message of %s bytes unread; the limit is %s.", len(item), MAX_MESSAGE)
         return None
     return queue, item
 
@@ -239,10 +301,6 @@ def _tag(message: Any) -> Any:
     properties = message.get("properties") if isinstance(message, dict) else None
     tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
     return tag if isinstance(tag, str) else None
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and TASK_ID.fullmatch(value) is not None
 
 
 def _require(good: bool, reason: str) -> None:

@@ -83,11 +83,38 @@ class OpenIndex:
         )
 
 
+@dataclass(frozen=True)
+class Serving:
+    """This index answers; a large newer one that failed to load is tried again at `retry_at`."""
+
+    index: OpenIndex
+    retry_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loading:
+    """This index answers while a thread loads a large newer one."""
+
+    index: OpenIndex
+
+
+@dataclass(frozen=True)
+class Broken:
+    """This index does not match its digests, so that no query may see it.
+
+    `pointer_ns` is when the pointer file was written that named it.
+    """
+
+    index: OpenIndex
+    pointer_ns: int
+    reason: str
+
+
 class PublishedIndex:
     """Follow the pointer file.
 
-    A small new version is loaded by the first query that sees it. A large one is loaded beside the
-    queries: they go on with the one before until it is ready, and none waits.
+    The first query that sees a small new version loads it. A large one is loaded in the background:
+    queries use the one before until it is ready, and none waits.
     """
 
     def __init__(
@@ -102,11 +129,8 @@ class PublishedIndex:
         self._versions = versions
         self._warm = warm
         self._lock = threading.Lock()
-        self._open: OpenIndex | None = None
-        self._loader: threading.Thread | None = None
-        self._retry_at = 0.0
-        # The index that does not match its digests, the pointer's time when it was read, and why.
-        self._broken: tuple[OpenIndex, int, str] | None = None
+        # One value, replaced as a whole; None before the first index is loaded.
+        self._state: Serving | Loading | Broken | None = None
 
     def current(self) -> OpenIndex:
         """Return the published index, or the one before while a large one is being loaded.
@@ -117,73 +141,78 @@ class PublishedIndex:
             IndexMissing: nothing was published. IndexBroken: nothing loadable was.
         """
         name = self._versions.current_name()
-        held = self._usable()
-        if held and held.version.name == name and held.version.is_current:
-            return held
-        if held and name and self._is_large(name):
-            self._load_in_background(name, held)
-            return held
+        index = self._usable(name)
+        if index and index.version.name == name and index.version.is_current:
+            return index
+        if index and name and self._is_large(name):
+            self._start_loading(name, index)
+            return index
         with self._lock:
-            held = self._usable()
-            if held and held.version.name == name and held.version.is_current:
-                return held
+            index = self._usable(name)  # another query may have loaded it meanwhile
+            if index and index.version.name == name and index.version.is_current:
+                return index
             try:
-                fresh = self._load(name)
+                return self._serve(*self._load(name))
             except ImgrecError:
-                if held is None or name is None:
+                if index is None or name is None:
                     raise
-                log.exception("Index %s cannot be loaded; %s goes on.", name, held.version.name)
-                return held
-            self._open = fresh
-            return fresh
+                log.exception("Index %s cannot be loaded; %s goes on.", name, index.version.name)
+                return index
 
-    def _usable(self) -> OpenIndex | None:
-        """Return the index in memory; None before the first, and where a broken one was replaced.
+    def _usable(self, name: str | None) -> OpenIndex | None:
+        """Return the index in memory, if it may answer.
 
         Raises:
             IndexBroken: it does not match its digests, and nothing was published since.
         """
-        held, broken = self._open, self._broken
-        if held is None or broken is None or broken[0] is not held:
-            return held
-        # A rollback proves a version before it writes the pointer, even to the same name. So a
+        state = self._state
+        if not isinstance(state, Broken):
+            return state.index if state else None
+        # A rollback verifies a version before it writes the pointer, even to the same name. So a
         # pointer that was written since names files that are worth loading.
-        if held.version.is_current and self._versions.pointer_ns() == broken[1]:
-            raise IndexBroken(broken[2])  # no answer is better than a wrong one
+        if state.index.version.is_current and self._versions.pointer_ns() == state.pointer_ns:
+            raise IndexBroken(state.reason)  # no answer is better than a wrong one
         return None
 
-    def _load(self, name: str | None) -> OpenIndex:
+    def _load(self, name: str | None) -> tuple[OpenIndex, int]:
+        """Open a version; return it with the time of the pointer that was read before."""
         pointer_ns = self._versions.pointer_ns()
         version = self._versions.open(name) if name else self._versions.current()
-        kind = IndexSpec.of(version.manifest["index"])
-        faiss = faiss_index.load(version.folder / "index.bin", kind)
+        spec = IndexSpec.of(version.manifest["index"])
+        faiss = faiss_index.load(version.folder / "index.bin", spec)
         # Now, not within the first query: the version may be pruned while it serves.
         _ = version.paths, version.vectors, version.sha256, version.by_hash
         try:
-            exact = not kind.nlist and not kind.rerank
+            exact = not spec.nlist and not spec.rerank
             faiss_index.self_check(
-                faiss, version.vectors, kind, SMOKE_TEST_ROWS if exact else faiss_index.SAMPLE
+                faiss, version.vectors, spec, SMOKE_TEST_ROWS if exact else faiss_index.SAMPLE
             )
         except IndexBroken as error:
             raise IndexBroken(
                 f"{version.folder / 'index.bin'} and vectors.npy do not belong together ({error}): "
                 f"{WAY_OUT}."
             ) from error
-        opened = OpenIndex(version, faiss)
-        threading.Thread(
-            target=self._verify_digests, args=(opened, pointer_ns), name="prove", daemon=True
-        ).start()
-        return opened
+        return OpenIndex(version, faiss), pointer_ns
 
-    def _verify_digests(self, opened: OpenIndex, pointer_ns: int) -> None:
-        """Compare the large files with their digests, beside the queries; 1 s a gigabyte."""
+    def _serve(self, index: OpenIndex, pointer_ns: int) -> OpenIndex:
+        """Answer from this index, and compare its large files with their digests meanwhile."""
+        self._state = Serving(index)
+        threading.Thread(
+            target=self._verify_digests, args=(index, pointer_ns), name="verify", daemon=True
+        ).start()
+        return index
+
+    def _verify_digests(self, index: OpenIndex, pointer_ns: int) -> None:
+        """Take 1 s a gigabyte, beside the queries."""
         try:
-            self._versions.verify(opened.version)
+            self._versions.verify(index.version)
         except IndexBroken as error:
             log.critical("%s", error)
-            self._broken = (opened, pointer_ns, str(error))
+            with self._lock:
+                if self._state is not None and self._state.index is index:
+                    self._state = Broken(index, pointer_ns, str(error))
         except OSError:
-            log.info("Index %s was deleted while it was read.", opened.version.name)
+            log.info("Index %s was deleted while it was read.", index.version.name)
 
     def _is_large(self, name: str) -> bool:
         try:
@@ -191,30 +220,35 @@ class PublishedIndex:
         except OSError:
             return False  # loading it says what is wrong
 
-    def _load_in_background(self, name: str, held: OpenIndex) -> None:
+    def _start_loading(self, name: str, index: OpenIndex) -> None:
         with self._lock:
-            busy = self._loader is not None and self._loader.is_alive()
-            if busy or self._open is not held or time.monotonic() < self._retry_at:
-                return
-            self._loader = threading.Thread(
-                target=self._activate, args=(name, held), name="index", daemon=True
-            )
-            self._loader.start()
+            state = self._state
+            if not isinstance(state, Serving) or state.index is not index:
+                return  # it is being loaded, or another query has changed the state
+            if time.monotonic() >= state.retry_at:
+                self._state = Loading(index)
+                threading.Thread(
+                    target=self._load_in_background, args=(name, index), name="index", daemon=True
+                ).start()
 
-    def _activate(self, name: str, held: OpenIndex) -> None:
+    def _load_in_background(self, name: str, index: OpenIndex) -> None:
         start = time.monotonic()
         try:
-            fresh = self._load(name)
+            fresh, pointer_ns = self._load(name)
             _read_ahead(fresh.version.folder / "index.bin")
-        except (ImgrecError, OSError):
-            self._retry_at = time.monotonic() + RETRY_S
-            log.exception("Index %s cannot be loaded; %s goes on.", name, held.version.name)
+        except Exception:
+            # Whatever it was: the state must not stay `Loading`, or no version is loaded again.
+            log.exception("Index %s cannot be loaded; %s goes on.", name, index.version.name)
+            with self._lock:
+                if isinstance(self._state, Loading):
+                    self._state = Serving(index, time.monotonic() + RETRY_S)
             return
         try:
             self._warm(fresh.version)
         except ImgrecError as error:  # it can serve all the same
             log.warning("Index %s was not made ready: %s", name, error)
-        self._open = fresh
+        with self._lock:
+            self._serve(fresh, pointer_ns)
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)
 
 

@@ -1,40 +1,37 @@
-"""An index version beside a catalogue: what each row of the index is, and which rows are wanted."""
+"""The product catalogue joined with an index version: the product of each row, filters as masks."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from pipeline.errors import WrongUse, quote
 from pipeline.index.versions import Version
 from pipeline.search.product_catalogue import PRODUCT_ID, Catalogue, Condition, Value, to_number
 
-KEPT_MASKS = 64  # of the newest conditions
+MAX_MASKS = 64  # of the most recently used conditions
+MAX_CATALOGUES = 2  # the version that serves, and the one that is being made ready
 
 
 class IndexedCatalogues:
-    """Keeps the newest shelf as long as its version and its catalogue are the ones in use."""
+    """The catalogue as each index version sees it, made once for a version and a revision."""
 
     def __init__(self, catalogue: Callable[[bool], Catalogue]) -> None:
         """Follow a catalogue.
 
         Args:
-            catalogue: returns it; told whether to look at once for a change.
+            catalogue: returns it; its argument says whether to look for a change at once.
         """
         self._catalogue = catalogue
-        self._newest: IndexedCatalogue | None = None
-        self._ready: IndexedCatalogue | None = None
-
-    def prepare(self, version: Version) -> None:
-        """Make a version's shelf before it serves, with what the one in use has been asked."""
-        fresh = IndexedCatalogue(version, self._catalogue(False))
-        if self._newest is not None:
-            fresh.warm_from(self._newest)
-        self._ready = fresh
+        self._lock = threading.Lock()
+        # The identity, not the name: the name of a deleted version is given again.
+        self._cache: LRUCache[tuple[str, int], IndexedCatalogue] = LRUCache(MAX_CATALOGUES)
 
     def of(self, version: Version, at_once: bool = False) -> IndexedCatalogue:
         """Return a version beside the catalogue as it is now, or was a moment ago.
@@ -42,33 +39,38 @@ class IndexedCatalogues:
         Args:
             at_once: as it is now.
         """
-        now, held = self._catalogue(at_once), self._newest
-        # Identity, not the name: a deleted folder's name is given again.
-        if held is None or held.version is not version or held.catalogue is not now:
-            ready = self._ready
-            if ready is not None and ready.version is version and ready.catalogue is now:
-                held, self._ready = ready, None
-            else:
-                held = IndexedCatalogue(version, now)
-            self._newest = held
-        return held
+        catalogue = self._catalogue(at_once)
+        key = (version.identity, catalogue.revision)
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = IndexedCatalogue(version, catalogue)
+            return self._cache[key]
+
+    def prepare(self, version: Version) -> None:
+        """Make a version ready before it serves, with the filters that are in use."""
+        with self._lock:
+            in_use = list(self._cache.values())
+        fresh = self.of(version)
+        for other in in_use:
+            fresh.warm_from(other)
 
 
 class IndexedCatalogue:
-    """Nothing is worked out before somebody asks for it; what was, is kept."""
+    """The product of each row of an index version, and filters over them; computed on demand."""
 
     def __init__(self, version: Version, catalogue: Catalogue) -> None:
         self.version = version
         self.catalogue = catalogue
         self._columns: dict[str, tuple[NDArray[np.object_], NDArray[np.float64]]] = {}
-        self._masks: dict[tuple[Condition, ...], NDArray[np.bool_]] = {}
+        self._lock = threading.Lock()
+        self._masks: LRUCache[tuple[Condition, ...], NDArray[np.bool_]] = LRUCache(MAX_MASKS)
 
     def warm_from(self, other: IndexedCatalogue) -> None:
-        """Work out what another shelf has worked out: the filters and lookups that are in use."""
-        if "_rows" in vars(other):
-            _ = self._rows
-        for conditions in list(other._masks):
-            with contextlib.suppress(WrongUse):  # of a column that the catalogue lost
+        """Compute the masks that another catalogue has been asked for."""
+        with other._lock:
+            in_use = list(other._masks)
+        for conditions in in_use:
+            with contextlib.suppress(WrongUse):  # a column that the catalogue no longer has
                 self.allowed(conditions)
 
     def product_of(self, row: int) -> str:
@@ -92,14 +94,14 @@ class IndexedCatalogue:
         key = tuple(conditions)
         if not key:
             return None
-        mask = self._masks.get(key)
+        with self._lock:
+            mask = self._masks.get(key)
         if mask is None:
             mask = np.ones(len(self.version.paths), bool)
             for condition in key:
                 mask &= condition.holds(*self._column(condition.column))
-            while len(self._masks) >= KEPT_MASKS:
-                self._masks.pop(next(iter(self._masks)), None)
-            self._masks[key] = mask
+            with self._lock:
+                self._masks[key] = mask
         return mask
 
     @cached_property
@@ -115,18 +117,17 @@ class IndexedCatalogue:
         return rows
 
     def _column(self, name: str) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-        held = self._columns.get(name)
-        if held is not None:
-            return held
+        if name in self._columns:
+            return self._columns[name]
         values: dict[str, Value]
         if name == PRODUCT_ID:
             values = dict(zip(self.products, self.products, strict=True))
         else:
             facts = {product: self.catalogue.facts(product) for product in self._rows}
-            values = {p: known[name] for p, known in facts.items() if name in known}
+            values = {product: row[name] for product, row in facts.items() if name in row}
             if not values:
                 raise WrongUse(
-                    self._no_column(name, {c for known in facts.values() for c in known})
+                    self._no_column(name, {column for row in facts.values() for column in row})
                 )
         texts = np.full(len(self.products), None, object)
         numbers = np.full(len(self.products), np.nan)
@@ -140,10 +141,10 @@ class IndexedCatalogue:
         self._columns[name] = texts, numbers
         return texts, numbers
 
-    def _no_column(self, name: str, known: set[str]) -> str:
-        if not known:
+    def _no_column(self, name: str, columns: set[str]) -> str:
+        if not columns:
             return (
-                f"No product of index {self.version.name} has a {quote(name)}: 'imgrec "
-                "import-products FILE' tells imgrec about your products."
+                f"Unknown column {quote(name)}: the products of index {self.version.name} have no "
+                "columns yet. 'imgrec import-products FILE' imports them."
             )
-        return f"No product has a {quote(name)}; there are: {', '.join(sorted(known))}."
+        return f"Unknown column {quote(name)}. Available columns: {', '.join(sorted(columns))}."

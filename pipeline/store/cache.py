@@ -12,9 +12,9 @@ import json
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ SETTING = "CACHE_URL, or in REDIS_URL where that is empty"
 KINDS = ("vectors", "results", "texts")
 PAUSE_S = 15  # after an error the server is left alone for so long
 KEYS_AT_ONCE = 1000
-MOST_MISSES = 100_000  # not counted yet: a server that is away must not fill the memory
+FLUSH_S = 2.0  # hits and misses are counted in the process, and added up in Redis this often
 Vector = NDArray[np.float32]
 Answer = TypeVar("Answer")
 
@@ -59,7 +59,9 @@ class Cache:
             url, socket_timeout=2, socket_connect_timeout=2, health_check_interval=15
         )
         self._ttl_s = {"vectors": vector_ttl_s, "texts": vector_ttl_s, "results": result_ttl_s}
-        self._missed: deque[str] = deque(maxlen=MOST_MISSES)
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._flush_timer: threading.Timer | None = None
         self._mine = threading.local()
         self._away_until = 0.0
 
@@ -107,6 +109,7 @@ class Cache:
         Raises:
             ServerUnavailable: the cache's server does not answer.
         """
+        self.flush()
         with _translate_errors(self._url):
             stats: Any = self._redis.hgetall(STATS)
             since = float(stats[b"since"]) if b"since" in stats else None
@@ -143,8 +146,7 @@ class Cache:
                     continue  # gone meanwhile
                 count, size = count + 1, size + int(used)
                 ages.append(max(0.0, self._ttl_s[kind] - max(0, left_ms) / 1000))
-        counts = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
-        hits, misses = (max(0, count) for count in counts)  # a hit put right after a clear is -1
+        hits, misses = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
         oldest, newest = max(ages, default=None), min(ages, default=None)
         return KindFacts(kind, count, size, oldest, newest, hits, misses)
 
@@ -160,17 +162,37 @@ class Cache:
 
     def _get(self, kind: str, name: str) -> bytes | None:
         def read() -> bytes | None:
-            # One trip, so it is counted before it is known: what was a miss is put right with what
-            # is then put in its place.
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.get(f"{CACHE}:{kind}:{name}")
-            data = self._send(pipe, f"{kind}.hits")[0]
-            if isinstance(data, bytes):
-                return data
-            self._missed.append(kind)
-            return None
+            data = self._redis.get(f"{CACHE}:{kind}:{name}")
+            self._count(f"{kind}.{'misses' if data is None else 'hits'}")
+            return data if isinstance(data, bytes) else None
 
         return self._guarded(read, None)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+            if self._flush_timer is None:
+                self._flush_timer = threading.Timer(FLUSH_S, self.flush)
+                self._flush_timer.daemon = True
+                self._flush_timer.start()
+
+    def flush(self) -> None:
+        """Add this process's hits and misses to those in Redis."""
+        with self._lock:
+            counts, self._counts, self._flush_timer = self._counts, Counter(), None
+
+        def write() -> bool:
+            pipe = self._redis.pipeline()
+            for name, times in counts.items():
+                pipe.hincrby(STATS, name, times)
+            pipe.hsetnx(STATS, "since", str(time.time()))
+            pipe.expire(STATS, self._ttl_s["vectors"])
+            pipe.execute()
+            return True
+
+        if counts and not self._guarded(write, False):
+            with self._lock:
+                self._counts += counts  # they go with the next ones
 
     def _put(self, kind: str, values: Mapping[str, bytes]) -> None:
         life = self._ttl_s[kind]
@@ -186,33 +208,10 @@ class Cache:
             pipe = self._redis.pipeline(transaction=False)
             for key, (data, life) in values.items():
                 pipe.set(key, data, ex=life)
-            self._send(pipe)
+            pipe.execute()
 
         if values:
             self._guarded(write, None)
-
-    def _send(self, pipe: Any, *names: str) -> list[Any]:
-        """Send a pipeline; count `names` with it, and the misses since the last time."""
-        missed = list[str]()
-        with suppress(IndexError):  # another thread may take the last ones
-            while True:
-                missed.append(self._missed.popleft())
-        counted = Counter(names)
-        for kind in missed:
-            counted[f"{kind}.misses"] += 1
-            counted[f"{kind}.hits"] -= 1
-        for name, times in counted.items():
-            if times:
-                pipe.hincrby(STATS, name, times)
-        if counted:
-            pipe.hsetnx(STATS, "since", str(time.time()))
-            pipe.expire(STATS, self._ttl_s["vectors"])
-        try:
-            answers: list[Any] = pipe.execute()
-        except redis.RedisError:
-            self._missed.extend(missed)
-            raise
-        return answers
 
     def _guarded(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
         if time.monotonic() < self._away_until:
@@ -269,5 +268,5 @@ def _vector(data: bytes | None) -> Vector | None:
     if not data or len(data) % 4:
         return None
     vector = np.frombuffer(data, "<f4").astype(np.float32)
-    # A value that is no unit vector was not written by this page.
+    # A value that is not a unit vector was not written by this module.
     return vector if abs(float(vector @ vector) - 1.0) < 1e-3 else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -36,10 +38,30 @@ def test_every_command_has_the_help_that_the_list_shows(name: str) -> None:
             assert option.help or option.name == "limit", f"{name} {option.opts}"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_stands_in_the_readme(name: str) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert f"imgrec {name}" in readme
+def leaves(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield every command that is no group, with its words."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from leaves(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+REFERENCE = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+
+
+@pytest.mark.parametrize(("path", "command"), list(leaves(imgrec, "imgrec")))
+def test_every_command_stands_in_the_reference_with_its_options(
+    path: str, command: click.Command
+) -> None:
+    section = re.search(rf"^### {path}\n(.*?)^##", REFERENCE, re.MULTILINE | re.DOTALL)
+    assert section, f"docs/reference.md has no heading '### {path}'"
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert re.search(rf"`{option.opts[0]}[` ]", section[1]), option.opts
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -64,7 +64,7 @@ class Queue:
 @pytest.fixture
 def queue(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
-    monkeypatch.setattr(query_client, "wire", queue)
+    monkeypatch.setattr(query_client, "celery_protocol", queue)
     monkeypatch.setattr(query_client, "time", queue)
     return queue
 

@@ -288,7 +288,7 @@ def test_up_runs_once_a_data_folder(desk: InlineWorker, imgrec: Run) -> None:
 
 SUPERVISOR = """
 import sys, time
-from cli.stack import Child, Stack
+from cli.supervisor import Child, Stack
 stack = Stack(None, 1, lambda line: print(line, flush=True))
 stack._spawn(Child("embed", sys.argv[1:], {}))
 time.sleep(600)

@@ -220,7 +220,9 @@ def test_that_no_head_answered_is_said_where_heads_were_asked_for(
     }
     sent: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        query_client.wire, "send", lambda task, query_id, args, timeout: sent.append(args)
+        query_client.celery_protocol,
+        "send",
+        lambda task, query_id, args, timeout: sent.append(args),
     )
     monkeypatch.setattr(query_client, "wait_for", lambda *args, **options: answer)
     photo = desk.shop.root / "kind0/00.png"

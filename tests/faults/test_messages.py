@@ -91,7 +91,7 @@ def send_mutated(stand: LiveStack, seed: int, count: int) -> None:
             answered(stand, messages[start : start + AT_ONCE])
     assert not trap.exists(), "code from a message was run"
     assert "Refusing to deserialize" in stand.log("query")
-    assert "Refused a message: it is no JSON object" in stand.log("query")
+    assert "Refused a message: it is not a JSON object" in stand.log("query")
 
 
 def test_mutated_messages_are_answered_by_errors_and_no_worker_ends(stand: LiveStack) -> None:
@@ -113,3 +113,15 @@ def test_bodies_of_50_mb_are_answered_and_larger_ones_dropped_unread(stand: Live
                 answered(stand, [Sent("large", queue, raw, message["headers"]["id"])])
         stand.redis().lpush("imgrec:query", b'"' + base64.b64encode(bytes(90_000_000)) + b'"')
         until(lambda: "bytes unread" in stand.log("query"), "the giant is dropped")
+
+
+def test_a_broadcast_shutdown_is_refused_and_inspection_answered(stand: LiveStack) -> None:
+    """Whoever can write to Redis could end every worker at once."""
+    with workers(stand):
+        control = stand.sender().control
+        for command in ("shutdown", "pool_shrink", "rate_limit", "no_such_command"):
+            control.broadcast(command)
+        until(lambda: stand.log("query").count("Queue query-") >= 4, "the refusals")
+        assert "the remote control command 'shutdown' is not accepted" in stand.log("query")
+        replies = control.inspect(timeout=5).active_queues()
+        assert {queue["name"] for queues in replies.values() for queue in queues} >= {"query"}

@@ -15,7 +15,7 @@ from toy_pipeline import ToyPipeline
 
 from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, JobFailed, WrongUse
 from pipeline.index import live_index
-from pipeline.index.live_index import PublishedIndex
+from pipeline.index.live_index import Loading, PublishedIndex
 from pipeline.index.versions import Version
 from pipeline.rebuild.merge import Merged
 
@@ -285,8 +285,7 @@ def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
     monkeypatch.setattr(index, "_load", lambda name: (loads.append(name), load(name))[1])
     for _ in range(20):
         assert index.current().version.name == "v0001"
-        if index._loader is not None:
-            index._loader.join()
+        until(lambda: not isinstance(index._state, Loading))
     assert loads == ["v0002"]
     shop.versions.rollback("v0001")
     shop.versions.prune(1, protect=())
