@@ -138,7 +138,6 @@ def test_more_threads_than_connections_wait_and_then_say_so(
 ) -> None:
     database = Database(url)
     create(database)
-    monkeypatch.setattr(postgresql, "WAIT_S", 0.1)
     release, inside = threading.Event(), threading.Semaphore(0)
 
     def hold() -> None:
@@ -152,6 +151,7 @@ def test_more_threads_than_connections_wait_and_then_say_so(
     try:
         for _ in threads:
             assert inside.acquire(timeout=30)
+        monkeypatch.setattr(postgresql, "WAIT_S", 0.1)
         with pytest.raises(ServerUnavailable, match=r"all 4 connections .* in use"):
             Jobs(database).open_jobs()
     finally:
