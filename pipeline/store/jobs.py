@@ -17,7 +17,8 @@ from pathlib import Path
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
-from pipeline.store.database import Database, Row
+from pipeline.store.backend import Row
+from pipeline.store.database import Database
 from pipeline.store.queries import QUERIES
 from pipeline.store.shards import Shards, StageTimings
 
@@ -90,9 +91,18 @@ class MergeClaim:
 
     job: Job
     owner: str
+    attempts: int = 0  # merges of this job that have failed before
 
     def __str__(self) -> str:
         return f"the merge of job {self.job.id}"
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """How often a worker has refused a job, and how many workers did so of late."""
+
+    by_worker: int
+    workers: int
 
 
 class Jobs:
@@ -225,6 +235,26 @@ class Jobs:
         with self._database.transaction() as tx:
             tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
 
+    def add_refusal(self, job_id: str, worker: str, reason: str, within_s: float) -> Refusals:
+        """Note that a worker cannot do a job, and tell those who watch.
+
+        Args:
+            within_s: workers whose last refusal is older are not counted: they may have gone.
+        """
+        values = {"job_id": job_id, "worker": worker}
+        with self._database.transaction() as tx:
+            (row,) = tx.rows(QUERIES["add_refusal"], values)
+            (workers,) = tx.rows(
+                QUERIES["count_refusing_workers"], {"job_id": job_id, "within_s": within_s}
+            )
+            tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
+        return Refusals(int(row["times"]), int(workers["count"]))
+
+    def fail_refused(self, job_id: str, error: str) -> bool:
+        """End a job that no worker can do; False when one is at work on it, or it has ended."""
+        with self._database.transaction() as tx:
+            return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": error}))
+
     def renew_leases(
         self, shards: Mapping[str, int], merges: Collection[str], lease_s: float
     ) -> set[str]:
@@ -259,7 +289,15 @@ class Jobs:
             rows = tx.rows(
                 QUERIES["claim_merge"], {"job_id": job_id, "owner": owner, "lease_s": lease_s}
             )
-        return MergeClaim(Job.from_row(rows[0]), owner) if rows else None
+        if not rows:
+            return None
+        return MergeClaim(Job.from_row(rows[0]), owner, rows[0]["merge_attempts"])
+
+    def release_merge(self, claim: MergeClaim, *, count_attempt: bool) -> None:
+        """Give a merge back unfinished."""
+        values = {"job_id": claim.job.id, "owner": claim.owner, "counted": int(count_attempt)}
+        with self._database.transaction() as tx:
+            tx.rows(QUERIES["release_merge"], values)
 
     # -- end -------------------------------------------------------------------------------------
 

@@ -99,6 +99,22 @@ WHERE id = :job_id AND fingerprint IS NULL;
 -- name: set_waiting_reason
 UPDATE jobs SET error = :reason WHERE id = :job_id AND finished_at IS NULL;
 
+-- name: add_refusal
+INSERT INTO refusals (job_id, worker, times, refused_at) VALUES (:job_id, :worker, 1, now_s())
+ON CONFLICT (job_id, worker) DO UPDATE SET times = refusals.times + 1, refused_at = now_s()
+RETURNING times;
+
+-- name: count_refusing_workers
+SELECT COUNT(*) AS count FROM refusals
+WHERE job_id = :job_id AND refused_at >= now_s() - :within_s;
+
+-- name: fail_refused_job
+UPDATE jobs SET state = 'failed', error = :error, finished_at = now_s(), lease_until = 0
+WHERE id = :job_id AND finished_at IS NULL
+  AND NOT EXISTS (SELECT 1 FROM shards
+                  WHERE job_id = :job_id AND state = 'running' AND lease_until >= now_s())
+RETURNING id;
+
 -- name: end_job
 UPDATE jobs SET state = :state, index_version = :version, error = :error, finished_at = now_s(),
                 lease_until = 0
@@ -127,6 +143,10 @@ WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < n
   AND NOT EXISTS (SELECT 1 FROM shards
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'))
 RETURNING *, now_s() - created_at AS seconds;
+
+-- name: release_merge
+UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts + :counted
+WHERE id = :job_id AND owner = :owner AND state = 'merging';
 
 -- name: renew_merge_leases
 UPDATE jobs SET lease_until = now_s() + :lease_s

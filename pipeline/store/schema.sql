@@ -136,3 +136,16 @@ CREATE TABLE shard_timings (
     write_s   DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (job_id, n)
 );
+
+-- version 5
+-- Workers that could not do a job as they were set up.
+CREATE TABLE refusals (
+    job_id     TEXT NOT NULL REFERENCES jobs(id),
+    worker     TEXT NOT NULL,                 -- host:pid
+    times      INTEGER NOT NULL,
+    refused_at DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (job_id, worker)
+);
+
+-- Merges that ended in an error which counts.
+ALTER TABLE jobs ADD COLUMN merge_attempts INTEGER NOT NULL DEFAULT 0;

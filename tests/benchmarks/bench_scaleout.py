@@ -76,7 +76,7 @@ def measure(run: Run) -> None:
 
 def workers(run: Run) -> None:
     """Images a second from the ledger, by one and by two workers in turns, one thread each."""
-    environment = {"SHARD_SIZE": str(SHARD), "OMP_NUM_THREADS": "1", "SHARD_WINDOW": "8"}
+    environment = {"SHARD_SIZE": str(SHARD), "OMP_NUM_THREADS": "1", "MAX_SHARDS_IN_FLIGHT": "8"}
     stand = LiveStack(run.folder / "stand", base_clip(), environment=environment)
     stand.folder.mkdir()
     stand.products.mkdir()
@@ -200,10 +200,11 @@ def messages(run: Run) -> None:
         stand.start_redis()
         try:
             script = (
-                "import time; from workers import dispatch as flow\n"
-                "flow.send('imgrec.embed_shard', 'embed', 'job', 0)\n"
+                "import time; from cli.wiring import Wiring\n"
+                "send = Wiring().dispatcher.send\n"
+                "send('imgrec.embed_shard', 'job', 0)\n"
                 "start = time.perf_counter()\n"
-                "for n in range(500): flow.send('imgrec.embed_shard', 'embed', 'job', n)\n"
+                "for n in range(500): send('imgrec.embed_shard', 'job', n)\n"
                 "print(500 / (time.perf_counter() - start))\n"
             )
             done = subprocess.run(

@@ -12,6 +12,7 @@ from pipeline.errors import ServerUnavailable
 from pipeline.store.jobs import Job, MergeClaim
 from pipeline.store.shards import Claim
 from workers.lease import Lease, LeaseLost, Leases, Stopped
+from workers.watchdog import Watchdog
 
 LEASE_S = 0.05  # a heartbeat every 10 ms
 
@@ -46,7 +47,7 @@ def stopping() -> threading.Event:
 
 @pytest.fixture
 def leases(table: JobTable, stopping: threading.Event) -> Leases:
-    return Leases(table, LEASE_S, 100, stopping)
+    return Leases(table, LEASE_S, 100, stopping, Watchdog())
 
 
 def shard(n: int) -> Claim:
@@ -61,10 +62,10 @@ def merge_claim() -> MergeClaim:
     return MergeClaim(job, "indexer")
 
 
-def raises(lease: Lease, kind: type[Exception]) -> Callable[[], bool]:
+def raises(held: Lease, kind: type[Exception]) -> Callable[[], bool]:
     def look() -> bool:
         try:
-            lease.check()
+            held.check()
         except kind:
             return True
         return False
@@ -110,7 +111,7 @@ def test_a_process_that_is_asked_to_stop_ends_the_work_at_the_next_image(
 def test_work_that_hangs_loses_its_lease_although_the_heartbeat_lives(
     table: JobTable, stopping: threading.Event
 ) -> None:
-    leases = Leases(table, LEASE_S, 0.1, stopping)
+    leases = Leases(table, LEASE_S, 0.1, stopping, Watchdog())
     moving = threading.Event()
 
     def move() -> None:
@@ -136,7 +137,7 @@ def test_work_that_hangs_loses_its_lease_although_the_heartbeat_lives(
 
 
 def test_a_merge_is_never_taken_for_hung(table: JobTable, stopping: threading.Event) -> None:
-    leases = Leases(table, LEASE_S, 0.02, stopping)
+    leases = Leases(table, LEASE_S, 0.02, stopping, Watchdog())
     with leases.hold(merge_claim()) as lease:
         until(lambda: len(table.heartbeats) > 10, "heartbeats", 20)
         lease.check()
