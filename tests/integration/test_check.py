@@ -11,7 +11,7 @@ import pytest
 import torch
 from live_stack import LiveStack, draw_folder
 
-from cli.checks import Checks, Failed
+from cli.checks import CheckFailed, Checks
 from pipeline.preprocess import onnx_runtime
 from pipeline.settings import Settings
 
@@ -144,7 +144,7 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        Failed, match=r"there is an NVIDIA driver, but torch .* sees no GPU"
+        CheckFailed, match=r"there is an NVIDIA driver, but torch .* sees no GPU"
     ) as found:
         Checks(settings).device()
     assert "imgrec[gpu]" in found.value.next
@@ -157,7 +157,7 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     assert Checks(settings).device() == "a GPU is seen and used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
     monkeypatch.setattr(onnx_runtime, "sees_gpu", lambda: False)
-    with pytest.raises(Failed, match="onnxruntime does not see it"):
+    with pytest.raises(CheckFailed, match="onnxruntime does not see it"):
         Checks(cutting).device()
 
 
