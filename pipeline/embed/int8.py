@@ -6,9 +6,10 @@ activations get their scale from the batch (onnxruntime's DynamicQuantizeMatMul)
 because AVX2 adds two products of 8 bits into 16 and would overflow with eight.
 
 Why not torch.onnx.export and onnxruntime.quantization.quantize_dynamic: the same kernels run at the
-same speed (ViT-B/32 with random weights on an AVX2 machine, one thread, in turns: 0.99 of their CPU
-time per batch, 0.49 of float32's), but export and quantisation took 100 s where this graph is built
-in 6 s, so they would need a cache of 90 MB per model, and an exporter that torch has deprecated.
+same speed (ViT-B/32 with random weights on an AVX2 machine, in turns: here 0.94 to 0.99 of their
+CPU time per batch, and 0.37 to 0.49 of float32's), but export and quantisation took 100 s where
+this graph is built in 6 s. They would need a cache of 90 MB per model, and an exporter that torch
+has deprecated.
 """
 
 from __future__ import annotations
