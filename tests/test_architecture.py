@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
+from live_stack import FAILPOINTS
 from pydantic import ByteSize
 
 from cli.supervisor import share_threads
@@ -152,7 +154,7 @@ def test_the_command_line_never_imports_a_model_library() -> None:
 
 
 def test_importing_the_workers_loads_no_model_library() -> None:
-    script = "import sys, workers.embed, workers.index, workers.query\n"
+    script = "import sys, workers.tasks, workers.local\n"
     script += f"print(sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
@@ -165,6 +167,52 @@ def test_asking_a_question_loads_nothing_that_only_workers_and_tables_need() -> 
     script += f"print(sorted(set(sys.modules) & {needless!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_ships_cannot_kill_itself_whatever_the_environment_says() -> None:
+    script = "from pipeline.failpoints import failpoint; failpoint('line'); print('alive')"
+    environment = {**os.environ, "IMGREC_FAILPOINT": "line"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.strip() == "alive", done.stderr
+    armed = {**environment, "PYTHONPATH": str(FAILPOINTS)}
+    assert subprocess.run(command, cwd=ROOT, env=armed).returncode == -signal.SIGKILL
+
+
+def test_what_needs_the_database_or_works_in_this_process_loads_no_celery() -> None:
+    needless = {*HEAVY, "celery", "kombu"}
+    script = "import sys; from cli.wiring import Wiring; Wiring().resources, Wiring().local\n"
+    script += f"print(sorted(set(sys.modules) & {needless!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+STATE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.Call)
+CONSTANT = {"getLogger", "gethostname", "TypeVar", "compile", "tuple", "frozenset"}
+
+
+def module_state(file: Path) -> set[str]:
+    """Return the names that a module binds to something that can change."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Global):
+            found |= set(node.names)
+    for node in ast.parse(file.read_text()).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, STATE):
+            continue
+        call = node.value.func if isinstance(node.value, ast.Call) else None
+        if getattr(call, "attr", getattr(call, "id", None)) in CONSTANT:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        found |= {ast.unparse(target) for target in targets}
+    return {name for name in found if not name.strip("_").isupper()}
+
+
+def test_a_worker_holds_its_state_in_one_object() -> None:
+    """What a module holds would outlive the resources of a test, and mix --local with the rest."""
+    state = {file.stem: module_state(file) for file in (ROOT / "workers").glob("*.py")}
+    assert {name for name, names in state.items() if names} == {"resources"}
+    assert state["resources"] == {"_lock", "_process_resources"}
 
 
 def written(default: object) -> str:
