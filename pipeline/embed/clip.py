@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.embed import int8, numeric_precision
 from pipeline.embed.fingerprint import model_revision
-from pipeline.embed.image_tensor import Pixels
+from pipeline.embed.image_tensor import ImageToTensor
 from pipeline.errors import SetupError
 from pipeline.settings import Settings
 
@@ -52,7 +52,7 @@ class Clip:
         """
         self._model = model
         self._max_batch = max_batch
-        self._pixels = Pixels(image_processor)
+        self._to_tensor = ImageToTensor(image_processor)
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self.device = device
@@ -65,10 +65,10 @@ class Clip:
         return float(self._model.logit_scale.detach().exp())
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Embed RGB pictures -> (n, dim) float32, L2-normalised, in the same order."""
+        """Embed RGB images -> (n, dim) float32, L2-normalised, in the same order."""
         if not images:
             return np.zeros((0, self.dim), np.float32)
-        pixels = self._pixels(images)
+        pixels = self._to_tensor(images)
         if self.device == "cuda":
             pixels = pixels.pin_memory()
         bf16 = self.precision == "bf16"
