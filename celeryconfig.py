@@ -11,21 +11,16 @@ and an acknowledged result waits for a Redis that is away.
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import PREFIX
 from pipeline.urls import celery_address
+from workers.routes import QUEUE_OF
 
 _settings = load_settings()
 
-imports = ("workers.lifecycle", "workers.embed", "workers.index", "workers.query")
+imports = ("workers.lifecycle", "workers.tasks")
 
 broker_url = result_backend = celery_address(_settings.redis_url)
 
 # Queue names only: Celery then publishes without a binding table, which a wiped Redis would lose.
-task_routes = {
-    "imgrec.embed_shard": {"queue": "embed"},
-    "imgrec.merge_shards": {"queue": "index"},
-    "imgrec.query_image": {"queue": "query"},
-    "imgrec.classify_image": {"queue": "query"},
-    "imgrec.pictures": {"queue": "query"},
-}
+task_routes = {task: {"queue": queue} for task, queue in QUEUE_OF.items()}
 
 # Never pickle: who can write to Redis would own the workers.
 task_serializer = "json"

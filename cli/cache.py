@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.output import duration, echo_err, json_option, print_json, print_table
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
-from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
-    from pipeline.store.cache import Cache
+    from workers.resources import Resources
 
 ROWS_AT_ONCE = 1000
 
@@ -28,9 +28,10 @@ def cache() -> None:
 
 @cache.command("list")
 @json_option
-def list_kinds(as_json: bool) -> None:
+@pass_wiring
+def list_kinds(wiring: Wiring, as_json: bool) -> None:
     """Show what is kept: keys, bytes, ages, hit rate."""
-    since, kinds = _cache().describe()
+    since, kinds = wiring.resources.shared_cache.describe()
     if as_json:
         print_json({"since": since, "kinds": [_object(kind) for kind in kinds]})
         return
@@ -57,9 +58,10 @@ def list_kinds(as_json: bool) -> None:
     "--kind", type=click.Choice(["vectors", "results", "texts"]), help="Only this; default: all."
 )
 @json_option
-def clear(kind: str | None, as_json: bool) -> None:
+@pass_wiring
+def clear(wiring: Wiring, kind: str | None, as_json: bool) -> None:
     """Delete what is kept; queues and answers in the same Redis stay."""
-    gone = _cache().clear(kind)
+    gone = wiring.resources.shared_cache.clear(kind)
     if as_json:
         print_json({"deleted": gone})
     else:
@@ -68,35 +70,31 @@ def clear(kind: str | None, as_json: bool) -> None:
 
 @cache.command()
 @json_option
-def warm(as_json: bool) -> None:
+@pass_wiring
+def warm(wiring: Wiring, as_json: bool) -> None:
     """Fill in the published index's vectors and the texts of classify's labels."""
     from pipeline.classify.classifiers import text_matrix
     from pipeline.classify.labels import load_labels
-    from workers import resources
 
-    settings = load_settings()
-    held = _cache()
-    held.describe()  # a cache that is away must be an error here, not a warning
-    vectors = _warm_vectors(held)
-    labels, texts = load_labels(settings.labels_file), 0
-    known = resources.KnownTexts(resources.fingerprint().id)
+    resources = wiring.resources
+    resources.shared_cache.describe()  # one that is unavailable must be an error, not a warning
+    vectors = _warm_vectors(resources)
+    labels, texts = load_labels(resources.settings.labels_file), 0
     asked = [labels.category_prompts()]
     for category in (None, *labels.categories):
         for attribute in labels.attributes_of(category):
             asked.append(labels.attribute_prompts(category, attribute))
     for prompts in asked:
-        texts += len(text_matrix(prompts, resources.clip(), known))
+        texts += len(text_matrix(prompts, resources.clip, resources.known_texts))
     if as_json:
         print_json({"vectors": vectors, "texts": texts})
     else:
         click.echo(f"The cache holds {vectors} vectors of the index and {texts} texts of labels.")
 
 
-def _warm_vectors(held: Cache) -> int:
-    from workers import resources
-
+def _warm_vectors(resources: Resources) -> int:
     try:
-        version = resources.versions().current()
+        version = resources.versions.current()
     except ImgrecError as error:
         echo_err(f"No vectors: {error}")
         return 0
@@ -104,16 +102,8 @@ def _warm_vectors(held: Cache) -> int:
     for start in range(0, len(digests), ROWS_AT_ONCE):
         names = digests[start : start + ROWS_AT_ONCE]
         rows = version.vectors[start : start + ROWS_AT_ONCE]
-        held.put_vectors(version.fingerprint, dict(zip(names, rows, strict=True)))
+        resources.cache.put_vectors(version.fingerprint, dict(zip(names, rows, strict=True)))
     return len(set(digests))
-
-
-def _cache() -> Cache:
-    from pipeline.store.cache import Cache
-
-    settings = load_settings()
-    url = settings.cache_url or settings.redis_url
-    return Cache(url, settings.vector_ttl_s, settings.result_ttl_s)
 
 
 def _object(kind: Any) -> dict[str, Any]:

@@ -28,11 +28,11 @@ import redis
 from pipeline import errors
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import PREFIX, connect, refuses, trouble
+from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from redis.client import PubSub
 
-QUEUE = "query"
 CONNECT_S = 2.0  # a server that does not even say hello is away
 ANSWER_S = 5.0  # to one command: half a MiB may have to travel
 AWAY_S = 10.0  # a server that comes back within so long, as after a restart, was never away
@@ -76,14 +76,14 @@ def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> N
             "correlation_id": query_id,
             "reply_to": "",
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "delivery_info": {"exchange": "", "routing_key": QUERY},
             "priority": 0,
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
         },
     }
     with _server():
-        _client().lpush(f"{PREFIX}{QUEUE}", json.dumps(message))
+        _client().lpush(f"{PREFIX}{QUERY}", json.dumps(message))
 
 
 class RemoteError(Exception):

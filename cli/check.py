@@ -9,9 +9,10 @@ import click
 
 from cli.checks import CheckFailed, Checks, corrected
 from cli.output import json_option, print_json
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
-from pipeline.settings import Settings, load_settings
 from pipeline.urls import without_password
+from workers.routes import QUEUES
 
 FAILED = 4
 
@@ -49,10 +50,11 @@ class Check:
 @click.command()
 @click.option("--no-model", is_flag=True, help="Do not load the models (they take some seconds).")
 @json_option
-def check(no_model: bool, as_json: bool) -> int:
+@pass_wiring
+def check(wiring: Wiring, no_model: bool, as_json: bool) -> int:
     """Prove that everything here works, line by line."""
     proofs = []
-    for each in _checks(no_model):
+    for each in _checks(wiring, no_model):
         proof = each.run()
         proofs.append(proof)
         if not as_json:
@@ -66,9 +68,9 @@ def check(no_model: bool, as_json: bool) -> int:
     return 0 if good else FAILED
 
 
-def _checks(no_model: bool) -> list[Check]:
+def _checks(wiring: Wiring, no_model: bool) -> list[Check]:
     try:
-        return _all_checks(load_settings(), no_model)
+        return _all_checks(wiring, no_model)
     except ImgrecError as error:
         wrong = CheckFailed(
             str(error), "correct it in .env or in the environment, then: imgrec check"
@@ -80,8 +82,8 @@ def _checks(no_model: bool) -> list[Check]:
     return [Check("settings", tell)]
 
 
-def _all_checks(settings: Settings, no_model: bool) -> list[Check]:
-    checks = Checks(settings)
+def _all_checks(wiring: Wiring, no_model: bool) -> list[Check]:
+    settings, checks = wiring.settings, Checks(wiring)
     found = [Check("redis", checks.redis, corrected("REDIS_URL"))]
     if settings.cache_url and settings.cache_url != settings.redis_url:
         found.append(Check("cache", checks.cache, corrected("CACHE_URL")))
@@ -95,4 +97,4 @@ def _all_checks(settings: Settings, no_model: bool) -> list[Check]:
             weights = "make weights, or set USE_BG_REMOVAL=false in .env"
             found.append(Check("background removal", checks.removal, weights))
     found.append(Check("index", checks.index))
-    return found + [Check(f"worker on {q}", checks.worker(q)) for q in ("embed", "index", "query")]
+    return found + [Check(f"worker on {q}", checks.worker(q)) for q in QUEUES]

@@ -5,15 +5,21 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cli.wiring import Wiring
 from pipeline.errors import FingerprintMismatch, ImgrecError, IndexBroken, IndexMissing
 from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.index.versions import VersionStore
+    from workers.resources import Resources
 
 GIB = 1024**3
 # A rebuild writes its shards and a whole new version beside the one that serves.
@@ -38,8 +44,9 @@ def corrected(setting: str) -> str:
 class Checks:
     """Everything that can be proved about the settings here."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._settings: Settings = wiring.settings
         self._broker: str | None = None  # why no worker can be asked
 
     def redis(self) -> str:
@@ -72,20 +79,23 @@ class Checks:
 
     def cache(self) -> str:
         """The cache of its own answers."""
-        from pipeline.store.cache import Cache
-
-        wanted = self._settings
-        _, kinds = Cache(wanted.cache_url, wanted.vector_ttl_s, wanted.result_ttl_s).describe()
+        _, kinds = self._resources.shared_cache.describe()
         return f"answers, {sum(kind.keys for kind in kinds)} keys"
 
     def database(self) -> str:
         """The database takes changes."""
-        from pipeline.store.database import Database
+        from pipeline.store.database import UNICODE
         from pipeline.urls import without_password
 
-        with Database(self._settings.database_url).transaction() as tx:
+        with self._resources.database.transaction() as tx:
             schema = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
             tx.rows("DELETE FROM revisions WHERE name = ?", ("check",))
+            encoding = tx.encoding()
+        if encoding not in UNICODE:
+            raise CheckFailed(
+                f"has the encoding {encoding}, which cannot hold every file name",
+                "createdb --encoding UTF8 --template template0 NAME, and name it in DATABASE_URL",
+            )
         shown = without_password(self._settings.database_url)
         return f"{shown}, schema version {schema}, writable"
 
@@ -132,10 +142,8 @@ class Checks:
         """The embedding model loads and embeds a picture."""
         from PIL import Image
 
-        from pipeline.embed.clip import load_clip
-
         start = time.monotonic()
-        clip = load_clip(self._settings)
+        clip = self._resources.clip
         clip.embed_images([Image.new("RGB", self._settings.preprocess_size)])
         took = time.monotonic() - start
         return f"{self._settings.embedding_model}, {clip.dim} dimensions, loaded in {took:.1f} s"
@@ -144,23 +152,18 @@ class Checks:
         """The background removal model loads and cuts a picture out."""
         from PIL import Image
 
-        from pipeline.preprocess.background_removal import load_remover
-
-        remove = load_remover(self._settings, threads=self._settings.threads)
-        remove(Image.new("RGB", (64, 64)))
+        self._resources.remover(Image.new("RGB", (64, 64)))
         return f"{self._settings.rembg_model} works"
 
     def index(self) -> str:
         """The published index is whole, loads, and is of this machine's fingerprint."""
         from pipeline.embed.fingerprint import find_fingerprint
-        from pipeline.index.live_index import PublishedIndex
-        from pipeline.index.versions import VersionStore
 
-        store = VersionStore(self._settings.index_dir)
+        store = self._resources.versions
         try:
             opened = store.current()
             store.verify(opened)
-            loaded = PublishedIndex(store).current().faiss.ntotal
+            loaded = self._resources.live_index.current().faiss.ntotal
         except IndexMissing as error:
             raise CheckFailed(str(error), REBUILD) from error
         except ImgrecError as error:
@@ -189,7 +192,7 @@ class Checks:
         def run_check() -> str:
             if self._broker is not None:
                 raise CheckFailed(self._broker, "imgrec check, when Redis works")
-            count = self._workers.get(queue, 0)
+            count = self._workers[queue]
             if not count:
                 raise CheckFailed(
                     "none answers", f"celery worker -Q {queue}, or all with: imgrec up"
@@ -199,20 +202,20 @@ class Checks:
         return run_check
 
     @cached_property
-    def _workers(self) -> dict[str, int]:
-        from workers import dispatch
+    def _workers(self) -> Counter[str]:
+        return self._wiring.dispatcher.workers()
 
-        return dispatch.workers()
+    @property
+    def _resources(self) -> Resources:
+        return self._wiring.resources
 
     def _published_files(self) -> list[Path]:
-        from pipeline.index.versions import VersionStore
-
         try:
-            return list(VersionStore(self._settings.index_dir).current().folder.iterdir())
+            return list(self._resources.versions.current().folder.iterdir())
         except (ImgrecError, OSError):
             return []
 
-    def _way_back(self, store: Any) -> str:
+    def _way_back(self, store: VersionStore) -> str:
         """Name an older version that is whole, or the rebuild that mends everything."""
         try:
             current = store.current_name()

@@ -9,9 +9,8 @@ import click
 
 from cli import query_client
 from cli.output import echo_err, json_option, local_option, print_json, timeout_option, wait_option
-from pipeline.settings import load_settings
-
-TASK = "imgrec.classify_image"
+from cli.wiring import Wiring, pass_wiring
+from workers.routes import CLASSIFY_IMAGE
 
 
 @click.command()
@@ -21,13 +20,20 @@ TASK = "imgrec.classify_image"
 @timeout_option
 @json_option
 @local_option
+@pass_wiring
 def classify(
-    image: Path, use_trained: bool, wait: bool, timeout: float, as_json: bool, local: bool
+    wiring: Wiring,
+    image: Path,
+    use_trained: bool,
+    wait: bool,
+    timeout: float,
+    as_json: bool,
+    local: bool,
 ) -> None:
     """Say what a product is: its category and attributes."""
-    data = query_client.message(image, load_settings())
+    data = query_client.message(image, wiring.settings)
     args = (data, True) if use_trained else (data,)
-    asked = query_client.PendingQuery(TASK, args, timeout, local)
+    asked = query_client.PendingQuery(wiring, CLASSIFY_IMAGE, args, timeout, local)
     if wait or local:
         answer = asked.answer(needs_index=False)
         if use_trained and not any(found["source"] == "trained" for found in answer["attributes"]):

@@ -9,6 +9,7 @@ import click
 
 from cli.output import echo_err, print_json, print_table
 from cli.progress import image_bar
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import BadImage, WrongUse
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from cli.evaluation_report import Judged
     from pipeline.evaluate.retrieval import Scores
+    from pipeline.index.versions import Version
     from pipeline.settings import Settings
+    from workers.dispatch import Dispatcher
+    from workers.resources import Resources
 
 PROMPT = "a photo of a {}"
 INDEX_QUERIES = 1000  # stored vectors that ask the index when no folder is given
@@ -75,7 +79,9 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     help="Write a page with the worst confusions as pictures to this file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@pass_wiring
 def evaluate(
+    wiring: Wiring,
     folder: Path | None,
     against: Path | None,
     models: tuple[str, ...],
@@ -92,13 +98,11 @@ def evaluate(
     Needs neither Redis nor workers. --json prints one object; {"reports": [...]} if several models
     or both ways of background removal are measured.
     """
-    from pipeline.settings import load_settings
-
-    settings = load_settings()
+    settings = wiring.settings
     if of_index:
         if against or models or bg_removal or prompts or html:
             raise WrongUse("--index takes no other option than FOLDER, --k and --json.")
-        _judge_index(folder, ks, settings, as_json)
+        _judge_index(wiring.resources, folder, ks, as_json)
         return
     if folder is None:
         raise WrongUse("Name the folder to measure: imgrec evaluate FOLDER.")
@@ -112,6 +116,7 @@ def evaluate(
         judged
         for model in models or (settings.embedding_model,)
         for judged in _judge(
+            wiring.dispatcher,
             settings.model_copy(update={"embedding_model": model}),
             removals,
             folder,
@@ -134,6 +139,7 @@ def evaluate(
 
 
 def _judge(
+    dispatcher: Dispatcher,
     settings: Settings,
     removals: list[bool],
     folder: Path,
@@ -143,7 +149,6 @@ def _judge(
     quiet: bool,
 ) -> list[Judged]:
     from cli.evaluation_report import Judged
-    from pipeline.embed.embed_images import build_embedder
     from pipeline.errors import SetupError
     from pipeline.evaluate.retrieval import (
         embed_labelled,
@@ -154,12 +159,13 @@ def _judge(
     )
 
     sizes = {path: len(list_classes(path)[0]) for path in (folder, against) if path}
-    from pipeline.embed.clip import load_clip
+    from workers.resources import Resources
 
-    clip = load_clip(settings)
+    clip = Resources(settings, dispatcher).clip
     judged = []
     for removal in removals:
-        embedder = build_embedder(settings.model_copy(update={"use_bg_removal": removal}), clip)
+        variant = settings.model_copy(update={"use_bg_removal": removal})
+        embedder = Resources(variant, dispatcher, clip=clip).embedder
         name = f"{settings.embedding_model}, background removal {'on' if removal else 'off'}"
         with image_bar(name, sum(sizes.values()), quiet) as done:
             queries = embed_labelled(folder, embedder, done)
@@ -238,19 +244,17 @@ def _mistaken(report: dict[str, Any], name: str) -> str:
 
 
 def _judge_index(
-    folder: Path | None, ks: tuple[int, ...], settings: Settings, as_json: bool
+    resources: Resources, folder: Path | None, ks: tuple[int, ...], as_json: bool
 ) -> None:
     from pipeline.evaluate.retrieval import Vectors, recall_of_index
-    from pipeline.index.live_index import PublishedIndex
-    from pipeline.index.versions import VersionStore
 
-    opened = PublishedIndex(VersionStore(settings.index_dir)).current()
+    opened = resources.live_index.current()
     vectors = opened.version.vectors
     if folder is None:
         queries = _disturbed(vectors)
         source = "stored vectors with noise"
     else:
-        queries = _embed_queries(folder, settings, opened.version, as_json)
+        queries = _embed_queries(resources, folder, opened.version, as_json)
         source = str(folder)
 
     def search(asked: Vectors, k: int) -> NDArray[np.int64]:
@@ -296,22 +300,15 @@ def _disturbed(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _embed_queries(
-    folder: Path, settings: Settings, version: Any, quiet: bool
+    resources: Resources, folder: Path, version: Version, quiet: bool
 ) -> NDArray[np.float32]:
     """Embed the pictures of any folder as queries of this version."""
-    from pipeline.embed.clip import load_clip
-    from pipeline.embed.embed_images import build_embedder
-    from pipeline.embed.fingerprint import find_fingerprint
-    from pipeline.errors import SetupError
     from pipeline.evaluate.retrieval import embed_folder
 
-    clip = load_clip(settings)
-    mine = find_fingerprint(settings)
-    if mine is None:
-        raise SetupError(f"The revision of {settings.embedding_model} cannot be told.")
+    mine = resources.fingerprint
     version.require(mine.id, mine.summary)
     with image_bar(str(folder), 0, quiet) as done:
-        _, vectors, failures = embed_folder(folder, build_embedder(settings, clip), done)
+        _, vectors, failures = embed_folder(folder, resources.embedder, done)
     for failure in failures:
         echo_err(f"{folder}/{failure.path}: {failure.reason}")
     if not len(vectors):

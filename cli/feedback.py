@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, WrongUse
+
+if TYPE_CHECKING:
+    from workers.resources import Resources
 
 LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
 
@@ -47,13 +51,19 @@ def feedback() -> None:
 )
 @click.option("--user", default="", help="Who gives it; default: the user of the query.")
 @json_option
-def add(query_id: str, product_id: str, actions: tuple[str, ...], user: str, as_json: bool) -> None:
+@pass_wiring
+def add(
+    wiring: Wiring,
+    query_id: str,
+    product_id: str,
+    actions: tuple[str, ...],
+    user: str,
+    as_json: bool,
+) -> None:
     """Record feedback on one match of a query."""
     if len(actions) != 1:
         raise WrongUse("Give exactly one of --like, --dislike, --click and --purchase.")
-    from workers import resources
-
-    log = resources.feedback()
+    log = wiring.resources.feedback_log
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while (query := log.query(query_id)) is None:
         if time.monotonic() > deadline:
@@ -81,12 +91,13 @@ def add(query_id: str, product_id: str, actions: tuple[str, ...], user: str, as_
 
 @feedback.command()
 @json_option
-def report(as_json: bool) -> None:
+@pass_wiring
+def report(wiring: Wiring, as_json: bool) -> None:
     """Show how often each rank was taken, and nDCG without and with feedback.
 
     Of the newest 20,000 queries in the log.
     """
-    answer = _report()
+    answer = _report(wiring.resources)
     if as_json:
         print_json(answer)
         return
@@ -113,21 +124,20 @@ def report(as_json: bool) -> None:
     echo_err("Each query is re-ranked with the feedback given before it, and judged by its own.")
 
 
-def _report() -> dict[str, Any]:
+def _report(resources: Resources) -> dict[str, Any]:
     """Judge the log of the published index's fingerprint; without an index, count only."""
     from pipeline.search.catalogue_filter import IndexedCatalogue
     from pipeline.search.rank import rerank
     from pipeline.search.relevance_feedback import FeedbackIndex
     from pipeline.search.relevance_feedback import report as judge
-    from workers import resources
 
-    log = resources.feedback()
+    log = resources.feedback_log
     try:
-        version = resources.versions().current()
+        version = resources.versions.current()
     except ImgrecError as error:
         echo_err(f"Rankings are not judged: {error}")
         return judge(log.queries(), log.newest(), lambda query: None)
-    indexed = IndexedCatalogue(version, resources.products().catalogue())
+    indexed = IndexedCatalogue(version, resources.products.catalogue())
     feedback = log.newest(version.fingerprint)
     index, quantiles = FeedbackIndex(feedback), version.random_pairs["quantiles"]
     return judge(

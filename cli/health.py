@@ -7,8 +7,8 @@ import socket
 import click
 
 from cli.output import echo_err, print_json
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
-from pipeline.settings import load_settings
 from pipeline.store.heartbeat import READY, read_heartbeats
 
 
@@ -20,7 +20,8 @@ def _queues(worker: str) -> set[str]:
 @click.command()
 @click.argument("queue", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def health(queue: str | None, as_json: bool) -> None:
+@pass_wiring
+def health(wiring: Wiring, queue: str | None, as_json: bool) -> None:
     """Tell whether this machine's workers are alive and well.
 
     Reads the heartbeat files of the workers on this host; needs neither Redis nor the database.
@@ -28,7 +29,7 @@ def health(queue: str | None, as_json: bool) -> None:
     """
     found = [
         sign
-        for sign in read_heartbeats(load_settings().data_dir / "run", socket.gethostname())
+        for sign in read_heartbeats(wiring.settings.data_dir / "run", socket.gethostname())
         if queue is None or queue in _queues(sign.name)
     ]
     well = [sign for sign in found if not sign.problem]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
+from cli.wiring import Wiring, pass_wiring
 
 if TYPE_CHECKING:
-    from pipeline.index.versions import Version, VersionStore
+    from pipeline.index.versions import Version
 
 
 @click.group()
@@ -20,9 +21,10 @@ def index() -> None:
 
 @index.command("list")
 @json_option
-def list_versions(as_json: bool) -> None:
+@pass_wiring
+def list_versions(wiring: Wiring, as_json: bool) -> None:
     """List the versions that are kept."""
-    store = _store()
+    store = wiring.resources.versions
     current, found = store.current_name(), store.versions()
     if as_json:
         objects = [_object(version, current) for version in found]
@@ -50,9 +52,10 @@ def list_versions(as_json: bool) -> None:
 @index.command()
 @click.argument("version", required=False)
 @json_option
-def info(version: str | None, as_json: bool) -> None:
+@pass_wiring
+def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
     """Show what a version holds, after reading all of it against its digests."""
-    store = _store()
+    store = wiring.resources.versions
     opened = store.open(version) if version else store.current()
     store.verify(opened)
     answer = _object(opened, store.current_name())
@@ -67,21 +70,15 @@ def info(version: str | None, as_json: bool) -> None:
 @index.command()
 @click.argument("version", required=False)
 @json_option
-def rollback(version: str | None, as_json: bool) -> None:
+@pass_wiring
+def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
     """Publish VERSION again, or the version before the current one."""
-    old, new = _store().rollback(version)
+    old, new = wiring.resources.versions.rollback(version)
     if as_json:
         print_json({"from": old, "to": new.name})
     else:
         place = old or "an unreadable pointer"
         echo_err(f"Published {new.name} in place of {place}; queries see it from their next call.")
-
-
-def _store() -> VersionStore:
-    from pipeline.index.versions import VersionStore
-    from pipeline.settings import load_settings
-
-    return VersionStore(load_settings().index_dir)
 
 
 def _date(seconds: float) -> str:

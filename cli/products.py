@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.output import echo_err, json_option, print_json
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 
 
@@ -14,7 +15,8 @@ from pipeline.errors import ImgrecError
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--replace", is_flag=True, help="Forget every product that is not in the file.")
 @json_option
-def import_products(file: Path, replace: bool, as_json: bool) -> None:
+@pass_wiring
+def import_products(wiring: Wiring, file: Path, replace: bool, as_json: bool) -> None:
     """Tell imgrec what is known about products.
 
     FILE is .csv with a first line of columns, or .jsonl with an object a line. The column
@@ -23,14 +25,13 @@ def import_products(file: Path, replace: bool, as_json: bool) -> None:
     `image`, a product's images are the one of its name and those in the folder of its name.
     """
     from pipeline.search.product_catalogue import read_products
-    from workers import resources
 
-    products = read_products(file)
-    resources.products().put(products, replace=replace)
-    catalogue = resources.products().catalogue()
+    products, resources = read_products(file), wiring.resources
+    resources.products.put(products, replace=replace)
+    catalogue = resources.products.catalogue()
     indexed = None
     try:
-        paths = resources.versions().current().paths
+        paths = resources.versions.current().paths
     except ImgrecError:
         echo_err("There is no index yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
     else:

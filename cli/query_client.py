@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cli import celery_protocol
+from cli.wiring import Wiring
 from pipeline.errors import BadImage, IndexMissing, ServerUnavailable, TimedOut
 from pipeline.images.decode import MIN_SIDE, WORK_SIDE, Limits, decode, encode_jpeg, read_image
 from pipeline.settings import Settings
+from workers.routes import QUERY
 
 # A message of at most this many bytes carries the file as it is, so that its content hash finds
 # cached vectors; a larger one carries the picture at the size that workers reduce it to anyway.
@@ -46,14 +48,17 @@ def message(image: Path, settings: Settings) -> bytes:
 class PendingQuery:
     """One question: sent to the workers, or with `local` answered here."""
 
-    def __init__(self, task: str, args: tuple[Any, ...], timeout: float, local: bool) -> None:
+    def __init__(
+        self, wiring: Wiring, task: str, args: tuple[Any, ...], timeout: float, local: bool
+    ) -> None:
         """Send the question.
 
         Raises:
             ServerUnavailable: Redis does not answer.
         """
         self.query_id = uuid.uuid4().hex
-        self._task, self._args, self._timeout, self._local = task, args, timeout, local
+        self._wiring, self._local = wiring, local
+        self._task, self._args, self._timeout = task, args, timeout
         if not local:
             self._send()
 
@@ -64,11 +69,10 @@ class PendingQuery:
             ImgrecError: see `wait_for`, and what the task raised.
         """
         if self._local:
-            from workers import local
-
-            answer: dict[str, Any] = local.answer(self._task, self.query_id, self._args)
-            return answer
-        return wait_for(self.query_id, self._timeout, self._send, needs_index=needs_index)
+            return self._wiring.local.answer(self._task, self.query_id, self._args)
+        return wait_for(
+            self._wiring, self.query_id, self._timeout, self._send, needs_index=needs_index
+        )
 
     def _send(self) -> None:
         celery_protocol.send(
@@ -77,6 +81,7 @@ class PendingQuery:
 
 
 def wait_for(
+    wiring: Wiring,
     query_id: str,
     timeout: float,
     resend: Callable[[], None] | None = None,
@@ -98,23 +103,14 @@ def wait_for(
             answer: dict[str, Any] | None = listener.wait(min(left, LOOK_AGAIN_S))
             if answer is not None:
                 return answer
-            from workers import dispatch  # only now: it brings Celery with it
-
             late = time.monotonic() >= deadline
             try:
-                served = dispatch.workers_on(dispatch.QUERY) or dispatch.workers_on(
-                    dispatch.QUERY, LAST_LOOK_S
-                )
+                dispatcher = wiring.dispatcher  # only now: it brings Celery with it
+                served = dispatcher.workers()[QUERY] or dispatcher.workers(LAST_LOOK_S)[QUERY]
                 # While others still wait to be taken, the workers are behind and nothing is lost:
                 # to send it again would only make them slower.
                 due = resends > 0 and time.monotonic() >= again_at
-                if (
-                    served
-                    and not late
-                    and due
-                    and resend
-                    and not dispatch.queue_length(dispatch.QUERY)
-                ):
+                if served and not late and due and resend and not dispatcher.queue_length(QUERY):
                     resend()
                     resends, pause = resends - 1, 2 * pause
                     again_at = time.monotonic() + pause
@@ -123,7 +119,7 @@ def wait_for(
                     raise
                 continue  # the listener hears whether Redis comes back
             if not served:
-                raise _nobody_answers(needs_index)
+                raise _nobody_answers(wiring, needs_index)
             if late:
                 raise TimedOut(
                     f"Query {query_id} has no answer after {timeout:g} s: "
@@ -131,10 +127,8 @@ def wait_for(
                 )
 
 
-def _nobody_answers(needs_index: bool) -> ServerUnavailable | IndexMissing:
-    from workers import resources
-
-    if needs_index and resources.versions().current_name() is None:
+def _nobody_answers(wiring: Wiring, needs_index: bool) -> ServerUnavailable | IndexMissing:
+    if needs_index and wiring.resources.versions.current_name() is None:
         return IndexMissing()  # the first thing to mend on a machine that has neither
     return ServerUnavailable(
         "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import echo_err, json_option, local_option, print_json, print_table
-from cli.watch import job_object, ledger, show_job, wait_for_job
+from cli.watch import job_object, show_job, to_object, wait_for_job
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
-from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.index.versions import VersionStore
 
 
 @click.command("enqueue-rebuild")
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job goes on.")
 @json_option
 @local_option
+@pass_wiring
 def enqueue_rebuild(
+    wiring: Wiring,
     folder: Path,
     full: bool,
     save_preprocessed: bool,
@@ -44,34 +46,33 @@ def enqueue_rebuild(
 
     Unchanged images keep their vectors; the published index answers until the new one is whole.
     """
-    if local:
-        _begin_local()
-    settings = load_settings()
+    settings = wiring.settings
     check_folder(folder, settings)
-    from workers import dispatch, resources
+    from workers.reconcile import advance
 
-    dispatch.require_redis()
-    _tell_of_replacement(folder)
+    resources = wiring.local.resources if local else wiring.resources
+    resources.dispatcher.require_broker()
+    _tell_of_replacement(folder, resources.versions)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(
             folder,
             settings,
-            resources.jobs(),
-            resources.versions(),
+            resources.jobs,
+            resources.versions,
             full=full,
             save_preprocessed=save_preprocessed,
             listed=listed,
         )
     try:
-        dispatch.advance(job_id)
+        advance(resources, job_id)
     except ServerUnavailable as error:  # the plan stands, and the reconciler sends it
         if not wait:
             raise
         echo_err(f"{error} Waiting for it.")
     if wait or local:
-        wait_for_job(job_id, timeout, as_json, local)
+        wait_for_job(wiring, job_id, timeout, as_json, local)
     elif as_json:
-        print_json(job_object(job_id))
+        print_json(job_object(resources.jobs, job_id))
     else:
         click.echo(job_id)
         echo_err(f"Watch it with 'imgrec status {job_id}'.")
@@ -83,43 +84,45 @@ def enqueue_rebuild(
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job goes on.")
 @json_option
 @click.option("--local", is_flag=True, help="With --wait: do the work that is left, here.")
-def status(job: str, wait: bool, timeout: float | None, as_json: bool, local: bool) -> None:
+@pass_wiring
+def status(
+    wiring: Wiring, job: str, wait: bool, timeout: float | None, as_json: bool, local: bool
+) -> None:
     """Show how far a rebuild is."""
+    jobs = wiring.resources.jobs
     if wait:
-        if local:
-            _begin_local()
-        ledger().get(job)
-        wait_for_job(job, timeout, as_json, local)
+        jobs.get(job)
+        wait_for_job(wiring, job, timeout, as_json, local)
     elif as_json:
-        print_json(job_object(job))
+        print_json(job_object(jobs, job))
     else:
-        show_job(job)
+        show_job(jobs, job)
 
 
 @click.command()
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
 @json_option
-def jobs(limit: int, as_json: bool) -> None:
+@pass_wiring
+def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
     """List the rebuilds."""
-    found = ledger().newest(limit)
+    found = wiring.resources.jobs.list_with_progress(limit)
     if as_json:
-        print_json({"jobs": [job_object(job.id) for job in found]})
+        print_json({"jobs": [to_object(job, progress) for job, progress in found]})
         return
     if not found:
         echo_err("There is no rebuild yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
         return
     rows = []
-    for job in found:
-        facts = job_object(job.id)
+    for job, progress in found:
         rows.append(
             [
                 job.id,
                 job.state,
-                facts["images"],
-                facts["embedded"],
-                facts["reused"],
-                facts["skipped"],
-                facts["index_version"] or "-",
+                progress.images,
+                progress.embedded,
+                progress.reused,
+                progress.skipped,
+                job.index_version or "-",
                 str(job.root),
             ]
         )
@@ -132,10 +135,11 @@ def jobs(limit: int, as_json: bool) -> None:
 @click.command()
 @click.argument("job")
 @json_option
-def failures(job: str, as_json: bool) -> None:
+@pass_wiring
+def failures(wiring: Wiring, job: str, as_json: bool) -> None:
     """List the images that a rebuild left out or warned about."""
-    ledger().get(job)
-    found = ledger().failures(job)
+    wiring.resources.jobs.get(job)
+    found = wiring.resources.jobs.failures(job)
     bad = [failure for failure in found if not failure.warning]
     warned = [failure for failure in found if failure.warning]
     if as_json:
@@ -163,23 +167,23 @@ def failures(job: str, as_json: bool) -> None:
 @click.command()
 @click.argument("job")
 @json_option
-def cancel(job: str, as_json: bool) -> None:
+@pass_wiring
+def cancel(wiring: Wiring, job: str, as_json: bool) -> None:
     """Stop a rebuild; what was published stays."""
-    before = ledger().get(job)
-    stopped = ledger().cancel(job)
+    jobs = wiring.resources.jobs
+    before = jobs.get(job)
+    stopped = jobs.cancel(job)
     if as_json:
-        print_json(job_object(job))
+        print_json(job_object(jobs, job))
     elif stopped:
         echo_err(f"Job {job} is cancelled; workers stop after their current image.")
     else:
         echo_err(f"Job {job} had already ended: {before.state}.")
 
 
-def _tell_of_replacement(folder: Path) -> None:
-    from workers import resources
-
+def _tell_of_replacement(folder: Path, versions: VersionStore) -> None:
     try:
-        current = resources.versions().current()
+        current = versions.current()
     except ImgrecError:
         return  # none yet, or a broken one, which this rebuild mends
     root = current.manifest["root"]
@@ -200,9 +204,3 @@ def _listing(quiet: bool) -> Iterator[Callable[[int], None]]:
 
     with Console(stderr=True).status("Listing the folder ...") as spinner:
         yield lambda count: spinner.update(f"Listing the folder: {count:,} images")
-
-
-def _begin_local() -> None:
-    from workers import local
-
-    local.begin()

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import echo_err, local_option
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ServerUnavailable
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
+from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
@@ -33,16 +35,17 @@ Every other command of 'imgrec --help' works here too, with its options."""
 
 @click.command()
 @local_option
-def serve(local: bool) -> None:
+@pass_wiring
+def serve(wiring: Wiring, local: bool) -> None:
     """Open a shell: query, classify, rebuild, cache.
 
     With workers running, they do the work. With --local this process does it and loads its models
     once.
     """
     if not local:
-        _look_for_workers()
+        _look_for_workers(wiring)
     echo_err("'help' shows what can be typed, 'exit' leaves.")
-    read = _reader()
+    read = _reader(wiring.settings)
     while True:
         try:
             line = read()
@@ -52,15 +55,15 @@ def serve(local: bool) -> None:
             return
         if line.strip() in ENDS:
             return
-        run_line(line, local)
+        run_line(line, local, wiring)
 
 
-def run_line(line: str, local: bool) -> None:
+def run_line(line: str, local: bool, wiring: Wiring) -> None:
     """Run one line; whatever is wrong with it is a sentence on stderr."""
     from cli.main import COMMANDS, run
 
     try:
-        words = translate(line, local)
+        words = translate(line, local, wiring.settings)
     except ValueError as error:
         echo_err(f"Error: the line cannot be read: {error}.")
         return
@@ -77,10 +80,10 @@ def run_line(line: str, local: bool) -> None:
     if words[0] not in COMMANDS and not words[0].startswith("-"):
         echo_err(f"Error: there is no command '{words[0]}'; 'help' shows what there is.")
         return
-    run(words)
+    run(words, wiring)
 
 
-def translate(line: str, local: bool) -> list[str]:
+def translate(line: str, local: bool, settings: Settings) -> list[str]:
     """Turn a line into a command's arguments: old spellings, waiting, --local.
 
     Raises:
@@ -94,7 +97,7 @@ def translate(line: str, local: bool) -> list[str]:
     if name == "rebuild":
         name = "enqueue-rebuild"
         if not any(not word.startswith("-") for word in given):
-            given = [str(load_settings().data_dir / "products"), *given]
+            given = [str(settings.data_dir / "products"), *given]
     if name in WAITS and "--wait" not in given and "--help" not in given:
         given.append("--wait")
     if local and name in LOCAL and "--local" not in given:
@@ -109,29 +112,27 @@ def _spelled_now(word: str) -> list[str]:
     return [word]
 
 
-def _look_for_workers() -> None:
-    from workers import dispatch
-
+def _look_for_workers(wiring: Wiring) -> None:
     try:
-        dispatch.require_redis()
+        wiring.dispatcher.require_broker()
     except ServerUnavailable as error:
         echo_err(f"{error} 'imgrec serve --local' works without it.")
         return
-    if not dispatch.workers_on(dispatch.QUERY):
+    if not wiring.dispatcher.workers()[QUERY]:
         echo_err(
             "No worker listens on queue 'query': 'imgrec up' starts all; 'imgrec serve --local' "
             "works without."
         )
 
 
-def _reader() -> Callable[[], str]:
+def _reader(settings: Settings) -> Callable[[], str]:
     """Return what reads a line: with history and completion on a terminal."""
     if not sys.stdin.isatty():
         return input
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
 
-    folder = load_settings().data_dir / "run"
+    folder = settings.data_dir / "run"
     folder.mkdir(parents=True, exist_ok=True)
     session: PromptSession[str] = PromptSession(
         PROMPT, history=FileHistory(str(folder / "history")), completer=_completer()

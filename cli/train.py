@@ -10,8 +10,8 @@ from click.core import ParameterSource
 
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import image_bar
+from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import HeadBroken, WrongUse
-from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
     from pipeline.classify.head import HeadName
@@ -58,9 +58,11 @@ if TYPE_CHECKING:
 )
 @json_option
 @click.option("--local", is_flag=True, help="Use no shared cache of vectors, so no Redis.")
+@pass_wiring
 @click.pass_context
 def train(
     ctx: click.Context,
+    wiring: Wiring,
     category: str | None,
     attribute: str | None,
     category_head: bool,
@@ -86,7 +88,7 @@ def train(
     ]
     if auto and given:
         raise WrongUse(f"--auto chooses the learning rate and the epochs: leave out {given[0]}.")
-    settings = load_settings()
+    settings = wiring.settings
     from pipeline.train.training_set import list_training
 
     listing = list_training(settings.training_dir, name)  # before any model is loaded
@@ -95,20 +97,18 @@ def train(
     from pipeline.train.train_head import Recipe
     from pipeline.train.train_head import train as fit
     from pipeline.train.training_set import embed_training
-    from workers import resources
 
-    if local:
-        resources.disable_cache()
+    resources = wiring.local.resources if local else wiring.resources
     with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
         known = resources.reusable_vectors()
-        examples = embed_training(listing, resources.embedder(), known, done)
+        examples = embed_training(listing, resources.embedder, known, done)
     for failure in examples.failures:
         echo_err(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:
         echo_err(f"Copies of a picture within its class count once: {examples.copies} left out.")
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
-    training = fit(examples, recipe, resources.fingerprint())
+    training = fit(examples, recipe, resources.fingerprint)
     head = save_head(settings.models_dir, name, training.head, training.loss_curve())
     if not training.temperature_fitted:
         echo_err("Every class has one picture to train on only: no temperature could be fitted.")
@@ -123,7 +123,7 @@ def train(
         "fingerprint": head.fingerprint,
     }
     if not auto:
-        answer |= _compare(examples, recipe, resources.fingerprint(), training)
+        answer |= _compare(examples, recipe, resources.fingerprint, training)
     if as_json:
         print_json(answer)
     else:
@@ -132,12 +132,13 @@ def train(
 
 @click.command()
 @json_option
+@pass_wiring
 @click.pass_context
-def heads(ctx: click.Context, as_json: bool) -> None:
+def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
     """List the trained heads."""
     from pipeline.classify.head_store import MODEL, list_heads, load_head
 
-    models = load_settings().models_dir
+    models = wiring.settings.models_dir
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
     for name in list_heads(models):

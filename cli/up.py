@@ -15,9 +15,10 @@ import click
 from filelock import FileLock, Timeout
 
 from cli.output import echo_err
+from cli.wiring import Wiring, pass_wiring
 from pipeline.atomic_files import write_atomic
 from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 
 READY_S = 120.0  # the first import of torch and rembg on a cold disk takes most of it
 DOWN_S = 90.0
@@ -28,13 +29,14 @@ DOWN_S = 90.0
     "--embed-workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many."
 )
 @click.option("--detach", is_flag=True, help="Return when everything is ready; 'down' stops it.")
-def up(embed_workers: int, detach: bool) -> None:
+@pass_wiring
+def up(wiring: Wiring, embed_workers: int, detach: bool) -> None:
     """Start Redis and the workers on this machine.
 
     Uses the Redis at REDIS_URL, or starts one with its data below DATA_DIR. A worker that dies is
     started again. Ctrl-C stops everything.
     """
-    settings = load_settings()
+    settings = wiring.settings
     run = settings.data_dir / "run"
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / "up.lock", timeout=0)
@@ -52,9 +54,10 @@ def up(embed_workers: int, detach: bool) -> None:
 
 
 @click.command()
-def down() -> None:
+@pass_wiring
+def down(wiring: Wiring) -> None:
     """Stop what 'imgrec up --detach' started."""
-    run = load_settings().data_dir / "run"
+    run = wiring.settings.data_dir / "run"
     if not _is_running(run):
         echo_err("Nothing runs here.")
         return

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cli.output import duration, echo_err, print_fields, print_json
 from cli.progress import progress_bar
+from cli.wiring import Wiring
 from pipeline.errors import JobFailed, ServerUnavailable, TimedOut
-from pipeline.settings import load_settings
+from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Job, Jobs, Progress
     from workers.local import Work
+    from workers.resources import Resources
 
 POLL_S = 0.25
 NO_WORKER_AFTER_S = 4.0
+WORTH_TUNING_S = 60.0  # of worker time; a shorter rebuild needs no advice
 
 
-def ledger() -> Jobs:
-    """Return the jobs in the database."""
-    from workers import resources
+# What shortens a rebuild, by the stage that takes most of the workers' time.
+ADVICE = {
+    "read": "faster storage for the products folder, or more CPU_THREADS",
+    "decode": "more embed workers, or smaller images",
+    "cut_out": "more embed workers, or a smaller REMBG_MODEL",
+    "embed": "more embed workers, or a GPU (DEVICE)",
+    "write": "faster storage for DATA_DIR, or a Redis that is nearer",
+}
 
-    return resources.jobs()
+
+def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
+    """Return the contract's object of a job, and where its workers' time went."""
+    job = to_object(jobs.get(job_id), jobs.progress(job_id))
+    seconds = {
+        name.removesuffix("_s"): value for name, value in asdict(jobs.timings(job_id)).items()
+    }
+    total = sum(seconds.values())
+    slowest = max(seconds, key=lambda stage: seconds[stage])
+    return {
+        **job,
+        "stage_seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+        "bottleneck": {"stage": slowest, "share": round(seconds[slowest] / total, 2)}
+        if total
+        else None,
+    }
 
 
-def job_object(job_id: str) -> dict[str, Any]:
-    """Return the contract's object of a job."""
-    job, progress = ledger().get(job_id), ledger().progress(job_id)
+def to_object(job: Job, progress: Progress) -> dict[str, Any]:
+    """Return the contract's object of a job with its counts."""
     return {
         "job_id": job.id,
         "state": job.state,
@@ -37,14 +60,14 @@ def job_object(job_id: str) -> dict[str, Any]:
         "skipped": progress.skipped,
         "warnings": progress.warnings,
         "index_version": job.index_version,
-        "seconds": round((job.finished_at or time.time()) - job.created_at, 1),
+        "seconds": round(job.seconds, 1),
         "error": job.error,
     }
 
 
-def show_job(job_id: str) -> None:
+def show_job(jobs: Jobs, job_id: str) -> None:
     """Show people how far a job is."""
-    job = job_object(job_id)
+    job = job_object(jobs, job_id)
     print_fields(
         f"Job {job_id}",
         [
@@ -60,23 +83,29 @@ def show_job(job_id: str) -> None:
     )
     if job["error"]:
         echo_err(f"{'Error' if job['state'] == 'failed' else 'Waiting'}: {job['error']}")
+    if sum(job["stage_seconds"].values()) >= WORTH_TUNING_S:
+        stage, share = job["bottleneck"]["stage"], job["bottleneck"]["share"]
+        echo_err(
+            f"Bottleneck: {stage.replace('_', ' ')}, {share:.0%} of worker time. What would help: "
+            f"{ADVICE[stage]}."
+        )
     if job["skipped"] or job["warnings"]:
         echo_err(f"'imgrec failures {job_id}' tells which images and why.")
 
 
-def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool = False) -> None:
+def wait_for_job(
+    wiring: Wiring, job_id: str, timeout: float | None, as_json: bool, local: bool
+) -> None:
     """Show progress until a job ends, and help it along meanwhile; with `local`, do it here.
 
     Raises:
         JobFailed: the job failed or was cancelled. TimedOut: not in time; the job goes on.
     """
-    work = None
+    resources, work = wiring.resources, None
     if local:
-        from workers.local import Work
-
-        work = Work(job_id)
+        resources, work = wiring.local.resources, wiring.local.work_at(job_id)
     try:
-        job = _watch(job_id, timeout, as_json, work)
+        job = _watch(resources, job_id, timeout, as_json, work)
     except (KeyboardInterrupt, TimedOut):
         if work is not None:
             work.stop()
@@ -92,19 +121,19 @@ def wait_for_job(job_id: str, timeout: float | None, as_json: bool, local: bool 
             work.stop()
         raise
     if as_json:
-        print_json(job_object(job_id))
+        print_json(job_object(resources.jobs, job_id))
     else:
-        show_job(job_id)
+        show_job(resources.jobs, job_id)
     if job.state == "failed":
         raise JobFailed(f"Job {job_id} failed." if not as_json else f"{job.error}")
     if job.state == "cancelled":
         raise JobFailed(f"Job {job_id} was cancelled.")
 
 
-def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -> Job:
-    from workers import resources
-
-    jobs, helper = resources.jobs(), _Reconciler()
+def _watch(
+    resources: Resources, job_id: str, timeout: float | None, quiet: bool, work: Work | None
+) -> Job:
+    jobs, helper = resources.jobs, _Reconciler(resources)
     deadline = None if timeout is None else time.monotonic() + timeout
     with progress_bar(quiet) as show:
         while True:
@@ -133,24 +162,25 @@ def _watch(job_id: str, timeout: float | None, quiet: bool, work: Work | None) -
 class _Reconciler:
     """Do the reconciler's work while somebody waits, and say what keeps the job from moving."""
 
-    def __init__(self) -> None:
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
         self._next = time.monotonic() + NO_WORKER_AFTER_S
         self._looked_at = -1
         self._said: set[str] = set()
 
     def step(self, progress: Progress) -> None:
-        from workers import dispatch
+        from workers.reconcile import reconcile
 
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + load_settings().reconcile_s
+        self._next = time.monotonic() + self._resources.settings.reconcile_s
         try:
-            dispatch.reconcile()
+            reconcile(self._resources)
             stuck = progress.looked_at == self._looked_at
             self._looked_at = progress.looked_at
             if stuck:
-                queue = "index" if progress.shards_done == progress.shards else "embed"
-                if not dispatch.workers_on(queue):
+                queue = INDEX if progress.shards_done == progress.shards else EMBED
+                if not self._resources.dispatcher.workers()[queue]:
                     self.say(
                         f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
                         f"{queue}', or all with 'imgrec up'."

@@ -23,7 +23,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        failpoint(f"rename:{path.name.split('-')[0]}")
+        failpoint("rename", path.name)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -53,16 +53,14 @@ def file_sha256(path: Path) -> str:
 
 
 def disk_trouble(error: OSError, folder: Path) -> str:
-    """Return the sentence for a disk that cannot be used, with what to do about it."""
+    """Return the sentence for a disk that is full or denies writing, with what to do about it."""
     reason = error.strerror or str(error)
     if error.errno in DISK_FULL:
         advice = "Free space there; the rebuild then goes on by itself."
-    elif error.errno in DENIED:
+    else:
         place = Path(error.filename).parent if error.filename else folder
         advice = (
             f"Give the user of the worker (uid {os.geteuid()}) write permission to {place}; the "
             "rebuild then goes on by itself."
         )
-    else:
-        advice = "The rebuild tries again by itself; the worker's log has the details."
     return f"DATA_DIR ({folder}) cannot be written: {reason}. {advice}"

@@ -14,7 +14,7 @@ import pytest
 from inline_worker import InlineWorker
 from tiny_clip import make_tiny_clip
 
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.store.database import Database
 
 
@@ -29,7 +29,9 @@ def settings(tmp_path: Path, model: Path) -> Settings:
     return Settings(
         _env_file=None,
         data_dir=tmp_path / "data",
+        models_dir=tmp_path / "models",
         database_url=f"sqlite:///{tmp_path}/data/app.db",
+        redis_url="redis://127.0.0.1:9/0",  # nobody listens
         embedding_model=str(model),
         use_bg_removal=False,
         cpu_threads=1,
@@ -67,12 +69,9 @@ def database(database_url: str) -> Database:
 
 
 @pytest.fixture
-def desk(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[InlineWorker]:
+def desk(settings: Settings, tmp_path: Path) -> InlineWorker:
     """A worker in this process, and a shop whose folder holds 20 products."""
-    desk = InlineWorker(settings, tmp_path, monkeypatch)
+    desk = InlineWorker(settings, tmp_path)
     for number in range(20):
         desk.shop.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
-    yield desk
-    load_settings.cache_clear()
+    return desk

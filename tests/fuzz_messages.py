@@ -17,6 +17,8 @@ import yaml
 from kombu.serialization import dumps
 from kombu.utils.json import loads
 
+from workers.routes import QUEUE_OF
+
 JUNK: list[Any] = [
     *(None, True, False, -1, 0, 7, 2**63, 10**30, 0.5, 1e308, "", "x", "x" * 5000, "\0", "é😀"),
     *("../../etc/passwd", "9999-12-31T00:00:00", [], {}, [[]], ["a"] * 50, [None, None], [1, 1]),
@@ -137,15 +139,6 @@ def bad_calls(picture: bytes, job_id: str) -> dict[str, list[tuple[list[Any], di
     }
 
 
-QUEUES = {
-    "imgrec.query_image": "query",
-    "imgrec.classify_image": "query",
-    "imgrec.pictures": "query",
-    "imgrec.embed_shard": "embed",
-    "imgrec.merge_shards": "index",
-}
-
-
 def mutated(seed: int, count: int, picture: bytes, job_id: str, trap: Path) -> Iterator[Sent]:
     """Yield the messages of a seed, all of them wrong.
 
@@ -158,11 +151,11 @@ def mutated(seed: int, count: int, picture: bytes, job_id: str, trap: Path) -> I
         task = dice.choice(list(calls))
         args, kwargs = dice.choice(calls[task])
         name = dice.choice(list(KINDS))
-        message = envelope(task, QUEUES[task], [args, kwargs, NOTHING_MORE])
+        message = envelope(task, QUEUE_OF[task], [args, kwargs, NOTHING_MORE])
         raw = KINDS[name](dice, message, trap)
         if raw is None:
             raw = json.dumps(message).encode()
-        yield Sent(name, QUEUES[task], raw, _answerable(raw))
+        yield Sent(name, QUEUE_OF[task], raw, _answerable(raw))
 
 
 def _answerable(raw: bytes) -> str | None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from toy_pipeline import ToyPipeline
 
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.store.jobs import Job, Progress
-from workers import dispatch, embed, index, resources
-
-MADE_ONCE = (
-    *("jobs", "versions", "published", "cache", "clip", "fingerprint", "embedder"),
-    *("query_prepare", "batcher", "zero_shot", "trained", "database", "products", "catalogue"),
-    *("feedback", "opinions", "query_log", "shelves"),
-)
+from workers.dispatch import InlineDispatcher
+from workers.local import run_next
+from workers.reconcile import advance
+from workers.resources import Resources
 
 
 class MemoryCache:
@@ -52,53 +47,41 @@ class MemoryCache:
         return nullcontext()
 
 
-class InlineWorker:
-    """A worker process of one machine: real tasks, ledger and index; a toy encoder; no Redis."""
+class InlineWorker(InlineDispatcher):
+    """A worker process of one machine: real tasks, job table and index; a toy encoder; no Redis."""
 
-    def __init__(self, settings: Settings, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-        self.messages: deque[tuple[str, tuple[Any, ...]]] = deque()
-        self.inline = False
+    def __init__(self, settings: Settings, tmp_path: Path) -> None:
+        super().__init__()
+        self.inline = False  # whether what is sent is done at once
         self.shop = ToyPipeline(settings, tmp_path)
-        self.encoder = self.shop
         self.memory = MemoryCache()
-        patch.chdir(tmp_path)
-        for name in Settings.model_fields:
-            patch.delenv(name.upper(), raising=False)
-        for name in ("data_dir", "database_url", "embedding_model"):
-            patch.setenv(name.upper(), str(getattr(settings, name)))
-        patch.setenv("REDIS_URL", "redis://127.0.0.1:9/0")  # nobody listens
-        patch.setenv("USE_BG_REMOVAL", "false")
-        patch.setenv("CPU_THREADS", "1")
-        load_settings.cache_clear()
-        for name in MADE_ONCE:
-            patch.setattr(resources, name, resources.once(getattr(resources, name).__wrapped__))
-        patch.setattr(resources, "clip", lambda: self.encoder)
-        patch.setattr(resources, "cache", lambda: self.memory)
-        patch.setattr(dispatch, "send", self._send)
-        patch.setattr(dispatch, "require_redis", lambda: None)
-        patch.setattr(dispatch, "workers_on", lambda queue, patience_s=1.0: 1)
-        patch.setattr(dispatch, "queue_length", lambda queue: self._waiting(queue))
-        resources.stopping.clear()
+        self.resources = self._made(settings, self.shop)
 
-    def _send(self, task: str, queue: str, *args: Any) -> None:
-        self.messages.append((task, args))
+    def start_again(self, encoder: Any = None, **changes: Any) -> None:
+        """Be another process: of other settings, or with another encoder."""
+        settings = self.resources.settings.model_copy(update=changes)
+        self.resources = self._made(settings, encoder or self.resources.clip)
+
+    def _made(self, settings: Settings, encoder: Any) -> Resources:
+        return Resources(settings, self, cache=self.memory, clip=encoder)
+
+    def send(self, task: str, *args: object) -> None:
+        super().send(task, *args)
         if self.inline:
             self.work()
 
-    def _waiting(self, queue: str) -> int:
-        return sum(task == "imgrec.embed_shard" for task, _ in self.messages)
-
     def work(self) -> None:
         """Take messages until none is left, as one worker of each queue would."""
-        tasks = {"imgrec.embed_shard": embed.embed, "imgrec.merge_shards": index.merge_shards}
-        while self.messages:
-            task, args = self.messages.popleft()
-            tasks[task](*args)
+        while run_next(self.resources, self):
+            pass
+
+    def advance(self, job_id: str) -> None:
+        advance(self.resources, job_id)
 
     def rebuild(self, full: bool = False) -> str:
         """Plan and run a rebuild of the shop's folder; return the job's id."""
         job_id = self.shop.plan(full)
-        dispatch.advance(job_id)
+        self.advance(job_id)
         self.work()
         return job_id
 

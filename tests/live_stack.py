@@ -29,6 +29,7 @@ from pipeline.store.jobs import Jobs
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+FAILPOINTS = ROOT / "tests" / "faults" / "failpoints"  # on PYTHONPATH, it obeys IMGREC_FAILPOINT
 PATIENCE_S = 120.0  # a deadline for conditions, never a fixed sleep
 
 
@@ -118,7 +119,8 @@ class LiveStack:
 
     def env(self, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TMPDIR"}}
-        return {**kept, "PATH": f"{BIN}:{kept.get('PATH', '')}", **self.environment, **more}
+        kept |= {"PATH": f"{BIN}:{kept.get('PATH', '')}", "PYTHONPATH": str(FAILPOINTS)}
+        return {**kept, **self.environment, **more}
 
     # -- servers -----------------------------------------------------------------------------------
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
+from live_stack import FAILPOINTS
+from pydantic import ByteSize
 
 from cli.supervisor import share_threads
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+EXAMPLE_HEAD = """\
+# Every setting with its default. Copy this file to .env in the folder where you run imgrec and
+# change what you need. Variables of the environment take precedence over the file.
+"""
 HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
 SHIPPED = ("cli", "workers", "pipeline")
 # The packages of pipeline/, uppermost first; below them are its modules that are in no package.
@@ -144,7 +154,7 @@ def test_the_command_line_never_imports_a_model_library() -> None:
 
 
 def test_importing_the_workers_loads_no_model_library() -> None:
-    script = "import sys, workers.embed, workers.index, workers.query\n"
+    script = "import sys, workers.tasks, workers.local\n"
     script += f"print(sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
@@ -159,9 +169,58 @@ def test_asking_a_question_loads_nothing_that_only_workers_and_tables_need() -> 
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def shown(default: object) -> str:
+def test_what_ships_cannot_kill_itself_whatever_the_environment_says() -> None:
+    script = "from pipeline.failpoints import failpoint; failpoint('line'); print('alive')"
+    environment = {**os.environ, "IMGREC_FAILPOINT": "line"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.strip() == "alive", done.stderr
+    armed = {**environment, "PYTHONPATH": str(FAILPOINTS)}
+    assert subprocess.run(command, cwd=ROOT, env=armed).returncode == -signal.SIGKILL
+
+
+def test_what_needs_the_database_or_works_in_this_process_loads_no_celery() -> None:
+    needless = {*HEAVY, "celery", "kombu"}
+    script = "import sys; from cli.wiring import Wiring; Wiring().resources, Wiring().local\n"
+    script += f"print(sorted(set(sys.modules) & {needless!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+STATE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.Call)
+CONSTANT = {"getLogger", "gethostname", "TypeVar", "compile", "tuple", "frozenset"}
+
+
+def module_state(file: Path) -> set[str]:
+    """Return the names that a module binds to something that can change."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Global):
+            found |= set(node.names)
+    for node in ast.parse(file.read_text()).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, STATE):
+            continue
+        call = node.value.func if isinstance(node.value, ast.Call) else None
+        if getattr(call, "attr", getattr(call, "id", None)) in CONSTANT:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        found |= {ast.unparse(target) for target in targets}
+    return {name for name in found if not name.strip("_").isupper()}
+
+
+def test_a_worker_holds_its_state_in_one_object() -> None:
+    """What a module holds would outlive the resources of a test, and mix --local with the rest."""
+    state = {file.stem: module_state(file) for file in (ROOT / "workers").glob("*.py")}
+    assert {name for name, names in state.items() if names} == {"resources"}
+    assert state["resources"] == {"_lock", "_process_resources"}
+
+
+def written(default: object) -> str:
+    """Write a default as a `.env` file has it."""
     if default is None:
         return ""
+    if isinstance(default, ByteSize):
+        return default.human_readable().replace(".0", "")
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
@@ -171,14 +230,46 @@ def shown(default: object) -> str:
     return str(default)
 
 
-def test_env_example_and_reference_list_every_setting_with_its_default() -> None:
-    code = {name.upper(): shown(f.default) for name, f in Settings.model_fields.items()}
-    lines = (ROOT / ".env.example").read_text().splitlines()
-    example = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]", line))
-    reference = (ROOT / "docs" / "reference.md").read_text()
-    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| `([^`]*)` \|", reference, re.M)
-    assert example == code
-    assert {name: default.strip() for name, default in rows} == code
+def defaults_and_descriptions() -> Iterator[tuple[str, str, str]]:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        yield name.upper(), written(field.default), field.description
+
+
+def example_file() -> str:
+    """Write `.env.example` from the fields of `Settings`."""
+    text = EXAMPLE_HEAD
+    for name, default, description in defaults_and_descriptions():
+        comment = "\n# ".join(textwrap.wrap(description.replace("`", ""), 96))
+        text += f"\n# {comment}\n{name}={default}\n"
+    return text
+
+
+def reference_with_settings(reference: str) -> str:
+    """Write the table of settings into docs/reference.md."""
+    rows = "".join(
+        f"| `{name}` | `{default or ' '}` | {description} |\n"
+        for name, default, description in defaults_and_descriptions()
+    )
+    return re.sub(
+        r"(?<=^\| Setting \| Default \| Meaning \|\n\|---\|---\|---\|\n)(\|.*\n)+",
+        lambda match: rows,
+        reference,
+        count=1,
+        flags=re.M,
+    )
+
+
+def test_env_example_and_reference_say_what_the_settings_say() -> None:
+    """The three have the same names, defaults and descriptions, with one source."""
+    example, reference = ROOT / ".env.example", ROOT / "docs" / "reference.md"
+    expected = {example: example_file(), reference: reference_with_settings(reference.read_text())}
+    if os.environ.get("IMGREC_WRITE_SETTINGS"):
+        for file, text in expected.items():
+            file.write_text(text)
+    for file, text in expected.items():
+        assert file.read_text() == text, f"{file.name}: write it with IMGREC_WRITE_SETTINGS=1"
+    assert reference.read_text().count("\n| `DATA_DIR` | `data` | ") == 1
 
 
 def test_the_twins_that_break_each_other_are_never_installed_together() -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pipeline.settings import Settings
-from workers.dispatch import QUEUES
+from workers.routes import QUEUES
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "compose.yaml").read_text()

@@ -4,6 +4,13 @@
 the same app.
 """
 
-from celery import current_app
+from typing import Any
 
-app = current_app._get_current_object()
+
+def __getattr__(name: str) -> Any:
+    # At first use: a command that only names a task needs no Celery.
+    if name == "app":
+        from celery import current_app
+
+        return current_app._get_current_object()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,83 +4,61 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
 
-from celery import bootsteps
 from redis import RedisError
 
 from pipeline.failpoints import failpoint
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.store.redis_client import connect
-from workers.watchdog import Deadline
+from workers.watchdog import Watchdog
 
-TURN_S = 1.0
 # A read from a Redis that vanished ends after `socket_timeout`, 30 s; two may follow each other.
 LOOP_S = 90.0
 # Between two tries to connect Celery waits up to 30 s.
 DEAF_S = 90.0
 
 
-class Pulse(bootsteps.StartStopStep):
-    """Notes each turn of the loop; while there is no connection, there is none to expect."""
+class ConsumerWatchdog:
+    """Whether the consumer has a connection, since when, and whether its loop turns meanwhile."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def __init__(self, consumer: Any, **options: Any) -> None:
-        super().__init__(consumer, **options)
-        self._timer: Any = None
-
-    def start(self, consumer: Any) -> None:
-        _loop.limit_s = min(LOOP_S, load_settings().stall_s)
-        _loop.begin()
-        self._timer = consumer.timer.call_repeatedly(TURN_S, _turn)
-        connection.set()
-
-    def stop(self, consumer: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        connection.disconnect()
-        _loop.end()
-
-    shutdown = stop
-
-
-class Connection:
-    """Whether there is a connection, since when, and who waits for a change."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Event()
+    def __init__(self, settings: Settings, watchdog: Watchdog) -> None:
+        self.changed = threading.Event()  # for who waits for the connection to come or go
         self.connected = False
+        self._redis_url = settings.redis_url
+        self._loop = watchdog.deadline(
+            "the loop that takes messages", min(LOOP_S, settings.hung_after_s)
+        )
         self._since = time.monotonic()
 
-    def set(self) -> None:
-        self.connected, self._since = True, time.monotonic()
-        self.changed.set()
+    def connect(self) -> None:
+        """Note a connection; from now on the loop must turn."""
+        self._loop.begin()
+        self._note(connected=True)
+
+    def turn(self) -> None:
+        """Note a turn of the loop."""
+        failpoint("loop")
+        self._loop.touch()
 
     def disconnect(self) -> None:
-        self.connected, self._since = False, time.monotonic()
-        self.changed.set()
+        """Note the connection's loss; without one there is no turn to expect."""
+        self._note(connected=False)
+        self._loop.end()
 
     def problem(self) -> str:
         """Say that a Redis that answers others is not connected to; one that is away is none."""
         lost_s = time.monotonic() - self._since
-        if self.connected or lost_s < DEAF_S or not _redis_answers():
+        if self.connected or lost_s < DEAF_S or not _answers(self._redis_url):
             return ""
         return f"Redis answers, but no connection has come about for {lost_s:.0f} s"
 
-
-connection = Connection()
-_loop = Deadline("the loop that takes messages", LOOP_S)
-
-
-def _turn() -> None:
-    failpoint("loop")
-    _loop.touch()
+    def _note(self, *, connected: bool) -> None:
+        self.connected, self._since = connected, time.monotonic()
+        self.changed.set()
 
 
-def _redis_answers() -> bool:
-    client = connect(load_settings().redis_url, 3)
+def _answers(redis_url: str) -> bool:
+    client = connect(redis_url, 3)
     try:
         return bool(client.ping())
     except (RedisError, OSError):

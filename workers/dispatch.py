@@ -1,84 +1,103 @@
-"""What comes next in a job: send shards, send the merge, send again what got lost.
-
-Each function may run anywhere, any number of times and at once: the ledger decides, messages are
-hints.
-"""
+"""The seam between who sends tasks and who runs them: workers anywhere, or this process."""
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import redis
-from celery import current_app
-from kombu.exceptions import OperationalError
 
 from pipeline.errors import WrongUse
-from pipeline.failpoints import failpoint
-from pipeline.settings import load_settings
 from pipeline.store.redis_client import PREFIX, connect, trouble
-
-if TYPE_CHECKING:
-    from pipeline.store.jobs import Jobs
-
-log = logging.getLogger(__name__)
-
-EMBED, INDEX, QUERY = "embed", "index", "query"
-QUEUES = (EMBED, INDEX, QUERY)
-# Set while this process does all the work itself (workers.local): tasks wait here, not in Redis.
-inbox: deque[tuple[str, tuple[object, ...]]] | None = None
-
-LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
+from workers.routes import QUEUE_OF, QUEUES
 
 
-def advance(job_id: str) -> None:
-    """Send the next shards of a job, or its merge when no shard is left.
+class Dispatcher(Protocol):
+    """Takes tasks that answer through the job table, each into its queue."""
 
-    Raises:
-        ServerUnavailable: Redis does not take messages; the shards stay marked and are sent again.
-    """
-    jobs = _jobs()
-    window = jobs.next_window(job_id, load_settings().shard_window)
-    failpoint("flow.before_send")
-    send_shards(job_id, window)
-    if jobs.ready_to_merge(job_id):
-        send("imgrec.merge_shards", INDEX, job_id)
+    def send(self, task: str, *args: object) -> None:
+        """Send a task.
 
+        Raises:
+            ServerUnavailable: the broker does not take it.
+        """
 
-def send_shards(job_id: str, numbers: Sequence[int]) -> None:
-    """Send one message a shard."""
-    for n in numbers:
-        send("imgrec.embed_shard", EMBED, job_id, n)
+    def queue_length(self, queue: str) -> int:
+        """Count the messages that no worker has taken yet."""
 
+    def require_broker(self) -> None:
+        """Check within seconds that tasks can be sent, before anything is planned.
 
-def send(task: str, queue: str, *args: object) -> None:
-    """Send a task that answers through the ledger.
+        Raises:
+            ServerUnavailable: they cannot.
+        """
 
-    Raises:
-        ServerUnavailable: Redis does not answer.
-    """
-    if inbox is not None:
-        inbox.append((task, args))
-        return
-    with broker():
-        current_app.send_task(task, args=args, queue=queue, ignore_result=True)
+    def workers(self, patience_s: float = 1.0) -> Counter[str]:
+        """Count the workers on each queue that answer within `patience_s`."""
 
 
-@contextmanager
-def broker() -> Iterator[None]:
-    """Turn what kombu and redis-py raise into the sentence about Redis.
+class CeleryDispatcher:
+    """Sends through Celery's broker, the Redis at `redis_url`; every method may raise what
+    `send` does."""
 
-    Raises:
-        ServerUnavailable: it does not answer, refuses us, or takes nothing more.
-    """
-    try:
-        yield
-    except (OperationalError, redis.RedisError) as error:
-        raise trouble(load_settings().redis_url, error) from error
+    # Celery is imported at first use: most commands look into the database alone.
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis_url = redis_url
+
+    def send(self, task: str, *args: object) -> None:
+        from celery import current_app
+
+        with self._broker():
+            current_app.send_task(task, args=args, queue=QUEUE_OF[task], ignore_result=True)
+
+    def queue_length(self, queue: str) -> int:
+        from celery import current_app
+
+        with self._broker(), current_app.connection_for_write() as connection:
+            return int(connection.default_channel.client.llen(queue))
+
+    def require_broker(self) -> None:
+        with self._broker(), closing(connect(self._redis_url, 2)) as client:
+            client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
+
+    def workers(self, patience_s: float = 1.0) -> Counter[str]:
+        from celery import current_app
+
+        with self._broker():
+            replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
+        return Counter(queue["name"] for queues in replies.values() for queue in queues)
+
+    @contextmanager
+    def _broker(self) -> Iterator[None]:
+        """Turn what kombu and redis-py raise into the sentence about Redis."""
+        from kombu.exceptions import OperationalError
+
+        try:
+            yield
+        except (OperationalError, redis.RedisError) as error:
+            raise trouble(self._redis_url, error) from error
+
+
+class InlineDispatcher:
+    """Keeps tasks in this process for whoever runs them here: `--local`, and tests."""
+
+    def __init__(self) -> None:
+        self.messages: deque[tuple[str, tuple[object, ...]]] = deque()
+
+    def send(self, task: str, *args: object) -> None:
+        self.messages.append((task, args))
+
+    def queue_length(self, queue: str) -> int:
+        return sum(QUEUE_OF[task] == queue for task, _ in list(self.messages))
+
+    def require_broker(self) -> None:
+        pass
+
+    def workers(self, patience_s: float = 1.0) -> Counter[str]:
+        return Counter(QUEUES)
 
 
 def require_names(job_id: object, n: object = 0) -> None:
@@ -92,73 +111,3 @@ def require_names(job_id: object, n: object = 0) -> None:
         raise WrongUse(f"There is no job {str(job_id)[:50]!r}: 'imgrec jobs' lists them.")
     if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**31:
         raise WrongUse(f"There is no shard {str(n)[:50]!r} of job {job_id[:50]!r}.")
-
-
-def require_redis() -> None:
-    """Check within seconds that Redis works for us, before anything is planned or sent.
-
-    Raises:
-        ServerUnavailable: it does not.
-    """
-    if inbox is not None:
-        return
-    url = load_settings().redis_url
-    with broker(), closing(connect(url, 2)) as client:
-        client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
-
-
-def workers(patience_s: float = 1.0) -> Counter[str]:
-    """Count the workers that say, within `patience_s`, which queues they serve."""
-    with broker():
-        replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
-    return Counter(queue["name"] for queues in replies.values() for queue in queues)
-
-
-def workers_on(queue: str, patience_s: float = 1.0) -> int:
-    """Count the workers that say, within `patience_s`, that they serve a queue."""
-    return workers(patience_s)[queue]
-
-
-def reconcile() -> None:
-    """Look at every open job once and set going what stands still."""
-    jobs = _jobs()
-    jobs.fail_abandoned_plans()
-    for job in jobs.open_jobs():
-        if not job.plan_done:
-            continue
-        freed = jobs.free_expired_shards(job.id)
-        if freed:
-            log.warning("Job %s: the workers of shards %s are gone; sending again.", job.id, freed)
-        if queue_length(EMBED) == 0:
-            send_shards(job.id, jobs.lost_messages(job.id, LOST_AFTER_S))
-        advance(job.id)
-
-
-def remove_leftovers() -> None:
-    """Delete the plans and shard files of jobs that have ended."""
-    jobs = _jobs()
-    jobs.drop_items()
-    folder = load_settings().jobs_dir
-    if not folder.is_dir():
-        return
-    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
-    children = list(folder.iterdir())
-    still_open = {job.id for job in jobs.open_jobs()}
-    for child in children:
-        if child.name not in still_open:
-            shutil.rmtree(child, ignore_errors=True)
-
-
-def queue_length(queue: str) -> int:
-    """Count the messages that no worker has taken yet."""
-    if inbox is not None:
-        return len(inbox)
-    with broker(), current_app.connection_for_write() as connection:
-        return int(connection.default_channel.client.llen(queue))
-
-
-def _jobs() -> Jobs:
-    # Not at the top: a command that only asks a question needs nothing that a worker holds.
-    from workers import resources
-
-    return resources.jobs()

@@ -9,28 +9,54 @@ import threading
 import time
 from typing import Any
 
-from celery import current_app, signals
+from celery import bootsteps, current_app, signals
 from kombu.entity import Queue
 
 from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.errors import ImgrecError
 from pipeline.failpoints import failpoint
 from pipeline.images.memory_budget import limit_malloc_arenas
-from pipeline.settings import load_settings
 from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
-from workers import dispatch, memory_guard, resources, transport, watchdog
-from workers.consumer_watchdog import Pulse, connection
+from workers import transport
+from workers.reconcile import reconcile
+from workers.resources import Resources, process_resources
+from workers.routes import INDEX, QUERY, QUEUES
 
 log = logging.getLogger(__name__)
 
-current_app.steps["consumer"].add(Pulse)
-_tasks: dict[str, watchdog.Deadline] = {}
+TURN_S = 1.0
+
+
+class WatchConsumer(bootsteps.StartStopStep):
+    """Tells the consumer's watchdog of each turn of Celery's loop, and of the connection."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        watchdog = process_resources().consumer
+        self._timer = consumer.timer.call_repeatedly(TURN_S, watchdog.turn)
+        watchdog.connect()
+
+    def stop(self, consumer: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        process_resources().consumer.disconnect()
+
+    shutdown = stop
+
+
+current_app.steps["consumer"].add(WatchConsumer)
 
 
 @signals.celeryd_init.connect
 def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
-    settings = load_settings()
+    settings = process_resources().settings
     transport.install()
     limit_malloc_arenas()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
@@ -39,13 +65,13 @@ def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any
     # What was taken is started at once, so the noting of a query as taken, which costs a quarter of
     # its way, would only help one that is lost in the same instant; its client sends it again.
     conf.task_queues = [
-        Queue(name, no_ack=name == dispatch.QUERY)  # type: ignore[no-untyped-call]
-        for name in dispatch.QUEUES
+        Queue(name, no_ack=name == QUERY)  # type: ignore[no-untyped-call]
+        for name in QUEUES
     ]
     name, _, host = instance.hostname.partition("@")
     if name == "celery":
         # Workers that share the default name would share one control mailbox, too.
-        instance.hostname = f"{'-'.join(sorted(queues or dispatch.QUEUES))}-{os.getpid()}@{host}"
+        instance.hostname = f"{'-'.join(sorted(queues or QUEUES))}-{os.getpid()}@{host}"
 
 
 @signals.worker_init.connect
@@ -57,22 +83,22 @@ def set_query_concurrency(sender: Any, **_: Any) -> None:
     """
     sender.options |= {"without_mingle": True, "without_gossip": True}
     # Not in `configure_worker`: the command line has read the configured concurrency before that.
-    if set(sender.app.amqp.queues.consume_from) == {dispatch.QUERY} and sender.concurrency == 1:
-        sender.concurrency = load_settings().query_concurrency
+    if set(sender.app.amqp.queues.consume_from) == {QUERY} and sender.concurrency == 1:
+        sender.concurrency = process_resources().settings.query_concurrency
 
 
 @signals.worker_init.connect
 def start_heartbeat(sender: Any, **_: Any) -> None:
     """Give signs of life from here on: a worker that waits for Redis is well."""
-    _thread("heartbeat", _beat, sender.hostname)
+    _thread("heartbeat", _beat, process_resources(), sender.hostname)
 
 
 @signals.worker_init.connect
 def warm_up(sender: Any, **_: Any) -> None:
     """Load what queries need, in two threads, while Celery still connects."""
-    if dispatch.QUERY in sender.app.amqp.queues.consume_from:
-        _thread("warm-up", _load_model)
-        _thread("warm-up-index", _open_index)
+    if QUERY in sender.app.amqp.queues.consume_from:
+        _thread("warm-up", _load_model, process_resources())
+        _thread("warm-up-index", _open_index, process_resources())
 
 
 @signals.after_setup_logger.connect
@@ -85,38 +111,25 @@ def silence_loggers(**_: Any) -> None:
 @signals.worker_ready.connect
 def start_helpers(sender: Any, **_: Any) -> None:
     """Start this worker's threads: memory watch, reconciler."""
-    queues = {queue.name for queue in sender.task_consumer.queues}
-    memory_guard.begin()
-    if dispatch.INDEX in queues:
-        watchdog.register_thread(_thread("reconciler", _reconcile))
-
-
-@signals.task_prerun.connect
-def begin_task(task_id: str, task: Any, **_: Any) -> None:
-    """Watch a query; a shard has its lease, and a merge no limit."""
-    if task.name not in ("imgrec.embed_shard", "imgrec.merge_shards"):
-        _tasks[task_id] = watchdog.Deadline(f"{task.name} {task_id}", load_settings().stall_s)
-        _tasks[task_id].begin()
-
-
-@signals.task_postrun.connect
-def end_task(task_id: str, **_: Any) -> None:
-    if task_id in _tasks:
-        _tasks.pop(task_id).end()
+    resources = process_resources()
+    resources.memory_guard.start()
+    if INDEX in {queue.name for queue in sender.task_consumer.queues}:
+        resources.watchdog.register_thread(_thread("reconciler", _reconcile, resources))
 
 
 @signals.worker_shutting_down.connect
 def stop(**_: Any) -> None:
     """Let running shards go back to the queue after their current image."""
+    resources = process_resources()
     resources.stopping.set()
-    connection.changed.set()
+    resources.consumer.changed.set()
 
 
 @signals.worker_shutdown.connect
 def end(**_: Any) -> None:
     """Write the last queries to their log."""
     with contextlib.suppress(ImgrecError):
-        resources.query_log().flush()
+        process_resources().query_log.flush()
 
 
 def _queues(option: Any) -> set[str]:
@@ -131,57 +144,57 @@ def _thread(name: str, run: Any, *args: Any) -> threading.Thread:
     return thread
 
 
-def _beat(name: str) -> None:
+def _beat(resources: Resources, name: str) -> None:
     """Touch a file for health checks while all that is needed lives; say in another why not.
 
     A Redis or a database that is away makes nobody ill: nothing here could mend it.
     """
-    heartbeat, before = Heartbeat(load_settings().data_dir / "run", name), ""
+    heartbeat, before = Heartbeat(resources.settings.data_dir / "run", name), ""
+    consumer = resources.consumer
     while True:
-        connection.changed.clear()
+        consumer.changed.clear()
         if resources.stopping.is_set():
             break
-        ill = "; ".join([*watchdog.failures(), *filter(None, [connection.problem()])])
+        ill = "; ".join([*resources.watchdog.failures(), *filter(None, [consumer.problem()])])
         if ill and not before:
             log.error("This worker is ill: %s.", ill)
         elif before and not ill:
             log.warning("This worker is well again.")
         before = ill
         try:
-            heartbeat.beat(READY if connection.connected else "waiting for Redis", ill)
+            heartbeat.beat(READY if consumer.connected else "waiting for Redis", ill)
         except OSError as error:
             log.warning("The heartbeat file cannot be written: %s", error)
-        connection.changed.wait(EVERY_S)
+        consumer.changed.wait(EVERY_S)
     heartbeat.end()
 
 
-def _load_model() -> None:
+def _load_model(resources: Resources) -> None:
     """Load the model before the first query asks for it."""
     try:
         start = time.monotonic()
-        resources.query_prepare()
-        resources.fingerprint()
-        resources.batcher()
-        memory_guard.apply_limit(resources.budget, dispatch.QUERY)
+        _ = resources.query_prepare, resources.fingerprint, resources.batcher
+        resources.memory_guard.apply_limit(QUERY)
         log.info("The model is loaded (%.1f s).", time.monotonic() - start)
     except ImgrecError as error:
         log.error("%s", error)  # each query will say it, too
 
 
-def _open_index() -> None:
+def _open_index(resources: Resources) -> None:
     """Read the model's digest and the index while the other thread imports torch."""
     with contextlib.suppress(ImgrecError):  # each query will say it
-        find_fingerprint(load_settings())
-        resources.shelves().of(resources.published().current().version)
+        find_fingerprint(resources.settings)
+        resources.indexed_catalogues.of(resources.live_index.current().version)
 
 
-def _reconcile() -> None:
-    pause_s = load_settings().reconcile_s
-    while not resources.stopping.wait(pause_s):
+def _reconcile(resources: Resources) -> None:
+    settings = resources.settings
+    work = resources.watchdog.deadline("the reconciler", settings.hung_after_s)
+    while not resources.stopping.wait(settings.reconcile_s):
         failpoint("reconcile")
         try:
-            with watchdog.Deadline("the reconciler", load_settings().stall_s):
-                dispatch.reconcile()
+            with work:
+                reconcile(resources)
         except ImgrecError as error:
             log.warning("The ledger waits: %s", error)
         except Exception:

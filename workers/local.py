@@ -1,55 +1,66 @@
 """Do the workers' tasks in this process: no Redis, no worker, one machine, for --local.
 
-The ledger, the index and every rule are the same; only the messages stay here, and the shared cache
-is left alone.
+The job table, the index and every rule are the same; only the messages stay here, and the shared
+cache is left alone.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from celery import current_app
-
-from pipeline.settings import cores, load_settings
-from workers import dispatch, embed, index, query, resources
+from pipeline.settings import Settings, cores
+from pipeline.store.cache import NoCache
+from workers import embed, index, query, routes
+from workers.dispatch import InlineDispatcher
+from workers.reconcile import reconcile
+from workers.resources import Resources
 
 IDLE_S = 0.2  # between two looks at a job whose shards another process holds
-TASKS = {"imgrec.embed_shard": embed.embed, "imgrec.merge_shards": index.merge_shards}
-assert query  # imported, so that its tasks are known by their names
+JOB_TASKS: dict[str, Callable[..., None]] = {
+    routes.EMBED_SHARD: embed.embed,
+    routes.MERGE_SHARDS: index.merge_shards,
+}
+QUERIES: dict[str, Callable[..., dict[str, Any]]] = {
+    routes.QUERY_IMAGE: query.query_image,
+    routes.CLASSIFY_IMAGE: query.classify_image,
+}
 
 
-def begin() -> None:
-    """From here on, this process is all workers at once."""
-    if dispatch.inbox is not None:
-        return
-    dispatch.inbox = deque()
-    resources.disable_cache()
-    if not load_settings().cpu_threads:  # nobody shares the cores
-        os.environ["CPU_THREADS"] = str(cores())
-        load_settings.cache_clear()
+class LocalWorker:
+    """All workers of one machine in this process."""
 
+    def __init__(self, settings: Settings) -> None:
+        if not settings.cpu_threads:  # nobody shares the cores
+            settings = settings.model_copy(update={"cpu_threads": cores()})
+        self.dispatcher = InlineDispatcher()
+        self.resources = Resources(settings, self.dispatcher, cache=NoCache())
 
-def answer(task: str, task_id: str, args: tuple[Any, ...]) -> Any:
-    """Run a task of queue `query` and return its answer.
+    def answer(self, task: str, query_id: str, args: tuple[Any, ...]) -> dict[str, Any]:
+        """Run a task of queue `query` and return its answer.
 
-    Raises:
-        ImgrecError: what the task raised.
-    """
-    begin()
-    found = current_app.tasks[task].apply(args=args, task_id=task_id, throw=True).result
-    resources.query_log().flush()
-    return found
+        Raises:
+            ImgrecError: what the task raised.
+        """
+        if task in (routes.THUMBNAILS, routes.PICTURES):
+            return query.thumbnails(self.resources, *args)
+        answer = QUERIES[task](self.resources, *args, query_id=query_id)
+        self.resources.query_log.flush()
+        return answer
+
+    def work_at(self, job_id: str) -> Work:
+        """Start to work at a job."""
+        return Work(self.resources, self.dispatcher, job_id)
 
 
 class Work:
     """Work at a job in a thread, until it has ended or `stop` is called."""
 
-    def __init__(self, job_id: str) -> None:
-        begin()
+    def __init__(self, resources: Resources, dispatcher: InlineDispatcher, job_id: str) -> None:
+        self._resources = resources
+        self._dispatcher = dispatcher
         self._job_id = job_id
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="work")
@@ -63,20 +74,26 @@ class Work:
 
     def stop(self) -> None:
         """End after the current image; what is done so far stays done."""
-        resources.stopping.set()
+        self._resources.stopping.set()
         self._thread.join()
-        resources.stopping.clear()
+        self._resources.stopping.clear()
 
     def _run(self) -> None:
-        assert dispatch.inbox is not None
+        resources = self._resources
         try:
-            dispatch.reconcile()  # picks up what another process has left
-            while resources.jobs().get(self._job_id).open and not resources.stopping.is_set():
-                if dispatch.inbox:
-                    task, args = dispatch.inbox.popleft()
-                    TASKS[task](*args)
-                else:
+            reconcile(resources)  # picks up what another process has left
+            while resources.jobs.get(self._job_id).open and not resources.stopping.is_set():
+                if not run_next(resources, self._dispatcher):
                     time.sleep(IDLE_S)
-                    dispatch.reconcile()
+                    reconcile(resources)
         except BaseException as error:
             self._error = error
+
+
+def run_next(resources: Resources, dispatcher: InlineDispatcher) -> bool:
+    """Run the task that was sent first; False where there is none."""
+    if not dispatcher.messages:
+        return False
+    task, args = dispatcher.messages.popleft()
+    JOB_TASKS[task](resources, *args)
+    return True

@@ -1,7 +1,7 @@
 """Keep a worker below WORKER_MAX_MEMORY: a ceiling for one picture, an end for a leak.
 
-Three bounds, from the inside out. Pictures share a room (`memory_budget.Room`), each takes what
-its header says that it may cost. What costs more than it says meets the kernel's ceiling, and fails
+Three bounds, from the inside out. Pictures share a `MemoryBudget`, each takes what its
+header says that it may cost. What costs more than it says meets the kernel's ceiling, and fails
 alone, with a MemoryError. And a worker that stays close to the limit although no picture is to
 blame gives its work back and ends; who watches over it, `imgrec up` or Compose, starts it anew.
 
@@ -32,9 +32,8 @@ from pipeline.images.memory_budget import (
     trim_heap,
     used_bytes,
 )
-from pipeline.settings import MIB, load_settings
-from workers import watchdog
-from workers.resources import stopping
+from pipeline.settings import MIB, Settings
+from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -46,118 +45,135 @@ MIN_HEADROOM = 256 * MIB  # beside the models: a batch of small pictures
 PICTURES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
 BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by doubling
 
-shutting_down = threading.Event()  # set when this worker ends because of its memory
-_is_worker = threading.Event()
-_busy = threading.Lock()  # held by work whose memory is no leak
-_lock = threading.Lock()  # of the three below: several threads settle and one watches
-_settled: set[str] = set()
-_limit: int | None = None  # in force once the models are loaded
-_line: int | None = None  # used memory above which the ceiling is near
 
+class MemoryGuard:
+    """The memory limit of this process; without effect until `start`, which only a worker calls."""
 
-def begin() -> None:
-    """Watch over this process from here on: it is a worker."""
-    _is_worker.set()
-    if load_settings().memory_limit == 0 or used_bytes() is None:
-        return
-    thread = threading.Thread(target=_watch, name="memory", daemon=True)
-    thread.start()
-    watchdog.register_thread(thread)
+    def __init__(self, settings: Settings, stopping: threading.Event, watchdog: Watchdog) -> None:
+        self.budget = MemoryBudget()  # shared by all pictures that this process decodes
+        self.shutting_down = threading.Event()  # set when this worker ends because of its memory
+        self._settings = settings
+        self._stopping = stopping
+        self._watchdog = watchdog
+        self._is_worker = threading.Event()
+        self._busy = threading.Lock()  # held by work whose memory is no leak
+        self._lock = threading.Lock()  # for what follows
+        self._queues: set[str] = set()  # whose models are within the limit
+        # The limit and the high watermark in bytes, once the models are loaded.
+        self._limits: tuple[int, int] | None = None
 
+    def start(self) -> None:
+        """Watch over this process from here on: it is a worker."""
+        self._is_worker.set()
+        if self._settings.worker_max_memory == 0 or used_bytes() is None:
+            return
+        thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+        thread.start()
+        self._watchdog.register_thread(thread)
 
-def apply_limit(budget: MemoryBudget, queue: str) -> None:
-    """Set the ceiling and the pictures' budget, once the models of a queue are loaded.
+    def apply_limit(self, queue: str) -> None:
+        """Set the ceiling and the pictures' budget, once the models of a queue are loaded.
 
-    Raises:
-        SetupError: WORKER_MAX_MEMORY is less than the models take.
-    """
-    with _lock:
-        if _is_worker.is_set() and queue not in _settled:
-            _settle(budget, queue)
+        Raises:
+            SetupError: WORKER_MAX_MEMORY is less than the models take.
+        """
+        if not self._is_worker.is_set() or queue in self._queues:
+            return
+        with self._lock:
+            if queue not in self._queues:
+                self._apply_limit(queue)
 
+    def _apply_limit(self, queue: str) -> None:
+        settings, base = self._settings, data_segment_bytes()
+        if base is None or settings.worker_max_memory == 0:
+            return
+        limit: int | None = settings.worker_max_memory
+        if limit is None:
+            # Nobody asked for a limit: it is never less than any allowed picture needs.
+            largest = BYTES_PER_PIXEL * settings.max_image_pixels
+            limit = max(default_limit(), base + int(largest / PICTURES_SHARE))
+        elif limit < base + MIN_HEADROOM:
+            raise SetupError(
+                f"This worker needs {format_bytes(base)} for its models alone, so "
+                f"WORKER_MAX_MEMORY cannot be {format_bytes(limit)}: set it to "
+                f"{format_bytes(base + 2 * MIN_HEADROOM)} or more."
+            )
+        watermark = int(HIGH_WATERMARK * limit)
+        if not _on_cuda():
+            # The ceiling counts what was asked for and never touched, too, like the ends of
+            # stacks: a leak meets it when less than the limit is used.
+            watermark -= base - (used_bytes() or base)
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        self._limits = limit, watermark
+        self.budget.set_limit(int((limit - base) * PICTURES_SHARE), watermark)
+        self._queues.add(queue)
 
-def _settle(budget: MemoryBudget, queue: str) -> None:
-    global _limit, _line
-    settings, base = load_settings(), data_segment_bytes()
-    if base is None or settings.memory_limit == 0:
-        return
-    limit = settings.memory_limit
-    if limit is None:
-        # Nobody asked for a limit: it is never less than any allowed picture needs.
-        largest = BYTES_PER_PIXEL * settings.max_image_pixels
-        limit = max(default_limit(), base + int(largest / PICTURES_SHARE))
-    elif limit < base + MIN_HEADROOM:
-        raise SetupError(
-            f"This worker needs {format_bytes(base)} for its models alone, so WORKER_MAX_MEMORY "
-            f"cannot be {format_bytes(limit)}: set it to "
-            f"{format_bytes(base + 2 * MIN_HEADROOM)} or more."
+    def require_fit(self, vector_bytes: int) -> None:
+        """Check that an index of so many bytes of vectors can be built within WORKER_MAX_MEMORY.
+
+        Raises:
+            JobFailed: it cannot. Where the limit was left to us, everything is tried.
+        """
+        limit, base = self._settings.worker_max_memory, data_segment_bytes()
+        if not limit or base is None or not self._is_worker.is_set():
+            return
+        needed = base + int(BUILD_FACTOR * vector_bytes)
+        if needed > limit:
+            raise JobFailed(
+                f"The index needs about {format_bytes(needed)} of memory to be built, "
+                f"WORKER_MAX_MEMORY is {format_bytes(limit)}: raise it for the worker on queue "
+                "'index' and run the rebuild again."
+            )
+
+    def end_worker(self) -> None:
+        """End this worker because it lacks memory that it once had."""
+        used, limit = used_bytes() or 0, self._limits[0] if self._limits else 0
+        threading.Thread(
+            target=self._end, args=(used, limit), name="memory-end", daemon=True
+        ).start()
+
+    @contextmanager
+    def expect_high_usage(self) -> Iterator[None]:
+        """Do work that may come close to the limit, like a merge: that is no leak."""
+        with self._busy:
+            yield
+
+    def _watch(self) -> None:
+        """Look at this process's memory until it ends; end it when it has leaked."""
+        since: float | None = None
+        default = self._settings.worker_max_memory or default_limit()
+        while not self._stopping.wait(POLL_S):
+            try:
+                since = self._look(since, default)
+            except Exception:
+                # This thread ends a worker that has leaked: it must outlive its own bugs.
+                log.exception("The memory watch failed; it goes on.")
+
+    def _look(self, since: float | None, default: int) -> float | None:
+        """End this worker when it has leaked; else return since when its usage is high."""
+        limit, watermark = self._limits or (default, int(HIGH_WATERMARK * default))
+        if _used(limit) <= watermark or self._busy.locked():
+            return None
+        trim_heap()
+        since, used = since or time.monotonic(), _used(limit)
+        if used > limit or (used > watermark and time.monotonic() - since > LEAK_S):
+            self._end(used, limit)
+        return since
+
+    def _end(self, used: int, limit: int) -> None:
+        """Give running work back and end this worker, gently at first."""
+        self.shutting_down.set()
+        log.error(
+            "This worker holds %s of memory, its limit WORKER_MAX_MEMORY is %s: it gives its work "
+            "back and ends, to be started again. Raise the limit where this happens often.",
+            format_bytes(used),
+            format_bytes(limit),
         )
-    _limit, _line = limit, int(HIGH_WATERMARK * limit)
-    _settled.add(queue)
-    if not _on_cuda():
-        # The ceiling counts what was asked for and never touched, too, like the ends of stacks: a
-        # leak meets it when less than the limit is used.
-        _line -= base - (used_bytes() or base)
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    budget.set_limit(int((limit - base) * PICTURES_SHARE), _line)
-
-
-def require_fit(vector_bytes: int) -> None:
-    """Check that an index of so many bytes of vectors can be built within WORKER_MAX_MEMORY.
-
-    Raises:
-        JobFailed: it cannot. Where the limit was left to us, everything is tried.
-    """
-    limit, base = load_settings().memory_limit, data_segment_bytes()
-    if not limit or base is None or not _is_worker.is_set():
-        return
-    needed = base + int(BUILD_FACTOR * vector_bytes)
-    if needed > limit:
-        raise JobFailed(
-            f"The index needs about {format_bytes(needed)} of memory to be built, "
-            f"WORKER_MAX_MEMORY is {format_bytes(limit)}: raise it for the worker on queue "
-            "'index' and run the rebuild again."
-        )
-
-
-def end_worker() -> None:
-    """End this worker because it lacks memory that it once had."""
-    used, limit = used_bytes() or 0, _limit or 0
-    threading.Thread(target=_end, args=(used, limit), name="memory-end", daemon=True).start()
-
-
-@contextmanager
-def expect_high_usage() -> Iterator[None]:
-    """Do work that may come close to the limit, like a merge: that is no leak."""
-    with _busy:
-        yield
-
-
-def _watch() -> None:
-    """Look at this process's memory until it ends; end it when it has leaked."""
-    since: float | None = None
-    wanted = load_settings().memory_limit or default_limit()
-    while not stopping.wait(POLL_S):
-        try:
-            since = _look(since, wanted)
-        except Exception:
-            # This thread is the one that ends a worker that has leaked: it must outlive its bugs.
-            log.exception("The memory watch failed; it goes on.")
-
-
-def _look(since: float | None, wanted: int) -> float | None:
-    """End this worker when it has leaked; else return since when it has been above the line."""
-    with _lock:
-        limit = _limit or wanted
-        line = _line or HIGH_WATERMARK * limit
-    if _used(limit) <= line or _busy.locked():
-        return None
-    trim_heap()
-    since, used = since or time.monotonic(), _used(limit)
-    if used > limit or (used > line and time.monotonic() - since > LEAK_S):
-        _end(used, limit)
-    return since
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        log.error("A task has not ended within %.0f s; it ends with this process.", GRACE_S)
+        os._exit(os.EX_SOFTWARE)
 
 
 def _used(limit: int) -> int:
@@ -166,21 +182,6 @@ def _used(limit: int) -> int:
         return used_bytes() or 0
     except MemoryError:
         return limit
-
-
-def _end(used: int, limit: int) -> None:
-    """Give running work back and end this worker, gently at first."""
-    shutting_down.set()
-    log.error(
-        "This worker holds %s of memory, its limit WORKER_MAX_MEMORY is %s: it gives its work "
-        "back and ends, to be started again. Raise the limit where this happens often.",
-        format_bytes(used),
-        format_bytes(limit),
-    )
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    log.error("A task has not ended within %.0f s; it ends with this process.", GRACE_S)
-    os._exit(os.EX_SOFTWARE)
 
 
 def _on_cuda() -> bool:

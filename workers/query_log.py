@@ -10,9 +10,8 @@ from collections import deque
 from pipeline.errors import ServerUnavailable
 from pipeline.failpoints import failpoint
 from pipeline.search.relevance_feedback import LoggedQuery
-from pipeline.settings import load_settings
 from pipeline.store.feedback import FeedbackLog
-from workers import watchdog
+from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +27,13 @@ class QueryLog:
     A process that is killed loses the queries of the last moment; feedback on them is refused.
     """
 
-    def __init__(self, feedback: FeedbackLog, days: int) -> None:
+    def __init__(
+        self, feedback: FeedbackLog, days: int, watchdog: Watchdog, hung_after_s: float
+    ) -> None:
         self._feedback = feedback
         self._days = days
+        self._watchdog = watchdog
+        self._work = watchdog.deadline("the log of queries", hung_after_s)
         self._waiting: deque[LoggedQuery] = deque(maxlen=MOST)
         self._lock = threading.Lock()
         self._wanted = threading.Event()
@@ -48,7 +51,7 @@ class QueryLog:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="query-log", daemon=True)
                     self._thread.start()
-                    watchdog.register_thread(self._thread)
+                    self._watchdog.register_thread(self._thread)
 
     def flush(self) -> None:
         """Write what waits, now.
@@ -78,7 +81,7 @@ class QueryLog:
             time.sleep(WRITE_EVERY_S)
             failpoint("query_log.write")
             try:
-                with watchdog.Deadline("the log of queries", load_settings().stall_s):
+                with self._work:
                     self.flush()
             except ServerUnavailable as error:
                 log.warning("The log of queries waits: %s", error)

@@ -1,14 +1,13 @@
-"""What a worker process holds, made at first use and once: the wiring of the program."""
+"""What a process holds, made at first use and once: the wiring of the program."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,264 +22,292 @@ from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
-from pipeline.images.memory_budget import MemoryBudget
 from pipeline.index.live_index import PublishedIndex
-from pipeline.index.versions import Version, VersionStore
+from pipeline.index.versions import VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
-from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
+from pipeline.preprocess.prepare import PreparedImage, Preprocessing, Remover, prepare
 from pipeline.search.catalogue_filter import IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
-from pipeline.settings import load_settings
+from pipeline.settings import Settings, load_settings
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
-from workers import watchdog
+from workers.consumer_watchdog import ConsumerWatchdog
+from workers.dispatch import CeleryDispatcher, Dispatcher
+from workers.known_vectors import KnownTexts, KnownVectors
+from workers.lease import Leases
+from workers.memory_guard import MemoryGuard
 from workers.query_log import QueryLog
+from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 HOST = socket.gethostname()
-Made = TypeVar("Made")
-
-# Set when the process was asked to stop; long tasks look at it between two images.
-stopping = threading.Event()
+Value = TypeVar("Value")
 
 
-def once(make: Callable[[], Made]) -> Callable[[], Made]:
-    """Cache a maker's value; threads that ask at the same time wait for one making.
+class Once(Generic[Value]):
+    """A cached property with a lock: threads that ask at the same time wait for one making.
 
     A failure is not cached: weights may be put into place while the worker runs.
     """
-    lock = threading.RLock()
-    made: list[Made] = []
 
-    @functools.wraps(make)
-    def get() -> Made:
-        if not made:
-            with lock:
-                if not made:
-                    made.append(make())
-        return made[0]
+    def __init__(self, make: Callable[[Any], Value]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
 
-    return get
-
-
-@once
-def database() -> Database:
-    return Database(load_settings().database_url)
-
-
-@once
-def jobs() -> Jobs:
-    return Jobs(database())
-
-
-@once
-def products() -> Products:
-    return Products(database())
+    @overload
+    def __get__(self, instance: None, owner: type) -> Once[Value]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Value: ...
+    def __get__(self, instance: object | None, owner: type) -> Value | Once[Value]:
+        # Asked only while the instance has no such attribute: there is no `__set__`.
+        if instance is None:
+            return self
+        attributes = vars(instance)
+        # One lock for each property: others go on while a model loads.
+        with attributes.setdefault(f"_{self._name}_lock", threading.RLock()):
+            if self._name not in attributes:
+                attributes[self._name] = self._make(instance)
+            value: Value = attributes[self._name]
+            return value
 
 
-@once
-def catalogue() -> RevisionCache[Catalogue]:
-    return RevisionCache(products().revision, products().catalogue)
+def once(make: Callable[[Any], Value]) -> Once[Value]:
+    """Make a method a property that is made once, see `Once`."""
+    return Once(make)
 
 
-@once
-def feedback() -> FeedbackLog:
-    return FeedbackLog(database())
+class Resources:
+    """Everything that tasks and commands of one process share."""
 
+    def __init__(
+        self,
+        settings: Settings,
+        dispatcher: Dispatcher,
+        *,
+        cache: Cache | NoCache | None = None,
+        clip: Clip | None = None,
+    ) -> None:
+        """Hold nothing yet but what costs nothing.
 
-@once
-def opinions() -> RevisionCache[FeedbackIndex]:
-    """The newest feedback on queries of this process's kind."""
-    mine = fingerprint().id
-    return RevisionCache(feedback().revision, lambda: FeedbackIndex(feedback().newest(mine)))
+        Args:
+            cache: in place of the shared cache that the settings name.
+            clip: in place of the model that the settings name.
+        """
+        self.settings = settings
+        self.dispatcher = dispatcher
+        # Set when the process was asked to stop; long tasks look at it between two images.
+        self.stopping = threading.Event()
+        self.watchdog = Watchdog()
+        self.consumer = ConsumerWatchdog(settings, self.watchdog)
+        self.memory_guard = MemoryGuard(settings, self.stopping, self.watchdog)
+        self._verified: set[str] = set()  # versions whose vectors this process has read whole
+        if cache is not None:
+            vars(self)["cache"] = cache
+        if clip is not None:
+            vars(self)["clip"] = clip
 
+    # What outlives the process
 
-@once
-def query_log() -> QueryLog:
-    return QueryLog(feedback(), load_settings().query_log_days)
+    @once
+    def database(self) -> Database:
+        return Database(self.settings.database_url)
 
+    @once
+    def jobs(self) -> Jobs:
+        return Jobs(self.database)
 
-@once
-def versions() -> VersionStore:
-    return VersionStore(load_settings().index_dir)
-
-
-@once
-def published() -> PublishedIndex:
-    return PublishedIndex(versions(), lambda version: shelves().prepare(version))
-
-
-@once
-def shelves() -> IndexedCatalogues:
-    return IndexedCatalogues(catalogue().get)
-
-
-_without_cache = False
-
-
-def disable_cache() -> None:
-    """Use no shared cache in this process; call it before anything asks for one."""
-    global _without_cache
-    _without_cache = True
-
-
-@once
-def cache() -> Cache | NoCache:
-    if _without_cache:
-        return NoCache()
-    settings = load_settings()
-    return Cache(
-        settings.cache_url or settings.redis_url, settings.vector_ttl_s, settings.result_ttl_s
-    )
-
-
-@once
-def clip() -> Clip:
-    return load_clip(load_settings())
-
-
-@once
-def fingerprint() -> Fingerprint:
-    """What this process's vectors are; the model is loaded first, so a hub commit is known."""
-    clip()
-    found = find_fingerprint(load_settings())
-    if found is None:
-        raise SetupError(
-            f"The revision of {load_settings().embedding_model} cannot be told from the hub cache."
+    @once
+    def leases(self) -> Leases:
+        """The leases of the work that this process has claimed."""
+        settings = self.settings
+        return Leases(
+            self.jobs, settings.lease_s, settings.hung_after_s, self.stopping, self.watchdog
         )
-    return found
+
+    @once
+    def products(self) -> Products:
+        return Products(self.database)
+
+    @once
+    def catalogue(self) -> RevisionCache[Catalogue]:
+        return RevisionCache(self.products.revision, self.products.catalogue)
+
+    @once
+    def feedback_log(self) -> FeedbackLog:
+        return FeedbackLog(self.database)
+
+    @once
+    def feedback_index(self) -> RevisionCache[FeedbackIndex]:
+        """The newest feedback on queries of this process's kind."""
+        log, mine = self.feedback_log, self.fingerprint.id
+        return RevisionCache(log.revision, lambda: FeedbackIndex(log.newest(mine)))
+
+    @once
+    def query_log(self) -> QueryLog:
+        return QueryLog(
+            self.feedback_log,
+            self.settings.query_log_days,
+            self.watchdog,
+            self.settings.hung_after_s,
+        )
+
+    @once
+    def versions(self) -> VersionStore:
+        return VersionStore(self.settings.index_dir)
+
+    @once
+    def live_index(self) -> PublishedIndex:
+        return PublishedIndex(
+            self.versions, lambda version: self.indexed_catalogues.prepare(version)
+        )
+
+    @once
+    def indexed_catalogues(self) -> IndexedCatalogues:
+        return IndexedCatalogues(self.catalogue.get)
+
+    @once
+    def shared_cache(self) -> Cache:
+        settings = self.settings
+        return Cache(
+            settings.cache_url or settings.redis_url, settings.vector_ttl_s, settings.result_ttl_s
+        )
+
+    @once
+    def cache(self) -> Cache | NoCache:
+        return self.shared_cache
+
+    # Models, and what stands before and behind them
+
+    @once
+    def clip(self) -> Clip:
+        return load_clip(self.settings)
+
+    @once
+    def fingerprint(self) -> Fingerprint:
+        """What this process's vectors are; the model is loaded first, so a hub commit is known."""
+        _ = self.clip
+        fingerprint = find_fingerprint(self.settings)
+        if fingerprint is None:
+            model = self.settings.embedding_model
+            raise SetupError(f"The revision of {model} cannot be told from the hub cache.")
+        return fingerprint
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of a picture to decode, within the budget that all of them share."""
+        settings, budget = self.settings, self.memory_guard.budget
+        return Limits(settings.max_image_pixels, settings.max_image_bytes, budget)
+
+    @once
+    def embedder(self) -> Embedder:
+        """Everything that embedding a shard needs."""
+        encoder = self.clip  # first: torch brings the CUDA libraries that onnxruntime looks for
+        return replace(build_embedder(self.settings, encoder), limits=self.limits)
+
+    @once
+    def remover(self) -> Remover:
+        """Background removal of one picture at a time, on all threads, for latency."""
+        return load_remover(self.settings, threads=self.settings.threads)
+
+    @once
+    def query_prepare(self) -> Callable[[Image.Image], PreparedImage]:
+        """The same preprocessing for queries; background removal takes one picture at a time.
+
+        Without it there is nothing to wait for: pictures are made ready side by side while the
+        model computes.
+        """
+        _ = self.clip  # before the remover, as in `embedder`
+        spec = Preprocessing.from_settings(self.settings)
+        if not self.settings.use_bg_removal:
+            return lambda image: prepare(image, spec, None)
+        remover = self.remover
+        turn = threading.Lock()
+
+        def run(image: Image.Image) -> PreparedImage:
+            with turn:
+                return prepare(image, spec, remover)
+
+        return run
+
+    @once
+    def batcher(self) -> Batcher[Image.Image]:
+        """The model for queries: those that come at the same time share a forward pass."""
+        embed_images = self.clip.embed_images
+        work = self.watchdog.deadline("a batch of queries", self.settings.hung_after_s)
+
+        def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+            with work:
+                failpoint("batch")
+                return embed_images(images)
+
+        batcher = Batcher(embed, self.settings.embed_batch_size)
+        self.watchdog.register_thread(batcher.thread)
+        return batcher
+
+    @once
+    def zero_shot(self) -> ZeroShot:
+        labels = load_labels(self.settings.labels_file)
+        return ZeroShot(self.clip, labels, self.known_texts, self.settings.min_confidence)
+
+    @once
+    def trained(self) -> Trained:
+        heads = HeadStore(self.settings.models_dir)
+        return Trained(self.zero_shot, heads, self.fingerprint, self.settings.min_confidence)
+
+    def text_vector(self, text: str) -> NDArray[np.float32]:
+        """Return the (d,) unit vector of a text, a known one or the model's."""
+        matrix = text_matrix({text: (text,)}, self.clip, self.known_texts)
+        return np.asarray(matrix[0])
+
+    # Vectors that need no model
+
+    @once
+    def known_texts(self) -> KnownTexts:
+        return KnownTexts(self.cache, self.fingerprint.id)
+
+    def reusable_vectors(self, *, reuse: bool = True, verify: bool = False) -> KnownVectors:
+        """Return what the published version and the cache hold of this process's vectors.
+
+        Args:
+            reuse: false for vectors that are only kept, never looked up.
+            verify: compare the version's vectors with their digest before one is reused.
+        """
+        version = None
+        if reuse:
+            try:
+                version = self.versions.current()
+                if verify and version.identity not in self._verified:
+                    self.versions.verify(version, ["vectors.npy"])
+                    self._verified.add(version.identity)
+            except ImgrecError:
+                version = None  # none yet, or broken: then nothing of it is reused
+        return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse)
 
 
-# Shared by all pictures that this process decodes; see workers.memory.
-budget = MemoryBudget()
+_lock = threading.Lock()
+_process_resources: Resources | None = None
 
 
-def limits() -> Limits:
-    settings = load_settings()
-    return Limits(settings.max_image_pixels, settings.max_image_bytes, budget)
+def process_resources() -> Resources:
+    """Return the resources of this worker process, made from its settings at first use."""
+    global _process_resources
+    if _process_resources is None:
+        with _lock:
+            if _process_resources is None:
+                settings = load_settings()
+                _process_resources = Resources(settings, CeleryDispatcher(settings.redis_url))
+    return _process_resources
 
 
-@once
-def embedder() -> Embedder:
-    """Everything that embedding a shard needs."""
-    encoder = clip()  # first: torch brings the CUDA libraries that onnxruntime looks for
-    return replace(build_embedder(load_settings(), encoder), limits=limits())
-
-
-@once
-def query_prepare() -> Callable[[Image.Image], PreparedImage]:
-    """The same preprocessing for queries; background removal takes one picture at a time.
-
-    On all threads, for latency. Without it there is nothing to wait for: pictures are made ready
-    side by side while the model computes.
-    """
-    settings = load_settings()
-    clip()  # before the remover, as in `tools`
-    spec = Preprocessing.from_settings(settings)
-    if not settings.use_bg_removal:
-        return lambda image: prepare(image, spec, None)
-    remover = load_remover(settings, threads=settings.threads)
-    turn = threading.Lock()
-
-    def run(image: Image.Image) -> PreparedImage:
-        with turn:
-            return prepare(image, spec, remover)
-
-    return run
-
-
-@once
-def zero_shot() -> ZeroShot:
-    settings = load_settings()
-    labels = load_labels(settings.labels_file)
-    return ZeroShot(clip(), labels, KnownTexts(fingerprint().id), settings.min_confidence)
-
-
-def text_vector(text: str) -> NDArray[np.float32]:
-    """Return the (d,) unit vector of a text, a known one or the model's."""
-    matrix = text_matrix({text: (text,)}, clip(), KnownTexts(fingerprint().id))
-    return np.asarray(matrix[0])
-
-
-@once
-def trained() -> Trained:
-    settings = load_settings()
-    heads = HeadStore(settings.models_dir)
-    return Trained(zero_shot(), heads, fingerprint(), settings.min_confidence)
-
-
-@once
-def batcher() -> Batcher[Image.Image]:
-    embed_images, stall_s = clip().embed_images, load_settings().stall_s
-
-    def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        with watchdog.Deadline("a batch of queries", stall_s):
-            failpoint("batch")
-            return embed_images(images)
-
-    made = Batcher(embed, load_settings().embed_batch_size)
-    watchdog.register_thread(made.thread)
-    return made
-
-
-_verified: set[str] = set()  # versions whose vectors this process has read whole
-
-
-def reusable_vectors(*, reuse: bool = True, verify: bool = False) -> KnownVectors:
-    """Return what the published version and the cache hold of this process's vectors.
-
-    Args:
-        reuse: false for vectors that are only kept, never looked up.
-        verify: compare the version's vectors with their digest before one is reused.
-    """
-    version = None
-    if reuse:
-        try:
-            version = versions().current()
-            if verify and version.identity not in _verified:
-                versions().verify(version, ["vectors.npy"])
-                _verified.add(version.identity)
-        except ImgrecError:
-            version = None  # none yet, or broken: then nothing of it is reused
-    return KnownVectors(fingerprint().id, version, reuse=reuse)
-
-
-class KnownVectors:
-    """Vectors by content hash: from an index version, then from the shared cache."""
-
-    def __init__(self, fingerprint_id: str, version: Version | None, *, reuse: bool = True) -> None:
-        self._fingerprint = fingerprint_id
-        self._use_known = reuse
-        self._version = version if version and version.fingerprint == fingerprint_id else None
-
-    def get(self, digest: str) -> NDArray[np.float32] | None:
-        if not self._use_known:
-            return None
-        if self._version is not None:
-            row = self._version.row_of_hash(digest)
-            if row is not None:
-                return np.array(self._version.vectors[row])
-        return cache().get_vector(self._fingerprint, digest)
-
-    def put(self, vectors: dict[str, NDArray[np.float32]]) -> None:
-        cache().put_vectors(self._fingerprint, vectors)
-
-
-class KnownTexts:
-    """Text vectors by the digest of their prompts, from the shared cache."""
-
-    def __init__(self, fingerprint_id: str) -> None:
-        self._fingerprint = fingerprint_id
-
-    def get(self, digest: str) -> NDArray[np.float32] | None:
-        return cache().get_text(self._fingerprint, digest)
-
-    def put(self, vectors: dict[str, NDArray[np.float32]]) -> None:
-        cache().put_texts(self._fingerprint, vectors)
+def set_process_resources(resources: Resources | None) -> None:
+    """Have this process's tasks work with these; None: with those of its settings again."""
+    global _process_resources
+    _process_resources = resources

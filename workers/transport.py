@@ -42,7 +42,7 @@ from redis.exceptions import DataError, OutOfMemoryError
 
 from pipeline.errors import WrongUse
 from pipeline.settings import MIB
-from workers import dispatch
+from workers.routes import QUEUES
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ class Transport(redis.Transport):
 
     def _deliver(self, message: Any, queue: str) -> None:
         try:
-            if queue in dispatch.QUEUES:
+            if queue in QUEUES:
                 check_envelope(message, queue)
             else:
                 check_control(message)
@@ -275,7 +275,7 @@ class Transport(redis.Transport):
         for channel in self.channels:
             if tag in channel.qos._delivered:
                 channel.basic_reject(tag, requeue=False)
-        if queue in dispatch.QUEUES and isinstance(task_id, str) and _ID.fullmatch(task_id):
+        if queue in QUEUES and isinstance(task_id, str) and _ID.fullmatch(task_id):
             try:
                 # As its parent: a class is made again from its arguments on the other side.
                 current_app.backend.mark_as_failure(task_id, WrongUse(str(refusal)))

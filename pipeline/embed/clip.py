@@ -167,7 +167,7 @@ def load_clip(settings: Settings) -> Clip:
             max_batch,
         )
 
-    if settings.precision == "auto" and small:
+    if settings.model_precision == "auto" and small:
         return clip_in("fp32")
     return clip_in(
         numeric_precision.choose(

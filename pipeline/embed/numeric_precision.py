@@ -86,13 +86,13 @@ def choose(
     Raises:
         SetupError: the requested precision cannot run here or leaves the bound.
     """
-    wanted = settings.precision
+    wanted = settings.model_precision
     if wanted == EXACT or (wanted == "auto" and list(names) == [EXACT]):
         return EXACT
     if wanted != "auto" and wanted not in names:
         raise SetupError(
-            f"PRECISION={wanted} cannot run here with {settings.embedding_model}; what can: "
-            f"{', '.join(names)}. Set PRECISION=auto to use the fastest of them."
+            f"MODEL_PRECISION={wanted} cannot run here with {settings.embedding_model}; what can: "
+            f"{', '.join(names)}. Set MODEL_PRECISION=auto to use the fastest of them."
         )
     key = measurement_key(str(revision), device, PACKAGES)
     candidates = remembered(
@@ -103,9 +103,9 @@ def choose(
     for each in candidates:
         if each.name == wanted and each.agreement < BOUND:
             raise SetupError(
-                f"PRECISION={wanted} changes the vectors of {settings.embedding_model} too much: a "
-                f"cosine of {each.agreement:.4f} with float32, the limit is {BOUND}. Set "
-                "PRECISION=auto or fp32."
+                f"MODEL_PRECISION={wanted} changes the vectors of {settings.embedding_model} too "
+                f"much: a cosine of {each.agreement:.4f} with float32, the limit is {BOUND}. Set "
+                "MODEL_PRECISION=auto or fp32."
             )
     return wanted
 

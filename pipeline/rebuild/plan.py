@@ -88,7 +88,7 @@ def plan_rebuild(
         for rows in sorter.take_rows(last):
             pieces.append((number, "reuse", rows))
             number += 1
-        jobs.add_shards(job_id, pieces, sorter.take_failures(), lease_s)
+        jobs.shards.add(job_id, pieces, sorter.take_failures(), lease_s)
         pieces.clear()
         failpoint("plan.after_piece")
         listed(sorter.count)

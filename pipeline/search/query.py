@@ -14,8 +14,14 @@ from pipeline.search.product_catalogue import Condition
 AUTO = "auto"
 MAX_TEXT = 1000  # characters; a model reads 77 tokens or less
 MAX_CONDITIONS = 20
-# The command line's names of the fields that it calls otherwise.
-OPTIONS = {"without": "not", "user": "personalize", "min_score": "min-score", "top_k": "top-k"}
+# The command line's names of fields that are called otherwise in messages.
+OPTIONS = {
+    "without": "exclude-text",
+    "diverse": "diversity",
+    "feedback": "demote-disliked",
+    "min_score": "min-score",
+    "top_k": "top-k",
+}
 
 
 def _between(low: float, high: float) -> AfterValidator:
@@ -133,5 +139,6 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise WrongUse("Name an image, or query with --text or --product.")
         if self.min_score == AUTO and (self.text or self.without):
             raise WrongUse(
-                "--min-score auto applies to images only: give a number with --text or --not."
+                "--min-score auto applies to images only: give a number with --text or "
+                "--exclude-text."
             )

@@ -85,7 +85,7 @@ def compose(
     total = np.sum([weight * vector.astype(np.float64) for _, weight, vector in terms], axis=0)
     length = float(np.linalg.norm(total))
     if length < 1e-6:
-        raise WrongUse("The query and what it excludes with --not cancel each other out.")
+        raise WrongUse("The query and --exclude-text cancel each other out.")
     return QueryVector(
         (total / length).astype(np.float32),
         tuple((name, weight / length, vector) for name, weight, vector in terms),

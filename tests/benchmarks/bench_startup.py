@@ -32,9 +32,10 @@ ASK = """
 import sys, time
 from pathlib import Path
 from cli import query_client
-from pipeline.settings import load_settings
-data = query_client.message(Path(sys.argv[1]), load_settings())
-asked = query_client.PendingQuery("imgrec.query_image", (data, 5), 300.0, False)
+from cli.wiring import Wiring
+wiring = Wiring()
+data = query_client.message(Path(sys.argv[1]), wiring.settings)
+asked = query_client.PendingQuery(wiring, "imgrec.query_image", (data, 5), 300.0, False)
 print("asked", flush=True)
 assert asked.answer()["matches"]
 print(time.time(), flush=True)

@@ -52,11 +52,12 @@ def plan(count: int, folder: Path) -> None:
     from celery import current_app
 
     import pipeline.rebuild.plan
-    from pipeline.settings import load_settings
-    from workers import dispatch, resources
+    from cli.wiring import Wiring
+    from workers.reconcile import advance
 
     pipeline.rebuild.plan.find_images = lambda root: names(count)
     current_app.loader.import_default_modules()
+    resources = Wiring().resources
     start, cpu = time.perf_counter(), time.process_time()
     base = harness.anonymous_bytes()
     most = 0
@@ -66,10 +67,10 @@ def plan(count: int, folder: Path) -> None:
         most = max(most, harness.anonymous_bytes())
 
     job_id = pipeline.rebuild.plan.plan_rebuild(
-        folder, load_settings(), resources.jobs(), resources.versions(), full=True, listed=listed
+        folder, resources.settings, resources.jobs, resources.versions, full=True, listed=listed
     )
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    dispatch.advance(job_id)
+    advance(resources, job_id)
     report = {"job": job_id, "seconds": seconds, "cpu": cpu, "bytes": max(0, most - base)}
     print(json.dumps(report))
 
@@ -78,8 +79,8 @@ if __name__ == "__main__":
     plan(int(sys.argv[1]), Path(sys.argv[2]))
 else:
     import workers.embed
-    from workers import resources
+    from workers.resources import process_resources
 
-    resources.clip = lambda: SimpleNamespace(dim=DIM)
-    resources.embedder = lambda: None
+    process_resources().clip = SimpleNamespace(dim=DIM)
+    process_resources().embedder = None
     workers.embed.embed_shard = embed_nothing

@@ -21,12 +21,14 @@ import noop_task  # noqa: E402
 from celery import current_app  # noqa: E402
 
 from cli import query_client  # noqa: E402
+from cli.wiring import Wiring  # noqa: E402
 from pipeline.embed.clip import load_clip  # noqa: E402
 from pipeline.images.decode import Limits, decode, read_image  # noqa: E402
 from pipeline.index.live_index import PublishedIndex  # noqa: E402
 from pipeline.index.versions import VersionStore  # noqa: E402
 from pipeline.preprocess.prepare import Preprocessing, prepare  # noqa: E402
 from pipeline.settings import load_settings  # noqa: E402
+from workers.routes import QUERY_IMAGE  # noqa: E402
 
 TOP_K = 5
 PATIENCE_S = 120.0
@@ -59,9 +61,8 @@ def ask_imgrec(file: Path) -> list[str]:
 
 def ask_whole(file: Path) -> dict[str, Any]:
     data = query_client.message(file, load_settings())
-    return query_client.PendingQuery(
-        "imgrec.query_image", (data, TOP_K), PATIENCE_S, False
-    ).answer()
+    args = (data, TOP_K)
+    return query_client.PendingQuery(Wiring(), QUERY_IMAGE, args, PATIENCE_S, False).answer()
 
 
 class Fresh:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import pytest
 from inline_worker import InlineWorker
 
 from cli.main import main
+from cli.wiring import Wiring
+from pipeline.settings import load_settings
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,22 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def imgrec(desk: InlineWorker, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command as its entry point does."""
+def imgrec(
+    desk: InlineWorker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Run]:
+    """Run a command as its entry point does, with the desk's resources."""
+    # `cli.celery_protocol` reads the address itself.
+    monkeypatch.setenv("REDIS_URL", desk.resources.settings.redis_url)
+    load_settings.cache_clear()
 
     def run(*args: object) -> Done:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args])
+            main([str(arg) for arg in args], Wiring(desk.resources))
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         assert isinstance(end.value.code, int)
         return Done(end.value.code, out, err)
 
-    return run
+    yield run
+    load_settings.cache_clear()

@@ -14,7 +14,6 @@ import pytest
 from inline_worker import InlineWorker
 
 from cli import output
-from pipeline.settings import load_settings
 from pipeline.store.heartbeat import STALE_S
 
 Run = Callable[..., Any]
@@ -93,7 +92,7 @@ def test_a_rollback_within_a_publication_is_refused_and_not_half_done(
 
 @pytest.fixture
 def beat(desk: InlineWorker) -> Callable[[str, float], None]:
-    folder = load_settings().data_dir / "run"
+    folder = desk.shop.settings.data_dir / "run"
     folder.mkdir(parents=True)
 
     def write(name: str, age_s: float) -> None:
@@ -127,10 +126,10 @@ def test_a_fresh_sign_of_life_is_health(
 
 
 def test_a_killed_worker_another_queue_s_or_another_machine_s_is_no_health(
-    imgrec: Run, beat: Callable[[str, float], None]
+    desk: InlineWorker, imgrec: Run, beat: Callable[[str, float], None]
 ) -> None:
     beat(f"embed@{HOST}", 1)
-    Path(load_settings().data_dir, "run", f"embed@{HOST}.lock").touch()  # nobody holds it
+    Path(desk.shop.settings.data_dir, "run", f"embed@{HOST}.lock").touch()  # nobody holds it
     beat(f"query@{HOST}", 1)
     beat("embed@another-machine", 1)
     done = imgrec("health", "embed")
@@ -141,7 +140,7 @@ def test_a_killed_worker_another_queue_s_or_another_machine_s_is_no_health(
 
 
 def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
-    imgrec: Run, beat: Callable[[str, float], None]
+    desk: InlineWorker, imgrec: Run, beat: Callable[[str, float], None]
 ) -> None:
     beat(f"embed@{HOST}", STALE_S + 5)
     beat(f"query@{HOST}", 1)
@@ -150,7 +149,7 @@ def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
     assert f"embed@{HOST}: no sign of life for 40 s" in done.err
     assert f"query@{HOST}: 1 s ago" in done.err
     assert imgrec("health", "query").code == 0
-    Path(load_settings().data_dir, "run", f"query@{HOST}.ill").write_text("the thread is dead")
+    Path(desk.shop.settings.data_dir, "run", f"query@{HOST}.ill").write_text("the thread is dead")
     done = imgrec("health", "query", "--json")
     assert (done.code, done.object) == (
         1,
@@ -182,6 +181,9 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "cli.main", "index", "list", *options]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "DATA_DIR": str(two.shop.settings.data_dir)}
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
+    )
     os.close(writing)
     assert done.stderr == ""

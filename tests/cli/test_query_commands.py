@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ from cli import query_client
 from cli.celery_protocol import RemoteError
 from pipeline.errors import FingerprintMismatch, IndexMissing, Overloaded, ServerUnavailable
 from pipeline.images.decode import WORK_SIDE
-from workers import dispatch
 
 Run = Callable[..., Any]
 
@@ -147,6 +147,29 @@ def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
     assert words in done.err
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--not", "red"], ["--exclude-text", "red"]),
+        (["--not=red"], ["--exclude-text=red"]),
+        (["--diverse", "0.3"], ["--diversity", "0.3"]),
+        (["--personalize", "ann"], ["--user", "ann"]),
+        (["--feedback"], ["--demote-disliked"]),
+    ],
+)
+def test_the_old_name_of_an_option_works_and_says_so_on_stderr(
+    imgrec: Run, queue: Queue, photo: Path, old: list[str], new: list[str]
+) -> None:
+    queue.answers = iter([ANSWER, ANSWER])
+    notes = [imgrec("query", photo, *options, "--wait", "--json").err for options in (old, new)]
+    first, second = (sent["args"] for sent in queue.sent)
+    assert first == second
+    names = [options[0].partition("=")[0] for options in (old, new)]
+    note = f"{names[0]} was renamed to {names[1]}; the old name works until the next release.\n"
+    assert notes == [note, ""]
+    assert names[0] not in imgrec("query", "--help").out.split()
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_its_traceback(
     imgrec: Run, queue: Queue, photo: Path, debug: bool
@@ -156,8 +179,8 @@ def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_it
     done = imgrec(*(["--debug"] if debug else []), "query", photo, "--wait")
     assert (done.code, done.out) == (1, "")
     sentence = (
-        "Error: the worker failed unexpectedly: ZeroDivisionError: by nothing (a bug: run again "
-        "with --debug and report the worker's traceback).\n"
+        "Error: the worker failed unexpectedly: ZeroDivisionError: by nothing (a bug: run "
+        "'imgrec --debug ...' and report the worker's traceback).\n"
     )
     assert done.err == (trace.replace("secret", "***") + "\n" if debug else sentence)
 
@@ -165,7 +188,7 @@ def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_it
 def test_a_query_without_any_worker_names_the_command_that_starts_one(
     desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "workers_on", lambda *_: 0)
+    monkeypatch.setattr(desk, "workers", lambda *_: Counter())
     done = imgrec("query", photo, "--wait")
     assert done.code == 3  # neither a worker nor an index: the index is the first thing to mend
     desk.rebuild()
@@ -191,10 +214,10 @@ def test_a_query_is_sent_again_ever_more_rarely_and_three_times_at_most(
 
 
 def test_a_query_is_not_sent_again_while_the_workers_are_behind(
-    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = iter([7, 1, 0])
-    monkeypatch.setattr(dispatch, "queue_length", lambda name: next(waiting))
+    monkeypatch.setattr(desk, "queue_length", lambda name: next(waiting))
     queue.answers = iter([None, None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert len(queue.sent) == 1
@@ -204,15 +227,15 @@ def test_a_query_is_not_sent_again_while_the_workers_are_behind(
 
 
 def test_a_look_at_the_workers_that_meets_an_outage_ends_no_question(
-    imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[float] = []
 
-    def away(*_: object) -> int:
+    def away(*_: object) -> Counter[str]:
         looks.append(queue.now)
         raise ServerUnavailable("Redis is loading its dataset")
 
-    monkeypatch.setattr(dispatch, "workers_on", away)
+    monkeypatch.setattr(desk, "workers", away)
     queue.answers = iter([None, None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert looks == [5, 10]
@@ -253,7 +276,7 @@ def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
     queue.answers = iter([ANSWER, {"kind0/04.png": "AAAA"}])
     done = imgrec("query", photo, "--html", tmp_path / "page.html")
     assert done.code == 0
-    assert queue.sent[-1]["task"] == "imgrec.pictures"
+    assert queue.sent[-1]["task"] == "imgrec.pictures"  # which workers of the last release know
     assert queue.sent[-1]["args"] == ("v0001", ["kind0/04.png"])
     assert "data:image/jpeg;base64,AAAA" in (tmp_path / "page.html").read_text()
     assert "Wrote" in done.err

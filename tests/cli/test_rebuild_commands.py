@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from inline_worker import InlineWorker
 
 from cli import watch
+from pipeline.embed.stage_times import STAGES
 from pipeline.errors import ServerUnavailable
-from pipeline.settings import load_settings
-from workers import dispatch
+from workers import reconcile
+from workers.resources import Resources
 
 Run = Callable[..., Any]
 
@@ -22,12 +24,15 @@ CONTRACT = {
 }
 
 
+TIMES = {"stage_seconds", "bottleneck"}
+
+
 def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: InlineWorker, imgrec: Run) -> None:
     desk.inline = True
     (desk.shop.root / "bad.png").touch()
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
     assert done.code == 0
-    assert set(done.object) == CONTRACT
+    assert set(done.object) == CONTRACT | TIMES
     counts = {key: done.object[key] for key in ("images", "embedded", "reused", "skipped")}
     assert counts == {"images": 21, "embedded": 20, "reused": 0, "skipped": 1}
     assert (done.object["state"], done.object["index_version"]) == ("published", "v0001")
@@ -45,6 +50,33 @@ def test_people_get_a_table_and_the_next_command(desk: InlineWorker, imgrec: Run
     for words in ("published", "v0001", "21", "20"):
         assert words in done.out
     assert "imgrec failures" in done.err
+
+
+def test_status_tells_which_stage_takes_the_workers_time_and_what_would_help(
+    desk: InlineWorker, imgrec: Run
+) -> None:
+    desk.inline = True
+    job_id = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json").object["job_id"]
+    assert "Bottleneck" not in imgrec("status", job_id).err  # it took less than a minute
+    seconds = {"read": 10.0, "decode": 20.0, "cut_out": 142.0, "embed": 26.0, "write": 2.0}
+    with desk.shop.jobs._database.transaction() as tx:
+        tx.rows("DELETE FROM shard_timings WHERE job_id = ? AND n <> 0", (job_id,))
+        for stage, value in seconds.items():
+            tx.rows(f"UPDATE shard_timings SET {stage}_s = ? WHERE job_id = ?", (value, job_id))
+    answer = imgrec("status", job_id, "--json").object
+    assert answer["stage_seconds"] == seconds
+    assert answer["bottleneck"] == {"stage": "cut_out", "share": 0.71}
+    assert (
+        "Bottleneck: cut out, 71% of worker time. What would help: more embed workers, or a "
+        "smaller REMBG_MODEL."
+    ) in imgrec("status", job_id).err
+
+
+def test_a_job_without_finished_shards_has_no_bottleneck(desk: InlineWorker, imgrec: Run) -> None:
+    job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
+    answer = imgrec("status", job_id, "--json").object
+    assert answer["bottleneck"] is None
+    assert set(answer["stage_seconds"]) == set(watch.ADVICE) == set(STAGES)
 
 
 def test_without_wait_only_the_id_is_on_stdout_and_status_takes_it(
@@ -178,10 +210,9 @@ def test_rebuilds_are_listed_newest_first(desk: InlineWorker, imgrec: Run) -> No
     assert str(desk.shop.root) in out
 
 
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+def quickly(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Help and look as often as possible."""
-    monkeypatch.setenv("RECONCILE_S", "0.001")
-    load_settings.cache_clear()
+    desk.start_again(reconcile_s=0.001)
     monkeypatch.setattr(watch, "NO_WORKER_AFTER_S", 0.0)
     monkeypatch.setattr(watch, "POLL_S", 0.002)
 
@@ -189,18 +220,18 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_waits_is_told_once_which_worker_is_missing(
     desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly(monkeypatch)
-    monkeypatch.setattr(dispatch, "workers_on", lambda queue: 0)
+    quickly(desk, monkeypatch)
+    monkeypatch.setattr(desk, "workers", lambda: Counter())
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'embed'") == 1
     assert "celery worker -Q embed" in done.err
     (job,) = desk.shop.jobs.open_jobs()
-    desk.shop.jobs.next_window(job.id, 0)
+    desk.shop.jobs.shards.next_window(job.id, 0)
     desk.messages.clear()
     for n in (0, 1):
-        claim = desk.shop.jobs.claim_shard(job.id, n, "me", 1000)
+        claim = desk.shop.jobs.shards.claim(job.id, n, "me", 1000)
         assert claim is not None
-        desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+        desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
     done = imgrec("status", job.id, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'index'") == 1
 
@@ -208,17 +239,17 @@ def test_who_waits_is_told_once_which_worker_is_missing(
 def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
     desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly(monkeypatch)
-    reconcile, calls = dispatch.reconcile, []
+    quickly(desk, monkeypatch)
+    own, calls = reconcile.reconcile, []
 
-    def back_after_three() -> None:
+    def back_after_three(resources: Resources) -> None:
         calls.append(1)
         if len(calls) <= 3:
             raise ServerUnavailable("Redis does not answer.")
-        reconcile()
+        own(resources)
         desk.work()
 
-    monkeypatch.setattr(dispatch, "reconcile", back_after_three)
+    monkeypatch.setattr(reconcile, "reconcile", back_after_three)
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "60")
     assert done.code == 0
     assert done.err.count("Redis does not answer. Waiting for it.") == 1
@@ -228,8 +259,8 @@ def test_who_waits_does_the_work_of_a_missing_reconciler(
     desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message is lost, no index worker runs: the one who waits sends it again."""
-    quickly(monkeypatch)
-    monkeypatch.setattr(dispatch, "LOST_AFTER_S", -1.0)
+    quickly(desk, monkeypatch)
+    monkeypatch.setattr(reconcile, "LOST_AFTER_S", -1.0)
     job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
     desk.messages.clear()
     sleep = time.sleep
@@ -250,8 +281,8 @@ def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
     assert "planned: 0 of 20 images, waiting for a worker" in done.err
     assert "\x1b" not in done.err
     (job,) = desk.shop.jobs.open_jobs()
-    claim = desk.shop.jobs.claim_shard(job.id, 0, "me", 1000)
+    claim = desk.shop.jobs.shards.claim(job.id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.renew_lease(claim, 3, 1000)
+    desk.shop.jobs.renew_leases({claim.owner: 3}, (), 1000)
     done = imgrec("status", job.id, "--wait", "--timeout", "0.3")
     assert "running: 3 of 20 images, " in done.err

@@ -13,7 +13,6 @@ from inline_worker import InlineWorker
 from PIL import Image
 
 from cli import query_client
-from pipeline.settings import load_settings
 
 Run = Callable[..., Any]
 
@@ -26,11 +25,9 @@ KEYS = {
 
 
 @pytest.fixture
-def training(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def training(desk: InlineWorker) -> Path:
     """data/training with plain, noisy colours, which the toy encoder can tell apart."""
-    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
-    load_settings.cache_clear()
-    root = load_settings().training_dir
+    root = desk.shop.settings.training_dir
     dice = np.random.default_rng(0)
     for category, names in {"shoe": COLORS, "bag": ("red", "blue")}.items():
         for color in names:

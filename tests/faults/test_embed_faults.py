@@ -124,11 +124,11 @@ def test_a_poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed(
 ) -> None:
     trial.draw()
     poison = trial.dice.choice(trial.good)
-    switches = {"IMGREC_FAILPOINT": f"image:{poison}!{how}", "MAX_ATTEMPTS": "1"}
+    switches = {"IMGREC_FAILPOINT": f"image:{poison}!{how}", "SHARD_MAX_ATTEMPTS": "1"}
     kept = [trial.stand.keep("embed", **switches) for _ in range(2)]
     trial.stand.worker("index")
     trial.hit()
-    job_id = trial.enqueue(MAX_ATTEMPTS="1")
+    job_id = trial.enqueue(SHARD_MAX_ATTEMPTS="1")
     trial.publishes(job_id, left_out={poison: "crashed the worker"})
     assert sum(each.deaths for each in kept) >= 2
 
@@ -193,7 +193,7 @@ def test_a_disk_that_takes_nothing_for_a_while_stops_no_rebuild(
 ) -> None:
     trial.draw(120)
     stand = trial.stand
-    worker = stand.worker("embed", **SMALL, MAX_ATTEMPTS="1")
+    worker = stand.worker("embed", **SMALL, SHARD_MAX_ATTEMPTS="1")
     stand.worker("index")
     job_id = trial.enqueue(**SMALL)
     until(lambda: shard_files(stand, job_id), "the first shard is written")
@@ -272,7 +272,7 @@ def test_a_command_killed_while_it_plans_leaves_a_job_that_ends(trial: FaultRun,
     done = stand.imgrec("enqueue-rebuild", str(stand.products), LEASE_S="0.5", **trial.armed(line))
     assert done.returncode == -signal.SIGKILL
     trial.hit()
-    (job,) = stand.jobs.newest()
+    ((job, _),) = stand.jobs.list_with_progress()
     if PLAN_LINES[line] == "failed":
         # Half a plan is half a catalogue: it must never be published.
         ended = trial.end(job.id)
@@ -299,7 +299,7 @@ def test_a_command_killed_while_it_waits_takes_nothing_with_it(trial: FaultRun) 
     )
     stand.processes.append(waiting)
     (job,) = until(
-        lambda: [job for job in stand.jobs.newest() if job.state == "running"], "the job runs"
+        lambda: [job for job in stand.jobs.open_jobs() if job.state == "running"], "the job runs"
     )
     waiting.kill()
     trial.hit()

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_messages import NOTHING_MORE, QUEUES, Sent, envelope, mutated
+from fuzz_messages import NOTHING_MORE, Sent, envelope, mutated
 from live_stack import LiveStack, draw_folder, draw_product, until
+
+from workers.routes import QUEUE_OF
 
 LIMIT = 2 * 1024**3
 AT_ONCE = 500
@@ -26,7 +28,7 @@ def workers(stand: LiveStack) -> Iterator[None]:
     started = [stand.worker(queue) for queue in ("embed", "index", "query")]
     stand.rebuild()
     yield
-    for queue in QUEUES.values():
+    for queue in QUEUE_OF.values():
         until(lambda queue=queue: not stand.redis().llen(f"imgrec:{queue}"), "all is taken")
     answer = stand.query(stand.products / names[3])
     assert answer["matches"][0]["filename"] == names[3]
@@ -105,7 +107,7 @@ def test_5_000_mutated_messages(stand: LiveStack) -> None:
 
 def test_bodies_of_50_mb_are_answered_and_larger_ones_dropped_unread(stand: LiveStack) -> None:
     with workers(stand):
-        for task, queue in QUEUES.items():
+        for task, queue in QUEUE_OF.items():
             for serializer in ("msgpack", "json"):
                 data = "x" * 50_000_000
                 message = envelope(task, queue, [[data, 3], {}, NOTHING_MORE], serializer)

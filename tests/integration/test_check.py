@@ -11,9 +11,12 @@ import pytest
 import torch
 from live_stack import LiveStack, draw_folder
 
-from cli.checks import Checks, Failed
+from cli.checks import CheckFailed, Checks
+from cli.wiring import Wiring
 from pipeline.preprocess import onnx_runtime
 from pipeline.settings import Settings
+from workers.dispatch import InlineDispatcher
+from workers.resources import Resources
 
 Rows = dict[str, dict[str, str]]
 
@@ -144,21 +147,25 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        Failed, match=r"there is an NVIDIA driver, but torch .* sees no GPU"
+        CheckFailed, match=r"there is an NVIDIA driver, but torch .* sees no GPU"
     ) as found:
-        Checks(settings).device()
+        checks_of(settings).device()
     assert "imgrec[gpu]" in found.value.next
     left_alone = settings.model_copy(update={"device": "cpu"})
-    assert Checks(left_alone).device().startswith("DEVICE=cpu: no GPU is seen")
+    assert checks_of(left_alone).device().startswith("DEVICE=cpu: no GPU is seen")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
-    assert "a GPU is seen and left alone" in Checks(left_alone).device()
-    assert Checks(settings).device() == "a GPU is seen and used"
+    assert "a GPU is seen and left alone" in checks_of(left_alone).device()
+    assert checks_of(settings).device() == "a GPU is seen and used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
     monkeypatch.setattr(onnx_runtime, "sees_gpu", lambda: False)
-    with pytest.raises(Failed, match="onnxruntime does not see it"):
-        Checks(cutting).device()
+    with pytest.raises(CheckFailed, match="onnxruntime does not see it"):
+        checks_of(cutting).device()
+
+
+def checks_of(settings: Settings) -> Checks:
+    return Checks(Wiring(Resources(settings, InlineDispatcher())))
 
 
 def in_process(stand: LiveStack, change: str) -> tuple[int, Rows]:

@@ -12,13 +12,11 @@ from kombu.exceptions import OperationalError
 from live_stack import free_port
 
 from pipeline.errors import ServerUnavailable
-from pipeline.settings import load_settings
 from pipeline.store.jobs import Job
-from workers import dispatch, resources
-
-send = dispatch.send  # the desk puts its own in this place
-require_redis = dispatch.require_redis
-queue_length = dispatch.queue_length
+from workers import reconcile as reconcile_module
+from workers.dispatch import CeleryDispatcher
+from workers.reconcile import reconcile, remove_leftovers
+from workers.routes import EMBED_SHARD
 
 
 def sent(desk: InlineWorker) -> list[tuple[str, tuple[Any, ...]]]:
@@ -28,51 +26,50 @@ def sent(desk: InlineWorker) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker,
 ) -> None:
-    monkeypatch.setenv("SHARD_WINDOW", "1")
-    load_settings.cache_clear()
+    desk.start_again(max_shards_in_flight=1)
     job_id = desk.shop.plan()
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     assert sent(desk) == [("imgrec.embed_shard", (job_id, 0))]
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     assert sent(desk) == []
     desk.shop.embed(job_id)  # both shards, by hand
-    claim = desk.shop.jobs.claim_shard(job_id, 0, "me", 1000)
+    claim = desk.shop.jobs.shards.claim(job_id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
-    dispatch.advance(job_id)
+    desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+    desk.advance(job_id)
     assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
 
 
 def test_the_shard_of_a_dead_worker_is_sent_again(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     desk.messages.clear()
-    assert desk.shop.jobs.claim_shard(job_id, 1, "dead", -1)
-    dispatch.reconcile()
+    assert desk.shop.jobs.shards.claim(job_id, 1, "dead", -1)
+    reconcile(desk.resources)
     assert sent(desk) == [("imgrec.embed_shard", (job_id, 1))]
 
 
 def test_lost_messages_are_sent_again_only_when_the_queue_is_empty(
     desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "LOST_AFTER_S", -1.0)
+    monkeypatch.setattr(reconcile_module, "LOST_AFTER_S", -1.0)
     job_id = desk.shop.plan()
-    dispatch.advance(job_id)
-    dispatch.reconcile()  # both still lie there
+    desk.advance(job_id)
+    reconcile(desk.resources)  # both still lie there
     assert len(sent(desk)) == 2
-    dispatch.reconcile()
+    reconcile(desk.resources)
     assert sent(desk) == [("imgrec.embed_shard", (job_id, n)) for n in (0, 1)]
 
 
 def test_a_lost_merge_is_sent_again(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
     desk.shop.embed(job_id)
-    dispatch.reconcile()
+    reconcile(desk.resources)
     assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
-    assert desk.shop.jobs.claim_merge(job_id, 1000)
-    dispatch.reconcile()
+    assert desk.shop.jobs.claim_merge(job_id, "me", 1000)
+    reconcile(desk.resources)
     assert sent(desk) == []  # an indexer holds it
 
 
@@ -90,7 +87,7 @@ def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(
         )
 
     writing, dead = create(1000), create(-1)
-    dispatch.reconcile()
+    reconcile(desk.resources)
     assert sent(desk) == []
     assert desk.job(writing).state == "planned"
     assert desk.job(dead).state == "failed"
@@ -98,17 +95,17 @@ def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(
 
 def test_one_job_s_leftovers_do_not_take_another_s(desk: InlineWorker) -> None:
     done, going = desk.rebuild(), desk.shop.plan()
-    folder = load_settings().jobs_dir
+    folder = desk.shop.settings.jobs_dir
     for name in (done, going, "stranger"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    dispatch.remove_leftovers()
+    remove_leftovers(desk.resources)
     assert [child.name for child in folder.iterdir()] == [going]
 
 
 def test_the_files_of_a_job_that_is_created_meanwhile_stay(
     desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs, folder = desk.shop.jobs, load_settings().jobs_dir
+    jobs, folder = desk.resources.jobs, desk.shop.settings.jobs_dir
     folder.mkdir(parents=True)
     open_jobs = jobs.open_jobs
 
@@ -118,41 +115,36 @@ def test_the_files_of_a_job_that_is_created_meanwhile_stay(
         return open_before
 
     monkeypatch.setattr(jobs, "open_jobs", open_jobs_and_create_one)
-    monkeypatch.setattr(resources, "jobs", lambda: jobs)
-    dispatch.remove_leftovers()
+    remove_leftovers(desk.resources)
     assert [child.name for child in folder.iterdir()] == [job.id for job in open_jobs()]
-
-
-def redis_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    monkeypatch.setenv("REDIS_URL", url)
-    load_settings.cache_clear()
 
 
 def refuse(*_: object, **__: object) -> None:
     raise OperationalError("connection refused")
 
 
-@pytest.mark.parametrize("ask", [require_redis, lambda: send("task", "queue", 1)])
+@pytest.mark.parametrize(
+    "ask",
+    [CeleryDispatcher.require_broker, lambda dispatcher: dispatcher.send(EMBED_SHARD, "job", 1)],
+)
 def test_a_redis_that_is_away_is_one_sentence_without_the_password(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], None]
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[CeleryDispatcher], None]
 ) -> None:
-    redis_at(monkeypatch, f"redis://:secret@127.0.0.1:{free_port()}/0")
+    dispatcher = CeleryDispatcher(f"redis://:secret@127.0.0.1:{free_port()}/0")
     monkeypatch.setattr(current_app, "send_task", refuse)
     with pytest.raises(ServerUnavailable, match="Redis does not answer at redis://:") as caught:
-        ask()
+        ask(dispatcher)
     assert caught.value.exit_code == 4
     assert "REDIS_URL" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_messages_name_ids_and_no_picture(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_messages_name_ids_and_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(
         current_app, "send_task", lambda task, **options: calls.append({"task": task, **options})
     )
-    send("imgrec.embed_shard", dispatch.EMBED, "job", 3)
+    CeleryDispatcher("redis://").send(EMBED_SHARD, "job", 3)
     assert calls == [
         {
             "task": "imgrec.embed_shard",

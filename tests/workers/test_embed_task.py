@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,9 @@ from inline_worker import InlineWorker
 from PIL import Image
 from toy_pipeline import ToyPipeline
 
-from pipeline.errors import ServerUnavailable, SetupError
-from pipeline.settings import load_settings
-from workers import dispatch, resources
-from workers.embed import MAX_CRASHES, embed
+from pipeline.errors import ServerUnavailable, SetupError, WrongUse
+from workers.embed import MAX_CRASHES, REFUSALS, embed
+from workers.resources import HOST
 
 
 class CountingEncoder:
@@ -34,10 +34,17 @@ class CountingEncoder:
         return self.shop.embed_images(list(images))
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that refuses a job does not pause."""
+    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 0.0)
+
+
 @pytest.fixture
 def encoder(desk: InlineWorker) -> CountingEncoder:
-    desk.encoder = CountingEncoder(desk.shop)
-    return desk.encoder
+    encoder = CountingEncoder(desk.shop)
+    desk.start_again(encoder)
+    return encoder
 
 
 def shards(desk: InlineWorker, job_id: str) -> dict[int, dict[str, object]]:
@@ -62,7 +69,7 @@ def test_a_shard_delivered_again_costs_no_forward_pass(
 ) -> None:
     job_id = desk.shop.plan()
     for _ in range(3):
-        embed(job_id, 0)
+        embed(desk.resources, job_id, 0)
     assert encoder.images == 16
     assert shards(desk, job_id)[0] == {"n": 0, "state": "done", "attempts": 1}
 
@@ -71,8 +78,8 @@ def test_a_shard_that_another_worker_holds_is_left_alone(
     desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
-    assert desk.shop.jobs.claim_shard(job_id, 0, "another", 1000)
-    embed(job_id, 0)
+    assert desk.shop.jobs.shards.claim(job_id, 0, "another", 1000)
+    embed(desk.resources, job_id, 0)
     assert encoder.images == 0
 
 
@@ -81,7 +88,7 @@ def test_a_shard_of_a_job_that_has_ended_is_not_touched(
 ) -> None:
     job_id = desk.shop.plan()
     desk.shop.jobs.cancel(job_id)
-    embed(job_id, 0)
+    embed(desk.resources, job_id, 0)
     assert encoder.images == 0
     assert shards(desk, job_id)[0]["state"] == "pending"
 
@@ -132,11 +139,11 @@ def test_a_passing_error_costs_an_attempt_and_the_next_one_succeeds(
 ) -> None:
     job_id = desk.shop.plan()
     encoder.error = RuntimeError("CUDA error")
-    embed(job_id, 0)
+    embed(desk.resources, job_id, 0)
     assert shards(desk, job_id)[0] == {"n": 0, "state": "pending", "attempts": 1}
     assert not desk.messages  # the reconciler sends it after a pause; at once would be a hot loop
     encoder.error = None
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
 
@@ -149,13 +156,14 @@ def test_an_error_that_persists_ends_the_job_with_its_reason(
 
     monkeypatch.setattr("workers.embed.write_shard", broken_disk)
     job_id = desk.shop.plan()
-    for _ in range(load_settings().max_attempts):
-        embed(job_id, 0)
+    for _ in range(desk.resources.settings.shard_max_attempts):
+        embed(desk.resources, job_id, 0)
         assert desk.job(job_id).open
-    embed(job_id, 0)
+        assert "failed and is tried again" in str(desk.job(job_id).error)
+    embed(desk.resources, job_id, 0)
     job = desk.job(job_id)
     assert job.state == "failed"
-    assert "could not finish shard 0" in str(job.error)
+    assert "shard 0 failed in 4 attempts" in str(job.error)
     assert "Input/output error" in str(job.error)
 
 
@@ -168,11 +176,11 @@ def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
     job_id = desk.shop.plan()
     with monkeypatch.context() as full:
         full.setattr("workers.embed.write_shard", disk_full)
-        for _ in range(3 * load_settings().max_attempts):
-            embed(job_id, 0)
+        for _ in range(3 * desk.resources.settings.shard_max_attempts):
+            embed(desk.resources, job_id, 0)
             assert desk.job(job_id).open
         assert "No space left on device. Free space there" in str(desk.job(job_id).error)
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
     assert desk.job(job_id).error is None
@@ -183,15 +191,15 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
 ) -> None:
     job_id = desk.shop.plan()
     jobs = desk.shop.jobs
-    for _ in range(load_settings().max_attempts):  # as many workers that died
-        assert jobs.claim_shard(job_id, 0, "dead", -1)
-        assert jobs.free_expired_shards(job_id) == [0]
-    claim = jobs.claim_shard(job_id, 0, "dead", -1)
+    for _ in range(desk.resources.settings.shard_max_attempts):  # as many workers that died
+        assert jobs.shards.claim(job_id, 0, "dead", -1)
+        assert jobs.shards.free_expired(job_id) == [0]
+    claim = jobs.shards.claim(job_id, 0, "dead", -1)
     assert claim is not None
     for _ in range(MAX_CRASHES):  # two more died while they worked on the sixth image alone
-        jobs.mark_started(claim, 5)
-    jobs.free_expired_shards(job_id)
-    dispatch.advance(job_id)
+        jobs.shards.mark_started(claim, 5)
+    jobs.shards.free_expired(job_id)
+    desk.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
     (failure,) = jobs.failures(job_id)
@@ -201,11 +209,8 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
 
 def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
-    resources.stopping.set()
-    try:
-        embed(job_id, 0)
-    finally:
-        resources.stopping.clear()
+    desk.resources.stopping.set()
+    embed(desk.resources, job_id, 0)
     # Back and already sent to the next worker.
     assert shards(desk, job_id)[0] == {"n": 0, "state": "queued", "attempts": 0}
     assert ("imgrec.embed_shard", (job_id, 0)) in desk.messages
@@ -214,9 +219,7 @@ def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: In
 def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
     desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LEASE_S", "0.06")
-    monkeypatch.setenv("EMBED_BATCH_SIZE", "1")
-    load_settings.cache_clear()
+    desk.start_again(lease_s=0.06, embed_batch_size=1)
     job_id = desk.shop.plan()
     cancelled = threading.Event()
     embed_images = encoder.embed_images
@@ -229,7 +232,7 @@ def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
         return embed_images(images)
 
     monkeypatch.setattr(encoder, "embed_images", cancel_then_wait)
-    embed(job_id, 0)
+    embed(desk.resources, job_id, 0)
     assert encoder.images < 16
     assert desk.progress(job_id).embedded == 0
     assert desk.job(job_id).state == "cancelled"
@@ -239,22 +242,125 @@ def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
     ("error", "state"),
     [
         (SetupError("rembg is not installed: run `pip install rembg`."), "failed"),
+        (RuntimeError("CUDA driver version is insufficient"), "failed"),
         (ServerUnavailable("the hub is away"), "planned"),
     ],
 )
 def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
     desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
 ) -> None:
-    def cannot() -> None:
+    def cannot(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(resources, "embedder", cannot)
+    monkeypatch.setattr("workers.resources.build_embedder", cannot)
     job_id = desk.rebuild()
     assert desk.job(job_id).state == state
     assert all(shard["attempts"] == 0 for shard in shards(desk, job_id).values())
     if state == "failed":
-        assert "rembg is not installed" in str(desk.job(job_id).error)
-        assert resources.HOST in str(desk.job(job_id).error)
+        assert str(error) in str(desk.job(job_id).error)
+        assert HOST in str(desk.job(job_id).error)
+
+
+def test_a_server_that_the_model_needs_is_waited_for_and_told(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: object) -> None:
+        raise ServerUnavailable("The hub does not answer.")
+
+    job_id = desk.shop.plan()
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.resources.build_embedder", unavailable)
+        for _ in range(3 * desk.resources.settings.shard_max_attempts):
+            embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).error == "The hub does not answer."
+    assert shards(desk, job_id)[0]["attempts"] == 0
+    desk.advance(job_id)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+
+
+def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_is_unhealthy(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    job_id = desk.shop.plan()
+    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    healthy = desk.resources
+    desk.start_again(preprocess_size=(64, 64))
+    misconfigured = desk.resources
+    desk.advance(job_id)
+    for _ in range(2 * REFUSALS):  # it takes each message first
+        task, args = desk.messages.popleft()
+        assert task == "imgrec.embed_shard"
+        embed(misconfigured, *args)
+    job = desk.job(job_id)
+    assert job.open
+    assert "64x64" in str(job.error)
+    (problem,) = misconfigured.watchdog.failures()
+    assert problem == job.error
+    assert "cannot do this job" in problem
+    assert encoder.images == 0
+
+    desk.resources = healthy
+    desk.work()
+    assert (desk.job(job_id).state, desk.job(job_id).error) == ("published", None)
+    assert healthy.watchdog.failures() == []
+    assert all(shard["attempts"] == 1 for shard in shards(desk, job_id).values())
+
+
+def test_a_job_that_every_live_worker_refuses_fails_with_the_reason_of_the_last(
+    desk: InlineWorker,
+) -> None:
+    job_id = desk.shop.plan()
+    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    desk.start_again(preprocess_size=(64, 64))
+    for _ in range(REFUSALS):
+        desk.shop.jobs.add_refusal(job_id, "another:1", "It cannot.", 60)
+        assert desk.job(job_id).open
+        embed(desk.resources, job_id, 0)
+    job = desk.job(job_id)
+    assert job.state == "failed"
+    assert "64x64" in str(job.error)
+
+
+def test_a_job_at_which_a_worker_is_at_work_is_not_failed_by_those_that_refuse_it(
+    desk: InlineWorker,
+) -> None:
+    job_id = desk.shop.plan()
+    assert desk.shop.jobs.shards.claim(job_id, 1, "silent", 1000)
+    desk.start_again(preprocess_size=(64, 64))
+    for _ in range(2 * REFUSALS):
+        embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).state == "running"
+
+
+def test_a_refused_shard_is_sent_back_at_once_and_the_worker_pauses(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = desk.shop.plan()
+    desk.start_again(preprocess_size=(64, 64))
+    pauses: list[float] = []
+
+    def wait(pause_s: float) -> None:
+        assert list(desk.messages) == [("imgrec.embed_shard", (job_id, 0))]
+        pauses.append(pause_s)
+
+    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 3.0)
+    monkeypatch.setattr(desk.resources.stopping, "wait", wait)
+    embed(desk.resources, job_id, 0)
+    assert pauses == [3.0]
+
+
+def test_a_worker_that_can_do_the_next_job_is_healthy_again(
+    desk: InlineWorker, tmp_path: Path
+) -> None:
+    job_id = desk.shop.plan()
+    desk.shop.root.rename(tmp_path / "elsewhere")  # a disk that is not mounted yet
+    embed(desk.resources, job_id, 0)
+    assert str(desk.shop.root) in "".join(desk.resources.watchdog.failures())
+    (tmp_path / "elsewhere").rename(desk.shop.root)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+    assert desk.resources.watchdog.failures() == []
 
 
 def test_a_folder_that_the_worker_cannot_see_ends_the_job(
@@ -262,7 +368,7 @@ def test_a_folder_that_the_worker_cannot_see_ends_the_job(
 ) -> None:
     job_id = desk.shop.plan()
     desk.shop.root.rename(tmp_path / "elsewhere")
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     desk.work()
     job = desk.job(job_id)
     assert job.state == "failed"
@@ -271,24 +377,22 @@ def test_a_folder_that_the_worker_cannot_see_ends_the_job(
 
 
 def test_a_worker_opens_no_folder_outside_of_its_own_roots(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    desk: InlineWorker, tmp_path: Path
 ) -> None:
     job_id = desk.shop.plan()  # by a command line that has no such setting
-    monkeypatch.setenv("IMAGE_ROOTS", str(tmp_path / "only-here"))
-    load_settings.cache_clear()
-    dispatch.advance(job_id)
+    desk.start_again(image_roots=str(tmp_path / "only-here"))
+    desk.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "failed"
     assert "outside of IMAGE_ROOTS" in str(desk.job(job_id).error)
 
 
 def test_a_worker_of_another_model_mixes_nothing_and_names_both_sides(
-    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
-    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
-    load_settings.cache_clear()
-    dispatch.advance(job_id)
+    desk.start_again(preprocess_size=(64, 64))
+    desk.advance(job_id)
     desk.work()
     error = str(desk.job(job_id).error)
     assert "64x64" in error
@@ -300,10 +404,10 @@ def test_what_the_model_saw_is_kept_for_each_product(desk: InlineWorker) -> None
     for name in ("shoe.jpg", "shoe.png", "shoe.JPG"):  # three products
         desk.shop.draw(name, seed=len(name) + ord(name[-1]))
     job_id = desk.shop.plan(save_preprocessed=True)
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
-    folder = load_settings().data_dir / "preprocessed"
+    folder = desk.resources.settings.data_dir / "preprocessed"
     kept = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.jpg"))
     assert len(kept) == 23
     assert {"shoe.jpg", "shoe.png.jpg", "shoe.JPG.jpg"} <= set(kept)
@@ -314,12 +418,12 @@ def test_what_the_model_saw_is_kept_for_each_product(desk: InlineWorker) -> None
 def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
     desk: InlineWorker, tmp_path: Path
 ) -> None:
-    folder = load_settings().data_dir / "preprocessed"
+    folder = desk.resources.settings.data_dir / "preprocessed"
     folder.mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     (folder / "kind0").symlink_to(tmp_path / "outside")
     job_id = desk.shop.plan(save_preprocessed=True)
-    dispatch.advance(job_id)
+    desk.advance(job_id)
     desk.work()
     assert list((tmp_path / "outside").iterdir()) == []
     stages = {failure.stage for failure in desk.shop.jobs.failures(job_id)}
@@ -328,7 +432,7 @@ def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
 
 
 def test_a_database_that_is_away_is_a_log_line_and_no_crash(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: InlineWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     job_id = desk.shop.plan()
 
@@ -336,6 +440,24 @@ def test_a_database_that_is_away_is_a_log_line_and_no_crash(
         def get(self, job_id: str) -> None:
             raise ServerUnavailable("The database is away.")
 
-    monkeypatch.setattr(resources, "jobs", Away)
-    embed(job_id, 0)
+    desk.resources.jobs = Away()
+    embed(desk.resources, job_id, 0)
     assert f"Shard 0 of job {job_id}: The database is away." in caplog.text
+
+
+def test_a_result_that_the_database_never_takes_ends_the_job_with_the_reason(
+    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose encoding cannot hold the name of a broken image."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise WrongUse("The database cannot hold this text.")
+
+    job_id = desk.shop.plan()
+    monkeypatch.setattr("pipeline.store.shards.Shards.finish", refuse)
+    for _ in range(desk.resources.settings.shard_max_attempts):
+        embed(desk.resources, job_id, 0)
+        assert shards(desk, job_id)[0]["state"] == "pending"
+    embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).state == "failed"
+    assert "cannot hold this text" in str(desk.job(job_id).error)

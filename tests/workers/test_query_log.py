@@ -12,6 +12,7 @@ from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from workers import query_log
 from workers.query_log import QueryLog
+from workers.watchdog import Watchdog
 
 
 def shown(number: int) -> LoggedQuery:
@@ -32,13 +33,17 @@ class Fragile(FeedbackLog):
         super().put_queries(queries)
 
 
+def query_log_of(fragile: Fragile, days: int) -> QueryLog:
+    return QueryLog(fragile, days, Watchdog(), hung_after_s=600)
+
+
 @pytest.fixture
 def fragile(database: Database) -> Fragile:
     return Fragile(database)
 
 
 def test_queries_are_written_soon_by_themselves(fragile: Fragile) -> None:
-    log = QueryLog(fragile, days=1)
+    log = query_log_of(fragile, days=1)
     for number in range(5):
         log.put(shown(number))
     until(lambda: len(fragile.queries()) == 5, "five queries are logged", 20)
@@ -48,7 +53,7 @@ def test_an_outage_of_the_database_loses_nothing_and_keeps_the_order(
     fragile: Fragile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QueryLog, "_run", lambda self: None)  # this test is the thread
-    log = QueryLog(fragile, days=1)
+    log = query_log_of(fragile, days=1)
     fragile.away = True
     log.put(shown(0))
     with pytest.raises(ServerUnavailable):
@@ -65,7 +70,7 @@ def test_a_query_that_cannot_be_stored_does_not_block_the_others(
     fragile: Fragile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QueryLog, "_run", lambda self: None)
-    log = QueryLog(fragile, days=1)
+    log = query_log_of(fragile, days=1)
     log.put(shown(13))
     with pytest.raises(ValueError, match="no database"):
         log.flush()
@@ -79,12 +84,12 @@ def test_old_queries_are_forgotten_and_zero_days_keep_none(
 ) -> None:
     monkeypatch.setattr(QueryLog, "_run", lambda self: None)
     monkeypatch.setattr(query_log.time, "time", lambda: 1e12 + 2 * 86_400 + 5)
-    log = QueryLog(fragile, days=2)
+    log = query_log_of(fragile, days=2)
     log.put(shown(0))
     log.put(shown(9))
     log.flush()
     assert [query.query_id for query in fragile.queries()] == ["q9"]
-    none = QueryLog(fragile, days=0)
+    none = query_log_of(fragile, days=0)
     none.put(shown(11))
     none.flush()
     assert len(fragile.queries()) == 1

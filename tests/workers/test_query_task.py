@@ -25,18 +25,18 @@ from pipeline.errors import (
     WrongUse,
 )
 from pipeline.images.decode import sha256
-from pipeline.index.versions import VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.product_catalogue import Product
 from pipeline.search.rank import VERSION, recommend
-from pipeline.settings import load_settings
-from workers import resources
-from workers.query import MAX_PICTURES, classify_image, pictures, query_image
+from pipeline.settings import Settings
+from workers import query
+from workers.query import MAX_THUMBNAILS, classify_image, thumbnails
+from workers.resources import Resources
 
 
 @pytest.fixture
-def asked(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def asked(desk: InlineWorker) -> list[int]:
     """The sizes of the batches that the model was asked for by queries."""
     sizes: list[int] = []
 
@@ -44,8 +44,12 @@ def asked(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(images))
         return desk.shop.embed_images(list(images))
 
-    monkeypatch.setattr(resources, "batcher", resources.once(lambda: Batcher(embed, 8)))
+    desk.resources.batcher = Batcher(embed, 8)
     return sizes
+
+
+def query_image(desk: InlineWorker, *args: Any, query_id: str | None = None) -> dict[str, Any]:
+    return query.query_image(desk.resources, *args, query_id=query_id)
 
 
 def product(desk: InlineWorker, name: str = "kind0/04.png") -> bytes:
@@ -62,7 +66,7 @@ def test_a_product_finds_itself_and_the_answer_has_the_shape_of_the_contract(
     desk: InlineWorker, asked: list[int]
 ) -> None:
     desk.rebuild()
-    answer = query_image(product(desk), 3)
+    answer = query_image(desk, product(desk), 3)
     assert set(answer) == {"query_id", "index_version", "matches"}
     assert answer["index_version"] == "v0001"
     assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
@@ -76,7 +80,7 @@ def test_a_product_finds_itself_and_the_answer_has_the_shape_of_the_contract(
 
 def test_a_picture_of_the_index_needs_no_model(desk: InlineWorker, asked: list[int]) -> None:
     desk.rebuild()
-    query_image(product(desk), 3)
+    query_image(desk, product(desk), 3)
     assert asked == []
 
 
@@ -84,10 +88,10 @@ def test_a_new_picture_is_embedded_once_and_its_vector_and_answer_are_kept(
     desk: InlineWorker, asked: list[int]
 ) -> None:
     desk.rebuild()
-    first = query_image(jpeg("red"), 3)
-    assert query_image(jpeg("red"), 3) == first
+    first = query_image(desk, jpeg("red"), 3)
+    assert query_image(desk, jpeg("red"), 3) == first
     assert asked == [1]
-    assert len(query_image(jpeg("red"), 4)["matches"]) == 4  # another answer, the same vector
+    assert len(query_image(desk, jpeg("red"), 4)["matches"]) == 4  # another answer, the same vector
     assert asked == [1]
     assert any(digest == sha256(jpeg("red")) for _, digest in desk.memory.vectors)
 
@@ -96,35 +100,33 @@ def test_a_cached_answer_of_another_ranking_code_is_not_served(
     desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
-    query_image(jpeg("red"), 3)
+    query_image(desk, jpeg("red"), 3)
     ranked = []
     monkeypatch.setattr(
         "workers.query.recommend", lambda *args: ranked.append(1) or recommend(*args)
     )
-    query_image(jpeg("red"), 3)
+    query_image(desk, jpeg("red"), 3)
     assert ranked == []
     monkeypatch.setattr("workers.query.RANKING_VERSION", VERSION + 1)
-    query_image(jpeg("red"), 3)
+    query_image(desk, jpeg("red"), 3)
     assert ranked == [1]
 
 
 def test_a_question_that_comes_while_the_model_loads_waits_for_it_and_is_answered(
-    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
     loading, loaded = threading.Event(), threading.Event()
 
-    def load() -> Any:
+    def load(_: Settings) -> Any:
         loading.set()
         assert loaded.wait(20)
-        return desk.encoder
+        return desk.shop
 
-    monkeypatch.setattr(resources, "clip", resources.once(load))
-    for name in ("fingerprint", "query_prepare"):
-        made = resources.once(getattr(resources, name).__wrapped__)
-        monkeypatch.setattr(resources, name, made)
+    monkeypatch.setattr("workers.resources.load_clip", load)
+    desk.resources = Resources(desk.resources.settings, desk, cache=desk.memory)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(query_image, jpeg("red"), 3)
+        answer = pool.submit(query_image, desk, jpeg("red"), 3)
         assert loading.wait(20)
         assert not answer.done()
         loaded.set()
@@ -140,8 +142,8 @@ def test_without_background_removal_pictures_are_made_ready_side_by_side(
         both.wait()  # breaks where one waits for the other
         return PreparedImage(image)
 
-    monkeypatch.setattr(resources, "prepare", prepare)
-    ready = resources.query_prepare()
+    monkeypatch.setattr("workers.resources.prepare", prepare)
+    ready = desk.resources.query_prepare
     with ThreadPoolExecutor(2) as pool:
         assert len(list(pool.map(ready, [Image.new("RGB", (9, 9))] * 2))) == 2
 
@@ -150,32 +152,28 @@ def test_a_cached_answer_does_not_outlive_the_version_that_gave_it(
     desk: InlineWorker, asked: list[int]
 ) -> None:
     desk.rebuild()
-    assert query_image(product(desk), 1)["matches"][0]["filename"] == "kind0/04.png"
+    assert query_image(desk, product(desk), 1)["matches"][0]["filename"] == "kind0/04.png"
     (desk.shop.root / "kind0/04.png").rename(desk.shop.root / "renamed.png")
     desk.rebuild()
-    answer = query_image(product(desk, "renamed.png"), 1)
+    answer = query_image(desk, product(desk, "renamed.png"), 1)
     assert (answer["index_version"], answer["matches"][0]["filename"]) == ("v0002", "renamed.png")
 
 
 def test_two_shops_that_share_a_redis_never_get_each_other_s_answers(
-    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, asked: list[int]
 ) -> None:
     """Both published a v0001 with the same model, and the cache holds the other's answer."""
     desk.rebuild()
-    query = product(desk)
-    assert query_image(query, 1)["matches"][0]["filename"] == "kind0/04.png"
+    image = product(desk)
+    assert query_image(desk, image, 1)["matches"][0]["filename"] == "kind0/04.png"
 
-    monkeypatch.setenv("DATA_DIR", str(desk.shop.root.parent / "other-data"))
-    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{desk.shop.root.parent}/other.db")
-    load_settings.cache_clear()
-    for name in ("jobs", "versions", "published", "fingerprint"):
-        monkeypatch.setattr(resources, name, resources.once(getattr(resources, name).__wrapped__))
     (desk.shop.root / "kind0/04.png").rename(desk.shop.root / "other-name.png")
-    desk.shop.settings = load_settings()
-    desk.shop.jobs = resources.jobs()
-    desk.shop.versions = VersionStore(load_settings().index_dir)
+    folder = desk.shop.root.parent
+    desk.start_again(data_dir=folder / "other-data", database_url=f"sqlite:///{folder}/other.db")
+    desk.shop.settings = desk.resources.settings
+    desk.shop.jobs, desk.shop.versions = desk.resources.jobs, desk.resources.versions
     desk.rebuild()
-    answer = query_image(query, 1)
+    answer = query_image(desk, image, 1)
     assert answer["index_version"] == "v0001"
     assert answer["matches"][0]["filename"] == "other-name.png"
 
@@ -184,48 +182,39 @@ def test_without_an_index_the_answer_is_the_sentence_that_says_what_to_do(
     desk: InlineWorker,
 ) -> None:
     with pytest.raises(IndexMissing, match="Rebuild index first using 'enqueue-rebuild'"):
-        query_image(jpeg("red"), 3)
+        query_image(desk, jpeg("red"), 3)
 
 
-def test_a_worker_of_another_model_compares_nothing(
-    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_of_another_model_compares_nothing(desk: InlineWorker) -> None:
     desk.rebuild()
-    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
-    load_settings.cache_clear()
-    monkeypatch.setattr(resources, "fingerprint", resources.once(resources.fingerprint.__wrapped__))
+    desk.start_again(preprocess_size=(64, 64))
     with pytest.raises(FingerprintMismatch, match="64x64"):
-        query_image(product(desk), 3)
-    assert asked == []
+        query_image(desk, product(desk), 3)
 
 
-def test_the_worker_checks_again_what_the_command_has_checked(
-    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_worker_checks_again_what_the_command_has_checked(desk: InlineWorker) -> None:
     """A message may come from anybody who reaches Redis."""
     desk.rebuild()
     with pytest.raises(BadImage, match="no image of a known format"):
-        query_image(b"no image", 3)
+        query_image(desk, b"no image", 3)
     for top_k in (0, -1, 1001):
         with pytest.raises(WrongUse, match="--top-k"):
-            query_image(product(desk), top_k)
-    monkeypatch.setenv("MAX_IMAGE_BYTES", "1024")
-    load_settings.cache_clear()
+            query_image(desk, product(desk), top_k)
+    desk.start_again(max_image_bytes=1024)
     with pytest.raises(BadImage, match="MAX_IMAGE_BYTES"):
-        query_image(jpeg("red") + b"\0" * 2000, 3)
-    assert asked == []
+        query_image(desk, jpeg("red") + b"\0" * 2000, 3)
 
 
 def test_more_matches_than_products_are_all_products(desk: InlineWorker, asked: list[int]) -> None:
     desk.rebuild()
-    assert len(query_image(product(desk), 1000)["matches"]) == 20
+    assert len(query_image(desk, product(desk), 1000)["matches"]) == 20
 
 
 def test_pictures_are_small_jpegs_of_the_products_that_the_version_names(
     desk: InlineWorker,
 ) -> None:
     desk.rebuild()
-    found = pictures("v0001", ["kind0/04.png", "kind1/05.png"])
+    found = thumbnails(desk.resources, "v0001", ["kind0/04.png", "kind1/05.png"])
     assert set(found) == {"kind0/04.png", "kind1/05.png"}
     with Image.open(io.BytesIO(base64.b64decode(found["kind0/04.png"]))) as image:
         assert image.format == "JPEG"
@@ -244,10 +233,17 @@ def test_pictures_of_anything_else_are_left_out(desk: InlineWorker) -> None:
     (desk.shop.root / "kind0/06.png").write_bytes(b"no image any more")
     names = ["../secret.png", str(secret), "unindexed.png", "kind0/04.png"]
     names += ["kind0/00.png", "kind0/02.png", "kind0/06.png"]
-    assert set(pictures("v0001", names)) == {"kind0/04.png"}
+    assert set(thumbnails(desk.resources, "v0001", names)) == {"kind0/04.png"}
     with pytest.raises(WrongUse, match="no index version"):
-        pictures("../../etc", names)
-    assert len(pictures("v0001", [*("x" for _ in range(MAX_PICTURES)), "kind0/04.png"])) == 0
+        thumbnails(desk.resources, "../../etc", names)
+    assert (
+        len(
+            thumbnails(
+                desk.resources, "v0001", [*("x" for _ in range(MAX_THUMBNAILS)), "kind0/04.png"]
+            )
+        )
+        == 0
+    )
 
 
 TRICKS = (
@@ -268,28 +264,27 @@ def test_no_name_in_a_message_opens_anything_but_an_indexed_picture(
     desk: InlineWorker, name: str
 ) -> None:
     desk.rebuild()
-    assert pictures("v0001", [name]) == {}
+    assert thumbnails(desk.resources, "v0001", [name]) == {}
     with pytest.raises(WrongUse, match="no index version"):
-        pictures(name, ["kind0/04.png"])
+        thumbnails(desk.resources, name, ["kind0/04.png"])
     with pytest.raises(WrongUse):
-        query_image(b"", 3, {"product": name})
+        query_image(desk, b"", 3, {"product": name})
 
 
 def test_pictures_of_a_folder_outside_of_this_worker_s_roots_are_refused(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker,
 ) -> None:
     desk.rebuild()
-    monkeypatch.setenv("IMAGE_ROOTS", "/somewhere/else")
-    load_settings.cache_clear()
+    desk.start_again(image_roots="/somewhere/else")
     with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
-        pictures("v0001", ["kind0/04.png"])
+        thumbnails(desk.resources, "v0001", ["kind0/04.png"])
 
 
 def test_a_text_or_a_product_asks_without_a_picture(
     desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.rebuild()
-    vector = np.array(resources.versions().current().vectors[3])
+    vector = np.array(desk.resources.versions.current().vectors[3])
     texts: list[str] = []
 
     def embed_texts(words: Sequence[str]) -> np.ndarray:
@@ -297,16 +292,16 @@ def test_a_text_or_a_product_asks_without_a_picture(
         return np.array([vector for _ in words]).reshape(-1, len(vector))
 
     monkeypatch.setattr(desk.shop, "embed_texts", embed_texts, raising=False)
-    by_text = query_image(b"", 2, {"text": "what the fourth looks like"})
-    fourth = resources.versions().current().paths[3]
+    by_text = query_image(desk, b"", 2, {"text": "what the fourth looks like"})
+    fourth = desk.resources.versions.current().paths[3]
     assert by_text["matches"][0]["filename"] == fourth
-    by_product = query_image(b"", 2, {"product": fourth.removesuffix(".png")})
+    by_product = query_image(desk, b"", 2, {"product": fourth.removesuffix(".png")})
     assert fourth not in [match["filename"] for match in by_product["matches"]]
     assert asked == []
-    query_image(b"", 3, {"text": "what the fourth looks like"})
+    query_image(desk, b"", 3, {"text": "what the fourth looks like"})
     assert texts == ["what the fourth looks like"]  # its vector is kept
     with pytest.raises(WrongUse, match="Name an image"):
-        query_image(b"", 3)
+        query_image(desk, b"", 3)
 
 
 def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
@@ -314,16 +309,16 @@ def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
-    first = query_image(product(desk), 1)
+    first = query_image(desk, product(desk), 1)
     assert "product" not in first["matches"][0]
-    resources.products().put([Product("kind0/04", {"price": 5}), Product("kind0", {"price": 9})])
-    second = query_image(product(desk), 20)
+    desk.resources.products.put([Product("kind0/04", {"price": 5}), Product("kind0", {"price": 9})])
+    second = query_image(desk, product(desk), 20)
     assert second["matches"][0]["product"] == {"price": 5}
     # kind0 is now a product of several images, and one match.
     names = [match["product_id"] for match in second["matches"]]
     assert sorted(names)[:2] == ["kind0", "kind0/04"]
     assert len(names) == 2 + 10
-    cheap = query_image(product(desk), 20, {"where": ["price<6"]})
+    cheap = query_image(desk, product(desk), 20, {"where": ["price<6"]})
     assert [match["product_id"] for match in cheap["matches"]] == ["kind0/04"]
 
 
@@ -332,14 +327,14 @@ def test_the_last_catalogue_serves_while_the_database_is_away(
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
-    resources.products().put([Product("kind0/04", {"price": 5})])
-    assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
+    desk.resources.products.put([Product("kind0/04", {"price": 5})])
+    assert query_image(desk, product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
     def away(name: str) -> int:
         raise ServerUnavailable("The database does not answer.")
 
-    monkeypatch.setattr(resources.database(), "revision", away)
-    assert query_image(product(desk), 1)["matches"][0]["product"] == {"price": 5}
+    monkeypatch.setattr(desk.resources.database, "revision", away)
+    assert query_image(desk, product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
 
 def test_an_answered_query_is_logged_with_what_it_showed(
@@ -347,16 +342,16 @@ def test_an_answered_query_is_logged_with_what_it_showed(
 ) -> None:
     desk.rebuild()
     answers = [
-        query_image.apply(args=(product(desk), 3), task_id=f"query-{n}", throw=True).result
+        query_image(desk, product(desk), 3, query_id=f"query-{n}")
         for n in range(2)  # the second one comes from the cache
     ]
-    resources.query_log().flush()
-    logged = resources.feedback().queries()
-    assert [query.query_id for query in logged] == ["query-0", "query-1"]
-    for query, answer in zip(logged, answers, strict=True):
-        assert [name for name, _ in query.matches] == [m["product_id"] for m in answer["matches"]]
-        assert query.index_version == "v0001"
-        np.testing.assert_allclose(np.linalg.norm(query.vector), 1, rtol=1e-5)
+    desk.resources.query_log.flush()
+    logged = desk.resources.feedback_log.queries()
+    assert [one.query_id for one in logged] == ["query-0", "query-1"]
+    for one, answer in zip(logged, answers, strict=True):
+        assert [name for name, _ in one.matches] == [m["product_id"] for m in answer["matches"]]
+        assert one.index_version == "v0001"
+        np.testing.assert_allclose(np.linalg.norm(one.vector), 1, rtol=1e-5)
     assert asked == []
 
 
@@ -365,32 +360,32 @@ def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 3600.0)
     desk.rebuild()
-    resources.products().put([Product("kind0/04", {"price": 5})])
-    plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
-    assert query_image(product(desk), 5, {"feedback": True})["matches"] == plain["matches"]
-    resources.products().put([Product("kind0/04", {"price": 7})])
-    assert query_image(product(desk), 5, {"where": ["price<6"]})["matches"] == []
-    resources.query_log().flush()
-    query = resources.feedback().query("q")
-    assert query is not None
+    desk.resources.products.put([Product("kind0/04", {"price": 5})])
+    plain = query_image(desk, product(desk), 5, query_id="q")
+    assert query_image(desk, product(desk), 5, {"feedback": True})["matches"] == plain["matches"]
+    desk.resources.products.put([Product("kind0/04", {"price": 7})])
+    assert query_image(desk, product(desk), 5, {"where": ["price<6"]})["matches"] == []
+    desk.resources.query_log.flush()
+    logged = desk.resources.feedback_log.query("q")
+    assert logged is not None
     best = plain["matches"][0]["product_id"]
-    resources.feedback().add(query, best, "dislike", "ann", 1.0)
-    mine = query_image(product(desk), 5, {"user": "ann", "feedback": True, "explain": True})
+    desk.resources.feedback_log.add(logged, best, "dislike", "ann", 1.0)
+    mine = query_image(desk, product(desk), 5, {"user": "ann", "feedback": True, "explain": True})
     parts = {match["product_id"]: match["explain"] for match in mine["matches"]}
     assert best not in parts or "disliked" in parts[best] or "personal" in parts[best]
 
 
 def test_feedback_is_used_only_when_asked_for(desk: InlineWorker, asked: list[int]) -> None:
     desk.rebuild()
-    plain = query_image.apply(args=(product(desk), 5), task_id="q", throw=True).result
-    resources.query_log().flush()
-    query = resources.feedback().query("q")
-    assert query is not None
+    plain = query_image(desk, product(desk), 5, query_id="q")
+    desk.resources.query_log.flush()
+    logged = desk.resources.feedback_log.query("q")
+    assert logged is not None
     best = plain["matches"][0]["product_id"]
     for n in range(30):
-        resources.feedback().add(query, best, "dislike", f"user{n}", float(n))
-    assert query_image(product(desk), 5)["matches"] == plain["matches"]
-    sunk = query_image(product(desk), 5, {"feedback": True, "explain": True})["matches"]
+        desk.resources.feedback_log.add(logged, best, "dislike", f"user{n}", float(n))
+    assert query_image(desk, product(desk), 5)["matches"] == plain["matches"]
+    sunk = query_image(desk, product(desk), 5, {"feedback": True, "explain": True})["matches"]
     by_id = {match["product_id"]: match for match in sunk}
     assert best not in by_id or by_id[best]["explain"]["disliked"] < 0
 
@@ -411,30 +406,28 @@ def head(
     desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Head]:
     """Make a head that is sure of its first class, whatever it sees."""
-    monkeypatch.setattr(desk.encoder, "embed_texts", Words().embed_texts, raising=False)
-    monkeypatch.setattr(desk.encoder, "logit_scale", 1.0, raising=False)
-    monkeypatch.setenv("MODELS_DIR", str(desk.shop.root.parent / "models"))
-    load_settings.cache_clear()
+    monkeypatch.setattr(desk.shop, "embed_texts", Words().embed_texts, raising=False)
+    monkeypatch.setattr(desk.shop, "logit_scale", 1.0, raising=False)
 
     def make(*classes: str) -> Head:
         weight, bias = np.zeros((len(classes), 12), np.float32), np.zeros(len(classes), np.float32)
         bias[0] = 9.0
-        mine = resources.fingerprint()
+        mine = desk.resources.fingerprint
         return Head(weight, bias, 1.0, classes, mine.id, mine.summary, 1.0, 9)
 
     return make
 
 
 def test_a_head_that_is_trained_while_the_worker_runs_answers_the_next_question(
-    head: Callable[..., Head],
+    desk: InlineWorker, head: Callable[..., Head]
 ) -> None:
-    models = load_settings().models_dir
-    assert "source" not in classify_image(jpeg("red"), True)["category"]
+    models = desk.resources.settings.models_dir
+    assert "source" not in classify_image(desk.resources, jpeg("red"), True)["category"]
     save_head(models, CATEGORY, head("shoe", "bag"), b"")
     save_head(models, HeadName.parse("shoe", "color"), head("crimson", "navy"), b"")
 
     def color(*args: bool) -> tuple[str, str]:
-        found = classify_image(jpeg("red"), *args)["attributes"]
+        found = classify_image(desk.resources, jpeg("red"), *args)["attributes"]
         (answer,) = (attribute for attribute in found if attribute["name"] == "color")
         return answer["label"], answer["source"]
 
@@ -445,24 +438,20 @@ def test_a_head_that_is_trained_while_the_worker_runs_answers_the_next_question(
 
 
 def test_a_broken_head_is_the_answer_of_those_who_ask_for_it_and_of_nobody_else(
-    head: Callable[..., Head],
+    desk: InlineWorker, head: Callable[..., Head]
 ) -> None:
-    models = load_settings().models_dir
+    models = desk.resources.settings.models_dir
     save_head(models, CATEGORY, head("shoe", "bag"), b"")
     (models / "category_head" / "model.pt").write_bytes(b"broken")
     with pytest.raises(HeadBroken, match="imgrec train --category-head"):
-        classify_image(jpeg("red"), True)
-    assert classify_image(jpeg("red"))["attributes"]
+        classify_image(desk.resources, jpeg("red"), True)
+    assert classify_image(desk.resources, jpeg("red"))["attributes"]
 
 
 def test_a_head_of_other_features_is_refused_by_the_worker(
-    head: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
+    desk: InlineWorker, head: Callable[..., Head]
 ) -> None:
-    save_head(load_settings().models_dir, CATEGORY, head("shoe", "bag"), b"")
-    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
-    load_settings.cache_clear()
-    for name in ("fingerprint", "zero_shot", "trained"):
-        made = resources.once(getattr(resources, name).__wrapped__)
-        monkeypatch.setattr(resources, name, made)
+    save_head(desk.resources.settings.models_dir, CATEGORY, head("shoe", "bag"), b"")
+    desk.start_again(preprocess_size=(64, 64))
     with pytest.raises(FingerprintMismatch, match="64x64"):
-        classify_image(jpeg("red"), True)
+        classify_image(desk.resources, jpeg("red"), True)

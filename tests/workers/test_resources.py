@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,61 +13,96 @@ from inline_worker import InlineWorker
 
 from pipeline.errors import SetupError
 from pipeline.images.decode import sha256
-from pipeline.settings import load_settings
-from workers import resources
+from pipeline.settings import Settings
+from workers import resources as module
+from workers.known_vectors import KnownVectors
+from workers.resources import once, process_resources, set_process_resources
 
 VECTOR = np.eye(12, dtype=np.float32)[0]
+
+
+class Model:
+    """Holds what `load` makes."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self.load = load
+
+    @once
+    def weights(self) -> Any:
+        return self.load()
+
+    @once
+    def other(self) -> str:
+        return "other"
 
 
 def test_threads_that_ask_at_once_wait_for_one_making() -> None:
     """The model must not be loaded once a task, nor twice at the start."""
     made, gate = [], threading.Event()
 
-    def make() -> object:
-        gate.wait(10)
+    def load() -> object:
+        assert gate.wait(10)
         made.append(1)
         return object()
 
-    get = resources.once(make)
+    model = Model(load)
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(get) for _ in range(8)]
+        answers = [pool.submit(lambda: model.weights) for _ in range(8)]
+        assert model.other == "other"  # which does not wait for the weights
         gate.set()
         assert len({id(answer.result()) for answer in answers}) == 1
-    assert get() is answers[0].result()
+    assert model.weights is answers[0].result()
     assert made == [1]
+    assert Model(object).weights is not model.weights
 
 
 def test_a_making_that_failed_is_tried_again() -> None:
     """Weights may be put into place while the worker runs."""
     outcomes = iter([SetupError("no weights"), "loaded"])
 
-    def make() -> str:
+    def load() -> str:
         outcome = next(outcomes)
         if isinstance(outcome, SetupError):
             raise outcome
         return outcome
 
-    get = resources.once(make)
+    model = Model(load)
     with pytest.raises(SetupError):
-        get()
-    assert get() == get() == "loaded"
+        _ = model.weights
+    assert model.weights == model.weights == "loaded"
 
 
-def test_the_tools_of_a_shard_follow_the_settings(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+def test_a_process_has_one_object_of_resources_made_from_its_settings(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EMBED_BATCH_SIZE", "7")
-    monkeypatch.setenv("MAX_IMAGE_PIXELS", "1000")
-    monkeypatch.setenv("PREPROCESS_BG_COLOR", "1,2,3")
-    load_settings.cache_clear()
-    tools = resources.embedder()
-    assert (tools.batch_size, tools.threads, tools.bg_color) == (7, 1, (1, 2, 3))
-    assert tools.limits.max_pixels == 1000
-    assert resources.embedder() is tools
+    gate = threading.Event()
+
+    def load() -> Settings:
+        assert gate.wait(10)
+        return settings
+
+    monkeypatch.setattr(module, "load_settings", load)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = [pool.submit(process_resources) for _ in range(4)]
+            gate.set()
+            (resources,) = {answer.result() for answer in answers}
+        assert resources is process_resources()
+        assert resources.settings is settings
+    finally:
+        set_process_resources(None)
 
 
-def known(desk: InlineWorker, reuse: bool = True) -> resources.KnownVectors:
-    return resources.reusable_vectors(reuse=reuse)
+def test_the_embedder_of_a_shard_follows_the_settings(desk: InlineWorker) -> None:
+    desk.start_again(embed_batch_size=7, max_image_pixels=1000, preprocess_bg_color=(1, 2, 3))
+    embedder = desk.resources.embedder
+    assert (embedder.batch_size, embedder.threads, embedder.bg_color) == (7, 1, (1, 2, 3))
+    assert embedder.limits.max_pixels == 1000
+    assert desk.resources.embedder is embedder
+
+
+def known(desk: InlineWorker, reuse: bool = True) -> KnownVectors:
+    return desk.resources.reusable_vectors(reuse=reuse)
 
 
 def test_vectors_of_the_published_version_are_known_by_content(desk: InlineWorker) -> None:
@@ -81,14 +118,10 @@ def test_vectors_of_the_published_version_are_known_by_content(desk: InlineWorke
     assert known(desk, reuse=False).get(digest) is None
 
 
-def test_vectors_of_another_kind_are_not_known(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_of_another_kind_are_not_known(desk: InlineWorker) -> None:
     desk.rebuild()
     digest = sha256((desk.shop.root / "kind0/04.png").read_bytes())
-    monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
-    load_settings.cache_clear()
-    monkeypatch.setattr(resources, "fingerprint", resources.once(resources.fingerprint.__wrapped__))
+    desk.start_again(preprocess_size=(64, 64))
     assert known(desk).get(digest) is None
 
 
@@ -104,12 +137,12 @@ def test_vectors_that_have_rotted_are_not_reused_by_a_rebuild(desk: InlineWorker
     job_id = desk.rebuild()
     assert desk.job(job_id).state == "published"
     desk.memory.vectors.clear()
-    version = resources.versions().current()
+    version = desk.resources.versions.current()
     digest = version.sha256[3].decode()
-    assert resources.reusable_vectors(verify=True).get(digest) is not None
+    assert desk.resources.reusable_vectors(verify=True).get(digest) is not None
     file = version.folder / "vectors.npy"
     data = bytearray(file.read_bytes())
     data[-10] ^= 4
     file.write_bytes(data)
-    resources._verified.clear()  # as in another process
-    assert resources.reusable_vectors(verify=True).get(digest) is None
+    desk.start_again()
+    assert desk.resources.reusable_vectors(verify=True).get(digest) is None

@@ -11,19 +11,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.backends.base import Backend
 from celery.concurrency.thread import TaskPool
 from celery.utils.imports import symbol_by_name
 from inline_worker import InlineWorker
-from live_stack import free_port, until
+from live_stack import until
 
 import celeryconfig
 from pipeline import errors
 from pipeline.errors import BadImage, ImgrecError, IndexMissing
-from pipeline.settings import load_settings
+from pipeline.rebuild.merge import Merged
+from pipeline.settings import Settings
 from pipeline.store.heartbeat import FORGET_S, Heartbeat, HeartbeatStatus, read_heartbeats
-from workers import app, consumer_watchdog, dispatch, lifecycle, resources, watchdog
+from workers import app, consumer_watchdog, lifecycle, query, routes, tasks
+from workers.consumer_watchdog import ConsumerWatchdog
+from workers.resources import Resources, set_process_resources
+from workers.watchdog import Watchdog
 
 HOST = socket.gethostname()
 
@@ -45,7 +49,7 @@ def test_every_task_has_a_queue_and_every_queue_a_task() -> None:
         __import__(module)
     ours = {name for name in app.tasks if name.startswith("imgrec.")}
     assert ours == set(celeryconfig.task_routes)
-    assert {route["queue"] for route in celeryconfig.task_routes.values()} == set(dispatch.QUEUES)
+    assert {route["queue"] for route in celeryconfig.task_routes.values()} == set(routes.QUEUES)
 
 
 def test_no_model_meets_a_fork() -> None:
@@ -77,6 +81,14 @@ def test_an_error_keeps_kind_sentence_and_exit_code_on_its_way_from_a_worker(
     assert str(IndexMissing()).startswith("FAISS index not found.")
 
 
+@pytest.fixture
+def process(desk: InlineWorker) -> Iterator[InlineWorker]:
+    """The desk's resources are this process's."""
+    set_process_resources(desk.resources)
+    yield desk
+    set_process_resources(None)
+
+
 def configure_worker(
     queues: object, hostname: str = "celery@host"
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -86,25 +98,25 @@ def configure_worker(
     return instance, conf
 
 
-def test_workers_on_one_machine_get_names_of_their_own(desk: InlineWorker) -> None:
+def test_workers_on_one_machine_get_names_of_their_own(process: InlineWorker) -> None:
     assert configure_worker("embed")[0].hostname == f"embed-{os.getpid()}@host"
     assert configure_worker(["query", "index"])[0].hostname == f"index-query-{os.getpid()}@host"
     assert configure_worker("embed", "mine@host")[0].hostname == "mine@host"
 
 
-def test_a_worker_without_queues_serves_all(desk: InlineWorker) -> None:
+def test_a_worker_without_queues_serves_all(process: InlineWorker) -> None:
     instance, conf = configure_worker(None)
-    assert {queue.name for queue in conf.task_queues} == set(dispatch.QUEUES)
+    assert {queue.name for queue in conf.task_queues} == set(routes.QUEUES)
     assert instance.hostname.startswith("embed-index-query-")
 
 
 @pytest.mark.parametrize("queues", [None, "query", "embed,query"])
 def test_only_queries_are_taken_without_a_note_and_nothing_is_taken_ahead(
-    desk: InlineWorker, queues: str | None
+    process: InlineWorker, queues: str | None
 ) -> None:
     """What is taken without a note must start at once, or a worker's end would lose it."""
     unnoted = {queue.name for queue in configure_worker(queues)[1].task_queues if queue.no_ack}
-    assert unnoted == {dispatch.QUERY}
+    assert unnoted == {routes.QUERY}
     assert celeryconfig.worker_disable_prefetch is True
 
 
@@ -113,7 +125,7 @@ def test_only_queries_are_taken_without_a_note_and_nothing_is_taken_ahead(
     [({"query"}, 1, 16), ({"query"}, 3, 3), ({"query", "embed"}, 1, 1), ({"embed"}, 1, 1)],
 )
 def test_only_a_worker_of_queries_alone_gets_many_threads_and_never_against_c(
-    desk: InlineWorker, queues: set[str], concurrency: int, expected: int
+    process: InlineWorker, queues: set[str], concurrency: int, expected: int
 ) -> None:
     consumed = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=queues)))
     sender = SimpleNamespace(app=consumed, concurrency=concurrency, options={})
@@ -125,34 +137,37 @@ def test_only_a_worker_of_queries_alone_gets_many_threads_and_never_against_c(
 def beating(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Path]]:
     """Start the heartbeat of a worker that needs nothing yet; return its file's name."""
     monkeypatch.setattr(lifecycle, "EVERY_S", 0.02)
-    watchdog.forget()
     threads: list[threading.Thread] = []
 
     def start() -> Path:
-        threads.append(threading.Thread(target=lifecycle._beat, args=(f"me@{HOST}",)))
+        arguments = (desk.resources, f"me@{HOST}")
+        threads.append(threading.Thread(target=lifecycle._beat, args=arguments))
         threads[0].start()
-        return load_settings().data_dir / "run" / f"me@{HOST}.alive"
+        return desk.shop.settings.data_dir / "run" / f"me@{HOST}.alive"
 
     yield start
-    resources.stopping.set()
-    consumer_watchdog.connection.changed.set()
+    stop(desk)
     for thread in threads:
         thread.join(20)
-    resources.stopping.clear()
-    watchdog.forget()
     assert not any(thread.is_alive() for thread in threads)
 
 
-def me() -> HeartbeatStatus:
-    (sign,) = until(lambda: read_heartbeats(load_settings().data_dir / "run", HOST), "a sign", 20)
+def stop(desk: InlineWorker) -> None:
+    desk.resources.stopping.set()
+    desk.resources.consumer.changed.set()
+
+
+def me(desk: InlineWorker) -> HeartbeatStatus:
+    folder = desk.shop.settings.data_dir / "run"
+    (sign,) = until(lambda: read_heartbeats(folder, HOST), "a sign", 20)
     assert isinstance(sign, HeartbeatStatus)
     return sign
 
 
 def test_a_heartbeat_is_there_while_the_worker_lives_and_gone_when_it_ends(
-    beating: Callable[[], Path],
+    desk: InlineWorker, beating: Callable[[], Path]
 ) -> None:
-    folder = load_settings().data_dir / "run"
+    folder = desk.shop.settings.data_dir / "run"
     folder.mkdir(parents=True)
     for name, age_s in (("killed@host.alive", 2 * FORGET_S), ("other@host.alive", 0)):
         (folder / name).touch()
@@ -162,64 +177,106 @@ def test_a_heartbeat_is_there_while_the_worker_lives_and_gone_when_it_ends(
     until(file.exists, "the first heartbeat", 20)
     first = file.stat().st_mtime_ns
     until(lambda: file.stat().st_mtime_ns > first, "the next", 20)
-    assert me().trouble == ""
-    resources.stopping.set()
-    consumer_watchdog.connection.changed.set()
+    assert me(desk).problem == ""
+    stop(desk)
     until(lambda: [f.name for f in folder.iterdir()] == ["other@host.alive"], "the end", 20)
 
 
 def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
-    beating: Callable[[], Path], caplog: pytest.LogCaptureFixture
+    desk: InlineWorker, beating: Callable[[], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     ends = threading.Event()
     needed = threading.Thread(target=ends.wait, name="reconciler")
     needed.start()
-    watchdog.register_thread(needed)
+    desk.resources.watchdog.register_thread(needed)
     file = beating()
     until(file.exists, "the first heartbeat", 20)
     ends.set()
     needed.join()
-    until(lambda: me().ill, "the reason", 20)
-    assert me().trouble == "the thread 'reconciler' is dead"
+    until(lambda: me(desk).ill, "the reason", 20)
+    assert me(desk).problem == "the thread 'reconciler' is dead"
     last = file.stat().st_mtime_ns
     until(lambda: caplog.text.count("This worker is ill"), "the log", 20)
     assert file.stat().st_mtime_ns == last
     assert caplog.text.count("This worker is ill") == 1  # once, not at each beat
 
 
-def test_a_heartbeat_goes_on_when_what_hung_moves_again(beating: Callable[[], Path]) -> None:
-    shard = watchdog.Deadline("shard 3 of job J", limit_s=0.1)
+def test_a_heartbeat_goes_on_when_what_hung_moves_again(
+    desk: InlineWorker, beating: Callable[[], Path]
+) -> None:
+    shard = desk.resources.watchdog.deadline("shard 3 of job J", limit_s=0.1)
     shard.begin()
     file = beating()
-    until(lambda: me().ill.startswith("shard 3 of job J has not moved for"), "the reason", 20)
+    until(lambda: me(desk).ill.startswith("shard 3 of job J has not moved for"), "the reason", 20)
     shard.end()
-    until(lambda: not me().ill, "it is well again", 20)
+    until(lambda: not me(desk).ill, "it is well again", 20)
     last = file.stat().st_mtime_ns
     until(lambda: file.stat().st_mtime_ns > last, "the next beat", 20)
 
 
 def test_a_redis_that_is_away_makes_nobody_ill_but_a_deaf_worker_is(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = consumer_watchdog.Connection()
-    connection.disconnect()
+    consumer = ConsumerWatchdog(settings, Watchdog())
+    consumer.disconnect()
     monkeypatch.setattr(consumer_watchdog, "DEAF_S", 0.0)
-    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
-    load_settings.cache_clear()
-    assert connection.problem() == ""
-    monkeypatch.setattr(consumer_watchdog, "_redis_answers", lambda: True)
-    assert "Redis answers, but no connection has come about" in connection.problem()
-    connection.set()
-    assert connection.problem() == ""
+    assert consumer.problem() == ""
+    monkeypatch.setattr(consumer_watchdog, "_answers", lambda url: True)
+    assert "Redis answers, but no connection has come about" in consumer.problem()
+    consumer.connect()
+    assert consumer.problem() == ""
 
 
-def test_a_query_that_hangs_is_watched_and_a_merge_is_not(desk: InlineWorker) -> None:
-    watchdog.forget()
-    for name, watched in (("imgrec.query_image", 1), ("imgrec.merge_shards", 0)):
-        lifecycle.begin_task(task_id=name, task=SimpleNamespace(name=name))
-        assert len(watchdog._works) == watched
-        lifecycle.end_task(task_id=name)
-        assert not watchdog._works
+def test_a_loop_that_stands_is_told_only_while_it_is_connected(settings: Settings) -> None:
+    watchdog = Watchdog()
+    consumer = ConsumerWatchdog(settings.model_copy(update={"hung_after_s": 0.01}), watchdog)
+    assert watchdog.failures() == []
+    consumer.connect()
+    until(watchdog.failures, "the loop stands", 20)
+    assert watchdog.failures()[0].startswith("the loop that takes messages has not moved for")
+    consumer.disconnect()
+    assert watchdog.failures() == []
+
+
+@pytest.mark.parametrize(
+    ("task", "args", "body"),
+    [
+        (tasks.query_image, (b"", 3), "query_image"),
+        (tasks.classify_image, (b"",), "classify_image"),
+        (tasks.thumbnails, ("v0001", []), "thumbnails"),
+        (tasks.pictures, ("v0001", []), "thumbnails"),
+    ],
+)
+def test_a_query_that_hangs_is_watched_until_it_ends_and_has_its_task_s_id(
+    process: InlineWorker, monkeypatch: pytest.MonkeyPatch, task: Task, args: object, body: str
+) -> None:
+    process.start_again(hung_after_s=-1.0)  # whatever is under way hangs
+    set_process_resources(process.resources)
+    failures: list[str] = []
+
+    def note(resources: Resources, *args: object, query_id: str = "the-id") -> None:
+        assert query_id == "the-id"
+        failures.extend(resources.watchdog.failures())
+
+    monkeypatch.setattr(query, body, note)
+    task.apply(args=args, task_id="the-id", throw=True)
+    (failure,) = failures
+    assert failure.startswith(f"{task.name} the-id has not moved for")
+    assert process.resources.watchdog.failures() == []
+
+
+def test_a_merge_is_not_watched(process: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    process.start_again(hung_after_s=-1.0)
+    set_process_resources(process.resources)
+    failures: list[list[str]] = []
+    monkeypatch.setattr(
+        "workers.index._publish",
+        lambda resources, *_: failures.append(resources.watchdog.failures()) or Merged(None, []),
+    )
+    job_id = process.shop.plan()
+    process.shop.embed(job_id)
+    tasks.merge_shards.apply(args=(job_id,), throw=True)
+    assert failures == [[]]
 
 
 def test_a_heartbeat_that_cannot_be_written_does_not_end_the_worker(
@@ -255,22 +312,20 @@ def test_the_reconciler_outlives_outages_and_its_own_bugs(
     calls: list[int] = []
     troubles = [errors.ServerUnavailable("the database is away"), ZeroDivisionError("a bug")]
 
-    def reconcile() -> None:
+    def reconcile(resources: Resources) -> None:
         calls.append(len(calls))
         if troubles:
             raise troubles.pop(0)
 
-    monkeypatch.setenv("RECONCILE_S", "0.001")
-    load_settings.cache_clear()
-    monkeypatch.setattr(dispatch, "reconcile", reconcile)
-    thread = threading.Thread(target=lifecycle._reconcile)
+    desk.start_again(reconcile_s=0.001)
+    monkeypatch.setattr(lifecycle, "reconcile", reconcile)
+    thread = threading.Thread(target=lifecycle._reconcile, args=(desk.resources,))
     thread.start()
     try:
         until(lambda: len(calls) >= 4, "it goes on", 20)
     finally:
-        resources.stopping.set()
+        desk.resources.stopping.set()
         thread.join(20)
-        resources.stopping.clear()
     assert "The ledger waits: the database is away" in caplog.text
     assert "a bug" in caplog.text
 
@@ -278,9 +333,10 @@ def test_the_reconciler_outlives_outages_and_its_own_bugs(
 def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives(
     desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def cannot() -> None:
+    def cannot(*_: object, **__: object) -> None:
         raise errors.SetupError("rembg is not installed")
 
-    monkeypatch.setattr(resources, "query_prepare", cannot)
-    lifecycle._load_model()
+    monkeypatch.setattr("workers.resources.load_remover", cannot)
+    desk.start_again(use_bg_removal=True)
+    lifecycle._load_model(desk.resources)
     assert "rembg is not installed" in caplog.text

@@ -26,7 +26,7 @@ Embed = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
 def with_precision(settings: Settings, name: str) -> Settings:
-    return settings.model_copy(update={"precision": name})
+    return settings.model_copy(update={"model_precision": name})
 
 
 def unit(model: transformers.PreTrainedModel, pixels: torch.Tensor) -> np.ndarray:
@@ -171,10 +171,12 @@ def test_auto_takes_the_fastest_within_the_bound(settings: Settings, bench: Benc
 def test_a_precision_that_was_asked_for_and_leaves_the_bound_is_refused(
     settings: Settings, bench: Bench
 ) -> None:
-    with pytest.raises(SetupError, match=r"PRECISION=int8 changes.*0\.9000.*limit is 0\.995"):
+    with pytest.raises(SetupError, match=r"MODEL_PRECISION=int8 changes.*0\.9000.*limit is 0\.995"):
         bench.choose(with_precision(settings, "int8"), "key", ALL)
     assert bench.choose(with_precision(settings, "bf16"), "key", ALL) == "bf16"
-    with pytest.raises(SetupError, match=r"PRECISION=bf16 cannot run here.*what can: fp32, int8"):
+    with pytest.raises(
+        SetupError, match=r"MODEL_PRECISION=bf16 cannot run here.*what can: fp32, int8"
+    ):
         bench.choose(with_precision(settings, "bf16"), "key", ["fp32", "int8"])
 
 

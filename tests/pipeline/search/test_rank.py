@@ -212,7 +212,7 @@ def test_a_message_with_nonsense_is_refused(options: dict[str, Any]) -> None:
     [
         ({"weight": 3}, "Invalid --weight 3: must be between 0 and 1."),
         ({"top_k": 0}, "Invalid --top-k 0: must be between 1 and 1000."),
-        ({"without": "a\0b"}, "Invalid --not 'a\0b': must not contain a NUL character."),
+        ({"without": "a\0b"}, "Invalid --exclude-text 'a\0b': must not contain a NUL character."),
         ({"min_score": "high"}, "Invalid --min-score 'high': must be between -1 and 1, or auto."),
         ({"text": "x" * 10_000}, f"Invalid --text '{'x' * 80}...': must have at most 1000 char"),
     ],

@@ -1,0 +1,22 @@
+"""The names in messages: tasks, and the queue of each. Clients import them without Celery."""
+
+EMBED, INDEX, QUERY = "embed", "index", "query"
+QUEUES = (EMBED, INDEX, QUERY)
+
+EMBED_SHARD = "imgrec.embed_shard"
+MERGE_SHARDS = "imgrec.merge_shards"
+QUERY_IMAGE = "imgrec.query_image"
+CLASSIFY_IMAGE = "imgrec.classify_image"
+THUMBNAILS = "imgrec.thumbnails"
+# The name of THUMBNAILS up to 0.1. Workers answer to both. Clients go on sending this one for a
+# release: a worker of 0.1 on the same queue refuses the new name, and the query fails.
+PICTURES = "imgrec.pictures"
+
+QUEUE_OF = {
+    EMBED_SHARD: EMBED,
+    MERGE_SHARDS: INDEX,
+    QUERY_IMAGE: QUERY,
+    CLASSIFY_IMAGE: QUERY,
+    THUMBNAILS: QUERY,
+    PICTURES: QUERY,
+}

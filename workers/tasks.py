@@ -1,0 +1,61 @@
+"""Celery's tasks: each hands the process's resources to the function that does the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task
+from celery.app.task import Task
+
+from pipeline.errors import ImgrecError
+from workers import embed, index, query, routes
+from workers.resources import Resources, process_resources
+from workers.watchdog import Deadline
+
+
+@shared_task(name=routes.EMBED_SHARD, throws=(ImgrecError,))
+def embed_shard(job_id: str, n: int) -> None:
+    embed.embed(process_resources(), job_id, n)
+
+
+@shared_task(name=routes.MERGE_SHARDS, throws=(ImgrecError,))
+def merge_shards(job_id: str) -> None:
+    index.merge_shards(process_resources(), job_id)
+
+
+@shared_task(name=routes.QUERY_IMAGE, bind=True, throws=(ImgrecError,))
+def query_image(
+    self: Task, data: bytes, top_k: int, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.query_image(resources, data, top_k, options, query_id=self.request.id)
+
+
+@shared_task(name=routes.CLASSIFY_IMAGE, bind=True, throws=(ImgrecError,))
+def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.classify_image(resources, data, use_trained, query_id=self.request.id)
+
+
+@shared_task(name=routes.THUMBNAILS, bind=True, throws=(ImgrecError,))
+def thumbnails(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.thumbnails(resources, version, filenames)
+
+
+@shared_task(name=routes.PICTURES, bind=True, throws=(ImgrecError,))
+def pictures(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
+    """Answer clients that know `thumbnails` by its old name."""
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.thumbnails(resources, version, filenames)
+
+
+def _deadline(task: Task, resources: Resources) -> Deadline:
+    """Watch a query; a shard has its lease, and a merge no limit."""
+    return resources.watchdog.deadline(
+        f"{task.name} {task.request.id}", resources.settings.hung_after_s
+    )
