@@ -118,7 +118,7 @@ def _because(
         reason = f"{size}: {needs}; INDEX_MEMORY sets no limit"
     elif kind.memory > budget:
         reason = (
-            f"{size}: nothing smaller is known; {needs}, more than INDEX_MEMORY "
+            f"{size}: no smaller kind exists; {needs}, more than INDEX_MEMORY "
             f"({format_bytes(budget)})"
         )
     elif kind == best:

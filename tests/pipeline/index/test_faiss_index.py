@@ -46,7 +46,7 @@ def test_up_to_the_limit_the_index_is_flat_and_above_it_is_ivf() -> None:
         (GIB // 4, "IVF1000,PQ128x8np", "it takes 132.2 MiB"),
         (GIB // 10, "IVF1000,PQ64x8np", "it takes 71.1 MiB"),
         (GIB // 20, "IVF1000,PQ32x8np", "it takes 40.6 MiB"),
-        (1, "IVF1000,PQ32x8np", "nothing smaller is known"),
+        (1, "IVF1000,PQ32x8np", "no smaller kind exists"),
     ],
 )
 def test_the_budget_chooses_the_most_exact_kind_that_fits_and_says_why(
