@@ -13,13 +13,12 @@ ENV DATA_DIR=/data \
     MODELS_DIR=/models \
     HF_HOME=/models/huggingface \
     U2NET_HOME=/models/u2net \
-    NUMBA_CACHE_DIR=/opt/numba \
     PYTHONUNBUFFERED=1
 
 # A named volume takes over the owner of the folder that it is first mounted on.
 RUN useradd --create-home --uid 1000 imgrec \
-    && mkdir -p /data /models /products /opt/numba \
-    && chown imgrec:imgrec /data /models /opt/numba
+    && mkdir -p /data /models /products \
+    && chown imgrec:imgrec /data /models
 
 WORKDIR /app
 
@@ -36,11 +35,6 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     echo "torch is a CUDA build, which a CPU image must not carry. Build with TORCH_INDEX=URL, the CPU"; \
     echo "wheel index that PyTorch's install page shows."; exit 1; }
 
-# numba compiles at rembg's first import, for half a minute: here once, not in each new container.
-USER 1000:1000
-RUN python -W ignore -c "import rembg, torch, transformers"
-
-USER 0:0
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -e . \
     && python -m compileall -q celeryconfig.py cli workers pipeline

@@ -35,8 +35,6 @@ setup: .venv/.installed ## Install everything into .venv
 		echo "The install failed. If pip named an nvidia-... or cuda-... conflict: your platform's"; \
 		echo "default torch is a CUDA build, and this machine has no NVIDIA driver. Run make again"; \
 		echo "with TORCH_INDEX=URL, the CPU wheel index that PyTorch's install page shows."; exit 1; }
-	@echo "Compiling what rembg compiles at its first import ..."
-	@$(PY) -W ignore -c 'import rembg, torch, transformers'
 	@touch $@
 
 weights: $(WEIGHTS) ## Fetch the small background removal model

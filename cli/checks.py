@@ -118,7 +118,7 @@ class Checks:
     def device(self) -> str:
         """The GPU is used by all who could, or there is none to use."""
         from pipeline.embed.clip import choose_device, gpu_name
-        from pipeline.preprocess.background_removal import sees_gpu
+        from pipeline.preprocess.onnx_runtime import sees_gpu
 
         wanted = self._settings.device
         if choose_device(wanted) == "cpu":

@@ -1,4 +1,4 @@
-"""Commands about what people made of their matches."""
+"""Commands that record feedback on matches, and judge rankings by it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FeedbackGroup(click.Group):
 
 @click.group(cls=FeedbackGroup)
 def feedback() -> None:
-    """Keep what people made of a match; judge rankings.
+    """Record feedback on matches, and judge rankings by it.
 
     imgrec feedback QUERY_ID PRODUCT_ID --like
     """
@@ -39,11 +39,17 @@ def feedback() -> None:
 @feedback.command()
 @click.argument("query_id")
 @click.argument("product_id")
-@click.option("--like", "actions", flag_value="like", multiple=True, help="They liked it.")
-@click.option("--dislike", "actions", flag_value="dislike", multiple=True, help="They did not.")
-@click.option("--click", "actions", flag_value="click", multiple=True, help="They looked at it.")
-@click.option("--purchase", "actions", flag_value="purchase", multiple=True, help="They bought it.")
-@click.option("--user", default="", help="Who; default: whom the query was personalized for.")
+@click.option("--like", "actions", flag_value="like", multiple=True, help="The user liked it.")
+@click.option(
+    "--dislike", "actions", flag_value="dislike", multiple=True, help="The user disliked it."
+)
+@click.option(
+    "--click", "actions", flag_value="click", multiple=True, help="The user looked at it."
+)
+@click.option(
+    "--purchase", "actions", flag_value="purchase", multiple=True, help="The user bought it."
+)
+@click.option("--user", default="", help="Who gives it; default: the user of the query.")
 @json_option
 @pass_wiring
 def add(
@@ -54,40 +60,40 @@ def add(
     user: str,
     as_json: bool,
 ) -> None:
-    """Keep a verdict about one match of a query."""
+    """Record feedback on one match of a query."""
     if len(actions) != 1:
-        raise WrongUse("Say one of --like, --dislike, --click and --purchase.")
+        raise WrongUse("Give exactly one of --like, --dislike, --click and --purchase.")
     log = wiring.resources.feedback_log
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while (query := log.query(query_id)) is None:
         if time.monotonic() > deadline:
             raise WrongUse(
-                f"There is no query {query_id} in the log: it was not answered, or longer than "
-                "QUERY_LOG_DAYS ago."
+                f"There is no query {query_id} in the log: it was not answered, or more than "
+                "QUERY_LOG_DAYS days ago."
             )
         time.sleep(0.1)
-    given = log.add(query, product_id, actions[0], user, time.time())
+    entry = log.add(query, product_id, actions[0], user, time.time())
     if as_json:
         print_json(
             {
-                "query_id": given.query_id,
-                "product_id": given.product_id,
-                "action": given.action,
-                "user": given.who,
-                "rank": given.rank,
-                "index_version": given.index_version,
+                "query_id": entry.query_id,
+                "product_id": entry.product_id,
+                "action": entry.action,
+                "user": entry.user,
+                "rank": entry.rank,
+                "index_version": entry.index_version,
             }
         )
     else:
-        by = f" by {given.who}" if given.who else ""
-        echo_err(f"Kept: {given.action}{by}, rank {given.rank} of query {query_id}.")
+        by = f" by {entry.user}" if entry.user else ""
+        echo_err(f"Recorded: {entry.action}{by} for match {entry.rank} of query {query_id}.")
 
 
 @feedback.command()
 @json_option
 @pass_wiring
 def report(wiring: Wiring, as_json: bool) -> None:
-    """Show what is taken at which rank, and nDCG without and with feedback.
+    """Show how often each rank was taken, and nDCG without and with feedback.
 
     Of the newest 20,000 queries in the log.
     """
@@ -100,10 +106,10 @@ def report(wiring: Wiring, as_json: bool) -> None:
     rows: list[tuple[str, Any]] = [
         ("queries in the log", answer["queries"]),
         ("with feedback", answer["with_feedback"]),
-        ("verdicts", counts),
+        ("feedback", counts),
     ]
     if ndcg["queries"]:
-        rows.append((f"nDCG@{ndcg['depth']} by likeness alone", f"{ndcg['before']:.4f}"))
+        rows.append((f"nDCG@{ndcg['depth']} by similarity alone", f"{ndcg['before']:.4f}"))
         rows.append((f"nDCG@{ndcg['depth']} with feedback", f"{ndcg['after']:.4f}"))
         rows.append(("over queries", ndcg["queries"]))
     print_fields("Feedback", rows)
@@ -115,41 +121,27 @@ def report(wiring: Wiring, as_json: bool) -> None:
             cells,
             {"rank", "shown", "taken", "rate"},
         )
-    echo_err(
-        "Each query is re-ranked with the feedback that was there before it, and judged by its own."
-    )
+    echo_err("Each query is re-ranked with the feedback given before it, and judged by its own.")
 
 
 def _report(resources: Resources) -> dict[str, Any]:
-    """Judge the log of the published index's kind; without an index, count only."""
-    import numpy as np
-
+    """Judge the log of the published index's fingerprint; without an index, count only."""
     from pipeline.search.catalogue_filter import IndexedCatalogue
-    from pipeline.search.rank import SIMILAR_QUERY_QUANTILE
-    from pipeline.search.relevance_feedback import FeedbackIndex, LoggedQuery, adjust
+    from pipeline.search.rank import rerank
+    from pipeline.search.relevance_feedback import FeedbackIndex
     from pipeline.search.relevance_feedback import report as judge
 
     log = resources.feedback_log
     try:
         version = resources.versions.current()
     except ImgrecError as error:
-        echo_err(f"No ranking is judged: {error}")
+        echo_err(f"Rankings are not judged: {error}")
         return judge(log.queries(), log.newest(), lambda query: None)
-    shelf = IndexedCatalogue(version, resources.products.catalogue())
-    given = log.newest(version.fingerprint)
-    opinions, quantiles = FeedbackIndex(given), version.random_pairs["quantiles"]
-
-    def rerank(query: LoggedQuery) -> list[float]:
-        similar = opinions.similar_to(
-            query.vector, quantiles[SIMILAR_QUERY_QUANTILE], before=query.asked_at
-        )
-        change = adjust(query.vector, similar, query.who, quantiles["0.5"], shelf.vector_of)
-        moved = np.asarray(change.moved, float) - np.asarray(query.vector, float)
-        values = []
-        for product, score in query.shown:
-            vector = shelf.vector_of(product)
-            personal = 0.0 if vector is None else float(moved @ vector)
-            values.append(score + personal - change.penalties.get(product, 0.0))
-        return values
-
-    return judge(log.queries(version.fingerprint), given, rerank)
+    indexed = IndexedCatalogue(version, resources.products.catalogue())
+    feedback = log.newest(version.fingerprint)
+    index, quantiles = FeedbackIndex(feedback), version.random_pairs["quantiles"]
+    return judge(
+        log.queries(version.fingerprint),
+        feedback,
+        lambda query: rerank(query, index, indexed, quantiles),
+    )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from cli.wiring import Wiring
 
 COMMANDS = {
@@ -45,7 +47,11 @@ COMMANDS = {
         "import_products",
         "Tell imgrec what is known about products.",
     ),
-    "feedback": ("cli.feedback", "feedback", "Keep what people made of a match; judge rankings."),
+    "feedback": (
+        "cli.feedback",
+        "feedback",
+        "Record feedback on matches, and judge rankings by it.",
+    ),
     "cache": ("cli.cache", "cache", "Look into the shared cache, clear it, fill it."),
     "serve": ("cli.shell", "serve", "Open a shell: query, classify, rebuild, cache."),
     "evaluate": (
@@ -84,6 +90,33 @@ class LazyGroup(click.Group):
             ctx.fail(f"There is no command '{name}'.{hint}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; turn an error into a sentence and its exit code, unless --debug is given.
+
+        Click's own errors, and a pipe that is closed, are Click's to handle.
+        """
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if not ctx.params["debug"]:
+                ctx.exit(_explain(error))
+            if _show_remote_traceback(error):
+                ctx.exit(1)
+            raise
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """List commands from the table: click's own completion imports every one of them."""
+        from click.shell_completion import CompletionItem
+
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, _, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
@@ -110,26 +143,14 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     Args:
         wiring: what it works with; by default, what it makes from the settings itself.
     """
-    debug = "--debug" in args
     try:
-        code = imgrec.main(
-            [arg for arg in args if arg != "--debug"],
-            "imgrec",
-            standalone_mode=False,
-            obj=wiring,
-        )
+        code = imgrec.main(args, "imgrec", standalone_mode=False, obj=wiring)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return 130
-    except Exception as error:
-        if not debug:
-            return _explain(error)
-        if _show_remote_traceback(error):
-            return 1
-        raise
     return code if isinstance(code, int) else 0
 
 
@@ -157,13 +178,13 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RemoteError):
         click.echo(
             f"Error: the worker failed unexpectedly: {without_password(str(error))} (a bug: run "
-            "again with --debug and report the worker's traceback).",
+            "'imgrec --debug ...' and report the worker's traceback).",
             err=True,
         )
         return 1
     click.echo(
         f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (a bug: run "
-        "again with --debug and report the traceback).",
+        "'imgrec --debug ...' and report the traceback).",
         err=True,
     )
     return 1

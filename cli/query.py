@@ -26,6 +26,12 @@ from pipeline.settings import Settings
 from workers.routes import PICTURES, QUERY_IMAGE
 
 SHOWN_FACTS = 5  # columns of the catalogue in the table
+OLD_OPTIONS = {
+    "--not": "--exclude-text",
+    "--diverse": "--diversity",
+    "--personalize": "--user",
+    "--feedback": "--demote-disliked",
+}
 
 
 class Score(click.ParamType[float | str]):
@@ -42,44 +48,72 @@ class Score(click.ParamType[float | str]):
             self.fail(f"'{value}' is neither a number nor auto.", param, ctx)
 
 
-@click.command()
+class QueryCommand(click.Command):
+    """A command that accepts the old names of its options in this release."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [_current_name(arg) for arg in args])
+
+
+def _current_name(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    if name not in OLD_OPTIONS:
+        return arg
+    echo_err(
+        f"{name} was renamed to {OLD_OPTIONS[name]}; the old name works until the next release."
+    )
+    return f"{OLD_OPTIONS[name]}{equals}{value}"
+
+
+@click.command(cls=QueryCommand)
 @click.argument(
     "image", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--text", default="", help="Look for this; with an image, change it this way.")
-@click.option("--not", "without", default="", metavar="TEXT", help="Look away from this.")
+@click.option(
+    "--text",
+    default="",
+    help="Find products that match this text; with an image, move the query towards it.",
+)
+@click.option(
+    "--exclude-text", default="", metavar="TEXT", help="Move the query away from this text."
+)
 @click.option(
     "--weight",
     default=0.5,
     show_default=True,
-    help="Share of the texts beside an image, 0 to 1.",
+    help="Weight of the texts relative to the image, 0 to 1.",
 )
-@click.option("--product", default="", metavar="ID", help="Ask with a product's images.")
+@click.option("--product", default="", metavar="ID", help="Query with the images of this product.")
 @click.option(
     "--where",
     multiple=True,
     metavar="CONDITION",
-    help="category=shoe, price<50, ...: only products that meet it; several must all hold.",
+    help="Filter by product data, e.g. category=shoe or 'price<50'. If repeated, all must hold.",
 )
-@click.option("--top-k", type=click.IntRange(1, 1000), help="Matches to show; default TOP_K.")
+@click.option("--top-k", type=click.IntRange(1, 1000), help="Number of matches.  [default: TOP_K]")
 @click.option(
-    "--diverse", default=0.0, help="0 to 1: how much to prefer unlike matches (MMR).", metavar="X"
+    "--diversity",
+    default=0.0,
+    help="How strongly to prefer matches that differ from each other, 0 to 1 (MMR).",
+    metavar="X",
 )
 @click.option(
     "--min-score",
     type=Score(),
-    help="Leave out matches below this; auto: below what 95 % of random pairs reach.",
+    help="Leave out matches below this score; auto: the score that 5 % of random pairs exceed.",
 )
-@click.option("--personalize", "user", default="", metavar="USER", help="Use a person's feedback.")
-@click.option("--feedback", is_flag=True, help="Let products sink that many disliked.")
-@click.option("--explain", is_flag=True, help="Show the parts of each rank's value.")
+@click.option("--user", default="", metavar="USER", help="Rank by this user's feedback.")
+@click.option(
+    "--demote-disliked", is_flag=True, help="Demote products that several users disliked."
+)
+@click.option("--explain", is_flag=True, help="Show what each match's rank is made of.")
 @wait_option
 @timeout_option
 @json_option
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with the pictures to this file (waits).",
+    help="Write an HTML page with the images of the matches. Implies --wait.",
 )
 @local_option
 @pass_wiring
@@ -87,15 +121,15 @@ def query(
     wiring: Wiring,
     image: Path | None,
     text: str,
-    without: str,
+    exclude_text: str,
     weight: float,
     product: str,
     where: tuple[str, ...],
     top_k: int | None,
-    diverse: float,
+    diversity: float,
     min_score: float | str | None,
     user: str,
-    feedback: bool,
+    demote_disliked: bool,
     explain: bool,
     wait: bool,
     timeout: float,
@@ -105,21 +139,20 @@ def query(
 ) -> None:
     """Find the products that look like an image.
 
-    Or those that a text describes, or that are like a product: IMAGE, --text and --product say what
-    is looked for.
+    Query with IMAGE, with --text, with both, or with --product.
     """
     settings = wiring.settings
     question = Query(
         top_k=top_k or settings.top_k,
         text=text,
-        without=without,
+        without=exclude_text,
         weight=weight,
         product=product,
         where=where,
-        diverse=diverse,
+        diverse=diversity,
         min_score=min_score,
         user=user,
-        feedback=feedback,
+        feedback=demote_disliked,
         explain=explain,
     )
     question.require_subject(image is not None)

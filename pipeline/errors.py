@@ -19,12 +19,38 @@ A message is one sentence: what, which file or id, the limit, what to do next.
 
 from __future__ import annotations
 
-LONGEST_QUOTE = 80
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+MAX_QUOTE = 80  # characters
+MAX_LINE = 300
 
 
-def quote(text: str) -> str:
-    """Return somebody's words as a sentence quotes them: not a page of them."""
-    return f"'{text}'" if len(text) <= LONGEST_QUOTE else f"'{text[:LONGEST_QUOTE]}...'"
+def quote(value: object) -> str:
+    """Return a value as a sentence quotes it: a text in quotes, and cut off where it is long."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if len(text) > MAX_QUOTE:
+        text = f"{text[:MAX_QUOTE]}..."
+    return f"'{text}'" if isinstance(value, str) else text
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:MAX_LINE] if lines else type(error).__name__
+
+
+def first_invalid(error: ValidationError) -> tuple[tuple[int | str, ...], str, Any]:
+    """Return the path, the reason and the value of the first thing that pydantic refused."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "extra_forbidden":
+        return first["loc"], "unknown name", first["input"]
+    # "Value error, must be ..." is our own; "Input should be a valid integer" is pydantic's.
+    reason = re.sub(r"^\w+ should\b", "must", first["msg"].removeprefix("Value error, "))
+    return first["loc"], reason, first["input"]
 
 
 class ImgrecError(Exception):

@@ -1,4 +1,4 @@
-"""Choose among implementations by measurement, once a machine, and remember the choice."""
+"""Choose among implementations by measurement, once per machine, and remember the result."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from pipeline.atomic_files import write_atomic
 
-FASTER = 1.15  # a lesser gain is within the noise of a busy machine
+FASTER = 1.15  # a smaller gain is within the noise of a busy machine
 ROUNDS = 3
-LOCK_WAIT_S = 180.0  # another process is measuring; longer than any measurement
-VERSION = 1  # of this page: raise it where what was measured before no longer holds
+LOCK_WAIT_S = 180.0  # while another process measures; longer than any measurement
+VERSION = 2  # part of every key; raise it where earlier measurements no longer hold
+PROBES = Path(__file__).parent / "probe_images"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one precision gave on the probe pictures, in float32's company.
+class Candidate:
+    """An implementation, compared with the exact one on the probe images.
 
-    `agreement` is the worst picture's: the cosine of vectors, the IoU of masks.
+    `agreement` is 1.0 for equal results: a cosine for vectors, an IoU for masks.
     """
 
-    precision: str
+    name: str
     agreement: float
     speedup: float
 
 
-def fastest(found: Sequence[Measured], bound: float) -> str:
-    """Return the fastest precision that agrees with float32, or float32."""
-    good = [each for each in found if each.agreement >= bound and each.speedup >= FASTER]
-    return max(good, key=lambda each: each.speedup).precision if good else "fp32"
+def fastest(candidates: Sequence[Candidate], bound: float) -> str | None:
+    """Return the name of the fastest candidate that agrees; None if the exact one is as good."""
+    good = [each for each in candidates if each.agreement >= bound and each.speedup >= FASTER]
+    return max(good, key=lambda each: each.speedup).name if good else None
 
 
 def speedup(
@@ -48,10 +50,27 @@ def speedup(
     return min(a for a, _ in pairs) / max(min(b for _, b in pairs), 1e-9)
 
 
-def measurement_key(revision: str | None, device: str) -> str:
-    """Name what a measurement depends on: machine, model, versions."""
-    parts = [str(VERSION), str(revision), device, processor()]
-    for package in ("torch", "transformers", "onnxruntime"):
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def probe_images() -> list[Image.Image]:
+    """Load the images that implementations are compared on: drawn products of 12 categories."""
+    return [Image.open(file).convert("RGB") for file in sorted(PROBES.glob("*.jpg"))]
+
+
+def measurement_key(model: str, setup: str, packages: Sequence[str]) -> str:
+    """Return a digest of what a measurement depends on, this machine's processor included.
+
+    Args:
+        model: identifies the content of the weights.
+        setup: device and threads.
+        packages: distributions whose versions matter.
+    """
+    parts = [str(VERSION), model, setup, processor()]
+    for package in packages:
         try:
             parts.append(f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -60,7 +79,7 @@ def measurement_key(revision: str | None, device: str) -> str:
 
 
 def processor() -> str:
-    """Name this machine's processor and the instructions that matter, or its GPU."""
+    """Return the name of this machine's GPU, or its CPU and the CPU's vector instructions."""
     import torch
 
     if torch.cuda.is_available():
@@ -68,35 +87,31 @@ def processor() -> str:
     return f"{platform.machine()} {platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def remembered(folder: Path, key: str, measure: Callable[[], list[Measured]]) -> list[Measured]:
-    """Return what was measured before under this key, or measure and keep it."""
-    file = folder / "precision.json"
-    folder.mkdir(parents=True, exist_ok=True)
+def remembered(file: Path, key: str, measure: Callable[[], list[Candidate]]) -> list[Candidate]:
+    """Return what was measured under this key before, or measure and remember it.
+
+    The file is a cache: one that is damaged, or of an earlier format, is measured anew.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{file}.lock")
     try:
         lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout:  # measuring twice is better than not working
         return measure()
     try:
-        known = _read(file)
-        if key not in known:
-            known[key] = measure()
-            rows = {name: [asdict(each) for each in found] for name, found in known.items()}
+        measurements = _read(file)
+        if key not in measurements:
+            measurements[key] = measure()
+            rows = {name: [asdict(each) for each in of] for name, of in measurements.items()}
             write_atomic(file, json.dumps(rows, indent=1).encode())
-        return known[key]
+        return measurements[key]
     finally:
         lock.release()
 
 
-def _read(file: Path) -> dict[str, list[Measured]]:
+def _read(file: Path) -> dict[str, list[Candidate]]:
     try:
         rows = json.loads(file.read_bytes())
-        return {key: [Measured(**row) for row in found] for key, found in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours: measure anew
+        return {key: [Candidate(**row) for row in of] for key, of in rows.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

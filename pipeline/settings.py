@@ -1,23 +1,62 @@
 """Read every setting from the environment or `.env`, once, into one frozen value.
 
-No other module reads the environment. `.env.example` and docs/reference.md list the same names;
-a test compares the three.
+No other module reads the environment. `.env.example` and the table in docs/reference.md are written
+from the fields and their descriptions below; a test compares them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    ByteSize,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
-from pipeline.errors import WrongUse
+from pipeline.errors import WrongUse, first_invalid
 from pipeline.urls import database_address, redis_address, without_password
 
-MIB = 1024 * 1024
+log = logging.getLogger(__name__)
+
+MIB = 1024**2
+GIB = 1024**3
+MAX_SIZE = 2**63 - 1  # of a resource limit
+# Old name: new name. The old names work in this release only.
+RENAMED = {
+    "precision": "model_precision",
+    "prepared_cache_bytes": "cutout_cache_bytes",
+    "shard_window": "max_shards_in_flight",
+    "stall_s": "hung_after_s",
+    "max_attempts": "shard_max_attempts",
+}
+
+
+def _parse_size(value: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
+    try:
+        size: ByteSize = parse(value)
+    except ValidationError:
+        raise ValueError("a size in bytes is required, e.g. 2GiB or 512MB") from None
+    if size > MAX_SIZE:
+        raise ValueError("the size is larger than any memory or disk")
+    return size
+
+
+Size = Annotated[ByteSize, WrapValidator(_parse_size)]
 
 
 class Settings(BaseSettings):
@@ -28,113 +67,221 @@ class Settings(BaseSettings):
     )
 
     # Model
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Device of the models: `auto`, `cpu` or `cuda`. `auto` uses a GPU if there is "
+        "one; with `cuda`, a missing GPU is an error",
+    )
     embedding_model: str = Field(
         "openai/clip-vit-base-patch32",
         min_length=1,
-        description="Any transformers CLIP or SigLIP: a hub name or a folder",
+        description="Embedding model: the hub name or the folder of any transformers CLIP or "
+        "SigLIP model",
     )
-    embedding_revision: str = Field("main", description="Branch, tag or commit of a hub model")
-    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+    embedding_revision: str = Field(
+        "main", description="Branch, tag or commit of an embedding model from the hub"
+    )
+    model_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
-        description="How exactly images are embedded; auto: fastest whose vectors stay the same",
+        description="Numeric precision of the image encoder: `fp32`, `bf16` or `int8`. `auto` "
+        "picks the fastest whose vectors keep a cosine of at least 0.995 with float32",
     )
-    embed_batch_size: int = Field(32, ge=1, le=4096, description="Images in one forward pass")
+    embed_batch_size: int = Field(
+        32,
+        ge=1,
+        le=4096,
+        description="Number of images in one forward pass of the embedding model; larger batches "
+        "need more memory",
+    )
     cpu_threads: int = Field(
-        0, ge=0, description="Compute threads of one worker process; 0 takes half of the cores"
+        0,
+        ge=0,
+        description="Number of compute threads of one worker process; 0: half of the cores, or "
+        "under `imgrec up` its share of them",
     )
 
     # Preprocessing
-    use_bg_removal: bool = Field(True, description="Cut the product out with rembg first")
+    use_bg_removal: bool = Field(
+        True, description="Whether to remove the background of images with rembg before embedding"
+    )
     rembg_model: str = Field(
-        "u2net", min_length=1, description="u2net, u2netp, isnet-general-use, silueta, ..."
+        "u2net",
+        min_length=1,
+        description="Background removal model of rembg: `u2net`, `u2netp`, `isnet-general-use`, "
+        "`silueta`, ...",
     )
     rembg_backend: Literal["auto", "onnxruntime", "mnn", "openvino"] = Field(
-        "auto", description="What computes masks on a CPU; auto: the fastest that draws the same"
+        "auto",
+        description="Runtime of background removal on a CPU: `onnxruntime`, `mnn` or `openvino`. "
+        "`auto` picks the fastest that computes the same masks",
     )
-    u2net_home: str = Field("", description="Folder of the rembg weights; empty: rembg's own")
+    u2net_home: str = Field(
+        "", description="Folder of the rembg weights; empty: the default of rembg"
+    )
     preprocess_size: Annotated[tuple[int, int], NoDecode] = Field(
-        (224, 224), description="Width, height in pixels of what the model sees"
+        (224, 224), description="Width and height in pixels of the image that the model sees"
     )
     preprocess_padding: float = Field(
-        0.1, ge=0, le=1, description="Margin around a cut-out, as a share of its longer side"
+        0.1,
+        ge=0,
+        le=1,
+        description="Margin around a cut-out product, as a fraction of its longer side",
     )
     preprocess_bg_color: Annotated[tuple[int, int, int], NoDecode] = Field(
-        (255, 255, 255), description="Red, green, blue behind cut-outs, alpha and padding"
+        (255, 255, 255),
+        description="Color behind cut-outs, transparency and padding: red, green and blue, each 0 "
+        "to 255",
     )
-    prepared_cache_bytes: int = Field(
-        2048 * MIB,
-        ge=0,
-        description="Disk for cut-outs that later rebuilds use again; 0 keeps none",
+    cutout_cache_bytes: Size = Field(
+        ByteSize(2 * GIB),
+        description="Disk space for cached cut-outs, e.g. 2GiB, which save later rebuilds the "
+        "background removal; 0: no cache",
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=64, description="Larger pictures are refused before they are decoded"
+        50_000_000,
+        ge=64,
+        description="Maximum number of pixels of an image; larger images are rejected before they "
+        "are decoded",
     )
-    max_image_bytes: int = Field(50 * MIB, ge=1024, description="Larger files are refused")
-    worker_max_memory: str = Field(
-        "",
-        description="Memory of one worker process, as in 4GiB; empty: half of the machine's or "
-        "most of the container's; 0: no limit",
+    max_image_bytes: Size = Field(
+        ByteSize(50 * MIB),
+        ge=1024,
+        description="Maximum size of an image file, e.g. 50MiB; larger files are rejected",
+    )
+    worker_max_memory: Size | None = Field(
+        None,
+        description="Memory limit of one worker process, e.g. 4GiB; images that need more are "
+        "rejected, and a worker that leaks is restarted; 0: unlimited; empty: half of the "
+        "machine's memory, or most of the container's",
     )
 
     # Places
-    data_dir: Path = Field(Path("data"), description="Folder of the index, the jobs, the logs")
-    models_dir: Path = Field(Path("models"), description="Folder of the trained heads")
+    data_dir: Path = Field(
+        Path("data"),
+        description="Folder of the index, the files of running rebuilds, the cut-out cache, the "
+        "training images, the heartbeats and the logs",
+    )
+    models_dir: Path = Field(
+        Path("models"), description="Folder of the trained heads; query workers must see the same"
+    )
     image_roots: str = Field(
-        "", description="Folders that workers may read, separated by ':'; empty: any job's folder"
+        "",
+        description="Folders that workers may read images from, separated by `:`; empty: the "
+        "folder of any job",
     )
     database_url: str = Field(
-        "sqlite:///./data/app.db", description="sqlite:///FILE or postgresql://..."
+        "sqlite:///./data/app.db",
+        description="Database of jobs, product data and feedback: `sqlite:///FILE` or "
+        "`postgresql://USER:PASSWORD@HOST/NAME`",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="Broker and results (append-only, noeviction); rediss://HOST is Redis over "
-        "TLS and verifies, ?ssl_ca_certs=FILE names an authority of your own",
+        description="Redis of the queues and results, which must not evict keys; `rediss://` is "
+        "Redis over TLS, where `?ssl_ca_certs=FILE` names your own certificate authority",
     )
-    cache_url: str = Field("", description="Redis of the shared cache; empty: REDIS_URL")
+    cache_url: str = Field(
+        "", description="Redis of the shared cache; empty: the one at `REDIS_URL`"
+    )
 
     # Rebuild
-    shard_size: int = Field(256, ge=1, le=10_000, description="Images in one task")
-    shard_window: int = Field(64, ge=1, description="Shards of a job that wait in the queue")
-    lease_s: float = Field(15, gt=0, description="Silence after which a shard's worker is dead")
-    stall_s: float = Field(
-        600, gt=0, description="One image or batch that takes longer counts as a hung worker"
+    shard_size: int = Field(
+        256,
+        ge=1,
+        le=10_000,
+        description="Number of images in one shard, the unit of work of an embed worker",
     )
-    max_attempts: int = Field(
-        3, ge=1, description="Crashes of a shard before its images are tried one by one"
+    max_shards_in_flight: int = Field(
+        64,
+        ge=1,
+        description="Maximum number of shards of a job that are queued or running at once; fewer "
+        "than twice the number of embed workers may leave some of them idle",
     )
-    reconcile_s: float = Field(5, gt=0, description="Pause between two looks for lost work")
-    keep_versions: int = Field(3, ge=2, description="Index versions kept for rollback")
+    lease_s: float = Field(
+        15,
+        gt=0,
+        description="Seconds without a heartbeat after which a worker is presumed dead and its "
+        "shard is reassigned",
+    )
+    hung_after_s: float = Field(
+        600,
+        gt=0,
+        description="Seconds that one image or batch may take before its worker counts as hung "
+        "and loses its shard",
+    )
+    shard_max_attempts: int = Field(
+        3,
+        ge=1,
+        description="Number of times that a shard may crash its worker before its images are "
+        "tried one by one, to find the one that does",
+    )
+    reconcile_s: float = Field(
+        5,
+        gt=0,
+        description="Seconds between two searches for lost messages and expired leases",
+    )
+    keep_versions: int = Field(
+        3, ge=2, description="Number of index versions kept on disk for rollback"
+    )
     flat_max_vectors: int = Field(
-        50_000, ge=1, description="Up to here the index is exact; above it is IVF"
+        50_000,
+        ge=1,
+        description="Maximum number of vectors that are searched exactly; larger indexes are "
+        "approximate (IVF)",
     )
-    index_memory: ByteSize | None = Field(
+    index_memory: Size | None = Field(
         None,
-        description="What the index may take, as 2GiB; above it, its vectors are shortened; "
-        "empty: no limit",
+        description="Memory budget of the index, e.g. 2GiB; larger indexes are compressed (SQ8, "
+        "then PQ); empty: unlimited",
     )
 
     # Classify
     labels_file: str = Field(
-        "", description="What classify can say, a TOML file; empty: the one that comes with imgrec"
+        "",
+        description="TOML file with the labels of `imgrec classify`; empty: the file that comes "
+        "with imgrec",
     )
     min_confidence: float = Field(
         # On the demo catalogue imgrec-mini is right in 95.9 % of the colours above 0.4 (95.5 % of
-        # all). No guard against pictures without a product: of noise it was 0.99 sure.
+        # all). No guard against images without a product: of noise it was 0.99 sure.
         0.4,
         ge=0,
         le=1,
-        description="A label with less is shown as unknown, with its best guess",
+        description="Confidence, 0 to 1, below which a label is shown as `unknown`, with its best "
+        "guess",
     )
 
     # Query
-    top_k: int = Field(5, ge=1, le=1000, description="Matches of a query")
-    query_concurrency: int = Field(16, ge=1, description="Queries in flight in one query worker")
-    vector_ttl_s: int = Field(30 * 86_400, ge=1, description="Life of a cached vector")
-    result_ttl_s: int = Field(86_400, ge=1, description="Life of a cached query result")
-    query_log_days: int = Field(
-        90, ge=0, description="Days that answered queries are kept for feedback; 0 keeps none"
+    top_k: int = Field(
+        5, ge=1, le=1000, description="Number of matches of a query without `--top-k`"
     )
+    query_concurrency: int = Field(
+        16, ge=1, description="Number of queries that one query worker serves concurrently"
+    )
+    vector_ttl_s: int = Field(
+        30 * 86_400, ge=1, description="Seconds that a vector is kept in the shared cache"
+    )
+    result_ttl_s: int = Field(
+        86_400, ge=1, description="Seconds that a query result is kept in the shared cache"
+    )
+    query_log_days: int = Field(
+        90,
+        ge=0,
+        description="Days that answered queries are kept for feedback; 0: queries are not logged",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Accept the old names of renamed settings."""
+        sources = (env_settings, dotenv_settings)
+        _accept_old_names([each for each in sources if isinstance(each, EnvSettingsSource)])
+        return (init_settings, *sources)
 
     @field_validator("preprocess_size", "preprocess_bg_color", mode="before")
     @classmethod
@@ -147,23 +294,14 @@ class Settings(BaseSettings):
     @classmethod
     def _size_in_range(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not all(16 <= side <= 2048 for side in value):
-            raise ValueError("each side must be 16 to 2048 pixels, as in 224,224")
+            raise ValueError("each side must be 16 to 2048 pixels, e.g. 224,224")
         return value
 
     @field_validator("preprocess_bg_color")
     @classmethod
     def _color_in_range(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
         if not all(0 <= channel <= 255 for channel in value):
-            raise ValueError("three numbers from 0 to 255, as in 255,255,255")
-        return value
-
-    @field_validator("worker_max_memory")
-    @classmethod
-    def _known_size(cls, value: str) -> str:
-        try:
-            TypeAdapter(ByteSize).validate_python(value or "0")
-        except ValidationError:
-            raise ValueError("a number of bytes, as in 4GiB or 512MB") from None
+            raise ValueError("three numbers from 0 to 255 are required, e.g. 255,255,255")
         return value
 
     @field_validator("database_url")
@@ -189,12 +327,6 @@ class Settings(BaseSettings):
         return self.data_dir / "jobs"
 
     @property
-    def memory_limit(self) -> int | None:
-        """`WORKER_MAX_MEMORY` in bytes; 0 for none, None where it is left to us."""
-        value = self.worker_max_memory
-        return int(TypeAdapter(ByteSize).validate_python(value)) if value else None
-
-    @property
     def threads(self) -> int:
         """Compute threads of this process: `CPU_THREADS`, or half of the cores.
 
@@ -204,8 +336,33 @@ class Settings(BaseSettings):
         return self.cpu_threads or max(1, cores() // 2)
 
 
+def _accept_old_names(sources: list[EnvSettingsSource]) -> None:
+    """Let the old name of a setting set it, unless the new name does; the sources come by rank."""
+    for old, new in RENAMED.items():
+        old_source = next((each for each in sources if old in each.env_vars), None)
+        if old_source is None:
+            continue
+        value = old_source.env_vars[old]
+        new_value = next((each.env_vars[new] for each in sources if new in each.env_vars), None)
+        if new_value is None:
+            old_source.env_vars = {**old_source.env_vars, new: value}
+        if new_value in (None, value):
+            log.warning(
+                "%s was renamed to %s; the old name works until the next release.",
+                old.upper(),
+                new.upper(),
+            )
+        else:
+            log.warning(
+                "%s was renamed to %s; both are set and differ: %s is used.",
+                old.upper(),
+                new.upper(),
+                new.upper(),
+            )
+
+
 def cores() -> int:
-    """Count the CPU cores that this process may use; containers may be given fewer than exist."""
+    """Return the number of CPU cores that this process may use; a container may have fewer."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -221,12 +378,10 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).upper()
-        reason = first["msg"].removeprefix("Value error, ")
-        shown = without_password(repr(first["input"]))
+        path, reason, value = first_invalid(error)
+        name, shown = str(path[0]).upper(), without_password(repr(value))
         if name.endswith("_URL") and "://" not in shown:
-            shown = "not shown: it may hold a password"
+            shown = "not shown, because it may contain a password"
         # Without its cause, which quotes the value with its password.
         raise WrongUse(f"The setting {name} cannot be used: {reason} (it is {shown}).") from None
     if settings.u2net_home:

@@ -5,21 +5,45 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
+import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
 from live_stack import FAILPOINTS
+from pydantic import ByteSize
 
 from cli.supervisor import share_threads
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+EXAMPLE_HEAD = """\
+# Every setting with its default. Copy this file to .env in the folder where you run imgrec and
+# change what you need. Variables of the environment take precedence over the file.
+"""
 HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
+SHIPPED = ("cli", "workers", "pipeline")
+# The packages of pipeline/, uppermost first; below them are its modules that are in no package.
+LAYERS = (
+    "rebuild",
+    "store",
+    "train",
+    "classify",
+    "evaluate",
+    "search",
+    "index",
+    "embed",
+    "preprocess",
+    "images",
+)
 
 
 def imports(file: Path) -> set[str]:
@@ -37,6 +61,84 @@ def offenders(package: str, forbidden: set[str]) -> list[str]:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     return [str(file) for file in files if imports(file) & forbidden]
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def pipeline_imports() -> dict[str, set[str]]:
+    """Return the modules of pipeline/ that each of them imports anywhere, lazily too."""
+    files = {module_of(file): file for file in sorted((ROOT / "pipeline").rglob("*.py"))}
+    imports: dict[str, set[str]] = {}
+    for module, file in files.items():
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file} imports relatively"
+                names |= {str(node.module), *(f"{node.module}.{a.name}" for a in node.names)}
+        imports[module] = names & files.keys() - {"pipeline", module}
+    return imports
+
+
+def layer(module: str) -> int:
+    package = module.split(".")[1]
+    if (ROOT / "pipeline" / package).is_dir():
+        return LAYERS.index(package)
+    return len(LAYERS)
+
+
+def test_no_package_of_the_pipeline_imports_one_above_it() -> None:
+    imports = pipeline_imports()
+    assert len(imports) > len(LAYERS)
+    imports.pop("pipeline")
+    upward = [
+        f"{module} imports {name}"
+        for module, names in imports.items()
+        for name in sorted(names)
+        if layer(name) < layer(module)
+    ]
+    assert upward == []
+
+
+def test_no_modules_of_the_pipeline_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(pipeline_imports()).prepare()  # raises CycleError
+
+
+def test_nothing_that_ships_imports_development_code() -> None:
+    for package in SHIPPED:
+        assert offenders(package, {"tools", "tests"}) == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert sorted(patterns) == sorted(f"{package}*" for package in SHIPPED)
+    assert "!tools/" not in (ROOT / ".dockerignore").read_text().split()
+
+
+def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_path: Path) -> None:
+    tree, skipped = tmp_path / "tree", shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for package in SHIPPED:
+        shutil.copytree(ROOT / package, tree / package, ignore=skipped)
+    for file in ("pyproject.toml", "celeryconfig.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tree)
+    (tree / "tools").mkdir()
+    (tree / "tools" / "__init__.py").touch()
+    script = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tree)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tree.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in names} == {*SHIPPED, "celeryconfig.py"}
+    files = {
+        str(file.relative_to(tree))
+        for package in SHIPPED
+        for file in (tree / package).rglob("*")
+        if file.is_file()
+    }
+    assert names == files | {"celeryconfig.py"}
+    assert len([name for name in names if name.startswith("pipeline/probe_images/")]) == 12
 
 
 def test_the_pipeline_knows_neither_celery_nor_who_uses_it() -> None:
@@ -77,9 +179,48 @@ def test_what_ships_cannot_kill_itself_whatever_the_environment_says() -> None:
     assert subprocess.run(command, cwd=ROOT, env=armed).returncode == -signal.SIGKILL
 
 
-def shown(default: object) -> str:
+def test_what_needs_the_database_or_works_in_this_process_loads_no_celery() -> None:
+    needless = {*HEAVY, "celery", "kombu"}
+    script = "import sys; from cli.wiring import Wiring; Wiring().resources, Wiring().local\n"
+    script += f"print(sorted(set(sys.modules) & {needless!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+STATE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.Call)
+CONSTANT = {"getLogger", "gethostname", "TypeVar", "compile", "tuple", "frozenset"}
+
+
+def module_state(file: Path) -> set[str]:
+    """Return the names that a module binds to something that can change."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Global):
+            found |= set(node.names)
+    for node in ast.parse(file.read_text()).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, STATE):
+            continue
+        call = node.value.func if isinstance(node.value, ast.Call) else None
+        if getattr(call, "attr", getattr(call, "id", None)) in CONSTANT:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        found |= {ast.unparse(target) for target in targets}
+    return {name for name in found if not name.strip("_").isupper()}
+
+
+def test_a_worker_holds_its_state_in_one_object() -> None:
+    """What a module holds would outlive the resources of a test, and mix --local with the rest."""
+    state = {file.stem: module_state(file) for file in (ROOT / "workers").glob("*.py")}
+    assert {name for name, names in state.items() if names} == {"resources"}
+    assert state["resources"] == {"_lock", "_process_resources"}
+
+
+def written(default: object) -> str:
+    """Write a default as a `.env` file has it."""
     if default is None:
         return ""
+    if isinstance(default, ByteSize):
+        return default.human_readable().replace(".0", "")
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
@@ -89,14 +230,46 @@ def shown(default: object) -> str:
     return str(default)
 
 
-def test_env_example_and_reference_list_every_setting_with_its_default() -> None:
-    code = {name.upper(): shown(f.default) for name, f in Settings.model_fields.items()}
-    lines = (ROOT / ".env.example").read_text().splitlines()
-    example = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]", line))
-    reference = (ROOT / "docs" / "reference.md").read_text()
-    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| `([^`]*)` \|", reference, re.M)
-    assert example == code
-    assert {name: default.strip() for name, default in rows} == code
+def defaults_and_descriptions() -> Iterator[tuple[str, str, str]]:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        yield name.upper(), written(field.default), field.description
+
+
+def example_file() -> str:
+    """Write `.env.example` from the fields of `Settings`."""
+    text = EXAMPLE_HEAD
+    for name, default, description in defaults_and_descriptions():
+        comment = "\n# ".join(textwrap.wrap(description.replace("`", ""), 96))
+        text += f"\n# {comment}\n{name}={default}\n"
+    return text
+
+
+def reference_with_settings(reference: str) -> str:
+    """Write the table of settings into docs/reference.md."""
+    rows = "".join(
+        f"| `{name}` | `{default or ' '}` | {description} |\n"
+        for name, default, description in defaults_and_descriptions()
+    )
+    return re.sub(
+        r"(?<=^\| Setting \| Default \| Meaning \|\n\|---\|---\|---\|\n)(\|.*\n)+",
+        lambda match: rows,
+        reference,
+        count=1,
+        flags=re.M,
+    )
+
+
+def test_env_example_and_reference_say_what_the_settings_say() -> None:
+    """The three have the same names, defaults and descriptions, with one source."""
+    example, reference = ROOT / ".env.example", ROOT / "docs" / "reference.md"
+    expected = {example: example_file(), reference: reference_with_settings(reference.read_text())}
+    if os.environ.get("IMGREC_WRITE_SETTINGS"):
+        for file, text in expected.items():
+            file.write_text(text)
+    for file, text in expected.items():
+        assert file.read_text() == text, f"{file.name}: write it with IMGREC_WRITE_SETTINGS=1"
+    assert reference.read_text().count("\n| `DATA_DIR` | `data` | ") == 1
 
 
 def test_the_twins_that_break_each_other_are_never_installed_together() -> None:

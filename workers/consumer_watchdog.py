@@ -26,7 +26,7 @@ class ConsumerWatchdog:
         self.connected = False
         self._redis_url = settings.redis_url
         self._loop = watchdog.deadline(
-            "the loop that takes messages", min(LOOP_S, settings.stall_s)
+            "the loop that takes messages", min(LOOP_S, settings.hung_after_s)
         )
         self._since = time.monotonic()
 

@@ -77,7 +77,9 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
     """
     settings = resources.settings
     # A download or a lock may hang, and no lease watches yet.
-    with resources.watchdog.deadline(f"the start of shard {n} of job {job.id}", settings.stall_s):
+    with resources.watchdog.deadline(
+        f"the start of shard {n} of job {job.id}", settings.hung_after_s
+    ):
         failpoint("embed.before_claim")
         _load(resources, job)
         owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
@@ -111,7 +113,7 @@ def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardR
     vectors = resources.reusable_vectors(reuse=not job.full, verify=True)
     save = _saver(resources.settings.data_dir) if job.save_preprocessed else None
     embedder = resources.embedder
-    if claim.attempts <= resources.settings.max_attempts:
+    if claim.attempts <= resources.settings.shard_max_attempts:
         return embed_shard(job.root, claim.images, embedder, vectors, check=lease.check, save=save)
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
     shards = resources.jobs.shards
@@ -169,7 +171,7 @@ def _after_error(
         description=f"Worker embed@{HOST}: shard {n}",
         data_dir=resources.settings.data_dir,
         number=claim.attempts if claim else 0,
-        limit=resources.settings.max_attempts,
+        limit=resources.settings.shard_max_attempts,
         lacks_memory=guard.shutting_down.is_set() or guard.budget.over_limit(),
     )
     decision = decide(error, attempt)

@@ -97,7 +97,7 @@ def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> N
         description=f"Worker index@{HOST}: the merge",
         data_dir=resources.settings.data_dir,
         number=claim.attempts + 1,
-        limit=resources.settings.max_attempts,
+        limit=resources.settings.shard_max_attempts,
     )
     decision = decide(error, attempt)
     match decision:

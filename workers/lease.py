@@ -57,7 +57,7 @@ class Leases:
     """All leases of a process; one thread renews them in one statement every few seconds.
 
     Args:
-        stall_s: a shard without progress for so long loses its lease.
+        hung_after_s: a shard without progress for so long loses its lease.
         stopping: set when the process was asked to end.
         watchdog: watches the work.
     """
@@ -66,13 +66,13 @@ class Leases:
         self,
         jobs: Jobs,
         lease_s: float,
-        stall_s: float,
+        hung_after_s: float,
         stopping: threading.Event,
         watchdog: Watchdog,
     ) -> None:
         self._jobs = jobs
         self._lease_s = lease_s
-        self._stall_s = stall_s
+        self._hung_after_s = hung_after_s
         self._stopping = stopping
         self._watchdog = watchdog
         self._leases: dict[str, Lease] = {}
@@ -83,8 +83,8 @@ class Leases:
     def hold(self, claim: Claim | MergeClaim) -> Iterator[Lease]:
         """Renew the lease of a claim until the block ends, as long as the work moves."""
         # A merge has no natural progress to watch, so only the process's death ends its lease.
-        stall_s = self._stall_s if isinstance(claim, Claim) else float("inf")
-        with self._watchdog.deadline(str(claim), stall_s) as deadline:
+        hung_after_s = self._hung_after_s if isinstance(claim, Claim) else float("inf")
+        with self._watchdog.deadline(str(claim), hung_after_s) as deadline:
             lease = Lease(claim, deadline, self._stopping)
             with self._changed:
                 self._leases[claim.owner] = lease

@@ -189,7 +189,7 @@ def _open_index(resources: Resources) -> None:
 
 def _reconcile(resources: Resources) -> None:
     settings = resources.settings
-    work = resources.watchdog.deadline("the reconciler", settings.stall_s)
+    work = resources.watchdog.deadline("the reconciler", settings.hung_after_s)
     while not resources.stopping.wait(settings.reconcile_s):
         failpoint("reconcile")
         try:

@@ -65,7 +65,7 @@ class MemoryGuard:
     def start(self) -> None:
         """Watch over this process from here on: it is a worker."""
         self._is_worker.set()
-        if self._settings.memory_limit == 0 or used_bytes() is None:
+        if self._settings.worker_max_memory == 0 or used_bytes() is None:
             return
         thread = threading.Thread(target=self._watch, name="memory", daemon=True)
         thread.start()
@@ -85,9 +85,9 @@ class MemoryGuard:
 
     def _apply_limit(self, queue: str) -> None:
         settings, base = self._settings, data_segment_bytes()
-        if base is None or settings.memory_limit == 0:
+        if base is None or settings.worker_max_memory == 0:
             return
-        limit = settings.memory_limit
+        limit: int | None = settings.worker_max_memory
         if limit is None:
             # Nobody asked for a limit: it is never less than any allowed picture needs.
             largest = BYTES_PER_PIXEL * settings.max_image_pixels
@@ -115,7 +115,7 @@ class MemoryGuard:
         Raises:
             JobFailed: it cannot. Where the limit was left to us, everything is tried.
         """
-        limit, base = self._settings.memory_limit, data_segment_bytes()
+        limit, base = self._settings.worker_max_memory, data_segment_bytes()
         if not limit or base is None or not self._is_worker.is_set():
             return
         needed = base + int(BUILD_FACTOR * vector_bytes)
@@ -142,7 +142,7 @@ class MemoryGuard:
     def _watch(self) -> None:
         """Look at this process's memory until it ends; end it when it has leaked."""
         since: float | None = None
-        default = self._settings.memory_limit or default_limit()
+        default = self._settings.worker_max_memory or default_limit()
         while not self._stopping.wait(POLL_S):
             try:
                 since = self._look(since, default)

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
 from pipeline.search.query import Query
-from pipeline.search.rank import Answer, compose, recommend
+from pipeline.search.query_vector import compose, embed_image
+from pipeline.search.rank import VERSION as RANKING_VERSION
+from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.cache import result_key
 from workers.known_vectors import KnownVectors
@@ -59,17 +62,21 @@ def query_image(
     # Who asks by what was imported or said may have done so in the same second.
     shelf = resources.indexed_catalogues.of(index.version, at_once=bool(question.conditions))
     digest = sha256(data) if data else ""
-    facts = {"question": question.key(), "catalogue": shelf.catalogue.revision}
+    facts = {
+        "query": question.key(),
+        "catalogue": shelf.catalogue.revision,
+        "ranking": RANKING_VERSION,
+    }
     key = result_key(index.version.identity, mine.id, digest, facts)
     # What feedback changes is not kept: it may change with every verdict.
     kept = None if question.uses_feedback else resources.cache.get_result(key)
     answer = found = _unpack(kept)
     if answer is None:
         known = KnownVectors(resources.cache, mine.id, index.version)
-        picture = (lambda: _vector(resources, data, digest, known)) if data else None
         opinions = resources.feedback_index.get(now=True) if question.uses_feedback else None
         with resources.cache.pipelined():
-            asked = compose(question, picture, resources.text_vector, shelf)
+            image = _vector(resources, data, digest, known) if data else None
+            asked = compose(question, image, resources.text_vector, shelf)
             answer = recommend(question, index, shelf, asked, opinions)
             if not question.uses_feedback:
                 resources.cache.put_result(key, _pack(answer))
@@ -85,10 +92,10 @@ def query_image(
             LoggedQuery(
                 query_id=query_id,
                 asked_at=time.time(),
-                who=question.user,
+                user=question.user,
                 index_version=index.version.name,
                 fingerprint=mine.id,
-                shown=tuple((match["product_id"], match["score"]) for match in answer.matches),
+                matches=tuple((match["product_id"], match["score"]) for match in answer.matches),
                 vector=answer.vector,
             )
         )
@@ -146,19 +153,25 @@ def _require_size(resources: Resources, data: bytes) -> None:
 def _vector(
     resources: Resources, data: bytes, digest: str, known: KnownVectors
 ) -> NDArray[np.float32]:
-    """Return the picture's (d,) unit vector: a known one, or the model's."""
-    vector = known.get(digest)
-    if vector is None:
-        prepare = resources.query_prepare
-        resources.memory_guard.apply_limit(QUERY)
-        image = decode(data, resources.limits, resources.settings.preprocess_bg_color)
-        try:
-            prepared = prepare(image)
-        except MemoryError as error:
-            raise ImageOutOfMemory(stage="preprocess") from error
-        vector = resources.batcher.embed(prepared.image, EMBED_TIMEOUT_S)
-        known.put({digest: vector})
-    return vector
+    """Return the image's (d,) unit vector: a known one, or the model's."""
+    return embed_image(
+        data,
+        digest,
+        known,
+        lambda image_file: _prepare(resources, image_file),
+        lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
+    )
+
+
+def _prepare(resources: Resources, data: bytes) -> Image.Image:
+    """Decode and preprocess a query's image; the models are loaded first."""
+    prepare = resources.query_prepare
+    resources.memory_guard.apply_limit(QUERY)
+    image = decode(data, resources.limits, resources.settings.preprocess_bg_color)
+    try:
+        return prepare(image).image
+    except MemoryError as error:
+        raise ImageOutOfMemory(stage="preprocess") from error
 
 
 def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict[str, str]:

@@ -28,12 +28,12 @@ class QueryLog:
     """
 
     def __init__(
-        self, feedback: FeedbackLog, days: int, watchdog: Watchdog, stall_s: float
+        self, feedback: FeedbackLog, days: int, watchdog: Watchdog, hung_after_s: float
     ) -> None:
         self._feedback = feedback
         self._days = days
         self._watchdog = watchdog
-        self._work = watchdog.deadline("the log of queries", stall_s)
+        self._work = watchdog.deadline("the log of queries", hung_after_s)
         self._waiting: deque[LoggedQuery] = deque(maxlen=MOST)
         self._lock = threading.Lock()
         self._wanted = threading.Event()

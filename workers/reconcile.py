@@ -29,7 +29,7 @@ def advance(resources: Resources, job_id: str) -> None:
         ServerUnavailable: Redis does not take messages; the shards stay marked and are sent again.
     """
     jobs = resources.jobs
-    window = jobs.shards.next_window(job_id, resources.settings.shard_window)
+    window = jobs.shards.next_window(job_id, resources.settings.max_shards_in_flight)
     failpoint("flow.before_send")
     _send_shards(resources, job_id, window)
     if jobs.ready_to_merge(job_id):

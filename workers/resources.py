@@ -128,7 +128,9 @@ class Resources:
     def leases(self) -> Leases:
         """The leases of the work that this process has claimed."""
         settings = self.settings
-        return Leases(self.jobs, settings.lease_s, settings.stall_s, self.stopping, self.watchdog)
+        return Leases(
+            self.jobs, settings.lease_s, settings.hung_after_s, self.stopping, self.watchdog
+        )
 
     @once
     def products(self) -> Products:
@@ -151,7 +153,10 @@ class Resources:
     @once
     def query_log(self) -> QueryLog:
         return QueryLog(
-            self.feedback_log, self.settings.query_log_days, self.watchdog, self.settings.stall_s
+            self.feedback_log,
+            self.settings.query_log_days,
+            self.watchdog,
+            self.settings.hung_after_s,
         )
 
     @once
@@ -236,7 +241,7 @@ class Resources:
     def batcher(self) -> Batcher[Image.Image]:
         """The model for queries: those that come at the same time share a forward pass."""
         embed_images = self.clip.embed_images
-        work = self.watchdog.deadline("a batch of queries", self.settings.stall_s)
+        work = self.watchdog.deadline("a batch of queries", self.settings.hung_after_s)
 
         def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
             with work:

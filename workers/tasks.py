@@ -56,4 +56,6 @@ def pictures(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
 
 def _deadline(task: Task, resources: Resources) -> Deadline:
     """Watch a query; a shard has its lease, and a merge no limit."""
-    return resources.watchdog.deadline(f"{task.name} {task.request.id}", resources.settings.stall_s)
+    return resources.watchdog.deadline(
+        f"{task.name} {task.request.id}", resources.settings.hung_after_s
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import threading
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import measure_once
 from pipeline.embed import int8, numeric_precision
 from pipeline.embed.fingerprint import model_revision
 from pipeline.embed.image_tensor import Pixels
@@ -23,8 +23,8 @@ from pipeline.settings import Settings
 
 Vectors = NDArray[np.float32]
 
-# A small model is mostly convolutions on many pixels, whose results leave the CPU's caches and are
-# mapped anew for each layer: imgrec-mini took 12 ms a picture by fours, 37 by thirty-twos.
+# A small model is mostly convolutions on many pixels, whose results exceed the CPU's caches:
+# imgrec-mini took 12 ms per image in batches of 4, and 37 ms in batches of 32.
 SMALL_BATCH = 4
 
 
@@ -42,15 +42,16 @@ class Clip:
         tokenizer: Any,
         device: str,
         precision: str,
-        at_once: int | None = None,
+        max_batch: int | None = None,
     ) -> None:
-        """Take a loaded model.
+        """Wrap a loaded model.
 
         Args:
-            at_once: pictures in one forward pass, where fewer than it is given are faster.
+            precision: numeric precision of the image encoder that `model` has.
+            max_batch: images in one forward pass; None: as many as `embed_images` is given.
         """
         self._model = model
-        self._at_once = at_once
+        self._max_batch = max_batch
         self._pixels = Pixels(image_processor)
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
@@ -71,7 +72,7 @@ class Clip:
         if self.device == "cuda":
             pixels = pixels.pin_memory()
         bf16 = self.precision == "bf16"
-        parts = pixels.split(self._at_once or len(pixels))
+        parts = pixels.split(self._max_batch or len(pixels))
         return np.concatenate(
             [self._forward(self._model.get_image_features, bf16, pixel_values=p) for p in parts]
         )
@@ -150,30 +151,42 @@ def load_clip(settings: Settings) -> Clip:
         )
     model.eval().to(device)
     tokenizer = _load_tokenizer(source, revision)
-    exact = model.vision_model.encoder if int8.can_run(model) else None
-    quantised = functools.cache(lambda: int8.make_encoder(model, settings.threads))
+    small = numeric_precision.is_small(model)
+    max_batch = SMALL_BATCH if device == "cpu" and small else None
 
-    at_once = SMALL_BATCH if device == "cpu" and numeric_precision.is_small(model) else None
+    @functools.cache
+    def clip_in(precision: str) -> Clip:
+        in_int8 = precision == "int8"
+        encoder = int8.make_encoder(model, settings.threads) if in_int8 else None
+        return Clip(
+            model if encoder is None else _with_image_encoder(model, encoder),
+            image_processor,
+            tokenizer,
+            device,
+            precision,
+            max_batch,
+        )
 
-    def make(name: str) -> Clip:
-        if exact is not None:
-            model.vision_model.encoder = quantised() if name == "int8" else exact
-        return Clip(model, image_processor, tokenizer, device, name, at_once)
-
-    if settings.precision == "auto" and numeric_precision.is_small(model):
-        return make("fp32")
-    names = numeric_precision.available(model, device)
-    key = measure_once.measurement_key(model_revision(name, revision), device)
-    return make(
+    if settings.model_precision == "auto" and small:
+        return clip_in("fp32")
+    return clip_in(
         numeric_precision.choose(
             settings,
-            key,
-            names,
-            lambda: numeric_precision.measure(
-                names, lambda name: lambda images: make(name).embed_images(images)
-            ),
+            model_revision(name, revision),
+            device,
+            numeric_precision.available(model, device),
+            lambda precision: clip_in(precision).embed_images,
         )
     )
+
+
+def _with_image_encoder(model: Any, encoder: Any) -> Any:
+    """Return a copy of a model with other transformer layers on the image side.
+
+    All other weights are shared; the given model is not changed.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, {**shared, id(model.vision_model.encoder): encoder})
 
 
 def choose_device(wanted: str) -> str:

@@ -84,9 +84,9 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
     spec = Preprocessing.from_settings(settings)
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     prepared = None
-    if settings.use_bg_removal and settings.prepared_cache_bytes:  # resizing alone costs no more
+    if settings.use_bg_removal and settings.cutout_cache_bytes:  # resizing alone costs no more
         folder = settings.data_dir / "prepared"
-        prepared = PreparedCache(folder, spec, limits, settings.prepared_cache_bytes)
+        prepared = PreparedCache(folder, spec, limits, settings.cutout_cache_bytes)
     return Embedder(
         encoder=encoder,
         prepare=lambda image: prepare(image, spec, remover),

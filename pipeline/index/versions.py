@@ -2,8 +2,9 @@
 
     faiss_index/CURRENT                 the name of the published version, one line
     faiss_index/v0007/index.bin         FAISS; ids are row numbers
-    faiss_index/v0007/id_to_filename.json   {"0": "shoe/a.jpg", ...}, a line each, sorted
-    faiss_index/v0007/vectors.npy       (n, d) float32: what the next rebuild reuses
+    faiss_index/v0007/id_to_filename.json   paths by row, sorted: for people; see id_map.py
+    faiss_index/v0007/paths.bin, path_ends.npy   the same for programs
+    faiss_index/v0007/vectors.npy       (n, d) float32: reused by the next rebuild
     faiss_index/v0007/sha256.npy        (n,) S64 content hashes
     faiss_index/v0007/by_hash.npy       (n,) int64: rows in the order of their hashes
     faiss_index/v0007/files.npy         (n, 2) int64: bytes, mtime in ns
@@ -39,7 +40,10 @@ from pipeline.index.id_map import read_id_map
 NAME = re.compile(r"v(\d{4,9})")
 # What names the rows. Small beside the vectors: read and compared whenever a version is opened,
 # 0.2 s for a million images. Vectors and index are compared beside the queries, see PublishedIndex.
-NAMES = ("id_to_filename.json", "files.npy", "sha256.npy", "by_hash.npy")
+NAMES = (
+    *("id_to_filename.json", "paths.bin", "path_ends.npy"),
+    *("files.npy", "sha256.npy", "by_hash.npy"),
+)
 WAY_OUT = "roll back with 'imgrec index rollback' or rebuild"
 KEYS = {
     *("job_id", "job_created_at", "created_at", "root", "images", "dimension"),
@@ -92,16 +96,15 @@ class Version:
 
     @cached_property
     def paths(self) -> Sequence[str]:
-        """File names by row, in ascending order.
+        """Paths by row, in ascending order.
 
         Raises:
             IndexBroken: the map is missing or does not match the manifest.
         """
-        file = self.folder / "id_to_filename.json"
-        paths = read_id_map(file)
+        paths = read_id_map(self.folder)
         if len(paths) != self.manifest["images"]:
             raise IndexBroken(
-                f"The id map {file} names {len(paths)} files, "
+                f"The id map of {self.folder} names {len(paths)} files, "
                 f"the manifest {self.manifest['images']}."
             )
         return paths

@@ -1,153 +1,164 @@
-"""Load rembg's network, in the fastest runtime there is, and hand it out as a plain function."""
+"""Load a background removal model of rembg, in the fastest runtime that computes its masks."""
 
 from __future__ import annotations
 
-import copy
+import functools
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-from pipeline.embed.numeric_precision import probes
 from pipeline.errors import SetupError
-from pipeline.measure_once import Measured, fastest, measurement_key, remembered, speedup
-from pipeline.preprocess import mnn, onnx_batched, openvino
+from pipeline.measure_once import (
+    Candidate,
+    fastest,
+    measurement_key,
+    probe_images,
+    remembered,
+    speedup,
+)
+from pipeline.preprocess import mnn, onnx_runtime, openvino, rembg_models, u2net
 from pipeline.preprocess.prepare import FOREGROUND, Remover
+from pipeline.preprocess.u2net import Network
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# IoU with onnxruntime's masks, over the pixels of all probe pictures. Not of the worst one: where
-# U2Net itself is unsure, bfloat16 tips many pixels. On 147 photos of clothing u2net's masks in
+# IoU with onnxruntime's masks, over the pixels of all probe images. Not of the worst one: where
+# U2Net itself is unsure, bfloat16 changes many pixels. On 147 photos of clothing u2net's masks in
 # bfloat16 had a median IoU of 0.998 and a worst of 0.971, in a mask that is refused as implausible
-# either way; the vectors of all 147 kept a cosine of 0.9957, within `precision.BOUND`.
+# either way; the vectors of all 147 kept a cosine of 0.9957, within `numeric_precision.BOUND`.
 MASK_BOUND = 0.98
 MASK_PROBES = 4
-BACKENDS: dict[str, Any] = {"mnn": mnn, "openvino": openvino}
+BACKENDS: dict[str, ModuleType] = {"mnn": mnn, "openvino": openvino}
 
 
 def load_remover(settings: Settings, *, threads: int, at_once: int = 1) -> Remover:
-    """Return the function that draws the mask of a picture's foreground.
+    """Return the function that computes the mask of an image's foreground.
 
-    With REMBG_BACKEND=auto the network runs in MNN or OpenVINO where that is installed, and was
-    found to be the fastest here and to draw the same masks. The session must be made after any
-    fork: onnxruntime's threads do not survive one (microsoft/onnxruntime#31961). The function may
-    be called from several threads; on a GPU their pictures share one call.
+    With REMBG_BACKEND=auto a U2-Net runs in MNN or OpenVINO where that is installed, and was
+    measured to be the fastest here and to compute the same masks; other models run in rembg's own
+    sessions. Call this after any fork: onnxruntime's threads do not survive one
+    (microsoft/onnxruntime#31961). The function may be called by several threads; on a GPU, their
+    images share a forward pass.
 
     Args:
         threads: compute threads of one call.
         at_once: threads that call.
 
     Raises:
-        SetupError: rembg, a backend or the weights are missing; the sentence names the ways out.
+        SetupError: rembg, a backend or the weights are missing; the message says what to do.
     """
-    model, device, wanted = settings.rembg_model, settings.device, settings.rembg_backend
-    if wanted in BACKENDS:
-        _require(wanted, model, device)
-    session = _load_session(model, threads, device)
-    if _on_gpu(session):
-        return _remover(_batched(session, threads, at_once))
-    if wanted != "onnxruntime":
-        names = [wanted] if wanted in BACKENDS else list(BACKENDS)
-        names = [name for name in names if BACKENDS[name].can_run(model)]
-        if names:
-            session = _faster(session, settings, names, threads, at_once)
-    return _remover(session)
+    model, device = settings.rembg_model, settings.device
+    if settings.rembg_backend in BACKENDS:
+        _require(settings.rembg_backend, model, device)
+    rembg_models.session_class(model)
+    import onnxruntime
 
-
-def _faster(
-    session: Any, settings: Settings, names: Sequence[str], threads: int, at_once: int
-) -> Any:
-    """Return the session with its network in the fastest backend, or itself where none gains.
-
-    Raises:
-        SetupError: one was asked for by name, and cannot read the weights or draws other masks.
-    """
-    by_name = settings.rembg_backend in BACKENDS
-    digest = _digest(Path(session.download_models()))
-
-    def make(name: str) -> Any:
-        return _with_network(session, BACKENDS[name], threads, at_once)
-
-    def compare(name: str) -> list[Measured]:
-        return [_compare(name, session, make(name), at_once)]
-
-    found = list[Measured]()
-    for name in names:
-        backend = f"{BACKENDS[name].PACKAGE} {version(BACKENDS[name].PACKAGE)}"
-        key = measurement_key(f"{digest} {threads} x {at_once} {backend}", "cpu")
+    onnxruntime.disable_telemetry_events()  # a shop's machines report to nobody
+    if device == "cuda" and not onnx_runtime.sees_gpu():
+        raise SetupError(
+            "DEVICE=cuda, but this onnxruntime has no CUDA: install imgrec[gpu] into an "
+            "environment without the CPU package onnxruntime, or set DEVICE=cpu."
+        )
+    if model not in u2net.MODELS:
+        return rembg_models.load_remover(model, threads, device)
+    weights = rembg_models.weights_file(model)
+    if device != "cpu" and onnx_runtime.sees_gpu():
         try:
-            found += remembered(settings.data_dir, key, partial(compare, name))
-            if by_name and found[0].agreement < MASK_BOUND:
-                raise SetupError(
-                    f"REMBG_BACKEND={name} draws other masks than onnxruntime here (IoU "
-                    f"{found[0].agreement:.3f}, the limit is {MASK_BOUND}): set REMBG_BACKEND=auto."
-                )
+            network = onnx_runtime.load_on_gpu(weights, threads, at_once)
+            return u2net.make_remover(model, network)
         except SetupError as error:
-            if by_name:
+            if device == "cuda":
                 raise
-            log.warning("Background removal goes on without %s. %s", backend, error)
-    chosen = names[0] if by_name else fastest(found, MASK_BOUND)
-    if chosen not in BACKENDS:
-        return session
-    try:
-        return make(chosen)
-    except SetupError as error:  # what worked when it was measured
-        if by_name:
-            raise
-        log.warning("Background removal goes on in onnxruntime. %s", error)
-        return session
+            log.warning("Background removal runs on the CPU. %s", error)
+    return u2net.make_remover(model, _load_on_cpu(settings, weights, threads, at_once))
 
 
-def _with_network(session: Any, backend: Any, threads: int, at_once: int) -> Any:
-    """Return a copy of rembg's session that computes in a backend's `Network`.
+def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) -> Network:
+    """Load a network in the requested runtime, or in the fastest that computes the same masks.
 
     Raises:
-        SetupError: the backend cannot run the weights.
+        SetupError: the requested one cannot read the weights or computes other masks.
     """
-    made = copy.copy(session)
-    weights = Path(session.download_models())
-    made.inner_session = backend.Network(weights, session.inner_session, threads, at_once)
-    return made
+    model, wanted = settings.rembg_model, settings.rembg_backend
 
+    @functools.cache
+    def load(runtime: str) -> Network:
+        if runtime in BACKENDS:
+            network: Network = BACKENDS[runtime].load(weights, threads, at_once)
+            return network
+        try:
+            return onnx_runtime.load(weights, threads)
+        except Exception as error:  # onnxruntime's own kinds share no base
+            raise rembg_models.no_weights(model, error) from error
 
-def _batched(session: Any, threads: int, at_once: int) -> Any:
-    """Return the session with a network that takes as many pictures as there are threads."""
-    if at_once == 1 or getattr(session, "inner_session", None) is None:
-        return session
+    @functools.cache
+    def digest() -> str:
+        with weights.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def measure(name: str) -> Candidate:
+        packages = ("onnxruntime", BACKENDS[name].PACKAGE)
+        key = measurement_key(digest(), f"cpu {threads} x {at_once}", packages)
+        (candidate,) = remembered(
+            settings.data_dir / "rembg_backend.json",
+            key,
+            lambda: [_compare(model, load("onnxruntime"), name, load(name), at_once)],
+        )
+        return candidate
+
+    if wanted == "onnxruntime":
+        return load("onnxruntime")
+    if wanted in BACKENDS:
+        agreement = measure(wanted).agreement
+        if agreement < MASK_BOUND:
+            raise SetupError(
+                f"REMBG_BACKEND={wanted} draws other masks than onnxruntime here (IoU "
+                f"{agreement:.3f}, the limit is {MASK_BOUND}): set REMBG_BACKEND=auto."
+            )
+        return load(wanted)
+    candidates = []
+    for name, backend in BACKENDS.items():
+        if backend.can_run(model):
+            try:
+                candidates.append(measure(name))
+            except SetupError as error:
+                log.warning("Background removal goes on without %s. %s", backend.PACKAGE, error)
+    chosen = fastest(candidates, MASK_BOUND) or "onnxruntime"
     try:
-        return _with_network(session, onnx_batched, threads, at_once)
+        return load(chosen)
     except SetupError as error:
-        log.warning("Background removal goes on one by one. %s", error)
-        return session
+        if chosen == "onnxruntime":
+            raise
+        # It worked when it was measured.
+        log.warning("Background removal goes on in onnxruntime. %s", error)
+        return load("onnxruntime")
 
 
-def _compare(name: str, session: Any, other: Any, at_once: int) -> Measured:
-    """Compare masks, and the speed of as many calls at once as there will be."""
-    exact, fast = _remover(session), _remover(other)
-    pictures = probes()[:MASK_PROBES]
-    agreement = iou(*(_in_a_row(remove, pictures) for remove in (exact, fast)))
+def _compare(model: str, exact: Network, name: str, other: Network, at_once: int) -> Candidate:
+    """Compare masks, and the speed of as many concurrent calls as there will be."""
+    images = probe_images()[:MASK_PROBES]
+    remove_exactly, remove = (u2net.make_remover(model, network) for network in (exact, other))
+    agreement = iou(_in_a_row(remove_exactly, images), _in_a_row(remove, images))
     with ThreadPoolExecutor(at_once) as pool:
         gain = speedup(
-            lambda many: list(pool.map(exact, many)),
-            lambda many: list(pool.map(fast, many)),
-            [pictures[0]] * at_once,
+            lambda images: list(pool.map(remove_exactly, images)),
+            lambda images: list(pool.map(remove, images)),
+            [images[0]] * at_once,
         )
     log.info("%s: %.2f times onnxruntime's speed, mask IoU %.4f.", name, gain, agreement)
-    return Measured(name, agreement, gain)
+    return Candidate(name, agreement, gain)
 
 
-def _in_a_row(remove: Remover, pictures: Sequence[Image.Image]) -> Image.Image:
-    return Image.fromarray(np.hstack([np.asarray(remove(each)) for each in pictures]))
+def _in_a_row(remove: Remover, images: Sequence[Image.Image]) -> Image.Image:
+    return Image.fromarray(np.hstack([np.asarray(remove(image)) for image in images]))
 
 
 def iou(first: Image.Image, second: Image.Image) -> float:
@@ -157,21 +168,8 @@ def iou(first: Image.Image, second: Image.Image) -> float:
     return int((a & b).sum()) / union if union else 1.0
 
 
-def _remover(session: Any) -> Remover:
-    def remove(image: Image.Image) -> Image.Image:
-        mask: Image.Image = session.predict(image)[0]
-        return mask.convert("L")
-
-    return remove
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _require(backend: str, model: str, device: str) -> None:
-    """Refuse a backend that was asked for by name and cannot run."""
+    """Refuse a backend that was requested and cannot run."""
     module = BACKENDS[backend]
     if find_spec(module.PACKAGE) is None:
         raise SetupError(
@@ -188,70 +186,3 @@ def _require(backend: str, model: str, device: str) -> None:
             f"REMBG_BACKEND={backend} cannot run here: it needs a CPU with bfloat16 and a "
             f"{module.PACKAGE} that starts. Set REMBG_BACKEND=auto."
         )
-
-
-def _on_gpu(session: Any) -> bool:
-    inner = getattr(session, "inner_session", None)
-    return inner is None or inner.get_providers() != ["CPUExecutionProvider"]
-
-
-def _load_session(model: str, threads: int, device: str) -> Any:
-    """Load rembg's session of a model; its weights are looked up in U2NET_HOME, then downloaded."""
-    ways_out = "or set USE_BG_REMOVAL=false to work without background removal"
-    for package, install in (("rembg", "rembg"), ("onnxruntime", "'imgrec[cpu]' or 'imgrec[gpu]'")):
-        if find_spec(package) is None:
-            raise SetupError(
-                f"{package} is not installed: run `pip install {install}`, {ways_out}."
-            )
-    import onnxruntime
-    import rembg
-
-    onnxruntime.disable_telemetry_events()  # a shop's machines report to nobody
-    if device == "cuda" and not sees_gpu():
-        raise SetupError(
-            "DEVICE=cuda, but this onnxruntime has no CUDA: install imgrec[gpu] into an "
-            "environment without the CPU package onnxruntime, or set DEVICE=cpu."
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    providers = {"providers": ["CPUExecutionProvider"]} if device == "cpu" else {}
-    try:
-        # Without the name, rembg takes no notice and each call would take all cores.
-        session: Any = rembg.new_session(model, sess_opts=options, **providers)
-    except ValueError as error:
-        if "No session class" not in str(error):
-            raise _no_weights(model, ways_out, error) from error
-        known = ", ".join(rembg.sessions.sessions_names)
-        raise SetupError(f"REMBG_MODEL={model} is unknown to rembg; it knows {known}.") from error
-    except Exception as error:  # rembg lets through whatever its downloader and onnxruntime raise
-        raise _no_weights(model, ways_out, error) from error
-
-    active = session.inner_session.get_providers() if hasattr(session, "inner_session") else []
-    if device == "cuda" and active and "CUDAExecutionProvider" not in active:
-        # onnxruntime falls back to the CPU in silence when a CUDA library is missing.
-        raise SetupError(
-            "DEVICE=cuda, but onnxruntime could not start on CUDA: its CUDA and cuDNN libraries "
-            "are missing or of another version; mend them or set DEVICE=cpu."
-        )
-
-    return session
-
-
-def sees_gpu() -> bool:
-    """Tell whether background removal could run on a GPU here."""
-    import onnxruntime
-
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-
-
-def _no_weights(model: str, ways_out: str, cause: Exception) -> SetupError:
-    home = Path(os.environ.get("U2NET_HOME") or Path.home() / ".u2net").expanduser()
-    reason = (
-        str(cause).strip().splitlines()[0][:200] if str(cause).strip() else type(cause).__name__
-    )
-    return SetupError(
-        f"The weights of the background removal model {model} could not be loaded from "
-        f"{home / f'{model}.onnx'} nor downloaded ({reason}): put the file there, point U2NET_HOME "
-        f"to the folder that holds it, {ways_out}."
-    )

@@ -1,7 +1,7 @@
-"""Run the networks of rembg in OpenVINO with bfloat16: half the time on a CPU that multiplies it.
+"""Run a U2-Net in OpenVINO with bfloat16: half the time on a CPU that multiplies it.
 
-Those are servers' from 2020 and 2022 on (Intel Cooper Lake, AMD Zen 4): instructions AVX512_BF16
-and AMX. On others OpenVINO has no gain over MNN.
+Those are servers from 2020 and 2022 on (Intel Cooper Lake, AMD Zen 4): instructions AVX512_BF16 and
+AMX. On others OpenVINO takes as long as onnxruntime.
 
 https://docs.openvino.ai/2026/openvino-workflow/running-inference/optimize-inference/precision-control.html
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import SetupError
-from pipeline.preprocess.rembg_backend import Array, SessionAdapter
+from pipeline.preprocess.u2net import Array, Network
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ MODELS = frozenset({"u2net"})
 
 
 def can_run(model: str) -> bool:
-    """Tell whether OpenVINO is installed, this page knows the model and the CPU has bfloat16."""
+    """Tell whether OpenVINO is installed and starts, serves the model and the CPU has bfloat16."""
     if model not in MODELS or find_spec(PACKAGE) is None:
         return False
     try:
@@ -38,33 +39,50 @@ def can_run(model: str) -> bool:
         return False
 
 
-class Network(SessionAdapter):
-    """An ONNX network of one input in OpenVINO."""
+def load(weights: Path, threads: int, at_once: int) -> Network:
+    """Load a network.
 
-    def _places(self, weights: Path, threads: int, at_once: int) -> list[Any]:
-        import openvino
+    Args:
+        threads: compute threads of one call.
+        at_once: calls that compute at the same time; more wait for each other.
 
-        options = {
-            "INFERENCE_PRECISION_HINT": "bf16",
-            "INFERENCE_NUM_THREADS": threads * at_once,
-            "NUM_STREAMS": at_once,
-            # Each process would bind its threads to the first cores, so all workers to the same.
-            "ENABLE_CPU_PINNING": False,
-        }
+    Raises:
+        SetupError: OpenVINO cannot run the weights.
+    """
+    requests: SimpleQueue[Any] = SimpleQueue()
+    try:
+        compiled = _compile(weights, threads, at_once)
+        for _ in range(at_once):
+            request = compiled.create_infer_request()
+            request.infer()  # allocates its memory now, with the rest of the model's
+            requests.put(request)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[:1]
+        raise SetupError(
+            f"OpenVINO cannot run {weights} ({' '.join(first)[:200]}): set "
+            "REMBG_BACKEND=onnxruntime to work without OpenVINO."
+        ) from error
+
+    def network(images: Array) -> Array:
+        request = requests.get()
         try:
-            core = openvino.Core()
-            network = core.compile_model(core.read_model(weights), "CPU", options)
-            made = [network.create_infer_request() for _ in range(at_once)]
-            for request in made:
-                request.infer()  # what it allocates is a part of the model's memory
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[:1]
-            raise SetupError(
-                f"OpenVINO cannot run {weights} ({' '.join(first)[:200]}): set "
-                "REMBG_BACKEND=onnxruntime to work without OpenVINO."
-            ) from error
-        return made
+            request.infer([images], share_inputs=True)
+            return np.array(request.get_output_tensor(0).data)
+        finally:
+            requests.put(request)
 
-    def _compute(self, place: Any, values: Array) -> Array:
-        place.infer([values], share_inputs=True)
-        return np.array(place.get_output_tensor(0).data)
+    return network
+
+
+def _compile(weights: Path, threads: int, at_once: int) -> Any:
+    import openvino
+
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": threads * at_once,
+        "NUM_STREAMS": at_once,
+        # Each process would pin its threads to the first cores, so all workers to the same ones.
+        "ENABLE_CPU_PINNING": False,
+    }
+    core = openvino.Core()
+    return core.compile_model(core.read_model(weights), "CPU", options)

@@ -1,107 +1,119 @@
-"""What can be asked of the index in one query."""
+"""The parameters of one query."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pipeline.errors import WrongUse
+from pydantic import AfterValidator, BaseModel, Field, ModelWrapValidatorHandler, ValidationError
+from pydantic import model_validator as validate_model
+
+from pipeline.errors import WrongUse, first_invalid, quote
 from pipeline.search.product_catalogue import Condition
 
 AUTO = "auto"
 MAX_TEXT = 1000  # characters; a model reads 77 tokens or less
 MAX_CONDITIONS = 20
+# The command line's names of fields that are called otherwise in messages.
+OPTIONS = {
+    "without": "exclude-text",
+    "diverse": "diversity",
+    "feedback": "demote-disliked",
+    "min_score": "min-score",
+    "top_k": "top-k",
+}
 
 
-@dataclass(frozen=True)
-class Query:
-    """The words of a query; its picture travels beside them.
+def _between(low: float, high: float) -> AfterValidator:
+    def check(value: float) -> float:
+        if not low <= value <= high:  # NaN is not, either
+            raise ValueError(f"must be between {low} and {high}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _score(value: float | str | None) -> float | str | None:
+    if value is None or value == AUTO or (isinstance(value, float) and -1 <= value <= 1):
+        return value
+    raise ValueError(f"must be between -1 and 1, or {AUTO}")
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")  # PostgreSQL cannot store one
+    return text
+
+
+def _condition(text: str) -> str:
+    Condition.parse(text)
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_nul)]
+Share = Annotated[float, _between(0, 1)]
+
+
+class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """What is searched for and how it is ranked; the query's image travels beside it.
 
     Attributes:
-        text: look for this; with a picture or product, change it this way.
-        without: look away from this.
-        weight: share of `text` and `without` beside a picture or product, 0 to 1.
-        product: ask with the images of this product in place of a picture.
+        text: search for this; beside an image or product, modify it this way.
+        without: search away from this.
+        weight: share of `text` and `without` beside an image or product.
+        product: query with the images of this product.
         where: conditions on the products' facts; all must hold.
-        diverse: 0 ranks by likeness alone, 1 by unlikeness to what ranks before (MMR's 1 - lambda).
+        diverse: 0 ranks by similarity alone, 1 by difference from better matches (MMR).
         min_score: matches below are left out; "auto": below what random pairs reach.
-        user: rank for this person's history.
-        feedback: let products sink that many disliked.
-        explain: tell the parts of each rank's value.
+        user: personalize for this user.
+        feedback: demote products that many users disliked.
+        explain: return the parts of each match's value.
+
+    Raises:
+        WrongUse: a value is invalid; the sentence names its option.
     """
 
-    top_k: int
-    text: str = ""
-    without: str = ""
-    weight: float = 0.5
-    product: str = ""
-    where: tuple[str, ...] = ()
-    diverse: float = 0.0
-    min_score: float | str | None = None
-    user: str = ""
+    top_k: Annotated[int, _between(1, 1000)]
+    text: Text = ""
+    without: Text = ""
+    weight: Share = 0.5
+    product: Text = ""
+    where: Annotated[
+        tuple[Annotated[Text, AfterValidator(_condition)], ...],
+        Field(max_length=MAX_CONDITIONS, strict=False),  # a message has a list in place of a tuple
+    ] = ()
+    diverse: Share = 0.0
+    min_score: Annotated[float | str | None, AfterValidator(_score)] = None
+    user: Text = ""
     feedback: bool = False
     explain: bool = False
 
-    def __post_init__(self) -> None:
-        """Check everything: a question may come from anybody who reaches Redis.
-
-        Raises:
-            WrongUse: naming the option.
-        """
-        _require(
-            isinstance(self.top_k, int) and _is_number(self.top_k, 1, 1000),
-            f"top_k is {self.top_k}; it can be 1 to 1000",
-        )
-        for name in ("text", "without", "product", "user"):
-            value = getattr(self, name)
-            _require(isinstance(value, str), f"{name} is no text")
-            _require("\0" not in value, f"{name} holds a NUL")  # PostgreSQL stores none
-            _require(len(value) <= MAX_TEXT, f"{name} has more than {MAX_TEXT} characters")
-        for name in ("weight", "diverse"):
-            value = getattr(self, name)
-            _require(_is_number(value, 0, 1), f"{name} is {value}; it can be 0 to 1")
-        score = self.min_score
-        _require(
-            score is None or score == AUTO or _is_number(score, -1, 1),
-            f"min_score is {score}; it can be -1 to 1, or auto",
-        )
-        for name in ("feedback", "explain"):
-            _require(isinstance(getattr(self, name), bool), f"{name} is neither true nor false")
-        _require(
-            isinstance(self.where, tuple) and all(isinstance(w, str) for w in self.where),
-            "where is no list of texts",
-        )
-        _require(
-            all(len(condition) <= MAX_TEXT for condition in self.where),
-            f"a condition has more than {MAX_TEXT} characters",
-        )
-        _require(len(self.where) <= MAX_CONDITIONS, f"there are over {MAX_CONDITIONS} conditions")
-        _ = self.conditions
+    @validate_model(mode="wrap")
+    @classmethod
+    def _raise_sentences(cls, fields: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(fields)
+        except ValidationError as error:
+            path, reason, value = first_invalid(error)
+            option = OPTIONS.get(str(path[0]), str(path[0]))
+            # Anybody who reaches Redis may have sent it: the value is quoted, and cut off.
+            raise WrongUse(f"Invalid --{option} {quote(value)}: {reason}.") from None
 
     @classmethod
-    def from_message(cls, top_k: int, options: Mapping[str, Any] | None) -> Query:
-        """Read what `options` has made.
+    def from_message(cls, top_k: Any, options: Any) -> Query:
+        """Read `top_k` and `options` of a message.
 
         Raises:
-            WrongUse: an option is unknown or cannot be used.
+            WrongUse: an option is unknown or invalid.
         """
-        _require(options is None or isinstance(options, Mapping), "its options are no table")
-        known = {each.name for each in fields(cls)} - {"top_k"}
-        given = dict(options or {})
-        for name in given:
-            _require(name in known, f"there is no option '{name}' (a newer imgrec has sent this)")
-        if isinstance(given.get("where"), list):
-            given["where"] = tuple(given["where"])
-        return cls(top_k, **given)
+        if options is not None and not isinstance(options, Mapping):
+            raise WrongUse("The options of a query must be an object.")
+        return cls.model_validate({**(options or {}), "top_k": top_k})
 
     @property
     def options(self) -> dict[str, Any]:
-        """What differs from a plain query, for a message."""
-        plain = Query(self.top_k)
-        return {k: v for k, v in asdict(self).items() if k != "top_k" and v != getattr(plain, k)}
+        """The fields that differ from a plain query's, for a message."""
+        return self.model_dump(mode="json", exclude={"top_k"}, exclude_defaults=True)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -112,32 +124,21 @@ class Query:
         return self.feedback or bool(self.user)
 
     def key(self) -> str:
-        """Name this question in a cache."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Return a string that is equal for equal queries, as part of a cache key."""
+        return self.model_dump_json()
 
-    def require_subject(self, has_picture: bool) -> None:
-        """Refuse a question about nothing, or about two things.
+    def require_subject(self, has_image: bool) -> None:
+        """Refuse a query that names no subject, or two.
 
         Raises:
             WrongUse: with what to add or leave out.
         """
-        if has_picture and self.product:
-            raise WrongUse("Ask with an image or with --product, not with both.")
-        if not (has_picture or self.product or self.text):
-            raise WrongUse("Name an image, or ask with --text or --product.")
+        if has_image and self.product:
+            raise WrongUse("Query with an image or with --product, not with both.")
+        if not (has_image or self.product or self.text):
+            raise WrongUse("Name an image, or query with --text or --product.")
         if self.min_score == AUTO and (self.text or self.without):
             raise WrongUse(
-                "--min-score auto compares pictures with pictures: give a number beside --text and "
-                "--not."
+                "--min-score auto applies to images only: give a number with --text or "
+                "--exclude-text."
             )
-
-
-def _is_number(value: Any, low: float, high: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and low <= value <= high
-
-
-def _require(good: bool, reason: str) -> None:
-    if not good:  # the reason may quote a message of megabytes
-        raise WrongUse(f"The query cannot be used: {reason[:300]}.")

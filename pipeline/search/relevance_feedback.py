@@ -1,9 +1,9 @@
-"""What people made of their matches, and what follows for a ranking."""
+"""Feedback on matches: how it adjusts a ranking, and how good rankings were by it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
-# What a person does about a match, and how much it says beside a like. The shares of clicks are our
-# own choice; 'imgrec feedback report' shows on one's own log whether it helps.
+# What a user does with a match, and its weight beside a like's. The weight of clicks is our own
+# choice; 'imgrec feedback report' shows on one's own log whether it helps.
 WEIGHTS = {"like": 1.0, "purchase": 1.0, "click": 0.3, "dislike": 1.0}
 ACTIONS = tuple(WEIGHTS)
 DISLIKE = "dislike"
@@ -22,20 +22,20 @@ GAINS = {"purchase": 3.0, "like": 2.0, "click": 1.0, DISLIKE: 0.0}  # of nDCG
 # Retrieval", section 9.1.1: alpha (the query) 1, beta (liked) 0.75, gamma (disliked) 0.15.
 BETA, GAMMA = 0.75, 0.15
 
-# A product that d people disliked and l people liked, for queries like this one, loses
-# PENALTY_WEIGHT * d / (d + l + PRIOR) of the way from perfect likeness to a random pair.
-# Below MIN_DISLIKES it loses nothing: one person's taste is no reason for all.
+# A product that d users disliked and l users liked, for queries similar to this one, loses
+# PENALTY_WEIGHT * d / (d + l + PRIOR) of the difference between a score of 1 and a random pair's.
+# Below MIN_DISLIKES it loses nothing: one user's taste does not decide for all.
 PENALTY_WEIGHT, PRIOR, MIN_DISLIKES = 0.5, 3, 2
 NDCG_DEPTH = 10
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """One person's verdict about one match; `vector` is the query's."""
+    """One user's action on one match; `vector` is the query's."""
 
     query_id: str
     product_id: str
-    who: str
+    user: str
     action: str
     given_at: float
     rank: int
@@ -46,73 +46,89 @@ class Feedback:
 
 @dataclass(frozen=True)
 class LoggedQuery:
-    """One answered query: (product, score) by rank."""
+    """One answered query; `matches` are (product id, score), best first."""
 
     query_id: str
     asked_at: float
-    who: str
+    user: str
     index_version: str
     fingerprint: str
-    shown: tuple[tuple[str, float], ...]
+    matches: tuple[tuple[str, float], ...]
     vector: Vector
 
 
 class FeedbackIndex:
-    """Feedback of one fingerprint, oldest first."""
+    """Feedback of one fingerprint, searched by the vector of its query."""
 
-    def __init__(self, given: Sequence[Feedback]) -> None:
-        self._given = sorted(given, key=lambda one: one.given_at)
-        self._at = np.array([one.given_at for one in self._given])
-        self._vectors = np.stack([one.vector for one in self._given]) if given else None
+    def __init__(self, feedback: Sequence[Feedback]) -> None:
+        self._feedback = sorted(feedback, key=lambda entry: entry.given_at)
+        self._times = np.array([entry.given_at for entry in self._feedback])
+        self._vectors = np.stack([entry.vector for entry in self._feedback]) if feedback else None
 
     def similar_to(
-        self, query: Vector, alike: float, before: float | None = None
+        self, query: Vector, min_cosine: float, before: float | None = None
     ) -> list[Feedback]:
-        """Return the feedback on queries whose cosine to this one is `alike` or more."""
+        """Return the feedback on queries whose cosine with this one is at least `min_cosine`.
+
+        Args:
+            before: only feedback given before this time, in seconds since the epoch.
+        """
         if self._vectors is None:
             return []
-        end = len(self._at) if before is None else int(np.searchsorted(self._at, before))
-        near = np.flatnonzero(self._vectors[:end] @ query >= alike)
-        return [self._given[at] for at in near]
+        end = len(self._times) if before is None else int(np.searchsorted(self._times, before))
+        rows = np.flatnonzero(self._vectors[:end] @ query >= min_cosine)
+        return [self._feedback[row] for row in rows]
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What feedback changes about one query.
+    """What feedback changes about the ranking of one query.
 
-    moved: (d,) unit vector to search with; penalties: what a product's value loses.
+    query: its (d,) unit vector; moved: the unit vector to search with instead, if there is one;
+    penalties: what the value of a product loses.
     """
 
-    moved: Vector
-    penalties: dict[str, float]
+    query: Vector
+    moved: Vector | None = None
+    penalties: Mapping[str, float] = field(default_factory=dict)
+
+    def parts(self, product_id: str, product: Vector) -> dict[str, float]:
+        """Return what feedback adds to the value of a product with this (d,) vector."""
+        parts = {}
+        if self.moved is not None:
+            parts["personal"] = float((self.moved - self.query) @ product)
+        if product_id in self.penalties:
+            parts["disliked"] = -self.penalties[product_id]
+        return parts
 
 
 def adjust(
     query: Vector,
     similar: Sequence[Feedback],
-    who: str,
+    user: str,
     random_score: float,
     vector_of: Callable[[str], Vector | None],
 ) -> Adjustment:
-    """Move a query by its user's history, and weigh what everybody disliked.
+    """Move a query by its user's feedback, and penalize what many users disliked.
 
     Args:
-        similar: feedback on queries like this one.
-        who: whose history counts; empty: nobody's.
+        similar: feedback on similar queries.
+        user: whose feedback moves the query; empty: nobody's.
         random_score: median cosine of random pairs of the index.
+        vector_of: returns a product's (d,) vector; None for one that is not indexed.
     """
-    moved = query
-    if who:
-        mine = [one for one in similar if one.who == who]
-        liked = _mean([one for one in mine if one.action != DISLIKE], vector_of)
-        disliked = _mean([one for one in mine if one.action == DISLIKE], vector_of)
+    moved = None
+    if user:
+        own = [entry for entry in similar if entry.user == user]
+        liked = _mean([entry for entry in own if entry.action != DISLIKE], vector_of)
+        disliked = _mean([entry for entry in own if entry.action == DISLIKE], vector_of)
         if liked is not None or disliked is not None:
             moved = rocchio(query, liked, disliked)
-    return Adjustment(moved, penalties(similar, random_score))
+    return Adjustment(query, moved, penalties(similar, random_score))
 
 
 def rocchio(query: Vector, liked: Vector | None, disliked: Vector | None) -> Vector:
-    """Return the (d,) query, moved to what is liked and away from what is not, unit length."""
+    """Return the (d,) query moved towards the liked and away from the disliked, of unit length."""
     moved = query.astype(np.float64)
     if liked is not None:
         moved = moved + BETA * liked
@@ -123,28 +139,28 @@ def rocchio(query: Vector, liked: Vector | None, disliked: Vector | None) -> Vec
 
 
 def penalties(similar: Sequence[Feedback], random_score: float) -> dict[str, float]:
-    """Return what products lose that many disliked."""
-    people: dict[str, tuple[set[str], set[str]]] = {}
-    for one in similar:
-        against, in_favour = people.setdefault(one.product_id, (set(), set()))
-        # Without a name, each query counts as a person of its own.
-        person = one.who or f"query {one.query_id}"
-        (against if one.action == DISLIKE else in_favour).add(person)
-    reach = PENALTY_WEIGHT * (1.0 - random_score)
+    """Return what the products that many users disliked lose, by product id."""
+    users: dict[str, tuple[set[str], set[str]]] = {}
+    for entry in similar:
+        against, in_favour = users.setdefault(entry.product_id, (set(), set()))
+        # Without a user's name, each query counts as a user of its own.
+        user = entry.user or f"query {entry.query_id}"
+        (against if entry.action == DISLIKE else in_favour).add(user)
+    largest = PENALTY_WEIGHT * (1.0 - random_score)
     return {
-        product: reach * len(against) / (len(against) + len(in_favour) + PRIOR)
-        for product, (against, in_favour) in people.items()
+        product_id: largest * len(against) / (len(against) + len(in_favour) + PRIOR)
+        for product_id, (against, in_favour) in users.items()
         if len(against) >= MIN_DISLIKES
     }
 
 
-def _mean(given: Sequence[Feedback], vector_of: Callable[[str], Vector | None]) -> Vector | None:
+def _mean(feedback: Sequence[Feedback], vector_of: Callable[[str], Vector | None]) -> Vector | None:
     rows, weights = [], []
-    for one in given:
-        vector = vector_of(one.product_id)
+    for entry in feedback:
+        vector = vector_of(entry.product_id)
         if vector is not None:  # else it has left the index
             rows.append(vector)
-            weights.append(WEIGHTS[one.action])
+            weights.append(WEIGHTS[entry.action])
     if not rows:
         return None
     mean: Vector = np.average(np.stack(rows), axis=0, weights=weights)
@@ -164,34 +180,34 @@ def ndcg(gains: Sequence[float], depth: int = NDCG_DEPTH) -> float | None:
 
 def report(
     queries: Sequence[LoggedQuery],
-    given: Sequence[Feedback],
+    feedback: Sequence[Feedback],
     rerank: Callable[[LoggedQuery], Sequence[float] | None],
 ) -> dict[str, Any]:
-    """Judge rankings by what people did, from the log alone.
+    """Judge rankings by what users did, from the log alone.
 
-    A query is judged by feedback on itself and re-ranked with feedback given before it was asked,
-    so no verdict is used to predict itself. What was never shown cannot be judged.
+    A query is judged by the feedback on itself and re-ranked with the feedback given before it, so
+    no feedback predicts itself. Products that were never shown cannot be judged.
 
     Args:
-        rerank: the values of a query's matches with feedback; None where that cannot be told.
+        rerank: returns the values of a query's matches with feedback; None if they are unknown.
     """
     by_query: dict[str, dict[str, str]] = {}
     actions = dict.fromkeys(ACTIONS, 0)
-    for one in given:
-        actions[one.action] += 1
-        best = by_query.setdefault(one.query_id, {})
-        if GAINS[one.action] >= GAINS[best.get(one.product_id, DISLIKE)]:
-            best[one.product_id] = one.action
-    depth = max((len(query.shown) for query in queries), default=0)
-    shown, taken = np.zeros(depth, int), np.zeros(depth, int)
+    for entry in feedback:
+        actions[entry.action] += 1
+        best = by_query.setdefault(entry.query_id, {})
+        if GAINS[entry.action] >= GAINS[best.get(entry.product_id, DISLIKE)]:
+            best[entry.product_id] = entry.action
+    depth = max((len(query.matches) for query in queries), default=0)
+    n_shown, n_taken = np.zeros(depth, int), np.zeros(depth, int)
     before, after = [], []
     for query in queries:
-        verdicts = by_query.get(query.query_id, {})
-        gains = [GAINS[verdicts.get(product, DISLIKE)] for product, _ in query.shown]
-        shown[: len(gains)] += 1
-        taken[: len(gains)] += np.array(gains, int) > 0
+        best = by_query.get(query.query_id, {})
+        gains = [GAINS[best.get(product_id, DISLIKE)] for product_id, _ in query.matches]
+        n_shown[: len(gains)] += 1
+        n_taken[: len(gains)] += np.array(gains, int) > 0
         values = rerank(query) if any(gains) else None
-        plain = ndcg(_sorted_by(gains, [score for _, score in query.shown]))
+        plain = ndcg(_sorted_by(gains, [score for _, score in query.matches]))
         if plain is not None and values is not None:
             before.append(plain)
             after.append(ndcg(_sorted_by(gains, values)) or 0.0)
@@ -202,11 +218,13 @@ def report(
         "by_rank": [
             {
                 "rank": rank,
-                "shown": int(total),
-                "taken": int(some),
-                "rate": round(int(some) / int(total), 4),
+                "shown": shown,
+                "taken": taken,
+                "rate": round(taken / shown, 4),
             }
-            for rank, (total, some) in enumerate(zip(shown, taken, strict=True), start=1)
+            for rank, (shown, taken) in enumerate(
+                zip(n_shown.tolist(), n_taken.tolist(), strict=True), start=1
+            )
         ],
         "ndcg": {
             "queries": len(before),

@@ -10,44 +10,16 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
 
 from pipeline.errors import ImgrecError, WrongUse
+from pipeline.store.backend import Backend, Transaction
 
-Row = dict[str, Any]
-Values = Sequence[Any] | Mapping[str, Any]
 SQLITE = "sqlite:///"
 UNICODE = ("UTF8", "SQL_ASCII")  # encodings that hold any text; SQL_ASCII stores bytes as they come
-
-
-class Transaction(Protocol):
-    """What a repository writes its SQL against."""
-
-    def rows(self, sql: str, values: Values = ()) -> list[Row]: ...
-
-    def many(self, sql: str, values: Sequence[Values]) -> None: ...
-
-    def table_exists(self, name: str) -> bool: ...
-
-    def encoding(self) -> str:
-        """Return the encoding in which the database stores text, e.g. UTF8."""
-
-    def lock_schema(self) -> None:
-        """Keep other processes from a migration until the transaction ends."""
-
-
-class Backend(Protocol):
-    """One kind of database: how SQL is run there."""
-
-    def transaction(self, read_only: bool) -> AbstractContextManager[Transaction]:
-        """Commit at the end, roll back on an error."""
-
-    def keep_open(self) -> None:
-        """Hold on to what makes the next transaction cheap."""
 
 
 class Database:

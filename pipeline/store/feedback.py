@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.errors import WrongUse
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
-from pipeline.store.database import Database, Row, count_change
+from pipeline.store.backend import Row
+from pipeline.store.database import Database, count_change
 
 NAME = "feedback"  # of the revision
 # Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.
@@ -30,10 +31,10 @@ class FeedbackLog:
             (
                 query.query_id,
                 query.asked_at,
-                query.who,
+                query.user,
                 query.index_version,
                 query.fingerprint,
-                json.dumps(query.shown),
+                json.dumps(query.matches),
                 np.asarray(query.vector, "<f4").tobytes(),
             )
             for query in shown
@@ -67,14 +68,14 @@ class FeedbackLog:
         return [_shown(row) for row in reversed(found)]
 
     def add(
-        self, query: LoggedQuery, product_id: str, action: str, who: str, now: float
+        self, query: LoggedQuery, product_id: str, action: str, user: str, now: float
     ) -> Feedback:
-        """Keep a verdict; given twice it counts once, a like takes a dislike's place.
+        """Record feedback; given twice it counts once, a like replaces a dislike.
 
         Raises:
             WrongUse: the query did not show this product.
         """
-        products = [product for product, _ in query.shown]
+        products = [product for product, _ in query.matches]
         if product_id not in products:
             known = ", ".join(products[:10]) or "nothing"
             raise WrongUse(
@@ -83,7 +84,7 @@ class FeedbackLog:
         given = Feedback(
             query.query_id,
             product_id,
-            who or query.who,
+            user or query.user,
             action,
             now,
             products.index(product_id) + 1,
@@ -91,7 +92,7 @@ class FeedbackLog:
             query.fingerprint,
             query.vector,
         )
-        key = (given.query_id, product_id, given.who)
+        key = (given.query_id, product_id, given.user)
         with self._database.transaction() as tx:
             tx.rows(
                 "DELETE FROM feedback WHERE query_id = ? AND product_id = ? AND who = ? "
@@ -137,14 +138,19 @@ def _vector(data: Any) -> Any:
 
 
 def _shown(row: Row) -> LoggedQuery:
-    facts: dict[str, Any] = {
-        **row,
-        "shown": tuple((product, score) for product, score in json.loads(row["shown"])),
-        "vector": _vector(row["vector"]),
-    }
-    return LoggedQuery(**facts)
+    matches = tuple((product_id, score) for product_id, score in json.loads(row["shown"]))
+    return LoggedQuery(
+        query_id=row["query_id"],
+        asked_at=row["asked_at"],
+        user=row["who"],
+        index_version=row["index_version"],
+        fingerprint=row["fingerprint"],
+        matches=matches,
+        vector=_vector(row["vector"]),
+    )
 
 
 def _given(row: Row) -> Feedback:
-    facts: dict[str, Any] = {**row, "vector": _vector(row["vector"])}
+    facts: dict[str, Any] = {**row, "user": row["who"], "vector": _vector(row["vector"])}
+    del facts["who"]
     return Feedback(**facts)

@@ -17,7 +17,8 @@ from pathlib import Path
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
-from pipeline.store.database import Database, Row
+from pipeline.store.backend import Row
+from pipeline.store.database import Database
 from pipeline.store.queries import QUERIES
 from pipeline.store.shards import Shards, StageTimings
 

@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pipeline.errors import ServerUnavailable, WrongUse
-from pipeline.store.database import Row, Values
+from pipeline.store.backend import Row, Values
 from pipeline.urls import without_password
 
 # A server that vanished with its network is given up in half a minute, not in two hours.

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
-from pipeline.store.database import Database, Row, Transaction
+from pipeline.store.backend import Row, Transaction
+from pipeline.store.database import Database
 from pipeline.store.queries import QUERIES
 
 SHARDS_AT_ONCE = 64  # rows of the plan that are read at a time

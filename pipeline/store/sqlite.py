@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ServerUnavailable
-from pipeline.store.database import Row, Values
+from pipeline.store.backend import Row, Values
 
 LOCKED_S = 30.0  # patience with another process that writes
 # Bugs and bad data, no fault of the file's: whoever meets one must not wait for a better day.

@@ -51,13 +51,13 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         data_dir=run.folder / name,
         cpu_threads=cores(),
         rembg_model=name,
-        prepared_cache_bytes=0,
+        cutout_cache_bytes=0,
     )
     embedder = build_embedder(settings, load_clip(settings))
     cached = build_embedder(
-        settings.model_copy(update={"prepared_cache_bytes": 10**9}), embedder.encoder
+        settings.model_copy(update={"cutout_cache_bytes": 10**9}), embedder.encoder
     )
-    theirs = load_clip(settings.model_copy(update={"precision": "fp32"}))
+    theirs = load_clip(settings.model_copy(update={"model_precision": "fp32"}))
     session = rembg.new_session(name)
     images = [ImageFile(str(photo.relative_to(photo.anchor)), 0, 0) for photo in photos]
     root = Path(photos[0].anchor)
@@ -87,7 +87,7 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         what=f"intersection / union of the two masks' foregrounds, {len(photos)} photos",
         target=0.98,
     )
-    kept = json.loads((settings.data_dir / "precision.json").read_text())
+    kept = json.loads((settings.data_dir / "rembg_backend.json").read_text())
     run.fact(f"{name}: what was measured to choose", told(kept))
     ours(cached)
     clock, spent, again = [], [], []

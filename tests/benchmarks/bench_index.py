@@ -200,7 +200,7 @@ def commit(versions: VersionStore, folder: Path, number: int) -> None:
     for name in ("vectors.npy", "index.bin"):
         (workspace / name).hardlink_to(folder / name)
     count = len(np.load(folder / "vectors.npy", mmap_mode="r"))
-    write_id_map(workspace / "id_to_filename.json", [f"p/{row:07d}.jpg" for row in range(count)])
+    write_id_map(workspace, [f"p/{row:07d}.jpg" for row in range(count)])
     hashes = np.array([f"{row * 2654435761 % 2**32:064x}" for row in range(count)], "S64")
     np.save(workspace / "sha256.npy", hashes)
     np.save(workspace / "by_hash.npy", order_by_hash(hashes))

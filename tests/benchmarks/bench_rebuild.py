@@ -44,7 +44,7 @@ def measure(run: Run) -> None:
 
 def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
     stand = LiveStack(run.folder / "stand", model)
-    stand.environment |= {"CPU_THREADS": str(cores()), "PRECISION": "auto"}
+    stand.environment |= {"CPU_THREADS": str(cores()), "MODEL_PRECISION": "auto"}
     stand.products.mkdir(parents=True)
     for number, photo in enumerate(photos):
         (stand.products / f"{number:05d}{photo.suffix}").write_bytes(photo.read_bytes())
@@ -57,7 +57,7 @@ def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
     run.fact("precision that auto chose", clip.precision)
     kept = json.loads((stand.data / "precision.json").read_text())
     run.fact("what was measured to choose", told(kept))
-    theirs = load_clip(settings.model_copy(update={"precision": "fp32"}))
+    theirs = load_clip(settings.model_copy(update={"model_precision": "fp32"}))
     loop = plain_loop(theirs)
     ideal, plain, plain_cpu, rates = [], [], [], []
     try:
@@ -146,7 +146,7 @@ def answers(run: Run, photos: Sequence[Path], model: Path, data: Path) -> None:
         _env_file=None, embedding_model=str(model), data_dir=data, cpu_threads=cores()
     )
     pictures = read_all(photos)
-    exact = embed_all(load_clip(settings.model_copy(update={"precision": "fp32"})), pictures)
+    exact = embed_all(load_clip(settings.model_copy(update={"model_precision": "fp32"})), pictures)
     chosen = load_clip(settings)
     fast = embed_all(chosen, pictures)
     run.ratio(
@@ -171,7 +171,7 @@ def answers(run: Run, photos: Sequence[Path], model: Path, data: Path) -> None:
 
 def large_photos(run: Run, rounds: int) -> None:
     """Compare decoding 12 megapixels with what the plain loop does."""
-    mini = Settings(_env_file=None, embedding_model="models/imgrec-mini", precision="fp32")
+    mini = Settings(_env_file=None, embedding_model="models/imgrec-mini", model_precision="fp32")
     clip, cosines = load_clip(mini), []
     for words, grain in (("scaled up", 0.0), ("with a camera's grain", 5.0)):
         files = [enlarged(photo, number, grain) for number, photo in enumerate(run.photos(4))]
@@ -219,10 +219,9 @@ def enlarged(photo: Path, number: int, grain: float) -> bytes:
 
 
 def told(kept: dict[str, list[dict[str, Any]]]) -> str:
-    """Say in words what precision.json holds."""
+    """Say in words what a file of measurements holds."""
     return "; ".join(
-        f"{each['precision']}: {each['speedup']:.2f} times the speed, agreement "
-        f"{each['agreement']:.4f}"
+        f"{each['name']}: {each['speedup']:.2f} times the speed, agreement {each['agreement']:.4f}"
         for rows in kept.values()
         for each in rows
     )

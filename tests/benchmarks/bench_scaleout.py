@@ -76,7 +76,7 @@ def measure(run: Run) -> None:
 
 def workers(run: Run) -> None:
     """Images a second from the ledger, by one and by two workers in turns, one thread each."""
-    environment = {"SHARD_SIZE": str(SHARD), "OMP_NUM_THREADS": "1", "SHARD_WINDOW": "8"}
+    environment = {"SHARD_SIZE": str(SHARD), "OMP_NUM_THREADS": "1", "MAX_SHARDS_IN_FLIGHT": "8"}
     stand = LiveStack(run.folder / "stand", base_clip(), environment=environment)
     stand.folder.mkdir()
     stand.products.mkdir()

@@ -147,6 +147,29 @@ def test_what_the_worker_raises_is_a_sentence_and_an_exit_code(
     assert words in done.err
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--not", "red"], ["--exclude-text", "red"]),
+        (["--not=red"], ["--exclude-text=red"]),
+        (["--diverse", "0.3"], ["--diversity", "0.3"]),
+        (["--personalize", "ann"], ["--user", "ann"]),
+        (["--feedback"], ["--demote-disliked"]),
+    ],
+)
+def test_the_old_name_of_an_option_works_and_says_so_on_stderr(
+    imgrec: Run, queue: Queue, photo: Path, old: list[str], new: list[str]
+) -> None:
+    queue.answers = iter([ANSWER, ANSWER])
+    notes = [imgrec("query", photo, *options, "--wait", "--json").err for options in (old, new)]
+    first, second = (sent["args"] for sent in queue.sent)
+    assert first == second
+    names = [options[0].partition("=")[0] for options in (old, new)]
+    note = f"{names[0]} was renamed to {names[1]}; the old name works until the next release.\n"
+    assert notes == [note, ""]
+    assert names[0] not in imgrec("query", "--help").out.split()
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_its_traceback(
     imgrec: Run, queue: Queue, photo: Path, debug: bool
@@ -156,8 +179,8 @@ def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_it
     done = imgrec(*(["--debug"] if debug else []), "query", photo, "--wait")
     assert (done.code, done.out) == (1, "")
     sentence = (
-        "Error: the worker failed unexpectedly: ZeroDivisionError: by nothing (a bug: run again "
-        "with --debug and report the worker's traceback).\n"
+        "Error: the worker failed unexpectedly: ZeroDivisionError: by nothing (a bug: run "
+        "'imgrec --debug ...' and report the worker's traceback).\n"
     )
     assert done.err == (trace.replace("secret", "***") + "\n" if debug else sentence)
 

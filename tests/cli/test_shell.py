@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from inline_worker import InlineWorker
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from cli.completion import LineCompleter
-from cli.shell import translate
-from pipeline.settings import Settings
+from cli.shell import run_line, translate
+from cli.wiring import Wiring
+from pipeline.settings import Settings, cores, load_settings
+from workers.dispatch import CeleryDispatcher
+from workers.resources import Resources
 
 
 @pytest.mark.parametrize(
@@ -59,3 +64,33 @@ def test_paths_are_completed(tmp_path, monkeypatch) -> None:  # type: ignore[no-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photo.jpg").touch()
     assert complete("query pho") == ["to.jpg"]
+
+
+def test_a_line_with_local_changes_nothing_for_the_lines_after_it(
+    desk: InlineWorker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = desk.resources.settings.model_copy(update={"cpu_threads": 0})
+    monkeypatch.setenv("REDIS_URL", settings.redis_url)  # where nobody listens
+    load_settings.cache_clear()
+    environment, before = dict(os.environ), load_settings()
+    wiring = Wiring(Resources(settings, CeleryDispatcher(settings.redis_url)))
+    image = desk.shop.root / "kind0" / "04.png"
+
+    def run(line: str) -> tuple[str, str]:
+        run_line(line, False, wiring)
+        shown = capsys.readouterr()
+        return shown.out, shown.err
+
+    assert "published" in run(f"enqueue-rebuild {desk.shop.root} --local")[0]
+    assert "Redis does not answer" in run(f"enqueue-rebuild {desk.shop.root}")[1]
+    assert len(desk.shop.jobs.newest(9)) == 1  # the second one was not even planned
+    assert "kind0/04" in run(f"query {image} --local")[0]
+    model = wiring.local.resources.clip
+    assert "Redis does not answer" in run(f"query {image}")[1]
+    assert "kind0/04" in run(f"query {image} --local")[0]
+    assert wiring.local.resources.clip is model  # loaded once
+    assert wiring.local.resources.settings.threads == cores()
+    assert "clip" not in vars(wiring.resources)
+    assert dict(os.environ) == environment
+    assert load_settings() is before
+    load_settings.cache_clear()

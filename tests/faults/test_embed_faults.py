@@ -124,11 +124,11 @@ def test_a_poisonous_image_is_found_and_the_rest_of_its_shard_is_indexed(
 ) -> None:
     trial.draw()
     poison = trial.dice.choice(trial.good)
-    switches = {"IMGREC_FAILPOINT": f"image:{poison}!{how}", "MAX_ATTEMPTS": "1"}
+    switches = {"IMGREC_FAILPOINT": f"image:{poison}!{how}", "SHARD_MAX_ATTEMPTS": "1"}
     kept = [trial.stand.keep("embed", **switches) for _ in range(2)]
     trial.stand.worker("index")
     trial.hit()
-    job_id = trial.enqueue(MAX_ATTEMPTS="1")
+    job_id = trial.enqueue(SHARD_MAX_ATTEMPTS="1")
     trial.publishes(job_id, left_out={poison: "crashed the worker"})
     assert sum(each.deaths for each in kept) >= 2
 
@@ -193,7 +193,7 @@ def test_a_disk_that_takes_nothing_for_a_while_stops_no_rebuild(
 ) -> None:
     trial.draw(120)
     stand = trial.stand
-    worker = stand.worker("embed", **SMALL, MAX_ATTEMPTS="1")
+    worker = stand.worker("embed", **SMALL, SHARD_MAX_ATTEMPTS="1")
     stand.worker("index")
     job_id = trial.enqueue(**SMALL)
     until(lambda: shard_files(stand, job_id), "the first shard is written")

@@ -53,7 +53,7 @@ def test_an_index_worker_without_its_reconciler_is_ill(stand: LiveStack) -> None
 def test_a_worker_whose_loop_hangs_is_ill(stand: LiveStack) -> None:
     once = stand.folder / "once"
     stand.worker(
-        "embed", IMGREC_FAILPOINT="loop!hang", IMGREC_FAILPOINT_ONCE=str(once), STALL_S="3"
+        "embed", IMGREC_FAILPOINT="loop!hang", IMGREC_FAILPOINT_ONCE=str(once), HUNG_AFTER_S="3"
     )
     until(once.exists, "the loop hangs", 60)
     until(lambda: "the loop that takes messages has not moved" in ill(stand, "embed"), "told", 60)
@@ -63,7 +63,7 @@ def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: Li
     good = draw_folder(stand.products, 20)
     once = stand.folder / "once"
     more = {"IMGREC_FAILPOINT": f"image:{good[4]}!hang", "IMGREC_FAILPOINT_ONCE": str(once)}
-    stand.worker("embed", **more, STALL_S="3")
+    stand.worker("embed", **more, HUNG_AFTER_S="3")
     job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
     until(once.exists, "a thread is stuck within the shard", 60)
     until(lambda: f"shard 0 of job {job_id} has not moved" in ill(stand, "embed"), "told", 60)
@@ -79,7 +79,7 @@ def test_a_worker_that_hangs_before_it_claims_a_shard_is_ill_and_another_worker_
     good = draw_folder(stand.products, 20)
     once = stand.folder / "once"
     more = {"IMGREC_FAILPOINT": "embed.before_claim!hang", "IMGREC_FAILPOINT_ONCE": str(once)}
-    stand.worker("embed", **more, STALL_S="3")
+    stand.worker("embed", **more, HUNG_AFTER_S="3")
     job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
     until(once.exists, "the task hangs", 60)
     until(
@@ -132,14 +132,14 @@ def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: LiveStack) ->
     query.wait()
     until(lambda: health(stand, "query")[1] == {"alive": {}, "ill": {}}, "it is gone, not ill", 20)
 
-    stand.worker("query", IMGREC_FAILPOINT="batch!hang", STALL_S="3")
+    stand.worker("query", IMGREC_FAILPOINT="batch!hang", HUNG_AFTER_S="3")
     draw_product(stand.folder / "unknown.jpg", seed=77)  # so that the model is asked
     stand.imgrec("query", str(stand.folder / "unknown.jpg"))
     until(lambda: "a batch of queries has not moved" in ill(stand, "query"), "told", 60)
 
 
 def test_a_redis_that_is_away_makes_no_worker_ill(stand: LiveStack) -> None:
-    stand.worker("embed", STALL_S="3")  # a loop that nobody expects to turn must not be blamed
+    stand.worker("embed", HUNG_AFTER_S="3")  # a loop that nobody expects to turn must not be blamed
     stand.worker("index")
     for queue in ("embed", "index"):
         until(lambda queue=queue: well(stand, queue), "it is well", 60)

@@ -211,7 +211,7 @@ def test_workers_that_meet_a_full_redis_wait_for_room(trial: FaultRun) -> None:
 def test_a_redis_that_fills_up_in_the_middle_stops_no_rebuild(trial: FaultRun) -> None:
     trial.draw(MANY)
     stand = trial.stand
-    window = {"SHARD_WINDOW": "2"}  # most messages are still to be sent
+    window = {"MAX_SHARDS_IN_FLIGHT": "2"}  # most messages are still to be sent
     workers = [stand.worker("embed", **SLOW, **window), stand.worker("index", **window)]
     job_id = trial.enqueue(**SMALL, **window)
     midway(trial, job_id)

@@ -26,7 +26,7 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
     good = draw_folder(stand.products, 24)
     poison = good[10]
     stand.kill_redis()  # `up` brings its own
-    switches = {"IMGREC_FAILPOINT": f"image:{poison}", "MAX_ATTEMPTS": "1"}
+    switches = {"IMGREC_FAILPOINT": f"image:{poison}", "SHARD_MAX_ATTEMPTS": "1"}
     try:
         done = stand.imgrec("up", "--detach", **switches)
         assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from live_stack import LiveStack, draw_folder
 
 from cli.checks import CheckFailed, Checks
 from cli.wiring import Wiring
-from pipeline.preprocess import background_removal
+from pipeline.preprocess import onnx_runtime
 from pipeline.settings import Settings
 from workers.dispatch import InlineDispatcher
 from workers.resources import Resources
@@ -159,7 +159,7 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     assert "a GPU is seen and left alone" in checks_of(left_alone).device()
     assert checks_of(settings).device() == "a GPU is seen and used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
-    monkeypatch.setattr(background_removal, "sees_gpu", lambda: False)
+    monkeypatch.setattr(onnx_runtime, "sees_gpu", lambda: False)
     with pytest.raises(CheckFailed, match="onnxruntime does not see it"):
         checks_of(cutting).device()
 

@@ -122,15 +122,15 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
 
 def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:
     image = laptop.products / "mug" / "green.jpg"
-    first = laptop.answer("query", image, "--local", "--personalize", "ann")
+    first = laptop.answer("query", image, "--local", "--user", "ann")
     last = first["matches"][-1]
     given = laptop.answer("feedback", first["query_id"], last["product_id"], "--like")
     assert (given["action"], given["user"], given["rank"]) == ("like", "ann", last["rank"])
-    again = laptop.answer("query", image, "--local", "--personalize", "ann", "--explain")
+    again = laptop.answer("query", image, "--local", "--user", "ann", "--explain")
     (liked,) = [m for m in again["matches"] if m["product_id"] == last["product_id"]]
     assert liked["rank"] < last["rank"]
     assert liked["explain"]["personal"] > 0
-    other = laptop.answer("query", image, "--local", "--personalize", "bob")
+    other = laptop.answer("query", image, "--local", "--user", "bob")
     assert other["matches"] == first["matches"]
     report = laptop.answer("feedback", "report")
     assert report["actions"]["like"] == 1
@@ -142,7 +142,7 @@ def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:
     unseen = laptop.imgrec("feedback", first["query_id"], "mug/nobody", "--like")
     assert "did not show a product 'mug/nobody'" in unseen.stderr
     neither = laptop.imgrec("feedback", first["query_id"], "mug/red")
-    assert "Say one of --like, --dislike, --click and --purchase" in neither.stderr
+    assert "Give exactly one of --like, --dislike, --click and --purchase" in neither.stderr
 
 
 def test_a_killed_local_rebuild_is_taken_up_where_it_was(laptop: Laptop, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_the_shell_answers_lines_in_old_and_new_spelling_and_no_line_ends_it(
         "'nowhere.jpg' does not exist",
         "No closing quotation",
         "there is no command 'nonsense'",
-        "Name an image, or ask with --text or --product",
+        "Name an image, or query with --text or --product",
         "The cache does not answer",
         "this is the shell already",
     ):

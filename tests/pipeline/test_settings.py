@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ServerUnavailable, WrongUse
-from pipeline.settings import Settings, cores, load_settings
+from pipeline.settings import GIB, MIB, RENAMED, Settings, cores, load_settings
 from pipeline.store.database import Database
 from pipeline.urls import without_password
 
-NAMES = [name.upper() for name in Settings.model_fields]
+NAMES = [name.upper() for name in (*Settings.model_fields, *RENAMED)]
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,8 @@ def test_settings_are_read_once_and_cannot_be_changed(monkeypatch: pytest.Monkey
         ("USE_BG_REMOVAL", "perhaps"),
         ("KEEP_VERSIONS", "1"),
         ("LEASE_S", "0"),
+        ("MAX_IMAGE_BYTES", "1023"),
+        ("WORKER_MAX_MEMORY", "-1"),
         ("DATABASE_URL", "mysql://shop:secret@host/db"),
         ("REDIS_URL", "http://:secret@host"),
         ("REDIS_URL", "redis://:secret@127.0.0.1:port/0"),
@@ -88,6 +90,102 @@ def test_a_value_that_cannot_work_is_refused_with_its_name_and_without_a_secret(
     assert caught.value.exit_code == 2
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["CUTOUT_CACHE_BYTES", "MAX_IMAGE_BYTES", "WORKER_MAX_MEMORY", "INDEX_MEMORY"]
+)
+def test_every_size_takes_a_unit_or_plain_bytes(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for text, size in (
+        ("2GiB", 2 * GIB),
+        ("2 gib", 2 * GIB),
+        ("1.5MiB", 3 * MIB // 2),
+        ("4096", 4096),
+    ):
+        monkeypatch.setenv(name, text)
+        load_settings.cache_clear()
+        assert getattr(load_settings(), name.lower()) == size
+    for text, reason in (
+        ("plenty", "a size in bytes is required, e.g. 2GiB or 512MB"),
+        ("2 apples", "a size in bytes is required"),
+        ("99999999EiB", "larger than any memory or disk"),
+    ):
+        monkeypatch.setenv(name, text)
+        load_settings.cache_clear()
+        with pytest.raises(WrongUse, match=f"The setting {name} cannot be used: .*{reason}"):
+            load_settings()
+
+
+def test_a_worker_without_a_limit_is_not_a_worker_with_the_default_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings().worker_max_memory is None
+    monkeypatch.setenv("WORKER_MAX_MEMORY", "0")
+    load_settings.cache_clear()
+    assert load_settings().worker_max_memory == 0
+
+
+OLD_NAMES = [
+    ("PRECISION", "MODEL_PRECISION", "fp32"),
+    ("PREPARED_CACHE_BYTES", "CUTOUT_CACHE_BYTES", "4096"),
+    ("SHARD_WINDOW", "MAX_SHARDS_IN_FLIGHT", "7"),
+    ("STALL_S", "HUNG_AFTER_S", "7"),
+    ("MAX_ATTEMPTS", "SHARD_MAX_ATTEMPTS", "7"),
+]
+
+
+def test_every_renamed_setting_is_tested() -> None:
+    assert {(old, new) for old, new, _ in OLD_NAMES} == {
+        (old.upper(), new.upper()) for old, new in RENAMED.items()
+    }
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+@pytest.mark.parametrize(("old", "new", "value"), OLD_NAMES)
+def test_the_old_name_of_a_setting_works_and_says_so_once(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    old: str,
+    new: str,
+    value: str,
+) -> None:
+    if place == "file":
+        (folder / ".env").write_text(f"{old}={value}\n")
+    else:
+        monkeypatch.setenv(old, value)
+    settings = load_settings()
+    assert str(getattr(settings, new.lower())).removesuffix(".0") == value
+    load_settings()
+    assert (
+        caplog.messages.count(
+            f"{old} was renamed to {new}; the old name works until the next release."
+        )
+        == 1
+    )
+
+
+@pytest.mark.parametrize("old_place", ["environment", "file"])
+@pytest.mark.parametrize("new_place", ["environment", "file"])
+def test_the_new_name_of_a_setting_wins_over_the_old_one(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    old_place: str,
+    new_place: str,
+) -> None:
+    lines = ""
+    for place, line in ((old_place, "STALL_S=7"), (new_place, "HUNG_AFTER_S=8")):
+        if place == "file":
+            lines += f"{line}\n"
+        else:
+            monkeypatch.setenv(*line.split("="))
+    (folder / ".env").write_text(lines)
+    assert load_settings().hung_after_s == 8
+    assert caplog.messages == [
+        "STALL_S was renamed to HUNG_AFTER_S; both are set and differ: HUNG_AFTER_S is used."
+    ]
 
 
 def test_a_folder_of_weights_from_the_file_reaches_rembg(

@@ -28,7 +28,7 @@ def sent(desk: InlineWorker) -> list[tuple[str, tuple[Any, ...]]]:
 def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
     desk: InlineWorker,
 ) -> None:
-    desk.start_again(shard_window=1)
+    desk.start_again(max_shards_in_flight=1)
     job_id = desk.shop.plan()
     desk.advance(job_id)
     assert sent(desk) == [("imgrec.embed_shard", (job_id, 0))]

@@ -150,7 +150,7 @@ def test_an_error_that_persists_ends_the_job_with_its_reason(
 
     monkeypatch.setattr("workers.embed.write_shard", broken_disk)
     job_id = desk.shop.plan()
-    for _ in range(desk.resources.settings.max_attempts):
+    for _ in range(desk.resources.settings.shard_max_attempts):
         embed(desk.resources, job_id, 0)
         assert desk.job(job_id).open
         assert "failed and is tried again" in str(desk.job(job_id).error)
@@ -170,7 +170,7 @@ def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
     job_id = desk.shop.plan()
     with monkeypatch.context() as full:
         full.setattr("workers.embed.write_shard", disk_full)
-        for _ in range(3 * desk.resources.settings.max_attempts):
+        for _ in range(3 * desk.resources.settings.shard_max_attempts):
             embed(desk.resources, job_id, 0)
             assert desk.job(job_id).open
         assert "No space left on device. Free space there" in str(desk.job(job_id).error)
@@ -185,7 +185,7 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
 ) -> None:
     job_id = desk.shop.plan()
     jobs = desk.shop.jobs
-    for _ in range(desk.resources.settings.max_attempts):  # as many workers that died
+    for _ in range(desk.resources.settings.shard_max_attempts):  # as many workers that died
         assert jobs.shards.claim(job_id, 0, "dead", -1)
         assert jobs.shards.free_expired(job_id) == [0]
     claim = jobs.shards.claim(job_id, 0, "dead", -1)
@@ -264,7 +264,7 @@ def test_a_server_that_the_model_needs_is_waited_for_and_told(
     job_id = desk.shop.plan()
     with monkeypatch.context() as patch:
         patch.setattr("workers.resources.build_embedder", unavailable)
-        for _ in range(3 * desk.resources.settings.max_attempts):
+        for _ in range(3 * desk.resources.settings.shard_max_attempts):
             embed(desk.resources, job_id, 0)
     assert desk.job(job_id).error == "The hub does not answer."
     assert shards(desk, job_id)[0]["attempts"] == 0
@@ -443,7 +443,7 @@ def test_a_result_that_the_database_never_takes_ends_the_job_with_the_reason(
 
     job_id = desk.shop.plan()
     monkeypatch.setattr("pipeline.store.shards.Shards.finish", refuse)
-    for _ in range(desk.resources.settings.max_attempts):
+    for _ in range(desk.resources.settings.shard_max_attempts):
         embed(desk.resources, job_id, 0)
         assert shards(desk, job_id)[0]["state"] == "pending"
     embed(desk.resources, job_id, 0)

@@ -179,7 +179,7 @@ def test_a_merge_whose_disk_fails_again_and_again_ends_the_job_with_the_reason(
 
     job_id = embedded(desk)
     monkeypatch.setattr("pipeline.index.faiss_index.save", fail)
-    for _ in range(desk.resources.settings.max_attempts):
+    for _ in range(desk.resources.settings.shard_max_attempts):
         merge_shards(desk.resources, job_id)
         assert desk.job(job_id).open
         assert "failed and is tried again" in str(desk.job(job_id).error)

@@ -28,7 +28,7 @@ class Watched:
         self.ends: list[int] = []
         self._settings = settings
 
-    def guard(self, limit: str = "1000MiB") -> MemoryGuard:
+    def guard(self, limit: int = LIMIT) -> MemoryGuard:
         settings = self._settings.model_copy(update={"worker_max_memory": limit})
         guard = MemoryGuard(settings, self.stopping, self.watchdog)
         guard._end = self.end
@@ -87,7 +87,7 @@ def test_a_worker_needs_its_memory_watch(watched: Watched) -> None:
 
 def test_a_worker_without_a_limit_needs_no_memory_watch(watched: Watched) -> None:
     watched.used = [0]
-    watched.guard("0").start()
+    watched.guard(0).start()
     assert not any(thread.name == "memory" for thread in threading.enumerate())
     assert watched.watchdog.failures() == []
 

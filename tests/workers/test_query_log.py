@@ -34,7 +34,7 @@ class Fragile(FeedbackLog):
 
 
 def query_log_of(fragile: Fragile, days: int) -> QueryLog:
-    return QueryLog(fragile, days, Watchdog(), stall_s=600)
+    return QueryLog(fragile, days, Watchdog(), hung_after_s=600)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from pipeline.images.decode import sha256
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.product_catalogue import Product
+from pipeline.search.rank import VERSION, recommend
 from pipeline.settings import Settings
 from workers import query
 from workers.query import MAX_THUMBNAILS, classify_image, thumbnails
@@ -93,6 +94,22 @@ def test_a_new_picture_is_embedded_once_and_its_vector_and_answer_are_kept(
     assert len(query_image(desk, jpeg("red"), 4)["matches"]) == 4  # another answer, the same vector
     assert asked == [1]
     assert any(digest == sha256(jpeg("red")) for _, digest in desk.memory.vectors)
+
+
+def test_a_cached_answer_of_another_ranking_code_is_not_served(
+    desk: InlineWorker, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rebuild()
+    query_image(desk, jpeg("red"), 3)
+    ranked = []
+    monkeypatch.setattr(
+        "workers.query.recommend", lambda *args: ranked.append(1) or recommend(*args)
+    )
+    query_image(desk, jpeg("red"), 3)
+    assert ranked == []
+    monkeypatch.setattr("workers.query.RANKING_VERSION", VERSION + 1)
+    query_image(desk, jpeg("red"), 3)
+    assert ranked == [1]
 
 
 def test_a_question_that_comes_while_the_model_loads_waits_for_it_and_is_answered(
@@ -181,7 +198,7 @@ def test_the_worker_checks_again_what_the_command_has_checked(desk: InlineWorker
     with pytest.raises(BadImage, match="no image of a known format"):
         query_image(desk, b"no image", 3)
     for top_k in (0, -1, 1001):
-        with pytest.raises(WrongUse, match="top_k"):
+        with pytest.raises(WrongUse, match="--top-k"):
             query_image(desk, product(desk), top_k)
     desk.start_again(max_image_bytes=1024)
     with pytest.raises(BadImage, match="MAX_IMAGE_BYTES"):
@@ -332,7 +349,7 @@ def test_an_answered_query_is_logged_with_what_it_showed(
     logged = desk.resources.feedback_log.queries()
     assert [one.query_id for one in logged] == ["query-0", "query-1"]
     for one, answer in zip(logged, answers, strict=True):
-        assert [name for name, _ in one.shown] == [m["product_id"] for m in answer["matches"]]
+        assert [name for name, _ in one.matches] == [m["product_id"] for m in answer["matches"]]
         assert one.index_version == "v0001"
         np.testing.assert_allclose(np.linalg.norm(one.vector), 1, rtol=1e-5)
     assert asked == []

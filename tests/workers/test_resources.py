@@ -13,8 +13,10 @@ from inline_worker import InlineWorker
 
 from pipeline.errors import SetupError
 from pipeline.images.decode import sha256
+from pipeline.settings import Settings
+from workers import resources as module
 from workers.known_vectors import KnownVectors
-from workers.resources import once
+from workers.resources import once, process_resources, set_process_resources
 
 VECTOR = np.eye(12, dtype=np.float32)[0]
 
@@ -68,6 +70,27 @@ def test_a_making_that_failed_is_tried_again() -> None:
     with pytest.raises(SetupError):
         _ = model.weights
     assert model.weights == model.weights == "loaded"
+
+
+def test_a_process_has_one_object_of_resources_made_from_its_settings(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def load() -> Settings:
+        assert gate.wait(10)
+        return settings
+
+    monkeypatch.setattr(module, "load_settings", load)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = [pool.submit(process_resources) for _ in range(4)]
+            gate.set()
+            (resources,) = {answer.result() for answer in answers}
+        assert resources is process_resources()
+        assert resources.settings is settings
+    finally:
+        set_process_resources(None)
 
 
 def test_the_embedder_of_a_shard_follows_the_settings(desk: InlineWorker) -> None:

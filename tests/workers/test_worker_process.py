@@ -229,7 +229,7 @@ def test_a_redis_that_is_away_makes_nobody_ill_but_a_deaf_worker_is(
 
 def test_a_loop_that_stands_is_told_only_while_it_is_connected(settings: Settings) -> None:
     watchdog = Watchdog()
-    consumer = ConsumerWatchdog(settings.model_copy(update={"stall_s": 0.01}), watchdog)
+    consumer = ConsumerWatchdog(settings.model_copy(update={"hung_after_s": 0.01}), watchdog)
     assert watchdog.failures() == []
     consumer.connect()
     until(watchdog.failures, "the loop stands", 20)
@@ -250,7 +250,7 @@ def test_a_loop_that_stands_is_told_only_while_it_is_connected(settings: Setting
 def test_a_query_that_hangs_is_watched_until_it_ends_and_has_its_task_s_id(
     process: InlineWorker, monkeypatch: pytest.MonkeyPatch, task: Task, args: object, body: str
 ) -> None:
-    process.start_again(stall_s=-1.0)  # whatever is under way hangs
+    process.start_again(hung_after_s=-1.0)  # whatever is under way hangs
     set_process_resources(process.resources)
     failures: list[str] = []
 
@@ -266,7 +266,7 @@ def test_a_query_that_hangs_is_watched_until_it_ends_and_has_its_task_s_id(
 
 
 def test_a_merge_is_not_watched(process: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    process.start_again(stall_s=-1.0)
+    process.start_again(hung_after_s=-1.0)
     set_process_resources(process.resources)
     failures: list[list[str]] = []
     monkeypatch.setattr(

@@ -14,19 +14,19 @@ from PIL import Image
 
 from pipeline import measure_once
 from pipeline.embed import int8, numeric_precision
-from pipeline.embed.clip import load_clip
+from pipeline.embed.clip import _with_image_encoder, load_clip
 from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.embed.image_tensor import Pixels
-from pipeline.embed.numeric_precision import BOUND, probes
+from pipeline.embed.numeric_precision import BOUND
 from pipeline.errors import SetupError
-from pipeline.measure_once import measurement_key
+from pipeline.measure_once import measurement_key, probe_images
 from pipeline.settings import Settings
 
 Embed = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
 def with_precision(settings: Settings, name: str) -> Settings:
-    return settings.model_copy(update={"precision": name})
+    return settings.model_copy(update={"model_precision": name})
 
 
 def unit(model: transformers.PreTrainedModel, pixels: torch.Tensor) -> np.ndarray:
@@ -81,11 +81,42 @@ def test_int8_holds_the_bound_and_the_order_and_leaves_texts_alone(settings: Set
     exact = load_clip(with_precision(settings, "fp32"))
     fast = load_clip(with_precision(settings, "int8"))
     assert (exact.precision, fast.precision) == ("fp32", "int8")
-    pictures = probes()
+    pictures = probe_images()
     a, b = exact.embed_images(pictures), fast.embed_images(pictures)
     assert ((a * b).sum(1) >= BOUND).all()
     assert (a @ b.T).argmax(1).tolist() == list(range(len(pictures)))
     assert np.array_equal(exact.embed_texts(["a red shoe"]), fast.embed_texts(["a red shoe"]))
+
+
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_what_runs_after_the_measurement_is_exactly_what_was_chosen(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    """int8 is measured last; with no gain it must leave nothing behind."""
+    monkeypatch.setattr(numeric_precision, "available", lambda *_: ["fp32", "int8"])
+    monkeypatch.setattr(numeric_precision, "is_small", lambda model: False)
+    monkeypatch.setattr(numeric_precision, "speedup", lambda *_: gain)
+    images = probe_images()
+    chosen = load_clip(with_precision(settings, "auto"))
+    assert chosen.precision == ("int8" if gain > 1 else "fp32")
+    same = load_clip(with_precision(settings, chosen.precision))
+    assert np.array_equal(chosen.embed_images(images), same.embed_images(images))
+
+
+def test_precisions_have_encoders_of_their_own_and_share_all_other_weights() -> None:
+    model, pixels = clip("gelu"), noise(4, 64)
+    exact = unit(model, pixels)
+    twin = _with_image_encoder(model, int8.make_encoder(model, threads=1))
+    fast = unit(twin, pixels)
+    assert not np.array_equal(fast, exact)
+    assert np.array_equal(unit(model, pixels), exact)
+    assert np.array_equal(unit(twin, pixels), fast)
+    shared = dict(twin.named_parameters())
+    for name, weight in model.named_parameters():
+        if name.startswith("vision_model.encoder."):
+            assert name not in shared
+        else:
+            assert shared[name] is weight
 
 
 def test_all_precisions_are_one_kind_for_the_fingerprint(settings: Settings) -> None:
@@ -102,7 +133,8 @@ class Bench:
         self.seconds = {"fp32": 0.1, "bf16": 0.06, "int8": 0.02}
         self.clock, self.measured = 0.0, 0
 
-    def make(self, name: str) -> Embed:
+    def embed_in(self, name: str) -> Embed:
+        self.measured += name == "fp32"
         cosine = self.cosines[name]
         vector = np.array([cosine, np.sqrt(1 - cosine**2)], np.float32)
 
@@ -112,12 +144,8 @@ class Bench:
 
         return embed
 
-    def choose(self, settings: Settings, key: str, names: Sequence[str]) -> str:
-        def measure() -> list[measure_once.Measured]:
-            self.measured += 1
-            return numeric_precision.measure(names, self.make)
-
-        return numeric_precision.choose(settings, key, names, measure)
+    def choose(self, settings: Settings, revision: str, names: Sequence[str]) -> str:
+        return numeric_precision.choose(settings, revision, "cpu", names, self.embed_in)
 
 
 @pytest.fixture
@@ -125,7 +153,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
     monkeypatch.setattr(measure_once.time, "perf_counter", lambda: bench.clock)
     gray = [Image.new("RGB", (8, 8))] * 2
-    monkeypatch.setattr(numeric_precision, "probes", lambda: gray)
+    monkeypatch.setattr(numeric_precision, "probe_images", lambda: gray)
     return bench
 
 
@@ -143,10 +171,12 @@ def test_auto_takes_the_fastest_within_the_bound(settings: Settings, bench: Benc
 def test_a_precision_that_was_asked_for_and_leaves_the_bound_is_refused(
     settings: Settings, bench: Bench
 ) -> None:
-    with pytest.raises(SetupError, match=r"PRECISION=int8 changes.*0\.9000.*limit is 0\.995"):
+    with pytest.raises(SetupError, match=r"MODEL_PRECISION=int8 changes.*0\.9000.*limit is 0\.995"):
         bench.choose(with_precision(settings, "int8"), "key", ALL)
     assert bench.choose(with_precision(settings, "bf16"), "key", ALL) == "bf16"
-    with pytest.raises(SetupError, match=r"PRECISION=bf16 cannot run here.*what can: fp32, int8"):
+    with pytest.raises(
+        SetupError, match=r"MODEL_PRECISION=bf16 cannot run here.*what can: fp32, int8"
+    ):
         bench.choose(with_precision(settings, "bf16"), "key", ["fp32", "int8"])
 
 
@@ -159,26 +189,43 @@ def test_a_measurement_is_remembered_and_made_anew_for_another_key(
     bench.choose(settings, "two", ALL)
     bench.choose(settings, "one", ALL)
     assert bench.measured == 2
-    assert set(json.loads((settings.data_dir / "precision.json").read_text())) == {"one", "two"}
+    assert len(json.loads((settings.data_dir / "precision.json").read_text())) == 2
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"one": [{"speed": 1}]}', '{"one": 3}'])
-def test_a_damaged_memory_is_measured_anew(settings: Settings, bench: Bench, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"KEY": [{"speed": 1}]}',
+        '{"KEY": 3}',
+        '{"KEY": [{"precision": "int8", "agreement": 0.9, "speedup": 9.0}]}',  # an earlier format
+    ],
+)
+def test_a_file_that_is_damaged_or_of_an_earlier_version_is_measured_anew(
+    settings: Settings, bench: Bench, content: str
+) -> None:
     settings.data_dir.mkdir(parents=True)
-    (settings.data_dir / "precision.json").write_text(content)
-    assert bench.choose(settings, "one", ALL) == "bf16"
+    key = measurement_key("one", "cpu", numeric_precision.PACKAGES)
+    (settings.data_dir / "precision.json").write_text(content.replace("KEY", key))
+    for _ in range(2):
+        assert bench.choose(settings, "one", ALL) == "bf16"
     assert bench.measured == 1
 
 
 def test_what_was_measured_belongs_to_model_device_and_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mine = measurement_key("sha256:a", "cpu")
-    assert measurement_key("sha256:a", "cpu") == mine
-    assert measurement_key("sha256:b", "cpu") != mine
-    assert measurement_key("sha256:a", "cuda") != mine
+    mine = measurement_key("sha256:a", "cpu", ["numpy"])
+    assert measurement_key("sha256:a", "cpu", ["numpy"]) == mine
+    assert measurement_key("sha256:b", "cpu", ["numpy"]) != mine
+    assert measurement_key("sha256:a", "cuda", ["numpy"]) != mine
+    assert measurement_key("sha256:a", "cpu", ["torch"]) != mine
+    monkeypatch.setattr(measure_once, "version", lambda package: "0.0.1")
+    assert measurement_key("sha256:a", "cpu", ["numpy"]) != mine
+    monkeypatch.undo()
     monkeypatch.setattr(measure_once, "processor", lambda: "another machine")
-    assert measurement_key("sha256:a", "cpu") != mine
+    assert measurement_key("sha256:a", "cpu", ["numpy"]) != mine
 
 
 def test_a_model_that_costs_less_than_reading_a_picture_is_not_measured(settings: Settings) -> None:

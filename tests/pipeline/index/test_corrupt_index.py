@@ -17,7 +17,7 @@ from pipeline.index.versions import VersionStore
 
 FILES = (
     *("index.bin", "id_to_filename.json", "manifest.json", "vectors.npy", "sha256.npy"),
-    *("files.npy", "by_hash.npy"),
+    *("files.npy", "by_hash.npy", "paths.bin", "path_ends.npy"),
 )
 
 
@@ -35,7 +35,9 @@ def published_twice(shop: ToyPipeline) -> tuple[Path, Path]:
     """Two versions of the same size whose rows differ; return (older, published)."""
     shop.rebuild()
     older = shop.versions.current().folder
-    (shop.root / "kind0/00.png").rename(shop.root / "kind0/99.png")  # a name of the same length
+    # Other names, of other lengths that add up to the same.
+    (shop.root / "kind0/00.png").rename(shop.root / "kind0/099.png")
+    (shop.root / "kind1/07.png").rename(shop.root / "kind1/7.png")
     shop.draw("kind1/01.png", seed=777)
     shop.rebuild()
     return older, shop.versions.current().folder

@@ -190,6 +190,8 @@ def test_manifests_say_what_a_version_is_made_of(shop: ToyPipeline) -> None:
     assert set(manifest["files"]) == {
         "index.bin",
         "id_to_filename.json",
+        "paths.bin",
+        "path_ends.npy",
         "vectors.npy",
         "sha256.npy",
         "by_hash.npy",

@@ -170,5 +170,5 @@ def test_a_second_model_cuts_nothing_out_again(
     assert np.allclose(second, 2 * first)
     run(build_embedder(removing.model_copy(update={"preprocess_padding": 0.3}), Colors(1)))
     assert len(cut) == 8
-    run(build_embedder(removing.model_copy(update={"prepared_cache_bytes": 0}), Colors(1)))
+    run(build_embedder(removing.model_copy(update={"cutout_cache_bytes": 0}), Colors(1)))
     assert len(cut) == 12

@@ -17,8 +17,9 @@ from pipeline.index.live_index import OpenIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue, IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue, Condition
 from pipeline.search.query import Query
-from pipeline.search.rank import Answer, compose, recommend
-from pipeline.search.relevance_feedback import Feedback, FeedbackIndex
+from pipeline.search.query_vector import compose
+from pipeline.search.rank import Answer, recommend, rerank
+from pipeline.search.relevance_feedback import Feedback, FeedbackIndex, LoggedQuery
 
 COUNT, DIM = 400, 16
 
@@ -59,10 +60,9 @@ def ask(
     opinions: FeedbackIndex | None = None,
     **options: Any,
 ) -> Answer:
-    question = Query(**{"top_k": 5, **options})
-    picture = None if vector is None else lambda: vector
-    asked = compose(question, picture, embed or (lambda words: 1 / 0), shelf)
-    return recommend(question, opened, shelf, asked, opinions)
+    query = Query(**{"top_k": 5, **options})
+    query_vector = compose(query, vector, embed or (lambda words: 1 / 0), shelf)
+    return recommend(query, opened, shelf, query_vector, opinions)
 
 
 def ids(answer: Answer) -> list[str]:
@@ -177,11 +177,11 @@ def test_texts_move_the_query_by_their_weight_and_the_parts_add_up() -> None:
         ({"text": "red", "min_score": "auto"}, True, "give a number"),
     ],
 )
-def test_a_question_without_one_subject_is_a_sentence(
+def test_a_query_without_one_subject_is_a_sentence(
     options: dict[str, Any], picture: bool, words: str
 ) -> None:
     with pytest.raises(WrongUse, match=words):
-        Query(5, **options).require_subject(picture)
+        Query(top_k=5, **options).require_subject(picture)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +207,24 @@ def test_a_message_with_nonsense_is_refused(options: dict[str, Any]) -> None:
         Query.from_message(5, options)
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"weight": 3}, "Invalid --weight 3: must be between 0 and 1."),
+        ({"top_k": 0}, "Invalid --top-k 0: must be between 1 and 1000."),
+        ({"without": "a\0b"}, "Invalid --exclude-text 'a\0b': must not contain a NUL character."),
+        ({"min_score": "high"}, "Invalid --min-score 'high': must be between -1 and 1, or auto."),
+        ({"text": "x" * 10_000}, f"Invalid --text '{'x' * 80}...': must have at most 1000 char"),
+    ],
+)
+def test_an_invalid_value_is_a_sentence_with_its_option(
+    fields: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(WrongUse) as caught:
+        Query(**{"top_k": 5, **fields})
+    assert str(caught.value).startswith(sentence)
+
+
 @pytest.mark.parametrize(("top_k", "options"), [(5.0, None), (True, None), (5, ["text"])])
 def test_a_message_of_another_shape_is_refused(top_k: Any, options: Any) -> None:
     with pytest.raises(WrongUse):
@@ -214,10 +232,10 @@ def test_a_message_of_another_shape_is_refused(top_k: Any, options: Any) -> None
 
 
 def test_options_survive_the_message() -> None:
-    question = Query(7, text="red", where=("a=b",), min_score="auto", diverse=0.25)
+    question = Query(top_k=7, text="red", where=("a=b",), min_score="auto", diverse=0.25)
     sent = json.loads(json.dumps(question.options))
     assert Query.from_message(7, sent) == question
-    assert Query(7).options == {}
+    assert Query(top_k=7).options == {}
 
 
 def test_a_cut_off_leaves_out_what_is_no_better_than_chance() -> None:
@@ -293,6 +311,30 @@ def test_what_many_disliked_sinks_and_one_person_sinks_nothing() -> None:
     assert match["score"] == plain.matches[0]["score"]
 
 
+def test_the_report_gives_each_match_the_value_that_the_ranking_gave_it() -> None:
+    rows = units(np.random.default_rng(6).normal(size=(100, DIM)))
+    opened = open_index(rows, [f"{n:02d}.jpg" for n in range(100)])
+    shelf = IndexedCatalogue(opened.version, Catalogue())
+    query = units(rows[3] + 0.2 * rows[4])
+    plain = ask(opened, shelf, query, top_k=20)
+    opinions = FeedbackIndex(
+        [given(query, ids(plain)[5], "like", "ann")]
+        + [given(query, ids(plain)[0], "dislike", f"user{n}", float(n)) for n in range(20)]
+    )
+    served = ask(
+        opened, shelf, query, opinions=opinions, user="ann", feedback=True, explain=True, top_k=100
+    )
+    totals = {match["product_id"]: match["explain"]["total"] for match in served.matches}
+    matches = tuple((match["product_id"], match["score"]) for match in plain.matches)
+    logged = LoggedQuery("q", 100.0, "ann", "v0001", "kind", matches, query)
+    values = rerank(logged, opinions, shelf, opened.version.random_pairs["quantiles"])
+    assert values == pytest.approx([totals[product_id] for product_id, _ in matches], abs=2e-6)
+    before_any = LoggedQuery("q", -1.0, "ann", "v0001", "kind", matches, query)
+    assert rerank(before_any, opinions, shelf, opened.version.random_pairs["quantiles"]) == [
+        score for _, score in matches
+    ]
+
+
 def test_feedback_that_is_off_changes_no_byte(opened: OpenIndex) -> None:
     shelf = IndexedCatalogue(opened.version, Catalogue())
     query = opened.version.vectors[9]
@@ -310,7 +352,7 @@ def test_random_pairs_are_pairs_of_different_rows() -> None:
 
 def test_masks_are_kept_and_a_new_catalogue_forgets_them(opened: OpenIndex, tmp_path: Path) -> None:
     shelf = IndexedCatalogue(opened.version, catalogue(**{"p/001": {"price": 5}}))
-    conditions = Query(1, where=("price=5",)).conditions
+    conditions = Query(top_k=1, where=("price=5",)).conditions
     assert shelf.allowed(conditions) is shelf.allowed(conditions)
     later = IndexedCatalogue(opened.version, catalogue(**{"p/002": {"price": 5}}))
     mask = later.allowed(conditions)

@@ -21,18 +21,18 @@ from pipeline.store.feedback import FeedbackLog
 X, Y, Z = np.eye(3, dtype=np.float32)
 
 
-def shown(
-    query_id: str = "q1", at: float = 10.0, who: str = "", vector: np.ndarray = X
+def logged(
+    query_id: str = "q1", at: float = 10.0, user: str = "", vector: np.ndarray = X
 ) -> LoggedQuery:
     matches = (("a", 0.9), ("b", 0.8), ("c", 0.7))
-    return LoggedQuery(query_id, at, who, "v0001", "kind", matches, vector)
+    return LoggedQuery(query_id, at, user, "v0001", "kind", matches, vector)
 
 
-def verdict(
-    query: LoggedQuery, product: str, action: str, who: str = "", at: float = 11.0
+def feedback(
+    query: LoggedQuery, product: str, action: str, user: str = "", at: float = 11.0
 ) -> Feedback:
-    rank = [name for name, _ in query.shown].index(product) + 1
-    return Feedback(query.query_id, product, who, action, at, rank, "v0001", "kind", query.vector)
+    rank = [name for name, _ in query.matches].index(product) + 1
+    return Feedback(query.query_id, product, user, action, at, rank, "v0001", "kind", query.vector)
 
 
 def test_rocchio_adds_three_quarters_of_the_liked_and_takes_away_some_of_the_disliked() -> None:
@@ -42,19 +42,19 @@ def test_rocchio_adds_three_quarters_of_the_liked_and_takes_away_some_of_the_dis
 
 
 def test_sinking_counts_people_and_weighs_likes_against() -> None:
-    query = shown()
-    three = [verdict(query, "a", "dislike", who) for who in ("u", "v", "w")]
+    query = logged()
+    three = [feedback(query, "a", "dislike", user) for user in ("u", "v", "w")]
     assert penalties(three, 0.2) == {"a": pytest.approx(0.5 * 0.8 * 3 / (3 + 0 + 3))}
-    liked = [*three, *(verdict(query, "a", "like", who) for who in ("x", "y", "z"))]
+    liked = [*three, *(feedback(query, "a", "like", user) for user in ("x", "y", "z"))]
     assert penalties(liked, 0.2)["a"] == pytest.approx(0.5 * 0.8 * 3 / 9)
-    assert penalties([verdict(query, "a", "dislike", "u")] * 9, 0.2) == {}  # one person
+    assert penalties([feedback(query, "a", "dislike", "u")] * 9, 0.2) == {}  # one person
 
 
 def test_only_feedback_on_like_queries_and_from_before_counts() -> None:
-    near, far = shown("near", vector=X), shown("far", vector=Y)
-    opinions = FeedbackIndex([verdict(far, "a", "like", at=1), verdict(near, "b", "like", at=5)])
-    assert [one.product_id for one in opinions.similar_to(X, 0.9)] == ["b"]
-    assert opinions.similar_to(X, 0.9, before=5) == []
+    near, far = logged("near", vector=X), logged("far", vector=Y)
+    index = FeedbackIndex([feedback(far, "a", "like", at=1), feedback(near, "b", "like", at=5)])
+    assert [one.product_id for one in index.similar_to(X, 0.9)] == ["b"]
+    assert index.similar_to(X, 0.9, before=5) == []
     assert FeedbackIndex([]).similar_to(X, 0.0) == []
 
 
@@ -66,26 +66,26 @@ def test_ndcg_is_one_for_the_best_order_and_by_hand_for_another() -> None:
 
 def test_a_query_is_logged_once_and_comes_back_whole(database: Database) -> None:
     log = FeedbackLog(database)
-    query = shown(who="ann", vector=np.array([0.6, 0.8, 0.0], np.float32))
+    query = logged(user="ann", vector=np.array([0.6, 0.8, 0.0], np.float32))
     log.put_queries([query, query])
     log.put_queries([query])
     (back,) = log.queries()
-    assert (back.query_id, back.who, back.shown) == ("q1", "ann", query.shown)
+    assert (back.query_id, back.user, back.matches) == ("q1", "ann", query.matches)
     np.testing.assert_array_equal(back.vector, query.vector)
     assert log.queries("another kind") == []
     log.forget_queries(before=10.5)
     assert log.query("q1") is None
 
 
-def test_a_verdict_counts_once_and_the_last_of_like_and_dislike_holds(database: Database) -> None:
-    log, query = FeedbackLog(database), shown(who="ann")
+def test_feedback_counts_once_and_the_last_of_like_and_dislike_holds(database: Database) -> None:
+    log, query = FeedbackLog(database), logged(user="ann")
     log.put_queries([query])
     start = log.revision()
     for at, action in enumerate(("click", "like", "like", "dislike")):
         log.add(query, "b", action, "", float(at))
-    kept = log.newest("kind")
-    assert sorted(one.action for one in kept) == ["click", "dislike"]
-    assert {(one.who, one.rank, one.index_version) for one in kept} == {("ann", 2, "v0001")}
+    entries = log.newest("kind")
+    assert sorted(one.action for one in entries) == ["click", "dislike"]
+    assert {(one.user, one.rank, one.index_version) for one in entries} == {("ann", 2, "v0001")}
     log.add(query, "b", "like", "bob", 9.0)
     assert len(log.newest("kind")) == 3
     assert log.revision() == start + 5
@@ -95,23 +95,23 @@ def test_a_verdict_counts_once_and_the_last_of_like_and_dislike_holds(database: 
         log.add(query, "z", "like", "", 1.0)
 
 
-def test_the_report_counts_by_rank_and_never_uses_a_verdict_on_its_own_query() -> None:
-    queries = [shown("q1", 10), shown("q2", 20), shown("q3", 30)]
-    given = [
-        verdict(queries[0], "c", "like", at=11),
-        verdict(queries[1], "c", "click", at=21),
-        verdict(queries[1], "c", "purchase", at=22),
-        verdict(queries[2], "a", "dislike", at=31),
+def test_the_report_counts_by_rank_and_never_uses_feedback_on_its_own_query() -> None:
+    queries = [logged("q1", 10), logged("q2", 20), logged("q3", 30)]
+    entries = [
+        feedback(queries[0], "c", "like", at=11),
+        feedback(queries[1], "c", "click", at=21),
+        feedback(queries[1], "c", "purchase", at=22),
+        feedback(queries[2], "a", "dislike", at=31),
     ]
-    opinions, seen = FeedbackIndex(given), []
+    index, seen = FeedbackIndex(entries), []
 
     def rerank(query: LoggedQuery) -> list[float]:
-        similar = opinions.similar_to(query.vector, 0.9, before=query.asked_at)
+        similar = index.similar_to(query.vector, 0.9, before=query.asked_at)
         seen.append([one.query_id for one in similar])
         liked = {one.product_id for one in similar}
-        return [score + (1 if product in liked else 0) for product, score in query.shown]
+        return [score + (1 if product in liked else 0) for product, score in query.matches]
 
-    answer = report(queries, given, rerank)
+    answer = report(queries, entries, rerank)
     assert seen == [[], ["q1"]]  # q3 has nothing that is worth a rank
     assert answer["actions"] == {"like": 1, "purchase": 1, "click": 1, "dislike": 1}
     assert (answer["queries"], answer["with_feedback"]) == (3, 3)

@@ -1,0 +1,104 @@
+"""Compute the vector of a query from its image, its product and its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.embed.embed_images import VectorCache
+from pipeline.errors import WrongUse
+from pipeline.search.catalogue_filter import IndexedCatalogue
+from pipeline.search.query import Query
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class QueryVector:
+    """A query's (d,) unit vector, and the weighted unit vectors that it is the sum of."""
+
+    vector: Vector
+    terms: tuple[tuple[str, float, Vector], ...]
+
+    def parts(self, product: Vector, score: float) -> dict[str, float]:
+        """Split a product's score into what each term adds to it."""
+        (first, _, _), *others = self.terms
+        parts = {name: weight * float(term @ product) for name, weight, term in others}
+        # Not its own product, which float32 rounds otherwise: the parts add up to the score.
+        return {first: score - sum(parts.values()), **parts}
+
+
+def embed_image(
+    data: bytes,
+    digest: str,
+    cache: VectorCache,
+    prepare: Callable[[bytes], Image.Image],
+    embed: Callable[[Image.Image], Vector],
+) -> Vector:
+    """Return an image's (d,) unit vector: the cached one, or the model's.
+
+    Args:
+        data: the bytes of the file. digest: their SHA-256.
+        prepare: decodes and preprocesses them.
+        embed: runs the model.
+    """
+    vector = cache.get(digest)
+    if vector is None:
+        vector = embed(prepare(data))
+        cache.put({digest: vector})
+    return vector
+
+
+def compose(
+    query: Query,
+    image: Vector | None,
+    embed_text: Callable[[str], Vector],
+    indexed: IndexedCatalogue,
+) -> QueryVector:
+    """Compute the query's vector: (1 - w) * image + w * text - w * without, of unit length.
+
+    Without an image or product, the text has all the weight.
+
+    Args:
+        query: its subject was checked, see `Query.require_subject`.
+        image: the (d,) unit vector of the query's image, if it has one.
+
+    Raises:
+        WrongUse: the product is not indexed, or the vectors cancel out.
+    """
+    subject = image if image is not None else _product_vector(query.product, indexed)
+    terms: list[tuple[str, float, Vector]] = []
+    if subject is not None:
+        weight = 1.0 - query.weight if query.text or query.without else 1.0
+        terms.append(("image", weight, subject))
+    if query.text:
+        weight = 1.0 if subject is None else query.weight
+        terms.append(("text", weight, embed_text(query.text)))
+    if query.without:
+        terms.append(("not", -query.weight, embed_text(query.without)))
+    if len(terms) == 1:
+        return QueryVector(terms[0][2], tuple(terms))
+    total = np.sum([weight * vector.astype(np.float64) for _, weight, vector in terms], axis=0)
+    length = float(np.linalg.norm(total))
+    if length < 1e-6:
+        raise WrongUse("The query and --exclude-text cancel each other out.")
+    return QueryVector(
+        (total / length).astype(np.float32),
+        tuple((name, weight / length, vector) for name, weight, vector in terms),
+    )
+
+
+def _product_vector(product_id: str, indexed: IndexedCatalogue) -> Vector | None:
+    if not product_id:
+        return None
+    vector = indexed.vector_of(product_id)
+    if vector is None:
+        raise WrongUse(
+            f"Index {indexed.version.name} has no product '{product_id}': a product is named like "
+            "its image without the suffix, or as it was imported."
+        )
+    return vector
