@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +13,8 @@ import redis
 from pipeline.errors import WrongUse
 from pipeline.store.redis_client import PREFIX, connect, trouble
 from workers.routes import QUEUE_OF, QUEUES
+
+PAUSE_S = 3.0
 
 
 class Dispatcher(Protocol):
@@ -36,6 +39,9 @@ class Dispatcher(Protocol):
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
         """Count the workers on each queue that answer within `patience_s`."""
+
+    def pause_for_others(self, stopping: threading.Event) -> None:
+        """Take no message for a while, so that other workers take what this one gave back."""
 
 
 class CeleryDispatcher:
@@ -70,6 +76,9 @@ class CeleryDispatcher:
             replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
         return Counter(queue["name"] for queues in replies.values() for queue in queues)
 
+    def pause_for_others(self, stopping: threading.Event) -> None:
+        stopping.wait(PAUSE_S)
+
     @contextmanager
     def _broker(self) -> Iterator[None]:
         """Turn what kombu and redis-py raise into the sentence about Redis."""
@@ -98,6 +107,9 @@ class InlineDispatcher:
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
         return Counter(QUEUES)
+
+    def pause_for_others(self, stopping: threading.Event) -> None:
+        """There are none."""
 
 
 def require_names(job_id: object, n: object = 0) -> None:

@@ -34,11 +34,10 @@ log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
-# A worker that cannot do a job gives its shards back and pauses, so that others take them. When
-# every live worker has refused, and this one so many times, nobody is left who could do the job.
-REFUSALS = 3
-REFUSAL_PAUSE_S = 3.0
-REFUSAL_COUNTS_S = 60.0
+# A job fails when every live worker has refused it, and this one so many times: with the pauses
+# between them, a worker that only just starts has half a minute to join.
+REFUSALS = 10
+REFUSAL_COUNTS_S = 60.0  # after which a worker that refused may be gone
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -219,7 +218,7 @@ def _refuse(resources: Resources, job: Job, n: int, reason: str) -> None:
         if nobody_left and resources.jobs.fail_refused(job.id, reason):
             return
     resources.dispatcher.send(EMBED_SHARD, job.id, n)
-    resources.stopping.wait(REFUSAL_PAUSE_S)
+    resources.dispatcher.pause_for_others(resources.stopping)
 
 
 def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:

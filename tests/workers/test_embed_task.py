@@ -34,12 +34,6 @@ class CountingEncoder:
         return self.shop.embed_images(list(images))
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that refuses a job does not pause."""
-    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 0.0)
-
-
 @pytest.fixture
 def encoder(desk: InlineWorker) -> CountingEncoder:
     encoder = CountingEncoder(desk.shop)
@@ -338,16 +332,10 @@ def test_a_refused_shard_is_sent_back_at_once_and_the_worker_pauses(
 ) -> None:
     job_id = desk.shop.plan()
     desk.start_again(preprocess_size=(64, 64))
-    pauses: list[float] = []
-
-    def wait(pause_s: float) -> None:
-        assert list(desk.messages) == [("imgrec.embed_shard", (job_id, 0))]
-        pauses.append(pause_s)
-
-    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 3.0)
-    monkeypatch.setattr(desk.resources.stopping, "wait", wait)
+    sent: list[list[object]] = []
+    monkeypatch.setattr(desk, "pause_for_others", lambda stopping: sent.append([*desk.messages]))
     embed(desk.resources, job_id, 0)
-    assert pauses == [3.0]
+    assert sent == [[("imgrec.embed_shard", (job_id, 0))]]
 
 
 def test_a_worker_that_can_do_the_next_job_is_healthy_again(
