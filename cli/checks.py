@@ -84,11 +84,18 @@ class Checks:
 
     def database(self) -> str:
         """The database takes changes."""
+        from pipeline.store.database import UNICODE
         from pipeline.urls import without_password
 
         with self._resources.database.transaction() as tx:
             schema = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
             tx.rows("DELETE FROM revisions WHERE name = ?", ("check",))
+            encoding = tx.encoding()
+        if encoding not in UNICODE:
+            raise CheckFailed(
+                f"has the encoding {encoding}, which cannot hold every file name",
+                "createdb --encoding UTF8 --template template0 NAME, and name it in DATABASE_URL",
+            )
         shown = without_password(self._settings.database_url)
         return f"{shown}, schema version {schema}, writable"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import echo_err, json_option, local_option, print_json, print_table
-from cli.watch import job_object, show_job, wait_for_job
+from cli.watch import job_object, show_job, to_object, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
@@ -113,26 +113,24 @@ def status(
 @pass_wiring
 def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
     """List the rebuilds."""
-    table = wiring.resources.jobs
-    found = table.newest(limit)
+    found = wiring.resources.jobs.list_with_progress(limit)
     if as_json:
-        print_json({"jobs": [job_object(table, job.id) for job in found]})
+        print_json({"jobs": [to_object(job, progress) for job, progress in found]})
         return
     if not found:
         echo_err("No rebuilds yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
         return
     rows = []
-    for job in found:
-        facts = job_object(table, job.id)
+    for job, progress in found:
         rows.append(
             [
                 job.id,
                 job.state,
-                facts["images"],
-                facts["embedded"],
-                facts["reused"],
-                facts["skipped"],
-                facts["index_version"] or "-",
+                progress.images,
+                progress.embedded,
+                progress.reused,
+                progress.skipped,
+                job.index_version or "-",
                 str(job.root),
             ]
         )

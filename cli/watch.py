@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cli.output import duration, echo_err, print_fields, print_json
@@ -18,11 +19,38 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 NO_WORKER_AFTER_S = 4.0
+WORTH_TUNING_S = 60.0  # of worker time; a shorter rebuild needs no advice
+
+
+# What shortens a rebuild, by the stage that takes most of the workers' time.
+ADVICE = {
+    "read": "faster storage for the products folder, or more CPU_THREADS",
+    "decode": "more embed workers, or smaller images",
+    "cut_out": "more embed workers, or a smaller REMBG_MODEL",
+    "embed": "more embed workers, or a GPU (DEVICE)",
+    "write": "faster storage for DATA_DIR, or a Redis that is nearer",
+}
 
 
 def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
-    """Return the contract's object of a job."""
-    job, progress = jobs.get(job_id), jobs.progress(job_id)
+    """Return the contract's object of a job, and where its workers' time went."""
+    job = to_object(jobs.get(job_id), jobs.progress(job_id))
+    seconds = {
+        name.removesuffix("_s"): value for name, value in asdict(jobs.timings(job_id)).items()
+    }
+    total = sum(seconds.values())
+    slowest = max(seconds, key=lambda stage: seconds[stage])
+    return {
+        **job,
+        "stage_seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+        "bottleneck": {"stage": slowest, "share": round(seconds[slowest] / total, 2)}
+        if total
+        else None,
+    }
+
+
+def to_object(job: Job, progress: Progress) -> dict[str, Any]:
+    """Return the contract's object of a job with its counts."""
     return {
         "job_id": job.id,
         "state": job.state,
@@ -32,7 +60,7 @@ def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
         "skipped": progress.skipped,
         "warnings": progress.warnings,
         "index_version": job.index_version,
-        "seconds": round((job.finished_at or time.time()) - job.created_at, 1),
+        "seconds": round(job.seconds, 1),
         "error": job.error,
     }
 
@@ -55,6 +83,12 @@ def show_job(jobs: Jobs, job_id: str) -> None:
     )
     if job["error"]:
         echo_err(f"{'Error' if job['state'] == 'failed' else 'Waiting'}: {job['error']}")
+    if sum(job["stage_seconds"].values()) >= WORTH_TUNING_S:
+        stage, share = job["bottleneck"]["stage"], job["bottleneck"]["share"]
+        echo_err(
+            f"Bottleneck: {stage.replace('_', ' ')}, {share:.0%} of worker time. What would help: "
+            f"{ADVICE[stage]}."
+        )
     if job["skipped"] or job["warnings"]:
         echo_err(f"'imgrec failures {job_id}' lists the images and the reasons.")
 

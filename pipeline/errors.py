@@ -1,17 +1,18 @@
 """Every error that imgrec raises on purpose, and the exit code that each one means.
 
-    ImgrecError                1  tried and failed
-    ├── WrongUse               2  what was asked for cannot work: a missing folder, a bad option
-    │   └── BadImage           2  one picture cannot be used (in a rebuild: one row of the ledger)
-    ├── SetupError             1  a model, its weights or a library cannot be loaded
-    ├── FingerprintMismatch    1  vectors of two kinds would be compared
-    ├── HeadBroken             1  the file of a trained head cannot be used
-    ├── IndexBroken            1  files of a version or a shard do not match their digests
-    ├── JobFailed              1  a rebuild ended without a published version
-    ├── TimedOut               1  the answer did not come in time; the work goes on
-    ├── Overloaded             1  the workers have more queries than they can answer in time
-    ├── IndexMissing           3  nothing was published yet
-    └── ServerUnavailable             4  Redis, the database or every worker is away
+    ImgrecError                  1  tried and failed
+    ├── WrongUse                 2  the request cannot work: a missing folder, a bad option
+    │   └── BadImage             2  an image cannot be used (in a rebuild: one of its failures)
+    │       └── ImageOutOfMemory 2  an image needs more memory than this process has left
+    ├── SetupError               1  a model, its weights or a library cannot be loaded
+    ├── FingerprintMismatch      1  vectors of two kinds would be compared
+    ├── HeadBroken               1  the file of a trained head cannot be used
+    ├── IndexBroken              1  files of a version or a shard do not match their digests
+    ├── JobFailed                1  a rebuild ended without a published version
+    ├── TimedOut                 1  the answer did not come in time; the work goes on
+    ├── Overloaded               1  the workers have more queries than they can answer in time
+    ├── IndexMissing             3  nothing was published yet
+    └── ServerUnavailable        4  Redis, the database or every worker is unavailable
 
 A message is one sentence: what, which file or id, the limit, what to do next.
 """
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
 MAX_QUOTE = 80  # characters
 MAX_LINE = 300
+# Of pydantic's types of errors, where its own sentence speaks of Python.
+REASONS = {
+    "extra_forbidden": "unknown name",
+    "missing": "a value is missing",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+}
 
 
 def quote(value: object) -> str:
@@ -36,19 +45,20 @@ def quote(value: object) -> str:
     return f"'{text}'" if isinstance(value, str) else text
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:MAX_LINE] if lines else type(error).__name__
+def one_line(error: BaseException, *, last: bool = False) -> str:
+    """Return the first or last line of an error's message; its type if it has no message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if last else 0][:MAX_LINE]
 
 
 def first_invalid(error: ValidationError) -> tuple[tuple[int | str, ...], str, Any]:
     """Return the path, the reason and the value of the first thing that pydantic refused."""
     first = error.errors(include_url=False)[0]
-    if first["type"] == "extra_forbidden":
-        return first["loc"], "unknown name", first["input"]
-    # "Value error, must be ..." is our own; "Input should be a valid integer" is pydantic's.
-    reason = re.sub(r"^\w+ should\b", "must", first["msg"].removeprefix("Value error, "))
+    reason = REASONS.get(first["type"])
+    if reason is None:
+        # "Value error, must be ..." is our own; "Input should be a valid integer" is pydantic's.
+        message = first["msg"].removeprefix("Value error, ").partition(" after validation")[0]
+        reason = re.sub(r"^\w+ should\b", "must", message)
     return first["loc"], reason, first["input"]
 
 
@@ -74,6 +84,17 @@ class BadImage(WrongUse):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class ImageOutOfMemory(BadImage):
+    """An image that needs more memory than this process has left; alone it may fit."""
+
+    def __init__(
+        self,
+        reason: str = "the image needs more memory than the worker has left (WORKER_MAX_MEMORY)",
+        stage: str = "decode",
+    ) -> None:
+        super().__init__(reason, stage)
 
 
 class SetupError(ImgrecError):

@@ -77,6 +77,8 @@ def database_address(url: str) -> str:
     """
     if not url.startswith(("sqlite:///", "postgresql://", "postgres://")):
         raise ValueError("must start with sqlite:/// or postgresql://")
+    if url.startswith("sqlite") and "?" in url:
+        raise ValueError("sqlite:///FILE takes no options after a '?'")
     if not url.startswith("sqlite"):
         authority, _, rest = url.partition("://")[2].partition("/")
         # libpq takes several hosts, and everything but / and @ as it stands.

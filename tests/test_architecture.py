@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
+from live_stack import FAILPOINTS
 from pydantic import ByteSize
 
 from cli.supervisor import share_threads
@@ -165,6 +167,16 @@ def test_asking_a_question_loads_nothing_that_only_workers_and_tables_need() -> 
     script += f"print(sorted(set(sys.modules) & {needless!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_ships_cannot_kill_itself_whatever_the_environment_says() -> None:
+    script = "from pipeline.failpoints import failpoint; failpoint('line'); print('alive')"
+    environment = {**os.environ, "IMGREC_FAILPOINT": "line"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.strip() == "alive", done.stderr
+    armed = {**environment, "PYTHONPATH": str(FAILPOINTS)}
+    assert subprocess.run(command, cwd=ROOT, env=armed).returncode == -signal.SIGKILL
 
 
 def test_what_needs_the_database_or_works_in_this_process_loads_no_celery() -> None:

@@ -63,12 +63,12 @@ class ToyPipeline:
         )
 
     def embed(self, job_id: str) -> None:
-        for n in self.jobs.next_window(job_id, 1000):
-            claim = self.jobs.claim_shard(job_id, n, "me", 1000)
+        for n in self.jobs.shards.next_window(job_id, 1000):
+            claim = self.jobs.shards.claim(job_id, n, "me", 1000)
             assert claim is not None
             result = embed_shard(self.root, claim.images, self.tools, self, check=lambda done: None)
             name, digest = write_shard(self.settings.jobs_dir / job_id, n, result.vectors)
-            self.jobs.finish_shard(
+            self.jobs.shards.finish(
                 claim,
                 file=name,
                 sha256=digest,
@@ -78,11 +78,16 @@ class ToyPipeline:
             )
 
     def merge(self, job_id: str) -> Merged:
-        job = self.jobs.claim_merge(job_id, 0)
-        assert job is not None
+        claim = self.jobs.claim_merge(job_id, "me", 0)
+        assert claim is not None
         with self.versions.lock():
             merged = merge(
-                job, self.jobs.done_shards(job_id), self.settings, self.versions, lambda: None
+                claim.job,
+                self.jobs.shards.done(job_id),
+                self.settings,
+                self.versions,
+                lambda: None,
+                later_jobs=self.jobs.created_after(job_id),
             )
         if merged.version:
             self.jobs.publish(job_id, merged.version)

@@ -1,20 +1,22 @@
-"""The task of queue `index`: the shards of a job become the next published version."""
+"""The task of queue `index`: the shards of a job become the next published version.
+
+Read downward: claim -> publish (lock, merge, prune) -> record.
+"""
 
 from __future__ import annotations
 
 import logging
+import uuid
 
-from filelock import Timeout
-
-from pipeline.atomic_files import disk_trouble
-from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.errors import ServerUnavailable
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
-from pipeline.store.jobs import Job
+from pipeline.store.jobs import Job, MergeClaim
 from workers.dispatch import require_names
-from workers.lease import Lease, LeaseLost, Stopped
+from workers.error_policy import Attempt, Drop, Fail, Release, Stage, Wait, decide
+from workers.lease import Lease
 from workers.reconcile import advance, remove_leftovers
-from workers.resources import Resources
+from workers.resources import HOST, Resources
 
 log = logging.getLogger(__name__)
 
@@ -25,84 +27,30 @@ def merge_shards(resources: Resources, job_id: str) -> None:
     """Publish a job whose shards are all done; harmless to send any number of times."""
     require_names(job_id)
     try:
-        _merge(resources, job_id)
+        claim = _claim(resources, job_id)
+        if claim is not None:
+            _merge(resources, claim)
     except ServerUnavailable as error:
+        # The reconciler sends the merge again when the server answers again.
         log.error("The merge of job %s: %s", job_id, error)
 
 
-def _merge(resources: Resources, job_id: str) -> None:
-    jobs, settings = resources.jobs, resources.settings
-    job = jobs.claim_merge(job_id, settings.lease_s)
-    if job is None:
-        jobs.get(job_id)  # one that is not there is an error, not a merge that is done
-        return
+def _claim(resources: Resources, job_id: str) -> MergeClaim | None:
+    owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
+    claim = resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
+    if claim is None:
+        resources.jobs.get(job_id)  # an unknown job is an error, not a merge that is done
+    return claim
+
+
+def _merge(resources: Resources, claim: MergeClaim) -> None:
     try:
-        # A merge has no natural progress to watch, so only the process's death ends its lease.
-        with Lease(
-            lambda _: jobs.renew_merge_lease(job_id, settings.lease_s),
-            settings.lease_s,
-            float("inf"),
-            stopping=resources.stopping,
-            watchdog=resources.watchdog,
-        ) as lease:
-            merged = _publish(resources, job, lease)
-    except (Stopped, LeaseLost):
-        log.info("The merge of job %s stops; the reconciler resumes it if it is wanted.", job_id)
-        return
-    except ServerUnavailable:
-        raise
-    except ImgrecError as error:
-        jobs.fail(job_id, str(error))
-        return
-    except MemoryError:
-        jobs.fail(
-            job_id,
-            "The index does not fit into memory: raise WORKER_MAX_MEMORY for the worker on queue "
-            "'index' and run the rebuild again.",
-        )
-        return
-    except Timeout as error:  # an OSError, too
-        _wait(
-            resources,
-            job_id,
-            f"Another process, a merge or a rollback, has held the lock {error.lock_file} for "
-            f"{LOCK_WAIT_S:g} s. The merge is tried again by itself.",
-        )
-        return
-    except OSError as error:
-        log.error("The merge of job %s failed.", job_id, exc_info=error)
-        _wait(resources, job_id, disk_trouble(error, settings.data_dir))
-        return
+        with resources.leases.hold(claim) as lease:
+            merged = _publish(resources, claim.job, lease)
     except Exception as error:
-        log.error("The merge of job %s failed.", job_id, exc_info=error)
-        jobs.fail(job_id, f"The index could not be built: {type(error).__name__}: {error}")
-        return
-    for n in merged.broken:
-        log.warning("Job %s: the file of shard %d is gone or changed; doing it again.", job_id, n)
-        jobs.reopen_shard(job_id, n)
-    if merged.version:
-        failpoint("index.before_record")
-        if jobs.publish(job_id, merged.version):
-            log.info("Job %s published %s.", job_id, merged.version)
-        else:
-            log.warning(
-                "Job %s was ended too late: it had already published %s, and is recorded as "
-                "published.",
-                job_id,
-                merged.version,
-            )
-        remove_leftovers(resources)
+        _after_error(resources, claim, error)
     else:
-        advance(resources, job_id)
-
-
-def _wait(resources: Resources, job_id: str, reason: str) -> None:
-    """Leave the merge to the reconciler, which sends it again when the lease has ended.
-
-    The job's note tells those who watch why nothing moves; they may mend it or cancel the job.
-    """
-    log.error("The merge of job %s waits: %s", job_id, reason)
-    resources.jobs.set_waiting_reason(job_id, reason)
+        _record(resources, claim.job.id, merged)
 
 
 def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
@@ -111,12 +59,62 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
     with versions.lock().acquire(timeout=LOCK_WAIT_S), guard.expect_high_usage():
         merged = merge(
             job,
-            jobs.done_shards(job.id),
+            jobs.shards.done(job.id),
             settings,
             versions,
             lease.check,
+            later_jobs=jobs.created_after(job.id),
             require_fit=guard.require_fit,
         )
         if merged.version:
             versions.prune(settings.keep_versions, jobs.referenced_versions())
     return merged
+
+
+def _record(resources: Resources, job_id: str, merged: Merged) -> None:
+    for n in merged.broken:
+        log.warning("Job %s: the file of shard %d is gone or changed; doing it again.", job_id, n)
+        resources.jobs.shards.reopen(job_id, n)
+    if not merged.version:
+        advance(resources, job_id)
+        return
+    failpoint("index.before_record")
+    if resources.jobs.publish(job_id, merged.version):
+        log.info("Job %s published %s.", job_id, merged.version)
+    else:
+        log.warning(
+            "Job %s was ended too late: it had already published %s, and is recorded as published.",
+            job_id,
+            merged.version,
+        )
+    remove_leftovers(resources)
+
+
+def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> None:
+    jobs, job_id = resources.jobs, claim.job.id
+    attempt = Attempt(
+        stage=Stage.MERGE,
+        description=f"Worker index@{HOST}: the merge",
+        data_dir=resources.settings.data_dir,
+        number=claim.attempts + 1,
+        limit=resources.settings.shard_max_attempts,
+    )
+    decision = decide(error, attempt)
+    match decision:
+        case Drop():
+            log.info("The merge of job %s is no longer ours.", job_id)
+        case Release():
+            if decision.at_once:
+                log.info("The merge of job %s goes back to the queue: this worker ends.", job_id)
+            else:
+                log.error("The merge of job %s failed; it is sent again.", job_id, exc_info=error)
+            jobs.release_merge(claim, count_attempt=decision.count_attempt)
+            if decision.reason:
+                jobs.set_waiting_reason(job_id, decision.reason)
+        case Wait():
+            log.error("The merge of job %s waits: %s", job_id, decision.reason)
+            jobs.release_merge(claim, count_attempt=False)
+            jobs.set_waiting_reason(job_id, decision.reason)
+        case Fail():
+            log.error("The merge of job %s failed.", job_id, exc_info=error)
+            jobs.fail(job_id, decision.reason)

@@ -1,19 +1,21 @@
-"""Keep a lease in the ledger alive while the work moves, and tell the work when to stop."""
+"""Keep this process's leases alive while their work moves, and tell the work when to stop."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipeline.errors import ImgrecError
-from workers.watchdog import Watchdog
+from pipeline.store.jobs import Jobs, MergeClaim
+from pipeline.store.shards import Claim
+from workers.watchdog import Deadline, Watchdog
 
 log = logging.getLogger(__name__)
 
-BEATS_PER_LEASE = 6
-BEAT_S = 1.0  # at most: the beat also carries the progress that people watch
+HEARTBEATS_PER_LEASE = 5
+HEARTBEAT_S = 3.0  # at most: the heartbeat also stores the progress that people watch
 
 
 class Stopped(Exception):
@@ -25,42 +27,16 @@ class LeaseLost(Exception):
 
 
 class Lease:
-    """A thread that calls `beat` several times a lease, as long as the work moves on."""
+    """The lease of one claim, as its work sees it."""
 
     def __init__(
-        self,
-        beat: Callable[[int], bool],
-        lease_s: float,
-        hung_after_s: float,
-        what: str = "a task",
-        *,
-        stopping: threading.Event,
-        watchdog: Watchdog,
+        self, claim: Claim | MergeClaim, deadline: Deadline, stopping: threading.Event
     ) -> None:
-        self._beat = beat
-        self._pause_s = min(BEAT_S, lease_s / BEATS_PER_LEASE)
-        self._hung_after_s = hung_after_s
-        self._progress = 0
-        self._work = watchdog.deadline(what, hung_after_s)
+        self.claim = claim
+        self.deadline = deadline
+        self.progress = 0
+        self.lost = False
         self._stopping = stopping
-        self._lost = False
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
-
-    def __enter__(self) -> Lease:
-        self._work.begin()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._work.end()
 
     def check(self, progress: int = 0) -> None:
         """Note progress; end the work where it must end.
@@ -68,26 +44,91 @@ class Lease:
         Raises:
             Stopped: the process was asked to end. LeaseLost: the job or the claim is gone.
         """
-        if progress != self._progress:
-            self._progress = progress
-            self._work.touch()
-        if self._lost:
+        if progress != self.progress:
+            self.progress = progress
+            self.deadline.touch()
+        if self.lost:
             raise LeaseLost
         if self._stopping.is_set():
             raise Stopped
 
-    def _run(self) -> None:
-        while not self._ended.wait(self._pause_s):
-            if self._work.idle_s > self._hung_after_s:
-                # A hung worker must lose its lease although this thread still lives.
-                log.error("No progress for %.0f s: giving the lease up.", self._hung_after_s)
-                self._lost = True
-                return
+
+class Leases:
+    """All leases of a process; one thread renews them in one statement every few seconds.
+
+    Args:
+        hung_after_s: a shard without progress for so long loses its lease.
+        stopping: set when the process was asked to end.
+        watchdog: watches the work.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        lease_s: float,
+        hung_after_s: float,
+        stopping: threading.Event,
+        watchdog: Watchdog,
+    ) -> None:
+        self._jobs = jobs
+        self._lease_s = lease_s
+        self._hung_after_s = hung_after_s
+        self._stopping = stopping
+        self._watchdog = watchdog
+        self._leases: dict[str, Lease] = {}
+        self._changed = threading.Condition()
+        self._heartbeat: threading.Thread | None = None  # lives while there are leases
+
+    @contextmanager
+    def hold(self, claim: Claim | MergeClaim) -> Iterator[Lease]:
+        """Renew the lease of a claim until the block ends, as long as the work moves."""
+        # A merge has no natural progress to watch, so only the process's death ends its lease.
+        hung_after_s = self._hung_after_s if isinstance(claim, Claim) else float("inf")
+        with self._watchdog.deadline(str(claim), hung_after_s) as deadline:
+            lease = Lease(claim, deadline, self._stopping)
+            with self._changed:
+                self._leases[claim.owner] = lease
+                if self._heartbeat is None:
+                    self._heartbeat = threading.Thread(target=self._run, name="leases", daemon=True)
+                    self._heartbeat.start()
             try:
-                if not self._beat(self._progress):
-                    self._lost = True
+                yield lease
+            finally:
+                with self._changed:
+                    del self._leases[claim.owner]
+                    self._changed.notify()
+
+    def _run(self) -> None:
+        pause_s = min(HEARTBEAT_S, self._lease_s / HEARTBEATS_PER_LEASE)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._leases, pause_s)
+                if not self._leases:
+                    self._heartbeat = None
                     return
-            except ImgrecError as error:  # a short outage of the database; the lease may outlive it
-                log.warning("The lease could not be extended: %s", error)
+                leases = [lease for lease in self._leases.values() if not lease.lost]
+            try:
+                self._renew(leases)
+            except ImgrecError as error:  # a short outage of the database; leases may outlive it
+                log.warning("The leases could not be renewed: %s", error)
             except Exception:
-                log.exception("The lease could not be extended; trying on.")
+                log.exception("The leases could not be renewed; trying again.")
+
+    def _renew(self, leases: list[Lease]) -> None:
+        shards, merges = {}, []
+        for lease in leases:
+            deadline = lease.deadline
+            if deadline.idle_s > deadline.limit_s:
+                # A hung shard must lose its lease although this thread still lives.
+                log.error("No progress of %s for %.0f s.", lease.claim, deadline.limit_s)
+                lease.lost = True
+            elif isinstance(lease.claim, Claim):
+                shards[lease.claim.owner] = lease.progress
+            else:
+                merges.append(lease.claim.owner)
+        if not shards and not merges:
+            return
+        valid = self._jobs.renew_leases(shards, merges, self._lease_s)
+        for lease in leases:
+            if lease.claim.owner not in valid:
+                lease.lost = True

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import BadImage, WrongUse
+from pipeline.errors import BadImage, ImageOutOfMemory, WrongUse
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import OUT_OF_MEMORY, decode, encode_jpeg, read_image, sha256
+from pipeline.images.decode import decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
 from pipeline.search.query import Query
 from pipeline.search.query_vector import compose, embed_image
@@ -158,7 +158,7 @@ def _vector(
         data,
         digest,
         known,
-        lambda data: _prepare(resources, data),
+        lambda image_file: _prepare(resources, image_file),
         lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
     )
 
@@ -171,7 +171,7 @@ def _prepare(resources: Resources, data: bytes) -> Image.Image:
     try:
         return prepare(image).image
     except MemoryError as error:
-        raise BadImage(OUT_OF_MEMORY, "preprocess") from error
+        raise ImageOutOfMemory(stage="preprocess") from error
 
 
 def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict[str, str]:

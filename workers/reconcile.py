@@ -29,7 +29,7 @@ def advance(resources: Resources, job_id: str) -> None:
         ServerUnavailable: Redis does not take messages; the shards stay marked and are sent again.
     """
     jobs = resources.jobs
-    window = jobs.next_window(job_id, resources.settings.max_shards_in_flight)
+    window = jobs.shards.next_window(job_id, resources.settings.max_shards_in_flight)
     failpoint("flow.before_send")
     _send_shards(resources, job_id, window)
     if jobs.ready_to_merge(job_id):
@@ -43,11 +43,11 @@ def reconcile(resources: Resources) -> None:
     for job in jobs.open_jobs():
         if not job.plan_done:
             continue
-        freed = jobs.free_expired_shards(job.id)
+        freed = jobs.shards.free_expired(job.id)
         if freed:
             log.warning("Job %s: the workers of shards %s are gone; sending again.", job.id, freed)
         if resources.dispatcher.queue_length(EMBED) == 0:
-            _send_shards(resources, job.id, jobs.lost_messages(job.id, LOST_AFTER_S))
+            _send_shards(resources, job.id, jobs.shards.requeue_lost(job.id, LOST_AFTER_S))
         advance(resources, job.id)
 
 

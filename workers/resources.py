@@ -40,6 +40,7 @@ from pipeline.store.refreshing import RevisionCache
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.dispatch import CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
+from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
 from workers.query_log import QueryLog
 from workers.watchdog import Watchdog
@@ -122,6 +123,14 @@ class Resources:
     @once
     def jobs(self) -> Jobs:
         return Jobs(self.database)
+
+    @once
+    def leases(self) -> Leases:
+        """The leases of the work that this process has claimed."""
+        settings = self.settings
+        return Leases(
+            self.jobs, settings.lease_s, settings.hung_after_s, self.stopping, self.watchdog
+        )
 
     @once
     def products(self) -> Products:

@@ -18,6 +18,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._deadlines: set[Deadline] = set()
+        self.refusal = ""  # why this process refuses work; empty once it has accepted some
 
     def register_thread(self, thread: threading.Thread) -> None:
         """Be unhealthy when this thread, which must live as long as the process, has ended."""
@@ -41,10 +42,11 @@ class Watchdog:
         with self._lock:
             threads, deadlines = list(self._threads), list(self._deadlines)
         dead = [thread.name for thread in threads if not thread.is_alive()]
-        return [f"the thread '{name}' is dead" for name in dead] + [
-            f"{deadline.what} has not moved for {deadline.idle_s:.0f} s"
-            for deadline in deadlines
-            if deadline.idle_s > deadline.limit_s
+        hung = [deadline for deadline in deadlines if deadline.idle_s > deadline.limit_s]
+        return [
+            *(f"the thread '{name}' is dead" for name in dead),
+            *(f"{each.what} has not moved for {each.idle_s:.0f} s" for each in hung),
+            *filter(None, [self.refusal]),
         ]
 
 

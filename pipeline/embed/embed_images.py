@@ -1,4 +1,8 @@
-"""Turn the images of a shard into vectors: read ahead in threads, embed in batches, keep order."""
+"""Turn the images of a shard into vectors: read -> embed -> collect, one generator a step.
+
+`Reader.read` reads and preprocesses in threads, a bounded number of images ahead; `embed` runs the
+model on batches; `collect` makes the arrays of the shard. Bad images pass through as failures.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,31 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.embed.shards import ShardVectors
-from pipeline.errors import BadImage, ImgrecError
+from pipeline.embed.stage_times import StageTimes
+from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import OUT_OF_MEMORY, WORK_SIDE, Limits, decode, read_image, sha256
+from pipeline.images.decode import WORK_SIDE, Limits, decode, read_image, sha256
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, confined
-from pipeline.images.memory_budget import MemoryBudget
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.cutout_cache import PreparedCache
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
 from pipeline.settings import Settings
 
 Vector = NDArray[np.float32]
+T = TypeVar("T")
 
 NICE = 10  # of the threads that read ahead; 19 is the last in the queue
 
@@ -43,7 +48,7 @@ class Encoder(Protocol):
 
 
 class VectorCache(Protocol):
-    """What already knows a content hash: the published version, the shared cache."""
+    """Vectors by content hash: those of the published version, then those of the shared cache."""
 
     def get(self, digest: str) -> Vector | None: ...
 
@@ -52,7 +57,7 @@ class VectorCache(Protocol):
 
 @dataclass(frozen=True)
 class Embedder:
-    """What a worker process holds ready for every shard."""
+    """The model, the preprocessing and their limits: loaded once, used for every shard."""
 
     encoder: Encoder
     prepare: Callable[[Image.Image], PreparedImage]
@@ -65,13 +70,13 @@ class Embedder:
 
 
 def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
-    """Put together what these settings ask for; load the model (`encoder`) before.
+    """Build the embedder that the settings describe; load the model (`encoder`) before.
 
     Each of the look-ahead threads removes backgrounds on its own with one compute thread: that
-    keeps more of a CPU busy than one picture at a time with many.
+    keeps more of a CPU busy than one image at a time with many threads.
 
     Raises:
-        SetupError: background removal is wanted and cannot be done here.
+        SetupError: background removal is switched on and cannot be loaded.
     """
     remover = None
     if settings.use_bg_removal:
@@ -89,7 +94,7 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
         bg_color=settings.preprocess_bg_color,
         batch_size=settings.embed_batch_size,
         threads=settings.threads,
-        # A cut-out may be a small part of the picture; without one, all of it becomes the square.
+        # A cut-out may be a small part of the image; without one, all of it becomes the square.
         decode_side=WORK_SIDE
         if settings.use_bg_removal
         else min(WORK_SIDE, 2 * max(settings.preprocess_size)),
@@ -97,24 +102,34 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
     )
 
 
+@dataclass(frozen=True)
+class ReadImage:
+    """An image that was read and preprocessed: what the model will see."""
+
+    position: int
+    digest: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The (d,) vector of an image; `reused` if it was known before."""
+
+    position: int
+    digest: str
+    vector: Vector
+    reused: bool = False
+
+
 @dataclass
 class ShardResult:
-    """What came out of one shard; `embedded` and `reused` count the good images."""
+    """The vectors of one shard; `embedded` and `reused` count the good images."""
 
     vectors: ShardVectors
     failures: list[Failure] = field(default_factory=list)
     embedded: int = 0
     reused: int = 0
-
-
-@dataclass(frozen=True)
-class ReadResult:
-    """One image after its thread: a known vector, pixels for the model, or a failure."""
-
-    digest: str = ""
-    vector: Vector | None = None
-    prepared: PreparedImage | None = None
-    failure: Failure | None = None
+    stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
 def embed_shard(
@@ -128,62 +143,16 @@ def embed_shard(
 ) -> ShardResult:
     """Embed the images of one shard; a bad image becomes a failure and the rest goes on.
 
-    Threads read, hash, decode and preprocess at most two batches ahead of the model, so memory
-    is bounded whatever the shard's size.
-
     Args:
         check: called with the number of images done, between images; raises to stop.
-        save: gets each prepared picture, with its path (`--save-preprocessed`); pictures whose
-            vector is known are then prepared too.
+        save: gets each preprocessed image, with its path (`--save-preprocessed`); images whose
+            vector is known are then preprocessed too.
     """
-    digests: dict[int, str] = {}
-    vectors: dict[int, Vector] = {}
-    failures: list[Failure] = []
-    embedded = 0
-    batch: list[tuple[int, ReadResult]] = []
-
-    def flush() -> None:
-        nonlocal embedded
-        prepared = [read.prepared.image for _, read in batch if read.prepared]
-        fresh = embedder.encoder.embed_images(prepared)
-        for (position, read), vector in zip(batch, fresh, strict=True):
-            vectors[position], digests[position] = vector, read.digest
-        embedded += len(batch)
-        cache.put({read.digest: vectors[position] for position, read in batch})
-        batch.clear()
-
-    def read_one(image: ImageFile) -> ReadResult:
-        return _with_memory(
-            image.path, embedder.limits.budget, lambda: _read(root, image, embedder, cache, save)
-        )
-
-    ahead = 2 * embedder.batch_size
-    for position, read in enumerate(_look_ahead(read_one, images, embedder.threads, ahead)):
-        check(position)
-        if read.failure:
-            failures.append(read.failure)
-        if read.vector is not None:
-            vectors[position], digests[position] = read.vector, read.digest
-        elif read.prepared is not None:
-            batch.append((position, read))
-        if len(batch) == embedder.batch_size:
-            flush()
-    if batch:
-        flush()
+    reader = Reader(root, embedder, cache, save)
+    with closing(reader.read(enumerate(images), check)) as reads:
+        result = collect(embed(reads, embedder, cache, reader.times), embedder, reader.times)
     check(len(images))
-    positions = sorted(vectors)
-    return ShardResult(
-        vectors=ShardVectors(
-            np.array(positions, np.int32),
-            np.array([digests[position] for position in positions], "S64"),
-            np.stack([vectors[position] for position in positions])
-            if positions
-            else np.zeros((0, embedder.encoder.dim), np.float32),
-        ),
-        failures=failures,
-        embedded=embedded,
-        reused=len(positions) - embedded,
-    )
+    return result
 
 
 def embed_isolated(
@@ -207,116 +176,212 @@ def embed_isolated(
             because the worker died each time when it ran alone.
         on_done: called after an image that left the worker alive.
     """
-    results: list[tuple[int, ShardResult]] = []
+    reader = Reader(root, embedder, cache, save)
+    items = _embed_one_by_one(reader, images, check, on_start, on_done)
+    result = collect(items, embedder, reader.times)
+    check(len(images))
+    return result
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads and preprocesses images below `root`."""
+
+    root: Path
+    embedder: Embedder
+    cache: VectorCache
+    save: Callable[[str, Image.Image], None] | None = None
+    times: StageTimes = field(default_factory=StageTimes)
+
+    def read(
+        self,
+        images: Iterable[tuple[int, ImageFile]],
+        check: Callable[[int], None] = lambda done: None,
+    ) -> Generator[ReadImage | Embedded | Failure, None, None]:
+        """Read images by position, in order, at most two batches ahead of the consumer.
+
+        An image whose vector is known comes as `Embedded`. A warning comes before its image.
+        """
+        threads, ahead = self.embedder.threads, 2 * self.embedder.batch_size
+        with closing(_look_ahead(self._read_or_retry, images, threads, ahead)) as results:
+            for done, items in enumerate(results):
+                check(done)
+                yield from items
+
+    def _read_or_retry(
+        self, position: int, image: ImageFile
+    ) -> list[ReadImage | Embedded | Failure]:
+        """Read one image; if memory does not suffice beside others, try it alone.
+
+        Raises:
+            MemoryError: the process has leaked, so no image is to blame; the next worker has more.
+        """
+        budget = self.embedder.limits.budget
+        with suppress(MemoryError, ImageOutOfMemory):
+            return self._read(position, image)
+        # An image beside it may have taken more than its header says.
+        with budget.exclusive(), suppress(MemoryError, ImageOutOfMemory):
+            return self._read(position, image)
+        # Asked after the errors are gone: their tracebacks keep the memory of the frames alive.
+        if budget.over_limit():
+            raise MemoryError
+        error = ImageOutOfMemory(stage="preprocess")
+        return [Failure(image.path, error.stage, error.reason)]
+
+    def _read(self, position: int, image: ImageFile) -> list[ReadImage | Embedded | Failure]:
+        try:
+            failpoint("image", image.path)
+            with self._timed("read"):
+                data = read_image(confined(self.root, image.path), self.embedder.limits)
+                digest = sha256(data)
+                vector = self.cache.get(digest)
+            if vector is not None and self.save is None:
+                return [Embedded(position, digest, vector, reused=True)]
+            prepared = self._preprocess(data, digest)
+            if self.save is not None:
+                self.save(image.path, prepared.image)
+        except ImageOutOfMemory:
+            raise
+        except BadImage as error:
+            return [Failure(image.path, error.stage, error.reason)]
+        items: list[ReadImage | Embedded | Failure] = []
+        if prepared.warning:
+            items.append(Failure(image.path, "preprocess", prepared.warning, warning=True))
+        if vector is not None:
+            items.append(Embedded(position, digest, vector, reused=True))
+        else:
+            items.append(ReadImage(position, digest, prepared.image))
+        return items
+
+    def _preprocess(self, data: bytes, digest: str) -> PreparedImage:
+        embedder = self.embedder
+        if embedder.prepared:
+            with self._timed("read"):
+                prepared = embedder.prepared.get(digest)
+            if prepared is not None:
+                return prepared
+        with self._timed("decode"):
+            image = decode(data, embedder.limits, embedder.bg_color, embedder.decode_side)
+        with self._timed("cut_out"):
+            prepared = embedder.prepare(image)
+        if embedder.prepared:
+            with self._timed("write"):
+                embedder.prepared.put(digest, prepared)
+        return prepared
+
+    def _timed(self, stage: str) -> AbstractContextManager[None]:
+        return self.times.measure(stage, self.embedder.threads)
+
+
+def embed(
+    reads: Iterable[ReadImage | Embedded | Failure],
+    embedder: Embedder,
+    cache: VectorCache,
+    times: StageTimes,
+) -> Iterator[Embedded | Failure]:
+    """Run the model on batches of the images that were read; pass the rest through at once."""
+    batch: list[ReadImage] = []
+    for item in reads:
+        if not isinstance(item, ReadImage):
+            yield item
+            continue
+        batch.append(item)
+        if len(batch) == embedder.batch_size:
+            yield from _embed_batch(batch, embedder, cache, times)
+            batch.clear()
+    if batch:
+        yield from _embed_batch(batch, embedder, cache, times)
+
+
+def collect(
+    items: Iterable[Embedded | Failure], embedder: Embedder, times: StageTimes
+) -> ShardResult:
+    """Make the arrays of a shard, in the order of its images."""
+    images: list[Embedded] = []
     failures: list[Failure] = []
+    for item in items:
+        if isinstance(item, Failure):
+            failures.append(item)
+        else:
+            images.append(item)
+    images.sort(key=lambda image: image.position)
+    empty = np.zeros((0, embedder.encoder.dim), np.float32)
+    return ShardResult(
+        vectors=ShardVectors(
+            positions=np.array([image.position for image in images], np.int32),
+            sha256=np.array([image.digest for image in images], "S64"),
+            vectors=np.stack([image.vector for image in images]) if images else empty,
+        ),
+        failures=failures,
+        embedded=sum(not image.reused for image in images),
+        reused=sum(image.reused for image in images),
+        stage_seconds=times.seconds(),
+    )
+
+
+def _embed_batch(
+    batch: Sequence[ReadImage], embedder: Embedder, cache: VectorCache, times: StageTimes
+) -> list[Embedded]:
+    with times.measure("embed"):
+        vectors = embedder.encoder.embed_images([item.image for item in batch])
+    with times.measure("write"):
+        cache.put({item.digest: vector for item, vector in zip(batch, vectors, strict=True)})
+    return [
+        Embedded(item.position, item.digest, vector)
+        for item, vector in zip(batch, vectors, strict=True)
+    ]
+
+
+def _embed_one_by_one(
+    reader: Reader,
+    images: Sequence[ImageFile],
+    check: Callable[[int], None],
+    on_start: Callable[[int], bool],
+    on_done: Callable[[int], None],
+) -> Iterator[Embedded | Failure]:
+    """Embed each image alone; an error of any kind is a failure of its image."""
     for position, image in enumerate(images):
         check(position)
         if not on_start(position):
             reason = "crashed the worker: its process died each time this image ran alone"
-            failures.append(Failure(image.path, "crash", reason))
+            yield Failure(image.path, "crash", reason)
             continue
         try:
-            result = embed_shard(root, [image], embedder, cache, check=lambda done: None, save=save)
+            with closing(reader.read([(position, image)])) as reads:
+                items = list(embed(reads, reader.embedder, reader.cache, reader.times))
         except (ImgrecError, OSError):
             on_done(position)
             raise  # a server or a disk, which no image is to blame for
         except Exception as error:
-            if embedder.limits.budget.over_limit():
-                raise  # nor for what the process lost before
+            if reader.embedder.limits.budget.over_limit():
+                raise  # memory that the process had lost before
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            failures.append(Failure(image.path, "embed", reason))
-        else:
-            results.append((position, result))
-            failures += result.failures
+            items = [Failure(image.path, "embed", reason)]
         on_done(position)
-    check(len(images))
-    good = [(position, result) for position, result in results if len(result.vectors.positions)]
-    empty = np.zeros((0, embedder.encoder.dim), np.float32)
-    return ShardResult(
-        vectors=ShardVectors(
-            np.array([position for position, _ in good], np.int32),
-            np.array([result.vectors.sha256[0] for _, result in good], "S64"),
-            np.concatenate([empty, *(result.vectors.vectors for _, result in good)]),
-        ),
-        failures=failures,
-        embedded=sum(result.embedded for _, result in good),
-        reused=sum(result.reused for _, result in good),
-    )
-
-
-def _with_memory(path: str, budget: MemoryBudget, read: Callable[[], ReadResult]) -> ReadResult:
-    """Read and prepare one image; alone, where memory did not suffice beside others.
-
-    Raises:
-        MemoryError: through no fault of this image; the next worker has more.
-    """
-    with suppress(MemoryError):
-        return read()
-    # It may have been a picture beside it, that takes more than its header says.
-    with budget.exclusive(), suppress(MemoryError):
-        return read()
-    if budget.over_limit():  # asked once the errors are gone: their tracebacks hold what they met
-        raise MemoryError
-    return ReadResult(failure=Failure(path, "preprocess", OUT_OF_MEMORY))
-
-
-def _read(
-    root: Path,
-    image: ImageFile,
-    embedder: Embedder,
-    cache: VectorCache,
-    save: Callable[[str, Image.Image], None] | None,
-) -> ReadResult:
-    try:
-        failpoint(f"image:{image.path}")
-        data = read_image(confined(root, image.path), embedder.limits)
-        digest = sha256(data)
-        known = cache.get(digest)
-        if known is not None and save is None:
-            return ReadResult(digest, vector=known)
-        prepared = _prepare(data, digest, embedder)
-        if save is not None:
-            save(image.path, prepared.image)
-    except BadImage as error:
-        if error.reason == OUT_OF_MEMORY:
-            raise MemoryError from error
-        return ReadResult(failure=Failure(image.path, error.stage, error.reason))
-    warning = None
-    if prepared.warning:
-        warning = Failure(image.path, "preprocess", prepared.warning, warning=True)
-    if known is not None:
-        return ReadResult(digest, vector=known, failure=warning)
-    return ReadResult(digest, prepared=prepared, failure=warning)
-
-
-def _prepare(data: bytes, digest: str, embedder: Embedder) -> PreparedImage:
-    kept = embedder.prepared.get(digest) if embedder.prepared else None
-    if kept is not None:
-        return kept
-    made = embedder.prepare(decode(data, embedder.limits, embedder.bg_color, embedder.decode_side))
-    if embedder.prepared:
-        embedder.prepared.put(digest, made)
-    return made
+        yield from items
 
 
 def _look_ahead(
-    work: Callable[[ImageFile], ReadResult], images: Sequence[ImageFile], threads: int, ahead: int
-) -> Iterator[ReadResult]:
-    """Yield `work(image)` in order, computed by threads at most `ahead` images in front."""
-    waiting: deque[Future[ReadResult]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read", initializer=_step_back)
+    read: Callable[[int, ImageFile], T],
+    images: Iterable[tuple[int, ImageFile]],
+    threads: int,
+    ahead: int,
+) -> Generator[T, None, None]:
+    """Yield `read(position, image)` in order, computed by threads at most `ahead` in front."""
+    futures: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read", initializer=_lower_priority)
     try:
-        for image in images:
-            waiting.append(pool.submit(work, image))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for position, image in images:
+            futures.append(pool.submit(read, position, image))
+            if len(futures) >= ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     """Let the model's threads go first on a full CPU.
 
     They wait for each other at every layer: one that stands aside for a decoder holds up the rest.
@@ -324,6 +389,8 @@ def _step_back() -> None:
     threads; elsewhere the number would be taken for a process.
     """
     if sys.platform == "linux":
-        me = threading.get_native_id()
-        with suppress(OSError):  # forbidden here: then they share
-            os.setpriority(os.PRIO_PROCESS, me, max(NICE, os.getpriority(os.PRIO_PROCESS, me)))
+        thread = threading.get_native_id()
+        with suppress(OSError):  # not permitted: then all share alike
+            os.setpriority(
+                os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread))
+            )

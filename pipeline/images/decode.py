@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import BadImage
+from pipeline.errors import BadImage, ImageOutOfMemory
 from pipeline.images.decode_cost import (
     BYTES_PER_PIXEL,
     decode_cost,
@@ -33,8 +33,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-OUT_OF_MEMORY = "the image needs more memory than the worker has left (WORKER_MAX_MEMORY)"
 
 # Our own limit is checked from the header, before any pixel is decoded, and is lower than Pillow's;
 # Pillow's would be a second, unconfigurable one.
@@ -86,8 +84,9 @@ def decode(
     palette and gray pictures become RGB.
 
     Raises:
-        BadImage: no image of a known format, too small, too many pixels, cut off, broken, or more
-            than the memory holds.
+        BadImage: not an image of a known format, too small, too many pixels, truncated, broken, or
+            larger than the memory budget.
+        ImageOutOfMemory: an allocation failed; without other images beside it, it may succeed.
     """
     declared = webp_size(data)
     if declared is not None:
@@ -157,7 +156,7 @@ def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _broken(error: Exception) -> BadImage:
     if isinstance(error, MemoryError):
-        return BadImage(OUT_OF_MEMORY)
+        return ImageOutOfMemory()
     if "truncated" in str(error).lower():
         return BadImage("the image is cut off (truncated file)")
     return BadImage(f"the image is broken: {error}")

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pipeline.embed.shards import read_shard
 from pipeline.errors import IndexBroken, JobFailed
 from pipeline.index.versions import IndexRows, Version
-from pipeline.store.jobs import DoneShard, Job
+from pipeline.store.jobs import Job
+from pipeline.store.shards import DoneShard
 
 BLOCK_ROWS = 4096  # moved at once
 

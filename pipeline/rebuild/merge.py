@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from pipeline.index.id_map import write_id_map
 from pipeline.index.versions import IndexRows, Version, VersionStore, order_by_hash
 from pipeline.rebuild.join import join
 from pipeline.settings import Settings
-from pipeline.store.jobs import DoneShard, Job
+from pipeline.store.jobs import Job
+from pipeline.store.shards import DoneShard
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def merge(
     versions: VersionStore,
     check: Callable[[], None],
     *,
+    later_jobs: Collection[str],
     require_fit: Callable[[int], None] = lambda vector_bytes: None,
 ) -> Merged:
     """Publish a job's vectors. The caller holds `versions.lock()`.
@@ -48,6 +50,7 @@ def merge(
 
     Args:
         check: called between steps; raises to stop.
+        later_jobs: the ids of the jobs created after this one, by the job table.
         require_fit: called with the bytes of all vectors; raises where memory is too small.
 
     Raises:
@@ -55,7 +58,7 @@ def merge(
         IndexBroken: the base version or the new index contradict themselves.
     """
     done = [v for v in versions.versions() if v.manifest["job_id"] == job.id]
-    later = _later_version(job, versions)
+    later = next((v for v in versions.versions() if v.manifest["job_id"] in later_jobs), None)
     if done:
         if later is None:
             versions.point_to(done[-1])
@@ -107,14 +110,6 @@ def merge(
     versions.point_to(version)
     failpoint("merge.after_pointer")
     return Merged(version.name)
-
-
-def _later_version(job: Job, versions: VersionStore) -> Version | None:
-    """Return a version of a job that was created after this one."""
-    for version in versions.versions():
-        if version.manifest["job_created_at"] > job.created_at:
-            return version
-    return None
 
 
 def _base(job: Job, versions: VersionStore) -> Version:

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.errors import WrongUse
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
-from pipeline.store.database import Database, Row, count_change
+from pipeline.store.backend import Row
+from pipeline.store.database import Database, count_change
 
 NAME = "feedback"  # of the revision
 # Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.

@@ -110,3 +110,42 @@ CREATE TABLE revisions (
 -- The next shards in their order without a look at all that wait: a job may have millions.
 CREATE INDEX shards_in_order ON shards (job_id, state, n);
 DROP INDEX shards_by_state;
+
+-- version 4
+-- The order in which jobs were created, whatever the clock said then; 0: by an older imgrec.
+ALTER TABLE jobs ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+UPDATE jobs SET sequence = ordered.place
+FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY created_at, id) AS place FROM jobs) AS ordered
+WHERE ordered.id = jobs.id;
+INSERT INTO revisions (name, n) SELECT 'jobs', COUNT(*) FROM jobs;
+
+-- The claim that holds the lease of the merge.
+ALTER TABLE jobs ADD COLUMN owner TEXT;
+
+-- A worker renews all its leases in one statement.
+CREATE INDEX shards_by_owner ON shards (owner) WHERE state = 'running';
+
+-- Where a finished shard's time went. Threads overlap: the sum may exceed the time of the shard.
+CREATE TABLE shard_timings (
+    job_id    TEXT NOT NULL REFERENCES jobs(id),
+    n         INTEGER NOT NULL,
+    read_s    DOUBLE PRECISION NOT NULL,
+    decode_s  DOUBLE PRECISION NOT NULL,
+    cut_out_s DOUBLE PRECISION NOT NULL,
+    embed_s   DOUBLE PRECISION NOT NULL,
+    write_s   DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (job_id, n)
+);
+
+-- version 5
+-- Workers that could not do a job as they were set up.
+CREATE TABLE refusals (
+    job_id     TEXT NOT NULL REFERENCES jobs(id),
+    worker     TEXT NOT NULL,                 -- host:pid
+    times      INTEGER NOT NULL,
+    refused_at DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (job_id, worker)
+);
+
+-- Merges that ended in an error which counts.
+ALTER TABLE jobs ADD COLUMN merge_attempts INTEGER NOT NULL DEFAULT 0;

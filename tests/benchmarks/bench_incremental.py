@@ -62,15 +62,15 @@ class ToyPipeline:
         """Return how many images were embedded."""
         job_id = plan_rebuild(self.root, self.settings, self.jobs, self.versions, full=full)
         nothing: Any = SimpleNamespace(get=lambda digest: None, put=lambda vectors: None)
-        while numbers := self.jobs.next_window(job_id, 64):
+        while numbers := self.jobs.shards.next_window(job_id, 64):
             for n in numbers:
-                claim = self.jobs.claim_shard(job_id, n, "bench", 600)
+                claim = self.jobs.shards.claim(job_id, n, "bench", 600)
                 assert claim is not None
                 done = embed_shard(
                     self.root, claim.images, self.tools, nothing, check=lambda count: None
                 )
                 file, digest = write_shard(self.settings.jobs_dir / job_id, n, done.vectors)
-                self.jobs.finish_shard(
+                self.jobs.shards.finish(
                     claim,
                     file=file,
                     sha256=digest,
@@ -78,11 +78,13 @@ class ToyPipeline:
                     reused=done.reused,
                     failures=done.failures,
                 )
-        job = self.jobs.claim_merge(job_id, 600)
-        assert job is not None
+        claim = self.jobs.claim_merge(job_id, "bench", 600)
+        assert claim is not None
         with self.versions.lock():
-            shards = self.jobs.done_shards(job_id)
-            merged = merge(job, shards, self.settings, self.versions, lambda: None)
+            shards = self.jobs.shards.done(job_id)
+            merged = merge(
+                claim.job, shards, self.settings, self.versions, lambda: None, later_jobs=()
+            )
         assert merged.version is not None
         self.jobs.publish(job_id, merged.version)
         return self.jobs.progress(job_id).embedded

@@ -29,7 +29,8 @@ from pipeline.rebuild.merge import merge
 from pipeline.settings import Settings
 from pipeline.store.cache import Cache
 from pipeline.store.database import Database
-from pipeline.store.jobs import Claim, Jobs
+from pipeline.store.jobs import Jobs
+from pipeline.store.shards import Claim
 
 TITLE = "Scale-out: two workers beside one; what a shard costs Redis, the database and the disk"
 QUICK = False
@@ -228,16 +229,16 @@ def ledger(run: Run, name: str, url: str) -> None:
     """Transactions a second of each kind, from one process and from four threads."""
     jobs = Jobs(Database(url))
     job_id = plan(jobs, run.folder, LEDGER_SHARDS)
-    jobs.next_window(job_id, 10**6)
+    jobs.shards.next_window(job_id, 10**6)
     claims: list[Claim] = []
 
     def claim(n: int) -> None:
-        taken = jobs.claim_shard(job_id, n, f"worker:{n}", 1000)
+        taken = jobs.shards.claim(job_id, n, f"worker:{n}", 1000)
         assert taken is not None
         claims.append(taken)
 
     def finish(taken: Claim) -> None:
-        jobs.finish_shard(
+        jobs.shards.finish(
             taken,
             file="shard-000000-0123456789ab.npz",
             sha256="0" * 64,
@@ -247,18 +248,19 @@ def ledger(run: Run, name: str, url: str) -> None:
         )
 
     run.fact(f"{name}: claims/s", rate(claim, list(range(LEDGER_SHARDS))))
-    run.fact(f"{name}: beats/s", rate(lambda c: jobs.renew_lease(c, 1, 1000), claims))
-    run.fact(
-        f"{name}: beats/s of four threads",
-        rate(lambda c: jobs.renew_lease(c, 1, 1000), claims, threads=4),
-    )
+
+    def heartbeat(taken: Claim) -> None:
+        assert jobs.renew_leases({taken.owner: 1}, (), 1000) == {taken.owner}
+
+    run.fact(f"{name}: heartbeats/s", rate(heartbeat, claims))
+    run.fact(f"{name}: heartbeats/s of four threads", rate(heartbeat, claims, threads=4))
     run.fact(f"{name}: finishes/s", rate(finish, claims))
     big = plan(jobs, run.folder, MANY_SHARDS, images=1)
     for what, work in {
         "progress": lambda: jobs.progress(big),
-        "the next 64 shards": lambda: jobs.next_window(big, 64),
+        "the next 64 shards": lambda: jobs.shards.next_window(big, 64),
         "is it ready to merge": lambda: jobs.ready_to_merge(big),
-        "expired leases": lambda: jobs.free_expired_shards(big),
+        "expired leases": lambda: jobs.shards.free_expired(big),
     }.items():
         taken = statistics.median(seconds(work) for _ in range(5))
         run.fact(f"{name}: {what}, {MANY_SHARDS:,} shards, ms", round(1000 * taken, 2))
@@ -280,7 +282,7 @@ def plan(jobs: Jobs, folder: Path, shards: int, images: int = SHARD_IMAGES) -> s
         for n in range(shards)
     ]
     for start in range(0, shards, 200):
-        jobs.add_shards(job_id, pieces[start : start + 200], [], 1000)
+        jobs.shards.add(job_id, pieces[start : start + 200], [], 1000)
     jobs.finish_plan(job_id)
     return job_id
 
@@ -331,10 +333,10 @@ def merging(run: Run) -> None:
     jobs, versions = Jobs(Database(settings.database_url)), VersionStore(settings.index_dir)
     shards = MERGED // SHARD_IMAGES
     job_id = plan(jobs, run.folder, shards)
-    jobs.next_window(job_id, 10**6)
+    jobs.shards.next_window(job_id, 10**6)
     vectors, size = unit_rows(SHARD_IMAGES), 0
     for n in range(shards):
-        claim = jobs.claim_shard(job_id, n, "me", 1000)
+        claim = jobs.shards.claim(job_id, n, "me", 1000)
         assert claim is not None
         hashes = np.array([f"{n:032x}{i:032x}" for i in range(SHARD_IMAGES)], "S64")
         rows = np.roll(vectors, n, axis=1)
@@ -344,15 +346,22 @@ def merging(run: Run) -> None:
             ShardVectors(np.arange(SHARD_IMAGES, dtype=np.int32), hashes, rows),
         )
         size += (settings.jobs_dir / job_id / file).stat().st_size
-        jobs.finish_shard(
+        jobs.shards.finish(
             claim, file=file, sha256=digest, embedded=SHARD_IMAGES, reused=0, failures=[]
         )
-    job = jobs.claim_merge(job_id, 1000)
-    assert job is not None
+    merge_claim = jobs.claim_merge(job_id, "me", 1000)
+    assert merge_claim is not None
     used = time.process_time()
     with versions.lock():
         start = time.perf_counter()
-        merged = merge(job, jobs.done_shards(job_id), settings, versions, lambda: None)
+        merged = merge(
+            merge_claim.job,
+            jobs.shards.done(job_id),
+            settings,
+            versions,
+            lambda: None,
+            later_jobs=(),
+        )
         taken = time.perf_counter() - start
     used = time.process_time() - used
     images = shards * SHARD_IMAGES

@@ -11,6 +11,7 @@ import pytest
 from inline_worker import InlineWorker
 
 from cli import watch
+from pipeline.embed.stage_times import STAGES
 from pipeline.errors import ServerUnavailable
 from workers import reconcile
 from workers.resources import Resources
@@ -23,12 +24,15 @@ CONTRACT = {
 }
 
 
+TIMES = {"stage_seconds", "bottleneck"}
+
+
 def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: InlineWorker, imgrec: Run) -> None:
     desk.inline = True
     (desk.shop.root / "bad.png").touch()
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
     assert done.code == 0
-    assert set(done.object) == CONTRACT
+    assert set(done.object) == CONTRACT | TIMES
     counts = {key: done.object[key] for key in ("images", "embedded", "reused", "skipped")}
     assert counts == {"images": 21, "embedded": 20, "reused": 0, "skipped": 1}
     assert (done.object["state"], done.object["index_version"]) == ("published", "v0001")
@@ -46,6 +50,33 @@ def test_people_get_a_table_and_the_next_command(desk: InlineWorker, imgrec: Run
     for words in ("published", "v0001", "21", "20"):
         assert words in done.out
     assert "imgrec failures" in done.err
+
+
+def test_status_tells_which_stage_takes_the_workers_time_and_what_would_help(
+    desk: InlineWorker, imgrec: Run
+) -> None:
+    desk.inline = True
+    job_id = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json").object["job_id"]
+    assert "Bottleneck" not in imgrec("status", job_id).err  # it took less than a minute
+    seconds = {"read": 10.0, "decode": 20.0, "cut_out": 142.0, "embed": 26.0, "write": 2.0}
+    with desk.shop.jobs._database.transaction() as tx:
+        tx.rows("DELETE FROM shard_timings WHERE job_id = ? AND n <> 0", (job_id,))
+        for stage, value in seconds.items():
+            tx.rows(f"UPDATE shard_timings SET {stage}_s = ? WHERE job_id = ?", (value, job_id))
+    answer = imgrec("status", job_id, "--json").object
+    assert answer["stage_seconds"] == seconds
+    assert answer["bottleneck"] == {"stage": "cut_out", "share": 0.71}
+    assert (
+        "Bottleneck: cut out, 71% of worker time. What would help: more embed workers, or a "
+        "smaller REMBG_MODEL."
+    ) in imgrec("status", job_id).err
+
+
+def test_a_job_without_finished_shards_has_no_bottleneck(desk: InlineWorker, imgrec: Run) -> None:
+    job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
+    answer = imgrec("status", job_id, "--json").object
+    assert answer["bottleneck"] is None
+    assert set(answer["stage_seconds"]) == set(watch.ADVICE) == set(STAGES)
 
 
 def test_without_wait_only_the_id_is_on_stdout_and_status_takes_it(
@@ -198,12 +229,12 @@ def test_who_waits_is_told_once_which_worker_is_missing(
     assert done.err.count("No worker listens on queue 'embed'") == 1
     assert "celery worker -Q embed" in done.err
     (job,) = desk.shop.jobs.open_jobs()
-    desk.shop.jobs.next_window(job.id, 0)
+    desk.shop.jobs.shards.next_window(job.id, 0)
     desk.messages.clear()
     for n in (0, 1):
-        claim = desk.shop.jobs.claim_shard(job.id, n, "me", 1000)
+        claim = desk.shop.jobs.shards.claim(job.id, n, "me", 1000)
         assert claim is not None
-        desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+        desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
     done = imgrec("status", job.id, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'index'") == 1
 
@@ -253,8 +284,8 @@ def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
     assert "planned: 0 of 20 images, waiting for a worker" in done.err
     assert "\x1b" not in done.err
     (job,) = desk.shop.jobs.open_jobs()
-    claim = desk.shop.jobs.claim_shard(job.id, 0, "me", 1000)
+    claim = desk.shop.jobs.shards.claim(job.id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.renew_lease(claim, 3, 1000)
+    desk.shop.jobs.renew_leases({claim.owner: 3}, (), 1000)
     done = imgrec("status", job.id, "--wait", "--timeout", "0.3")
     assert "running: 3 of 20 images, " in done.err

@@ -272,7 +272,7 @@ def test_a_command_killed_while_it_plans_leaves_a_job_that_ends(trial: FaultRun,
     done = stand.imgrec("enqueue-rebuild", str(stand.products), LEASE_S="0.5", **trial.armed(line))
     assert done.returncode == -signal.SIGKILL
     trial.hit()
-    (job,) = stand.jobs.newest()
+    ((job, _),) = stand.jobs.list_with_progress()
     if PLAN_LINES[line] == "failed":
         # Half a plan is half a catalogue: it must never be published.
         ended = trial.end(job.id)
@@ -299,7 +299,7 @@ def test_a_command_killed_while_it_waits_takes_nothing_with_it(trial: FaultRun) 
     )
     stand.processes.append(waiting)
     (job,) = until(
-        lambda: [job for job in stand.jobs.newest() if job.state == "running"], "the job runs"
+        lambda: [job for job in stand.jobs.open_jobs() if job.state == "running"], "the job runs"
     )
     waiting.kill()
     trial.hit()

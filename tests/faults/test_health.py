@@ -72,6 +72,26 @@ def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: Li
     assert stand.indexed() == good
 
 
+def test_a_worker_that_hangs_before_it_claims_a_shard_is_ill_and_another_worker_does_it(
+    stand: LiveStack,
+) -> None:
+    """As in the download of a model, or at a lock: there is no lease yet that could end."""
+    good = draw_folder(stand.products, 20)
+    once = stand.folder / "once"
+    more = {"IMGREC_FAILPOINT": "embed.before_claim!hang", "IMGREC_FAILPOINT_ONCE": str(once)}
+    stand.worker("embed", **more, HUNG_AFTER_S="3")
+    job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
+    until(once.exists, "the task hangs", 60)
+    until(
+        lambda: f"the start of shard 0 of job {job_id} has not moved" in ill(stand, "embed"),
+        "told",
+        60,
+    )
+    stand.workers("embed", "index")
+    assert stand.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
+    assert stand.indexed() == good
+
+
 @pytest.mark.slow
 def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: LiveStack) -> None:
     good = draw_folder(stand.products, 6)

@@ -9,7 +9,7 @@ import pytest
 from faults.fault_run import FaultRun
 from live_stack import LiveStack, draw_folder, until
 
-from pipeline.images.decode import OUT_OF_MEMORY
+from pipeline.errors import ImageOutOfMemory
 
 # The tiny model takes 300 to 600 MiB, by the libraries that the CPU chooses.
 LIMIT = {"WORKER_MAX_MEMORY": "1280MiB"}
@@ -25,7 +25,7 @@ def test_an_image_that_takes_all_memory_fails_alone(trial: FaultRun) -> None:
     stand.worker("index")
     trial.hit()
     job_id = trial.enqueue()
-    trial.publishes(job_id, left_out={glutton: OUT_OF_MEMORY})
+    trial.publishes(job_id, left_out={glutton: ImageOutOfMemory().reason})
     assert worker.poll() is None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_stack import BIN, ROOT, draw_product, free_port, until
+from live_stack import BIN, FAILPOINTS, ROOT, draw_product, free_port, until
 
 from tools.drawing import Product, draw
 
@@ -47,6 +47,7 @@ class Laptop:
         self.environment = {
             **kept,
             "PATH": f"{BIN}:{kept.get('PATH', '')}",
+            "PYTHONPATH": str(FAILPOINTS),
             "DATA_DIR": str(self.data),
             "DATABASE_URL": f"sqlite:///{self.data}/app.db",
             "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
@@ -116,7 +117,7 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
     assert "shoe/red" not in shown
     wrong = laptop.imgrec("query", "--text", "x", "--local", "--where", "cost<5")
     assert wrong.returncode == 2
-    assert "there are: price, title" in wrong.stderr
+    assert "Available columns: price, title" in wrong.stderr
 
 
 def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:
@@ -244,6 +245,9 @@ def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
         until(lambda: b"imgrec>" in seen[before:], "the next prompt")
         os.write(ours, b"jobs\r")
         until(lambda: b"Rebuilds, newest first" in seen, "the next command works")
+        # Before the prompt, the terminal itself would take the end of input.
+        answered = seen.index(b"Rebuilds, newest first")
+        until(lambda: b"imgrec>" in seen[answered:], "the prompt after it")
         os.write(ours, b"\x04")
         assert shell.wait(60) == 0
     finally:

@@ -97,6 +97,8 @@ def test_broker_results_and_cache_read_the_same_socket_file_and_database() -> No
         ("CACHE_URL", "redis://:s3cret@host?password=s3cret", "'password' is not known"),
         ("CACHE_URL", "rediss://host?ssl_password=s3cret&x=1", "'x' is not known"),
         ("DATABASE_URL", "mysql://shop:s3cret@host/db", "must start with sqlite:///"),
+        ("DATABASE_URL", "sqlite:///app.db?timeout=30", "takes no options after a '?'"),
+        ("DATABASE_URL", "sqlite:///app.db?password=s3cret", "takes no options"),
         ("DATABASE_URL", "postgresql://shop:s3cret/raw@host/db", "written %XX"),
         ("DATABASE_URL", "postgresql://shop:s3cret@raw@host/db", "written %XX"),
         ("DATABASE_URL", "postgresql://shop:s3cret@host:port/db", "written %XX"),

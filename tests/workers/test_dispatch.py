@@ -35,9 +35,9 @@ def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
     desk.advance(job_id)
     assert sent(desk) == []
     desk.shop.embed(job_id)  # both shards, by hand
-    claim = desk.shop.jobs.claim_shard(job_id, 0, "me", 1000)
+    claim = desk.shop.jobs.shards.claim(job_id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.finish_shard(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+    desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
     desk.advance(job_id)
     assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
 
@@ -46,7 +46,7 @@ def test_the_shard_of_a_dead_worker_is_sent_again(desk: InlineWorker) -> None:
     job_id = desk.shop.plan()
     desk.advance(job_id)
     desk.messages.clear()
-    assert desk.shop.jobs.claim_shard(job_id, 1, "dead", -1)
+    assert desk.shop.jobs.shards.claim(job_id, 1, "dead", -1)
     reconcile(desk.resources)
     assert sent(desk) == [("imgrec.embed_shard", (job_id, 1))]
 
@@ -68,7 +68,7 @@ def test_a_lost_merge_is_sent_again(desk: InlineWorker) -> None:
     desk.shop.embed(job_id)
     reconcile(desk.resources)
     assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
-    assert desk.shop.jobs.claim_merge(job_id, 1000)
+    assert desk.shop.jobs.claim_merge(job_id, "me", 1000)
     reconcile(desk.resources)
     assert sent(desk) == []  # an indexer holds it
 

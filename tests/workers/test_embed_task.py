@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from inline_worker import InlineWorker
 from PIL import Image
 from toy_pipeline import ToyPipeline
 
-from pipeline.errors import ServerUnavailable, SetupError
-from workers.embed import MAX_CRASHES, embed
+from pipeline.errors import ServerUnavailable, SetupError, WrongUse
+from workers.embed import MAX_CRASHES, REFUSALS, embed
 from workers.resources import HOST
 
 
@@ -31,6 +32,12 @@ class CountingEncoder:
             raise self.error
         self.images += len(images)
         return self.shop.embed_images(list(images))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that refuses a job does not pause."""
+    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 0.0)
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_a_shard_that_another_worker_holds_is_left_alone(
     desk: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = desk.shop.plan()
-    assert desk.shop.jobs.claim_shard(job_id, 0, "another", 1000)
+    assert desk.shop.jobs.shards.claim(job_id, 0, "another", 1000)
     embed(desk.resources, job_id, 0)
     assert encoder.images == 0
 
@@ -152,10 +159,11 @@ def test_an_error_that_persists_ends_the_job_with_its_reason(
     for _ in range(desk.resources.settings.shard_max_attempts):
         embed(desk.resources, job_id, 0)
         assert desk.job(job_id).open
+        assert "failed and is tried again" in str(desk.job(job_id).error)
     embed(desk.resources, job_id, 0)
     job = desk.job(job_id)
     assert job.state == "failed"
-    assert "could not finish shard 0" in str(job.error)
+    assert "shard 0 failed in 4 attempts" in str(job.error)
     assert "Input/output error" in str(job.error)
 
 
@@ -184,13 +192,13 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
     job_id = desk.shop.plan()
     jobs = desk.shop.jobs
     for _ in range(desk.resources.settings.shard_max_attempts):  # as many workers that died
-        assert jobs.claim_shard(job_id, 0, "dead", -1)
-        assert jobs.free_expired_shards(job_id) == [0]
-    claim = jobs.claim_shard(job_id, 0, "dead", -1)
+        assert jobs.shards.claim(job_id, 0, "dead", -1)
+        assert jobs.shards.free_expired(job_id) == [0]
+    claim = jobs.shards.claim(job_id, 0, "dead", -1)
     assert claim is not None
     for _ in range(MAX_CRASHES):  # two more died while they worked on the sixth image alone
-        jobs.mark_started(claim, 5)
-    jobs.free_expired_shards(job_id)
+        jobs.shards.mark_started(claim, 5)
+    jobs.shards.free_expired(job_id)
     desk.advance(job_id)
     desk.work()
     assert desk.job(job_id).state == "published"
@@ -234,6 +242,7 @@ def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
     ("error", "state"),
     [
         (SetupError("rembg is not installed: run `pip install rembg`."), "failed"),
+        (RuntimeError("CUDA driver version is insufficient"), "failed"),
         (ServerUnavailable("the hub is away"), "planned"),
     ],
 )
@@ -248,8 +257,110 @@ def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
     assert desk.job(job_id).state == state
     assert all(shard["attempts"] == 0 for shard in shards(desk, job_id).values())
     if state == "failed":
-        assert "rembg is not installed" in str(desk.job(job_id).error)
+        assert str(error) in str(desk.job(job_id).error)
         assert HOST in str(desk.job(job_id).error)
+
+
+def test_a_server_that_the_model_needs_is_waited_for_and_told(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: object) -> None:
+        raise ServerUnavailable("The hub does not answer.")
+
+    job_id = desk.shop.plan()
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.resources.build_embedder", unavailable)
+        for _ in range(3 * desk.resources.settings.shard_max_attempts):
+            embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).error == "The hub does not answer."
+    assert shards(desk, job_id)[0]["attempts"] == 0
+    desk.advance(job_id)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+
+
+def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_is_unhealthy(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    job_id = desk.shop.plan()
+    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    healthy = desk.resources
+    desk.start_again(preprocess_size=(64, 64))
+    misconfigured = desk.resources
+    desk.advance(job_id)
+    for _ in range(2 * REFUSALS):  # it takes each message first
+        task, args = desk.messages.popleft()
+        assert task == "imgrec.embed_shard"
+        embed(misconfigured, *args)
+    job = desk.job(job_id)
+    assert job.open
+    assert "64x64" in str(job.error)
+    (problem,) = misconfigured.watchdog.failures()
+    assert problem == job.error
+    assert "cannot do this job" in problem
+    assert encoder.images == 0
+
+    desk.resources = healthy
+    desk.work()
+    assert (desk.job(job_id).state, desk.job(job_id).error) == ("published", None)
+    assert healthy.watchdog.failures() == []
+    assert all(shard["attempts"] == 1 for shard in shards(desk, job_id).values())
+
+
+def test_a_job_that_every_live_worker_refuses_fails_with_the_reason_of_the_last(
+    desk: InlineWorker,
+) -> None:
+    job_id = desk.shop.plan()
+    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    desk.start_again(preprocess_size=(64, 64))
+    for _ in range(REFUSALS):
+        desk.shop.jobs.add_refusal(job_id, "another:1", "It cannot.", 60)
+        assert desk.job(job_id).open
+        embed(desk.resources, job_id, 0)
+    job = desk.job(job_id)
+    assert job.state == "failed"
+    assert "64x64" in str(job.error)
+
+
+def test_a_job_at_which_a_worker_is_at_work_is_not_failed_by_those_that_refuse_it(
+    desk: InlineWorker,
+) -> None:
+    job_id = desk.shop.plan()
+    assert desk.shop.jobs.shards.claim(job_id, 1, "silent", 1000)
+    desk.start_again(preprocess_size=(64, 64))
+    for _ in range(2 * REFUSALS):
+        embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).state == "running"
+
+
+def test_a_refused_shard_is_sent_back_at_once_and_the_worker_pauses(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = desk.shop.plan()
+    desk.start_again(preprocess_size=(64, 64))
+    pauses: list[float] = []
+
+    def wait(pause_s: float) -> None:
+        assert list(desk.messages) == [("imgrec.embed_shard", (job_id, 0))]
+        pauses.append(pause_s)
+
+    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 3.0)
+    monkeypatch.setattr(desk.resources.stopping, "wait", wait)
+    embed(desk.resources, job_id, 0)
+    assert pauses == [3.0]
+
+
+def test_a_worker_that_can_do_the_next_job_is_healthy_again(
+    desk: InlineWorker, tmp_path: Path
+) -> None:
+    job_id = desk.shop.plan()
+    desk.shop.root.rename(tmp_path / "elsewhere")  # a disk that is not mounted yet
+    embed(desk.resources, job_id, 0)
+    assert str(desk.shop.root) in "".join(desk.resources.watchdog.failures())
+    (tmp_path / "elsewhere").rename(desk.shop.root)
+    desk.work()
+    assert desk.job(job_id).state == "published"
+    assert desk.resources.watchdog.failures() == []
 
 
 def test_a_folder_that_the_worker_cannot_see_ends_the_job(
@@ -332,3 +443,21 @@ def test_a_database_that_is_away_is_a_log_line_and_no_crash(
     desk.resources.jobs = Away()
     embed(desk.resources, job_id, 0)
     assert f"Shard 0 of job {job_id}: The database is away." in caplog.text
+
+
+def test_a_result_that_the_database_never_takes_ends_the_job_with_the_reason(
+    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose encoding cannot hold the name of a broken image."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise WrongUse("The database cannot hold this text.")
+
+    job_id = desk.shop.plan()
+    monkeypatch.setattr("pipeline.store.shards.Shards.finish", refuse)
+    for _ in range(desk.resources.settings.shard_max_attempts):
+        embed(desk.resources, job_id, 0)
+        assert shards(desk, job_id)[0]["state"] == "pending"
+    embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).state == "failed"
+    assert "cannot hold this text" in str(desk.job(job_id).error)

@@ -48,9 +48,9 @@ def test_after_a_merge_shard_files_and_plans_are_gone_and_counts_stay(desk: Inli
     job_id = desk.rebuild()
     folder = desk.shop.settings.jobs_dir
     assert not (folder / job_id).exists()
-    assert all(not shard.images for shard in desk.shop.jobs.done_shards(job_id))
+    assert all(not shard.images for shard in desk.shop.jobs.shards.done(job_id))
     assert desk.progress(job_id).embedded == 20
-    claim = desk.shop.jobs.claim_shard(other, 0, "me", 1)
+    claim = desk.shop.jobs.shards.claim(other, 0, "me", 1)
     assert claim is not None
     assert claim.images  # the plan of an open job stays
 
@@ -130,7 +130,7 @@ def test_a_held_lock_leaves_the_job_to_the_next_look_and_says_so(
     assert desk.job(job_id).state == "merging"
     note = str(desk.job(job_id).error)
     assert note.startswith(
-        f"Another process, a merge or a rollback, has held the lock {lock.lock_file}"
+        f"Another process, a merge or a rollback, holds the lock {lock.lock_file}"
     )
     assert note.endswith("The merge is tried again by itself.")
     assert "space" not in note
@@ -144,7 +144,7 @@ def test_a_held_lock_leaves_the_job_to_the_next_look_and_says_so(
             "Permission denied. Give the user of the worker (uid {uid}) write permission",
         ),
         (errno.EROFS, "Read-only file system. Give the user of the worker (uid {uid}) write"),
-        (errno.EIO, "Input/output error. The rebuild tries again by itself"),
+        (errno.EIO, "Input/output error"),
         (errno.ENOSPC, "No space left on device. Free space there"),
     ],
 )
@@ -169,6 +169,34 @@ def test_a_disk_that_cannot_be_written_is_a_note_with_the_remedy_and_the_merge_i
     until(lambda: desk.shop.jobs.ready_to_merge(job_id), "the lease ends by itself", 20)
     merge_shards(desk.resources, job_id)
     assert (desk.job(job_id).state, desk.job(job_id).error) == ("published", None)
+
+
+def test_a_merge_whose_disk_fails_again_and_again_ends_the_job_with_the_reason(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    job_id = embedded(desk)
+    monkeypatch.setattr("pipeline.index.faiss_index.save", fail)
+    for _ in range(desk.resources.settings.shard_max_attempts):
+        merge_shards(desk.resources, job_id)
+        assert desk.job(job_id).open
+        assert "failed and is tried again" in str(desk.job(job_id).error)
+    merge_shards(desk.resources, job_id)
+    assert desk.job(job_id).state == "failed"
+    assert "the merge failed in 4 attempts" in str(desk.job(job_id).error)
+
+
+def test_a_worker_asked_to_stop_gives_its_merge_back_at_once(desk: InlineWorker) -> None:
+    job_id = embedded(desk)
+    desk.resources.stopping.set()
+    merge_shards(desk.resources, job_id)
+    desk.resources.stopping.clear()
+    assert desk.job(job_id).state == "merging"
+    assert desk.shop.jobs.ready_to_merge(job_id)  # although the lease would last for 15 s
+    merge_shards(desk.resources, job_id)
+    assert desk.job(job_id).state == "published"
 
 
 def test_an_error_that_nobody_foresaw_ends_the_job_with_its_name(
@@ -234,7 +262,7 @@ def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
     desk: InlineWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away:
-        def claim_merge(self, job_id: str, lease_s: float) -> None:
+        def claim_merge(self, job_id: str, owner: str, lease_s: float) -> None:
             raise ServerUnavailable("The database is away.")
 
     desk.resources.jobs = Away()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from live_stack import FAILPOINTS
 
 from pipeline.classify.head import CATEGORY, Head, HeadName, require_features
 from pipeline.classify.head_store import HeadStore, list_heads, load_head, save_head
@@ -129,7 +130,7 @@ def test_a_kill_between_the_two_files_leaves_a_head_that_works_and_the_next_trai
         "('new', 'newer'), 'f', 'a model', 1.0, 4)\n"
         f"save_head(Path({str(tmp_path)!r}), HeadName.parse('shoe', 'color'), head, b'')\n"
     )
-    environment = {**os.environ, "IMGREC_FAILPOINT": "head.between"}
+    environment = {**os.environ, "PYTHONPATH": str(FAILPOINTS), "IMGREC_FAILPOINT": "head.between"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment)
     assert done.returncode == -9
     assert json.loads((folder / "classes.json").read_text())["classes"] == ["old", "older"]

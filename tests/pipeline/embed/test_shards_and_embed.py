@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,8 @@ from PIL import Image
 
 from pipeline.embed.embed_images import Embedder, embed_isolated, embed_shard
 from pipeline.embed.shards import cut, read_shard, write_shard
-from pipeline.errors import IndexBroken
+from pipeline.embed.stage_times import STAGES
+from pipeline.errors import ImageOutOfMemory, IndexBroken
 from pipeline.images.decode import Limits, sha256
 from pipeline.images.find import ImageFile, find_images
 from pipeline.preprocess.prepare import PreparedImage
@@ -237,6 +240,53 @@ def test_an_image_that_the_model_cannot_take_is_one_failure_when_it_runs_alone(
     )
     assert [failure.path for failure in result.failures] == ["001.png"]
     assert len(result.vectors.positions) == 3
+
+
+def test_an_image_that_memory_did_not_hold_beside_others_is_tried_alone(tmp_path: Path) -> None:
+    images, tries = draw(tmp_path, 8), Counter[int]()
+
+    def prepare(image: Image.Image) -> PreparedImage:
+        red = image.getpixel((0, 0))[0]
+        tries[red] += 1
+        if red == 250 - 7 * 3 and tries[red] == 1:
+            raise ImageOutOfMemory
+        if red == 250 - 7 * 5:
+            raise MemoryError
+        return PreparedImage(image)
+
+    embedder = replace(tools(ColorEncoder()), prepare=prepare)
+    result = embed_shard(tmp_path, images, embedder, DictCache(), check=go_on)
+    assert result.vectors.positions.tolist() == [0, 1, 2, 3, 4, 6, 7]
+    assert [(f.path, f.reason) for f in result.failures] == [("005.png", ImageOutOfMemory().reason)]
+    assert {red: count for red, count in tries.items() if count > 1} == {229: 2, 215: 2}
+
+
+def test_a_model_that_fails_stops_the_threads_that_read_ahead(tmp_path: Path) -> None:
+    class Broken(ColorEncoder):
+        def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+            raise RuntimeError("CUDA error")
+
+    images = draw(tmp_path, 20)
+    with pytest.raises(RuntimeError) as caught:
+        embed_shard(tmp_path, images, tools(Broken()), DictCache(), check=go_on)
+    assert caught.value.__traceback__  # it would keep a generator that nobody closed alive
+    assert not [each for each in threading.enumerate() if each.name.startswith("read")]
+
+
+def test_the_seconds_of_each_stage_come_with_the_result(tmp_path: Path) -> None:
+    images = draw(tmp_path, 9)
+
+    def prepare(image: Image.Image) -> PreparedImage:
+        time.sleep(0.02)
+        return PreparedImage(image)
+
+    embedder = replace(tools(ColorEncoder(), threads=3), prepare=prepare)
+    seconds = embed_shard(tmp_path, images, embedder, DictCache(), check=go_on).stage_seconds
+    assert tuple(seconds) == STAGES
+    assert min(seconds.values()) > 0
+    # Three threads slept 0.18 s in all: each one's share counts.
+    assert seconds["cut_out"] >= 9 * 0.02 / 3
+    assert max(seconds, key=lambda stage: seconds[stage]) == "cut_out"
 
 
 def test_a_shard_file_that_changed_or_vanished_is_refused(tmp_path: Path) -> None:

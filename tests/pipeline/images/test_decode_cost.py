@@ -16,11 +16,11 @@ from fuzz_images import MODES, SIDE, declare, original
 from live_stack import until
 from PIL import Image
 
-from pipeline.errors import BadImage
+from pipeline.errors import BadImage, ImageOutOfMemory
 from pipeline.images import decode as decode_module
 from pipeline.images import decode_cost as decode_cost_module
 from pipeline.images import memory_budget
-from pipeline.images.decode import OUT_OF_MEMORY, Limits, decode
+from pipeline.images.decode import Limits, decode
 from pipeline.images.decode_cost import BYTES_PER_PIXEL, decode_cost, webp_size
 from pipeline.images.memory_budget import MemoryBudget
 
@@ -187,7 +187,7 @@ for round in range(3):
     assert decode(good, Limits(10**8, 10**9), (255, 255, 255)).size == (64, 64)
 """)
     assert len(lines) == 12
-    assert sum(OUT_OF_MEMORY in line for line in lines) >= 3, lines
+    assert sum(ImageOutOfMemory().reason in line for line in lines) >= 3, lines
 
 
 def test_an_error_of_memory_is_the_picture_s_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_an_error_of_memory_is_the_picture_s_failure(monkeypatch: pytest.MonkeyP
         raise MemoryError
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", exhausted)
-    with pytest.raises(BadImage, match="WORKER_MAX_MEMORY"):
+    with pytest.raises(ImageOutOfMemory, match="WORKER_MAX_MEMORY"):
         decode(original("PNG", "RGB", 0), LIMITS, WHITE)
 
 

@@ -155,7 +155,7 @@ def test_an_older_job_that_comes_back_from_a_crash_does_not_hide_a_later_version
     shop.embed(older)
     assert shop.merge(older).version == "v0001"
     with shop.jobs._database.transaction() as tx:  # as if killed before it was recorded
-        tx.rows("UPDATE jobs SET state = 'merging' WHERE id = ?", (older,))
+        tx.rows("UPDATE jobs SET state = 'merging', finished_at = NULL WHERE id = ?", (older,))
     shop.draw("later.png", seed=200)
     assert shop.rebuild()[0] == "v0002"
     assert shop.merge(older).version == "v0001"  # what it had published

@@ -14,7 +14,7 @@ from pipeline.errors import WrongUse
 from pipeline.images.find import ImageFile, find_images
 from pipeline.rebuild import plan
 from pipeline.rebuild.plan import plan_rebuild
-from pipeline.store import jobs
+from pipeline.store import shards
 
 
 def rows(shop: ToyPipeline, job_id: str) -> list[tuple[int, str, list[object]]]:
@@ -30,7 +30,7 @@ def test_a_long_listing_is_written_piece_by_piece_and_every_picture_once(
     shop.rebuild()
     monkeypatch.setattr(plan, "SHARDS_AT_ONCE", 3)
     monkeypatch.setattr(plan, "REUSE_ROWS", 4)
-    monkeypatch.setattr(jobs, "SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr(shards, "SHARDS_AT_ONCE", 3)
     shop.settings = shop.settings.model_copy(update={"shard_size": 2})
     for number in range(25):
         shop.draw(f"new/{number:02d}.png", seed=100 + number)
@@ -103,7 +103,7 @@ def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_wh
     monkeypatch.setattr(plan, "find_images", half)
     with pytest.raises(type(error)):
         shop.plan()
-    (job,) = shop.jobs.newest()
+    ((job, _),) = shop.jobs.list_with_progress()
     assert job.state == "failed"
     assert job.error
     assert not shop.jobs.ready_to_merge(job.id)
@@ -151,7 +151,7 @@ def test_no_folder_outside_of_the_roots_is_taken(
     shop.root = tmp_path / trick
     with pytest.raises(WrongUse):
         shop.plan()
-    assert shop.jobs.newest() == []
+    assert shop.jobs.list_with_progress() == []
 
 
 def test_a_folder_with_a_smiling_name_is_a_folder(shop: ToyPipeline, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The ledger, on SQLite and on PostgreSQL: every claim, lease and result is conditional."""
+"""The job table, on SQLite and on PostgreSQL: every claim, lease and result is conditional."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
@@ -14,8 +15,12 @@ import pytest
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.images.failure import Failure
+from pipeline.store import jobs as jobs_module
+from pipeline.store import shards as shards_module
 from pipeline.store.database import Database
-from pipeline.store.jobs import Claim, Jobs
+from pipeline.store.jobs import Jobs, Progress
+from pipeline.store.queries import QUERIES
+from pipeline.store.shards import Claim, StageTimings
 
 MODEL = Fingerprint("f1", {"model": "toy", "preprocessing": {"rembg_model": None, "size": (8, 8)}})
 LONG_S = 1000.0
@@ -36,19 +41,19 @@ def plan(jobs: Jobs, shards: int = 3, fingerprint: Fingerprint | None = MODEL) -
         lease_s=LONG_S,
     )
     rows = [(n, "embed", [[f"{n}-{i}.jpg", 10, 20] for i in range(2)]) for n in range(shards)]
-    jobs.add_shards(job_id, rows, [], LONG_S)
+    jobs.shards.add(job_id, rows, [], LONG_S)
     jobs.finish_plan(job_id)
     return job_id
 
 
 def claim(jobs: Jobs, job_id: str, n: int, lease_s: float = LONG_S) -> Claim:
-    found = jobs.claim_shard(job_id, n, f"worker-{n}", lease_s)
+    found = jobs.shards.claim(job_id, n, f"worker-{n}", lease_s)
     assert found is not None
     return found
 
 
 def finish(jobs: Jobs, taken: Claim, failures: list[Failure] | None = None) -> bool:
-    return jobs.finish_shard(
+    return jobs.shards.finish(
         taken, file="f.npz", sha256="0", embedded=2, reused=0, failures=failures or []
     )
 
@@ -58,7 +63,7 @@ def test_the_schema_is_made_once_by_any_number_of_processes(database_url: str) -
 
     def use() -> None:
         try:
-            Jobs(Database(database_url)).newest()
+            Jobs(Database(database_url)).list_with_progress()
         except BaseException as error:
             errors.append(error)
 
@@ -70,21 +75,26 @@ def test_the_schema_is_made_once_by_any_number_of_processes(database_url: str) -
     assert errors == []
     with Database(database_url).transaction() as tx:
         versions = tx.rows("SELECT version FROM schema_version ORDER BY version")
-    assert [row["version"] for row in versions] == [1, 2, 3]  # each section once
+    assert [row["version"] for row in versions] == [1, 2, 3, 4, 5]  # each section once
 
 
 def test_a_database_of_a_later_imgrec_is_refused(database_url: str) -> None:
     with Database(database_url).transaction() as tx:
         tx.rows("INSERT INTO schema_version VALUES (999)")
     with pytest.raises(ImgrecError, match="schema version 999"):
-        Jobs(Database(database_url)).newest()
+        Jobs(Database(database_url)).list_with_progress()
+
+
+def test_every_statement_is_used_and_every_used_one_is_there() -> None:
+    code = "".join(Path(module.__file__).read_text() for module in (jobs_module, shards_module))
+    assert set(re.findall(r'QUERIES\["(\w+)"\]', code)) == set(QUERIES)
 
 
 def test_a_shard_is_claimed_by_one_worker_of_many(jobs: Jobs) -> None:
     job_id, won = plan(jobs, shards=1), []
 
     def take(name: str) -> None:
-        if jobs.claim_shard(job_id, 0, name, LONG_S):
+        if jobs.shards.claim(job_id, 0, name, LONG_S):
             won.append(name)
 
     threads = [threading.Thread(target=take, args=(str(n),)) for n in range(8)]
@@ -101,12 +111,12 @@ def test_a_shard_whose_lease_has_ended_goes_to_another_and_the_late_result_is_dr
 ) -> None:
     job_id = plan(jobs, shards=1)
     late = claim(jobs, job_id, 0, lease_s=-1)
-    assert jobs.free_expired_shards(job_id) == [0]
-    second = jobs.claim_shard(job_id, 0, "another", LONG_S)
+    assert jobs.shards.free_expired(job_id) == [0]
+    second = jobs.shards.claim(job_id, 0, "another", LONG_S)
     assert second is not None
     assert second.attempts == 2
-    assert not jobs.renew_lease(late, 1, LONG_S)  # the first owner learns that it lost the shard
-    assert jobs.renew_lease(second, 1, LONG_S)
+    # The first owner learns that it lost the shard.
+    assert jobs.renew_leases({late.owner: 1, second.owner: 1}, (), LONG_S) == {second.owner}
     assert finish(jobs, second, [Failure("0-0.jpg", "decode", "first")])
     assert not finish(jobs, late, [Failure("0-1.jpg", "decode", "late")])
     assert [failure.reason for failure in jobs.failures(job_id)] == ["first"]
@@ -115,41 +125,41 @@ def test_a_shard_whose_lease_has_ended_goes_to_another_and_the_late_result_is_dr
 
 def test_a_shard_given_back_costs_no_attempt_and_a_failed_one_does(jobs: Jobs) -> None:
     job_id = plan(jobs, shards=1)
-    jobs.release_shard(claim(jobs, job_id, 0), count_attempt=False)
+    jobs.shards.release(claim(jobs, job_id, 0), count_attempt=False)
     assert claim(jobs, job_id, 0).attempts == 1
-    assert jobs.claim_shard(job_id, 0, "another", LONG_S) is None
+    assert jobs.shards.claim(job_id, 0, "another", LONG_S) is None
     taken = Claim(job_id, 0, "worker-0", 1, [])
-    jobs.release_shard(taken, count_attempt=True)
+    jobs.shards.release(taken, count_attempt=True)
     assert claim(jobs, job_id, 0).attempts == 2
 
 
 def test_the_window_bounds_what_waits_in_the_queue(jobs: Jobs) -> None:
     job_id = plan(jobs, shards=10)
-    assert jobs.next_window(job_id, 4) == [0, 1, 2, 3]
-    assert jobs.next_window(job_id, 4) == []
+    assert jobs.shards.next_window(job_id, 4) == [0, 1, 2, 3]
+    assert jobs.shards.next_window(job_id, 4) == []
     taken = claim(jobs, job_id, 1)
-    assert jobs.next_window(job_id, 4) == []  # running counts, too
+    assert jobs.shards.next_window(job_id, 4) == []  # running counts, too
     finish(jobs, taken)
-    assert jobs.next_window(job_id, 4) == [4]
+    assert jobs.shards.next_window(job_id, 4) == [4]
 
 
 def test_a_message_that_nobody_took_is_found_again_but_not_at_once(jobs: Jobs) -> None:
     job_id = plan(jobs)
-    jobs.next_window(job_id, 2)
-    assert jobs.lost_messages(job_id, older_than_s=60) == []
+    jobs.shards.next_window(job_id, 2)
+    assert jobs.shards.requeue_lost(job_id, older_than_s=60) == []
     time.sleep(0.01)
-    assert jobs.lost_messages(job_id, older_than_s=0.005) == [0, 1]
+    assert jobs.shards.requeue_lost(job_id, older_than_s=0.005) == [0, 1]
 
 
 def test_a_merge_is_claimed_once_and_only_when_every_shard_is_done(jobs: Jobs) -> None:
     job_id = plan(jobs, shards=2)
     finish(jobs, claim(jobs, job_id, 0))
     assert not jobs.ready_to_merge(job_id)
-    assert jobs.claim_merge(job_id, LONG_S) is None
+    assert jobs.claim_merge(job_id, "me", LONG_S) is None
     finish(jobs, claim(jobs, job_id, 1))
     assert jobs.ready_to_merge(job_id)
-    assert jobs.claim_merge(job_id, LONG_S) is not None
-    assert jobs.claim_merge(job_id, LONG_S) is None
+    assert jobs.claim_merge(job_id, "me", LONG_S) is not None
+    assert jobs.claim_merge(job_id, "me", LONG_S) is None
     assert not jobs.ready_to_merge(job_id)
     jobs.publish(job_id, "v0001")
     assert (jobs.get(job_id).state, jobs.get(job_id).index_version) == ("published", "v0001")
@@ -157,12 +167,52 @@ def test_a_merge_is_claimed_once_and_only_when_every_shard_is_done(jobs: Jobs) -
     assert not jobs.cancel(job_id)
 
 
+def test_the_lease_of_a_merge_is_its_owner_s_until_it_ends(jobs: Jobs) -> None:
+    job_id = plan(jobs, shards=1)
+    finish(jobs, claim(jobs, job_id, 0))
+    assert jobs.claim_merge(job_id, "first", -1) is not None
+    assert jobs.renew_leases({}, ["first"], -1) == {"first"}
+    assert jobs.claim_merge(job_id, "second", LONG_S) is not None
+    assert jobs.renew_leases({}, ["first", "second"], LONG_S) == {"second"}
+    jobs.cancel(job_id)
+    assert jobs.renew_leases({}, ["second"], LONG_S) == set()
+
+
+def test_a_heartbeat_renews_the_shards_of_several_jobs_and_a_merge(jobs: Jobs) -> None:
+    first, second, merging = plan(jobs), plan(jobs), plan(jobs, shards=1)
+    finish(jobs, claim(jobs, merging, 0))
+    assert jobs.claim_merge(merging, "indexer", LONG_S) is not None
+    for job_id, owner in ((first, "a"), (second, "b")):
+        assert jobs.shards.claim(job_id, 0, owner, 0.001) is not None
+    assert jobs.renew_leases({"a": 1, "b": 2, "gone": 3}, ["indexer"], LONG_S) == {
+        *("a", "b", "indexer")
+    }
+    assert (jobs.progress(first).looked_at, jobs.progress(second).looked_at) == (1, 2)
+    assert jobs.shards.free_expired(first) == jobs.shards.free_expired(second) == []
+
+
+def test_the_list_of_jobs_counts_each_as_its_own_status_does(jobs: Jobs) -> None:
+    empty, half, done = plan(jobs, shards=0), plan(jobs, shards=2), plan(jobs, shards=1)
+    unlisted = Failure("pipe.jpg", "find", "no file")
+    jobs.shards.add(half, [(2, "reuse", [0, 1, 2])], [unlisted], LONG_S)
+    finish(jobs, claim(jobs, half, 0), [Failure("0-0.jpg", "read", "x", warning=True)])
+    finish(jobs, claim(jobs, done, 0), [Failure("0-0.jpg", "decode", "broken")])
+    listed = jobs.list_with_progress()
+    assert [job.id for job, _ in listed] == [done, half, empty]
+    for job, progress in listed:
+        assert progress == jobs.progress(job.id)
+    assert listed[1][1] == Progress(
+        images=8, looked_at=6, embedded=2, reused=3, skipped=1, warnings=1, shards=3, shards_done=2
+    )
+    assert [job.id for job, _ in jobs.list_with_progress(limit=1)] == [done]
+
+
 def test_a_cancelled_job_gives_no_more_work_and_stops_running_work(jobs: Jobs) -> None:
     job_id = plan(jobs)
     running = claim(jobs, job_id, 0)
     assert jobs.cancel(job_id)
-    assert jobs.claim_shard(job_id, 1, "w", LONG_S) is None
-    assert not jobs.renew_lease(running, 1, LONG_S)
+    assert jobs.shards.claim(job_id, 1, "w", LONG_S) is None
+    assert jobs.renew_leases({running.owner: 1}, (), LONG_S) == set()
     assert not finish(jobs, running)
     assert jobs.open_jobs() == []
 
@@ -174,7 +224,7 @@ def test_an_ended_job_keeps_its_counts_and_drops_its_list_of_images(jobs: Jobs) 
     before = jobs.progress(ended)
     jobs.drop_items()
     assert jobs.progress(ended) == before
-    assert all(shard.images == [] for shard in jobs.done_shards(ended))
+    assert all(shard.images == [] for shard in jobs.shards.done(ended))
     assert len(claim(jobs, running, 0).images) == 2
 
 
@@ -211,12 +261,28 @@ def test_failures_and_warnings_are_counted_apart_and_hold_any_text(jobs: Jobs) -
     assert jobs.failures(job_id)[0].reason == "broken 100% 'quoted' ?"
 
 
+def test_the_time_of_finished_shards_is_summed_by_stage(jobs: Jobs) -> None:
+    job_id = plan(jobs)
+    assert jobs.timings(job_id) == StageTimings()
+    result = {"file": "f", "sha256": "0", "embedded": 2, "reused": 0, "failures": []}
+    timings = StageTimings(read_s=1, decode_s=2, cut_out_s=3, embed_s=4, write_s=0.5)
+    first = claim(jobs, job_id, 0)
+    jobs.shards.finish(first, **result, timings=timings)
+    jobs.shards.finish(first, **result, timings=timings)  # it was done already
+    jobs.shards.finish(claim(jobs, job_id, 1), **result, timings=StageTimings(embed_s=1))
+    jobs.shards.finish(claim(jobs, job_id, 2), **result)  # by a worker that measures nothing
+    assert jobs.timings(job_id) == StageTimings(1, 2, 3, 5, 0.5)
+    jobs.shards.reopen(job_id, 0)
+    jobs.shards.finish(claim(jobs, job_id, 0), **result, timings=StageTimings(read_s=7))
+    assert jobs.timings(job_id) == StageTimings(read_s=7, embed_s=1)
+
+
 def test_images_that_run_alone_are_counted_until_they_end(jobs: Jobs) -> None:
     job_id = plan(jobs, shards=1)
     taken = claim(jobs, job_id, 0)
-    assert [jobs.mark_started(taken, 1), jobs.mark_started(taken, 1)] == [1, 2]
-    jobs.clear_suspect(taken, 1)
-    assert jobs.mark_started(taken, 1) == 1
+    assert [jobs.shards.mark_started(taken, 1), jobs.shards.mark_started(taken, 1)] == [1, 2]
+    jobs.shards.clear_suspect(taken, 1)
+    assert jobs.shards.mark_started(taken, 1) == 1
 
 
 def test_an_unknown_job_is_wrong_use(jobs: Jobs) -> None:
@@ -240,13 +306,13 @@ def test_an_error_rolls_the_transaction_back(database: Database) -> None:
 
 def test_a_database_that_is_away_is_a_sentence_without_the_password(tmp_path: Path) -> None:
     with pytest.raises(ServerUnavailable, match="does not answer") as caught:
-        Jobs(Database("postgresql://shop:secret@127.0.0.1:9/imgrec")).newest()
+        Jobs(Database("postgresql://shop:secret@127.0.0.1:9/imgrec")).list_with_progress()
     assert "secret" not in str(caught.value)
     (tmp_path / "file").write_text("no database")
     with pytest.raises(ServerUnavailable, match="no usable database"):
-        Jobs(Database(f"sqlite:///{tmp_path}/file")).newest()
+        Jobs(Database(f"sqlite:///{tmp_path}/file")).list_with_progress()
     with pytest.raises(ServerUnavailable, match="cannot be opened"):
-        Jobs(Database(f"sqlite:///{tmp_path}/file/app.db")).newest()
+        Jobs(Database(f"sqlite:///{tmp_path}/file/app.db")).list_with_progress()
 
 
 def test_a_process_that_ends_a_transaction_does_not_wait_for_the_disk(tmp_path: Path) -> None:
@@ -260,17 +326,17 @@ def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "app.db"
     url = f"sqlite:///{file}"
     job_id = plan(Jobs(Database(url)))
-    monkeypatch.setattr("pipeline.store.database.LOCKED_S", 0.0)
+    monkeypatch.setattr("pipeline.store.sqlite.LOCKED_S", 0.0)
     with closing(sqlite3.connect(file, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         jobs = Jobs(Database(url))  # a new process: it reads the schema's version, too
         assert jobs.get(job_id).state == "planned"
-        assert [job.id for job in jobs.newest()] == [job_id]
+        assert [job.id for job, _ in jobs.list_with_progress()] == [job_id]
         assert jobs.progress(job_id).images == 6
         assert jobs.failures(job_id) == []
         assert [job.id for job in jobs.open_jobs()] == [job_id]
         assert not jobs.ready_to_merge(job_id)
-        assert list(jobs.done_shards(job_id)) == []
+        assert list(jobs.shards.done(job_id)) == []
         assert jobs.referenced_versions() == set()
         with pytest.raises(ServerUnavailable, match="locked"):
             jobs.cancel(job_id)
@@ -279,14 +345,14 @@ def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_broken_constraint_is_a_bug_and_no_unusable_database(jobs: Jobs) -> None:
     job_id = plan(jobs)
     with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
-        jobs.add_shards(job_id, [(0, "embed", [])], [], LONG_S)  # there is a shard 0
+        jobs.shards.add(job_id, [(0, "embed", [])], [], LONG_S)  # there is a shard 0
 
 
 def test_shards_and_failures_belong_to_a_job(jobs: Jobs) -> None:
     with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
-        jobs.add_shards("nobody", [(0, "embed", [])], [], LONG_S)
+        jobs.shards.add("nobody", [(0, "embed", [])], [], LONG_S)
     with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
-        jobs.add_shards("nobody", [], [Failure("a.jpg", "decode", "broken")], LONG_S)
+        jobs.shards.add("nobody", [], [Failure("a.jpg", "decode", "broken")], LONG_S)
 
 
 def test_a_file_from_before_foreign_keys_were_checked_still_works(tmp_path: Path) -> None:
@@ -298,8 +364,8 @@ def test_a_file_from_before_foreign_keys_were_checked_still_works(tmp_path: Path
     finish(jobs, claim(jobs, job_id, 0), [Failure("0-0.jpg", "decode", "broken")])
     finish(jobs, claim(jobs, job_id, 1))
     jobs.drop_items()
-    assert jobs.claim_merge(job_id, LONG_S) is not None
+    assert jobs.claim_merge(job_id, "me", LONG_S) is not None
     jobs.publish(job_id, "v0001")
     assert jobs.get(job_id).state == "published"
-    assert [shard.n for shard in jobs.done_shards("nobody")] == []
+    assert [shard.n for shard in jobs.shards.done("nobody")] == []
     assert jobs.progress("nobody").shards == 1

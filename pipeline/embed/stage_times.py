@@ -1,0 +1,38 @@
+"""Measure how long each stage of a shard takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STAGES = ("read", "decode", "cut_out", "embed", "write")
+
+
+class StageTimes:
+    """Seconds by stage, added up over the threads that measure them."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def measure(self, stage: str, threads: int = 1) -> Iterator[None]:
+        """Add the time of a block; of a stage that runs in several threads, each one's share.
+
+        So the sums of all stages compare with each other: each is what the stage would take if the
+        process did nothing else.
+        """
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = (time.perf_counter() - start) / threads
+            with self._lock:
+                self._seconds[stage] += seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Return the sums so far, for every stage."""
+        with self._lock:
+            return dict(self._seconds)

@@ -1,0 +1,250 @@
+"""Transactions on PostgreSQL, on connections that are kept in a pool."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import select
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo, ConnStatus, ExecStatus
+from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from pipeline.errors import ServerUnavailable, WrongUse, one_line
+from pipeline.store.backend import Row, Values
+from pipeline.urls import without_password
+
+# A server that vanished with its network is given up in half a minute, not in two hours.
+PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+POOL_SIZE = 4  # connections of one process, each made when all others are in use
+IDLE_S = 60.0  # one that was not needed for so long is closed
+LIFETIME_S = 1800.0  # so that a server behind a proxy or a new address is found in the end
+ANSWER_S = 3.0  # for a pooled connection to show that its server still answers
+WAIT_S = 10.0  # for a connection, while all are in use
+POLL_S = 0.1
+CLOSE_S = 1.0
+# Read anew in each statement: a transaction may have waited for a lock.
+NOW_S = "EXTRACT(EPOCH FROM clock_timestamp())::float8"
+SCHEMA_LOCK = 0x696D6772  # "imgr": the advisory lock of a schema change
+REFUSED = re.compile(
+    r"\w+ authentication failed.*|\S+: no password supplied|(database|role) \".*\" does not exist"
+    r"|no pg_hba.conf entry.*|permission denied for database.*"
+)
+# What a later attempt may not meet again. All else is a bug or bad data.
+RETRYABLE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,  # lost between two statements
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+LIMIT_EXCEEDED = "54"  # an OperationalError, too, and the same at each attempt: a path too long
+# Each failure to connect reaches whoever wanted the connection, as a sentence.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
+
+class PostgresTransaction:
+    def __init__(self, cursor: psycopg.Cursor[Row]) -> None:
+        self._cursor = cursor
+
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        self._cursor.execute(_for_psycopg(sql), values)
+        return list(self._cursor.fetchall()) if self._cursor.description else []
+
+    def many(self, sql: str, values: Sequence[Values]) -> None:
+        self._cursor.executemany(_for_psycopg(sql), values)
+
+    def table_exists(self, name: str) -> bool:
+        return self.rows("SELECT to_regclass(?) AS name", (name,))[0]["name"] is not None
+
+    def encoding(self) -> str:
+        return str(self.rows("SHOW server_encoding")[0]["server_encoding"])
+
+    def lock_schema(self) -> None:
+        self.rows("SELECT pg_advisory_xact_lock(?)", (SCHEMA_LOCK,))
+
+
+class Postgresql:
+    """A PostgreSQL by its URL.
+
+    Raises:
+        WrongUse: the URL can never work.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._shown = without_password(url)
+        self._last_failure: tuple[float, psycopg.Error] | None = None
+        self._pool = ConnectionPool(
+            connection_class=self._connection_class(),
+            kwargs={
+                **PATIENCE,
+                **_options(url),
+                "client_encoding": "UTF8",
+                "prepare_threshold": None,  # PgBouncer may give each transaction another server
+                "row_factory": dict_row,
+            },
+            min_size=0,
+            max_size=POOL_SIZE,
+            max_idle=IDLE_S,
+            max_lifetime=LIFETIME_S,
+            check=_require_answer,
+            reconnect_timeout=0,
+            num_workers=1,
+            open=False,
+        )
+        weakref.finalize(self, _close, self._pool, os.getpid())
+
+    @contextmanager
+    def transaction(self, read_only: bool) -> Iterator[PostgresTransaction]:
+        """Commit at the end, roll back on an error.
+
+        Raises:
+            ServerUnavailable: the server does not answer, refuses us, or was lost on the way.
+            WrongUse: it cannot hold a text in its encoding.
+        """
+        try:
+            connection = self._connect()
+            try:
+                with connection, connection.cursor() as cursor:
+                    yield PostgresTransaction(cursor)
+            finally:
+                self._pool.putconn(connection)
+        except RETRYABLE as error:
+            if (error.sqlstate or "").startswith(LIMIT_EXCEEDED):
+                raise
+            raise ServerUnavailable(_why(self._shown, error)) from error
+        except psycopg.errors.UntranslatableCharacter as error:
+            raise WrongUse(
+                f"The database {self._shown} cannot hold this text ({one_line(error)}): use one "
+                "of encoding UTF8, see 'imgrec check'."
+            ) from error
+
+    def keep_open(self) -> None:
+        """The pool holds the connections."""
+
+    def _connect(self) -> psycopg.Connection[Row]:
+        """Take a connection from the pool; an attempt to connect that fails is told at once."""
+        self._pool.open()
+        began = time.monotonic()
+        while True:
+            try:
+                return self._pool.getconn(timeout=POLL_S)
+            except PoolTimeout:
+                failure = self._last_failure
+                if failure is not None and failure[0] >= began:
+                    raise failure[1] from None
+                if time.monotonic() - began > WAIT_S:
+                    raise
+
+    def _connection_class(self) -> type[psycopg.Connection[Row]]:
+        """Return a class whose failures to connect are noted here: the pool only logs them."""
+        backend = weakref.ref(self)
+
+        class Connection(psycopg.Connection[Row]):
+            @classmethod
+            def connect(cls, conninfo: str = "", **options: Any) -> Any:
+                try:
+                    return super().connect(conninfo, **options)
+                except psycopg.Error as error:
+                    if (noted_by := backend()) is not None:
+                        noted_by._last_failure = (time.monotonic(), error)
+                    raise
+
+        return Connection
+
+
+def _options(url: str) -> dict[str, Any]:
+    try:
+        return dict(conninfo_to_dict(url))
+    except psycopg.ProgrammingError:
+        known = {option.keyword.decode() for option in Conninfo.get_defaults()} | {"ssl"}
+        query = parse_qsl(url.rpartition("@")[2].partition("?")[2], keep_blank_values=True)
+        unknown = [name for name, _ in query if name not in known]
+        # Without its cause, which may quote a piece of the password.
+        if unknown:
+            raise WrongUse(
+                f"The setting DATABASE_URL cannot be used: PostgreSQL knows no option "
+                f"{unknown[0][:40]!r} (it is {without_password(url)})."
+            ) from None
+        raise WrongUse(
+            f"The setting DATABASE_URL cannot be used: {without_password(url)} is no address like "
+            "postgresql://USER:PASSWORD@HOST/NAME (special characters are written %XX)."
+        ) from None
+
+
+def _require_answer(connection: psycopg.Connection[Any]) -> None:
+    """Refuse a connection whose server is gone, or does not answer within `ANSWER_S`.
+
+    A server that hangs still acknowledges what it is sent, so no timeout of TCP would notice.
+    """
+    server = connection.pgconn
+    server.send_query(b"")
+    server.flush()
+    poll = select.poll()
+    poll.register(server.socket, select.POLLIN)
+    deadline = time.monotonic() + ANSWER_S
+    while True:
+        while server.is_busy():
+            if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+                raise psycopg.OperationalError(f"no answer within {ANSWER_S:g} s")
+            server.consume_input()
+        result = server.get_result()
+        if result is None:
+            break
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise psycopg.OperationalError(result.get_error_message())
+    if server.status != ConnStatus.OK:
+        raise psycopg.OperationalError("the connection was lost")
+
+
+def _close(pool: ConnectionPool[Any], process: int) -> None:
+    if process == os.getpid():  # after a fork, the connections are the parent's
+        pool.close(CLOSE_S)
+
+
+def _why(shown: str, error: psycopg.Error) -> str:
+    """Say why a PostgreSQL cannot be used, and what to do."""
+    reason = one_line(error)
+    if isinstance(error, PoolTimeout):
+        return (
+            f"The database {shown} is overloaded: all {POOL_SIZE} connections of this process have "
+            f"been in use for {WAIT_S:g} s. Try again."
+        )
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return (
+            f"The database {shown} lets this user do too little ({reason}): make it the owner "
+            "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
+        )
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return (
+            f"The database {shown} takes no changes ({reason}): DATABASE_URL must name the "
+            "primary server."
+        )
+    refused = REFUSED.search(reason)
+    if refused:
+        return (
+            f"The database {shown} refuses the login ({reason[refused.start() :]}): correct the "
+            "user, the password or the name in DATABASE_URL."
+        )
+    return f"The database {shown} does not answer: {reason}. Start it, or correct DATABASE_URL."
+
+
+@lru_cache
+def _for_psycopg(sql: str) -> str:
+    sql = sql.replace("%", "%%").replace("?", "%s").replace("now_s()", NOW_S)
+    return re.sub(r"(?<!:):([a-z]\w*)", r"%(\1)s", sql)

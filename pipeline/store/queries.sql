@@ -1,0 +1,251 @@
+-- Every statement about jobs and their shards, by its name; see queries.py.
+--
+-- Written once for SQLite and PostgreSQL. `:name` is a value. `now_s()` is the time in seconds since
+-- the epoch by the database's clock: hosts need not agree on theirs. A job is open while it has no
+-- `finished_at`.
+
+-- jobs ----------------------------------------------------------------------------------------------
+
+-- name: next_job_sequence
+INSERT INTO revisions (name, n) VALUES ('jobs', 1)
+ON CONFLICT (name) DO UPDATE SET n = revisions.n + 1
+RETURNING n AS sequence, now_s() AS now;
+
+-- name: create_job
+INSERT INTO jobs (id, sequence, root, state, options, fingerprint, fingerprint_summary,
+                  base_version, lease_until, created_at)
+VALUES (:id, :sequence, :root, 'planned', :options, :fingerprint, :fingerprint_summary,
+        :base_version, :now + :lease_s, :now);
+
+-- name: renew_plan_lease
+UPDATE jobs SET lease_until = now_s() + :lease_s WHERE id = :job_id;
+
+-- name: finish_plan
+UPDATE jobs SET plan_done = 1, lease_until = 0 WHERE id = :job_id;
+
+-- name: fail_abandoned_plans
+UPDATE jobs SET state = 'failed', finished_at = now_s(), error = :error
+WHERE plan_done = 0 AND finished_at IS NULL AND lease_until < now_s();
+
+-- name: get_job
+SELECT *, COALESCE(finished_at, now_s()) - created_at AS seconds FROM jobs WHERE id = :job_id;
+
+-- name: list_open_jobs
+SELECT *, now_s() - created_at AS seconds FROM jobs
+WHERE finished_at IS NULL ORDER BY sequence, created_at, id;
+
+-- name: list_jobs_with_progress
+WITH newest AS (
+    SELECT * FROM jobs ORDER BY sequence DESC, created_at DESC, id DESC LIMIT :limit
+)
+SELECT newest.*, COALESCE(newest.finished_at, now_s()) - newest.created_at AS seconds,
+       COALESCE(done.shards, 0) AS shards, COALESCE(done.shards_done, 0) AS shards_done,
+       COALESCE(done.images, 0) + COALESCE(bad.unlisted, 0) AS images,
+       COALESCE(done.looked_at, 0) + COALESCE(bad.unlisted, 0) AS looked_at,
+       COALESCE(done.embedded, 0) AS embedded, COALESCE(done.reused, 0) AS reused,
+       COALESCE(bad.skipped, 0) AS skipped, COALESCE(bad.warnings, 0) AS warnings
+FROM newest
+LEFT JOIN (
+    SELECT job_id, COUNT(*) AS shards, SUM(images) AS images, SUM(progress) AS looked_at,
+           SUM(embedded) AS embedded, SUM(reused) AS reused,
+           SUM(CASE WHEN state = 'done' THEN 1 ELSE 0 END) AS shards_done
+    FROM shards WHERE job_id IN (SELECT id FROM newest) GROUP BY job_id
+) AS done ON done.job_id = newest.id
+LEFT JOIN (
+    SELECT job_id, SUM(1 - warning) AS skipped, SUM(warning) AS warnings,
+           SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END) AS unlisted  -- found by the listing, in no shard
+    FROM failures WHERE job_id IN (SELECT id FROM newest) GROUP BY job_id
+) AS bad ON bad.job_id = newest.id
+ORDER BY newest.sequence DESC, newest.created_at DESC, newest.id DESC;
+
+-- name: get_progress
+SELECT done.shards, done.shards_done, done.images + bad.unlisted AS images,
+       done.looked_at + bad.unlisted AS looked_at, done.embedded, done.reused,
+       bad.skipped, bad.warnings
+FROM (
+    SELECT COUNT(*) AS shards, COALESCE(SUM(images), 0) AS images,
+           COALESCE(SUM(progress), 0) AS looked_at, COALESCE(SUM(embedded), 0) AS embedded,
+           COALESCE(SUM(reused), 0) AS reused,
+           COALESCE(SUM(CASE WHEN state = 'done' THEN 1 ELSE 0 END), 0) AS shards_done
+    FROM shards WHERE job_id = :job_id
+) AS done, (
+    SELECT COALESCE(SUM(1 - warning), 0) AS skipped, COALESCE(SUM(warning), 0) AS warnings,
+           COALESCE(SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END), 0) AS unlisted
+    FROM failures WHERE job_id = :job_id
+) AS bad;
+
+-- name: sum_timings
+SELECT COALESCE(SUM(read_s), 0) AS read_s, COALESCE(SUM(decode_s), 0) AS decode_s,
+       COALESCE(SUM(cut_out_s), 0) AS cut_out_s, COALESCE(SUM(embed_s), 0) AS embed_s,
+       COALESCE(SUM(write_s), 0) AS write_s
+FROM shard_timings WHERE job_id = :job_id;
+
+-- name: list_failures
+SELECT path, stage, reason, warning FROM failures WHERE job_id = :job_id ORDER BY path, warning;
+
+-- name: list_jobs_created_after
+-- Clocks decide only about a job of the last release, which has no place in the sequence.
+SELECT later.id FROM jobs AS later JOIN jobs AS this ON this.id = :job_id
+WHERE CASE WHEN later.sequence > 0 AND this.sequence > 0 THEN later.sequence > this.sequence
+           ELSE later.created_at > this.created_at END;
+
+-- name: list_referenced_versions
+SELECT DISTINCT base_version FROM jobs WHERE finished_at IS NULL AND base_version IS NOT NULL;
+
+-- name: set_fingerprint
+UPDATE jobs SET fingerprint = :fingerprint, fingerprint_summary = :summary
+WHERE id = :job_id AND fingerprint IS NULL;
+
+-- name: set_waiting_reason
+UPDATE jobs SET error = :reason WHERE id = :job_id AND finished_at IS NULL;
+
+-- name: add_refusal
+INSERT INTO refusals (job_id, worker, times, refused_at) VALUES (:job_id, :worker, 1, now_s())
+ON CONFLICT (job_id, worker) DO UPDATE SET times = refusals.times + 1, refused_at = now_s()
+RETURNING times;
+
+-- name: count_refusing_workers
+SELECT COUNT(*) AS count FROM refusals
+WHERE job_id = :job_id AND refused_at >= now_s() - :within_s;
+
+-- name: fail_refused_job
+UPDATE jobs SET state = 'failed', error = :error, finished_at = now_s(), lease_until = 0
+WHERE id = :job_id AND finished_at IS NULL
+  AND NOT EXISTS (SELECT 1 FROM shards
+                  WHERE job_id = :job_id AND state = 'running' AND lease_until >= now_s())
+RETURNING id;
+
+-- name: end_job
+UPDATE jobs SET state = :state, index_version = :version, error = :error, finished_at = now_s(),
+                lease_until = 0
+WHERE id = :job_id AND finished_at IS NULL RETURNING id;
+
+-- name: record_late_publication
+UPDATE jobs SET state = 'published', index_version = :version, error = NULL
+WHERE id = :job_id AND state IN ('cancelled', 'failed') RETURNING id;
+
+-- name: drop_items
+UPDATE shards SET items = '[]'
+WHERE items <> '[]' AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL);
+
+-- the merge -----------------------------------------------------------------------------------------
+-- Not `state <> 'done'`: that reads through all rows that are, after each shard.
+
+-- name: ready_to_merge
+SELECT id FROM jobs
+WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < now_s()
+  AND NOT EXISTS (SELECT 1 FROM shards
+                  WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'));
+
+-- name: claim_merge
+UPDATE jobs SET state = 'merging', owner = :owner, lease_until = now_s() + :lease_s
+WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < now_s()
+  AND NOT EXISTS (SELECT 1 FROM shards
+                  WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'))
+RETURNING *, now_s() - created_at AS seconds;
+
+-- name: release_merge
+UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts + :counted
+WHERE id = :job_id AND owner = :owner AND state = 'merging';
+
+-- name: renew_merge_leases
+UPDATE jobs SET lease_until = now_s() + :lease_s
+FROM json_each(:progress_by_owner) AS held
+WHERE owner = held.key AND state = 'merging' RETURNING owner;
+
+-- the plan ------------------------------------------------------------------------------------------
+
+-- name: add_shard
+INSERT INTO shards (job_id, n, kind, state, items, images, progress, reused)
+VALUES (:job_id, :n, :kind, :state, :items, :images, :reused, :reused);
+
+-- name: add_failure
+INSERT INTO failures (job_id, n, path, stage, reason, warning)
+VALUES (:job_id, :n, :path, :stage, :reason, :warning) ON CONFLICT DO NOTHING;
+
+-- name: count_shards_on_their_way
+SELECT COUNT(*) AS count FROM shards WHERE job_id = :job_id AND state IN ('queued', 'running');
+
+-- name: queue_shards
+UPDATE shards SET state = 'queued', queued_at = now_s()
+WHERE job_id = :job_id AND state = 'pending'
+  AND n IN (SELECT n FROM shards WHERE job_id = :job_id AND state = 'pending'
+            ORDER BY n LIMIT :limit)
+RETURNING n;
+
+-- a shard's work ------------------------------------------------------------------------------------
+
+-- name: claim_shard
+UPDATE shards SET state = 'running', owner = :owner, lease_until = now_s() + :lease_s,
+                  attempts = attempts + 1, progress = 0
+WHERE job_id = :job_id AND n = :n
+  AND (state IN ('pending', 'queued') OR (state = 'running' AND lease_until < now_s()))
+  AND EXISTS (SELECT 1 FROM jobs WHERE id = :job_id AND finished_at IS NULL)
+RETURNING items, attempts;
+
+-- name: start_job
+UPDATE jobs SET state = 'running' WHERE id = :job_id AND state = 'planned';
+
+-- name: renew_shard_leases
+-- The cast through TEXT is for PostgreSQL, whose json_each yields JSON.
+UPDATE shards SET lease_until = now_s() + :lease_s,
+                  progress = CAST(CAST(held.value AS TEXT) AS INTEGER)
+FROM json_each(:progress_by_owner) AS held
+WHERE owner = held.key AND state = 'running'
+  AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = shards.job_id AND finished_at IS NULL)
+RETURNING owner;
+
+-- name: finish_shard
+UPDATE shards SET state = 'done', progress = images, file = :file, sha256 = :sha256,
+                  embedded = :embedded, reused = :reused, lease_until = 0
+WHERE job_id = :job_id AND n = :n AND state <> 'done'
+  AND EXISTS (SELECT 1 FROM jobs WHERE id = :job_id AND finished_at IS NULL)
+RETURNING n;
+
+-- name: store_timings
+INSERT INTO shard_timings (job_id, n, read_s, decode_s, cut_out_s, embed_s, write_s)
+VALUES (:job_id, :n, :read_s, :decode_s, :cut_out_s, :embed_s, :write_s)
+ON CONFLICT (job_id, n) DO UPDATE
+SET read_s = excluded.read_s, decode_s = excluded.decode_s, cut_out_s = excluded.cut_out_s,
+    embed_s = excluded.embed_s, write_s = excluded.write_s;
+
+-- name: delete_failures
+DELETE FROM failures WHERE job_id = :job_id AND n = :n;
+
+-- name: clear_waiting_reason
+UPDATE jobs SET error = NULL WHERE id = :job_id AND error IS NOT NULL;
+
+-- name: release_shard
+UPDATE shards SET state = 'pending', lease_until = 0, progress = 0,
+                  attempts = attempts - :uncounted
+WHERE job_id = :job_id AND n = :n AND owner = :owner AND state = 'running';
+
+-- name: reopen_shard
+UPDATE shards SET state = 'pending', file = NULL, sha256 = NULL, progress = 0, embedded = 0,
+                  reused = 0
+WHERE job_id = :job_id AND n = :n AND kind = 'embed' AND state = 'done';
+
+-- name: reopen_job
+UPDATE jobs SET state = 'running', lease_until = 0 WHERE id = :job_id AND state = 'merging';
+
+-- name: mark_started
+INSERT INTO suspects (job_id, n, position, starts) VALUES (:job_id, :n, :position, 1)
+ON CONFLICT (job_id, n, position) DO UPDATE SET starts = suspects.starts + 1
+RETURNING starts;
+
+-- name: clear_suspect
+DELETE FROM suspects WHERE job_id = :job_id AND n = :n AND position = :position;
+
+-- name: list_done_shards
+SELECT n, kind, items, file, sha256 FROM shards
+WHERE job_id = :job_id AND state = 'done' AND n > :after ORDER BY n LIMIT :limit;
+
+-- the reconciler ------------------------------------------------------------------------------------
+
+-- name: free_expired_shards
+UPDATE shards SET state = 'pending', progress = 0
+WHERE job_id = :job_id AND state = 'running' AND lease_until < now_s() RETURNING n;
+
+-- name: requeue_lost_shards
+UPDATE shards SET queued_at = now_s()
+WHERE job_id = :job_id AND state = 'queued' AND queued_at < now_s() - :older_than_s RETURNING n;

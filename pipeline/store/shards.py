@@ -1,0 +1,240 @@
+"""The shards of jobs: planned, claimed by one worker at a time, finished once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pipeline.images.failure import Failure
+from pipeline.images.find import ImageFile
+from pipeline.store.backend import Row, Transaction
+from pipeline.store.database import Database
+from pipeline.store.queries import QUERIES
+
+SHARDS_AT_ONCE = 64  # rows of the plan that are read at a time
+UNLISTED = -1  # the shard of failures that the listing found
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a shard until the lease ends."""
+
+    job_id: str
+    n: int
+    owner: str
+    attempts: int
+    images: list[ImageFile]
+
+    def __str__(self) -> str:
+        return f"shard {self.n} of job {self.job_id}"
+
+
+@dataclass(frozen=True)
+class StageTimings:
+    """Seconds of work by stage, summed over threads."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    cut_out_s: float = 0.0
+    embed_s: float = 0.0
+    write_s: float = 0.0
+
+    @classmethod
+    def from_row(cls, row: Row) -> StageTimings:
+        return cls(**{field.name: float(row[field.name]) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class DoneShard:
+    """A finished shard: `images` and a file of vectors, or `rows` of the base version."""
+
+    n: int
+    images: list[ImageFile]
+    rows: list[int]
+    file: str | None
+    sha256: str | None
+
+    @classmethod
+    def from_row(cls, row: Row) -> DoneShard:
+        items = json.loads(row["items"])
+        return cls(
+            n=row["n"],
+            images=[ImageFile(*item) for item in items] if row["kind"] == "embed" else [],
+            rows=items if row["kind"] == "reuse" else [],
+            file=row["file"],
+            sha256=row["sha256"],
+        )
+
+
+class Shards:
+    """The rows of `shards`, with the failures that came with them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # -- plan ------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        job_id: str,
+        shards: Sequence[tuple[int, str, list[Any]]],
+        failures: Sequence[Failure],
+        lease_s: float,
+    ) -> None:
+        """Write a piece of the plan: (n, kind, items). Shards to reuse are done from the start."""
+        rows = [
+            {
+                "job_id": job_id,
+                "n": n,
+                "kind": kind,
+                "state": "done" if kind == "reuse" else "pending",
+                "items": json.dumps(items),
+                "images": len(items),
+                "reused": len(items) if kind == "reuse" else 0,
+            }
+            for n, kind, items in shards
+        ]
+        with self._database.transaction() as tx:
+            tx.many(QUERIES["add_shard"], rows)
+            _add_failures(tx, job_id, UNLISTED, failures)
+            tx.rows(QUERIES["renew_plan_lease"], {"job_id": job_id, "lease_s": lease_s})
+
+    def next_window(self, job_id: str, window: int) -> list[int]:
+        """Mark pending shards as queued until `window` are on their way; return their numbers."""
+        with self._database.transaction() as tx:
+            (row,) = tx.rows(QUERIES["count_shards_on_their_way"], {"job_id": job_id})
+            rows = tx.rows(
+                QUERIES["queue_shards"],
+                {"job_id": job_id, "limit": max(0, window - int(row["count"]))},
+            )
+        return _numbers(rows)
+
+    # -- work ------------------------------------------------------------------------------------
+
+    def claim(self, job_id: str, n: int, owner: str, lease_s: float) -> Claim | None:
+        """Take a shard that nobody works on; None when it is done, taken or its job has ended.
+
+        Args:
+            owner: names this claim, and no other.
+        """
+        with self._database.transaction() as tx:
+            rows = tx.rows(
+                QUERIES["claim_shard"],
+                {"job_id": job_id, "n": n, "owner": owner, "lease_s": lease_s},
+            )
+            if not rows:
+                return None
+            tx.rows(QUERIES["start_job"], {"job_id": job_id})
+        images = [ImageFile(*item) for item in json.loads(rows[0]["items"])]
+        return Claim(job_id, n, owner, rows[0]["attempts"], images)
+
+    def finish(
+        self,
+        claim: Claim,
+        *,
+        file: str,
+        sha256: str,
+        embedded: int,
+        reused: int,
+        failures: Sequence[Failure],
+        timings: StageTimings | None = None,
+    ) -> bool:
+        """Record a shard's result with its failures; False when another worker was first."""
+        shard = {"job_id": claim.job_id, "n": claim.n}
+        with self._database.transaction() as tx:
+            won = tx.rows(
+                QUERIES["finish_shard"],
+                {**shard, "file": file, "sha256": sha256, "embedded": embedded, "reused": reused},
+            )
+            if won:
+                tx.rows(QUERIES["delete_failures"], shard)
+                tx.rows(QUERIES["clear_waiting_reason"], {"job_id": claim.job_id})
+                _add_failures(tx, claim.job_id, claim.n, failures)
+                if timings is not None:
+                    tx.rows(QUERIES["store_timings"], {**shard, **asdict(timings)})
+        return bool(won)
+
+    def release(self, claim: Claim, *, count_attempt: bool) -> None:
+        """Give a shard back unfinished, as a worker does that is asked to stop."""
+        with self._database.transaction() as tx:
+            tx.rows(
+                QUERIES["release_shard"],
+                {
+                    "job_id": claim.job_id,
+                    "n": claim.n,
+                    "owner": claim.owner,
+                    "uncounted": 0 if count_attempt else 1,
+                },
+            )
+
+    def reopen(self, job_id: str, n: int) -> None:
+        """Have a shard done again whose file did not survive; the job goes back to running."""
+        with self._database.transaction() as tx:
+            tx.rows(QUERIES["reopen_shard"], {"job_id": job_id, "n": n})
+            tx.rows(QUERIES["reopen_job"], {"job_id": job_id})
+
+    def mark_started(self, claim: Claim, position: int) -> int:
+        """Note that one image of a suspicious shard runs alone now; return its starts so far."""
+        with self._database.transaction() as tx:
+            (row,) = tx.rows(
+                QUERIES["mark_started"],
+                {"job_id": claim.job_id, "n": claim.n, "position": position},
+            )
+        return int(row["starts"])
+
+    def clear_suspect(self, claim: Claim, position: int) -> None:
+        """Clear an image that ran alone and left the worker alive."""
+        with self._database.transaction() as tx:
+            tx.rows(
+                QUERIES["clear_suspect"],
+                {"job_id": claim.job_id, "n": claim.n, "position": position},
+            )
+
+    def done(self, job_id: str) -> Iterator[DoneShard]:
+        """Yield all finished shards of a job, by number, a few in memory at a time."""
+        after = -1
+        while True:
+            with self._database.transaction(read_only=True) as tx:
+                rows = tx.rows(
+                    QUERIES["list_done_shards"],
+                    {"job_id": job_id, "after": after, "limit": SHARDS_AT_ONCE},
+                )
+            yield from map(DoneShard.from_row, rows)
+            if len(rows) < SHARDS_AT_ONCE:
+                return
+            after = rows[-1]["n"]
+
+    # -- reconcile -------------------------------------------------------------------------------
+
+    def free_expired(self, job_id: str) -> list[int]:
+        """Take shards back from workers whose lease has ended; return their numbers."""
+        with self._database.transaction() as tx:
+            return _numbers(tx.rows(QUERIES["free_expired_shards"], {"job_id": job_id}))
+
+    def requeue_lost(self, job_id: str, older_than_s: float) -> list[int]:
+        """Queue shards anew whose message nobody took for so long; return their numbers."""
+        values = {"job_id": job_id, "older_than_s": older_than_s}
+        with self._database.transaction() as tx:
+            return _numbers(tx.rows(QUERIES["requeue_lost_shards"], values))
+
+
+def _numbers(rows: Sequence[Row]) -> list[int]:
+    return sorted(row["n"] for row in rows)
+
+
+def _add_failures(tx: Transaction, job_id: str, n: int, failures: Sequence[Failure]) -> None:
+    rows = [
+        {
+            "job_id": job_id,
+            "n": n,
+            "path": failure.path,
+            "stage": failure.stage,
+            # PostgreSQL text cannot hold a NUL, which a broken file can bring into a message.
+            "reason": failure.reason.replace("\0", ""),
+            "warning": int(failure.warning),
+        }
+        for failure in failures
+    ]
+    tx.many(QUERIES["add_failure"], rows)

@@ -1,0 +1,111 @@
+"""Transactions on an SQLite file. A connection lives for one transaction and one thread."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from pipeline.errors import ServerUnavailable
+from pipeline.store.backend import Row, Values
+
+LOCKED_S = 30.0  # patience with another process that writes
+# Bugs and bad data, no fault of the file's: whoever meets one must not wait for a better day.
+NOT_RETRYABLE = (
+    *(sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError),
+    *(sqlite3.InternalError, sqlite3.NotSupportedError),
+)
+
+
+class SqliteTransaction:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        return [dict(row) for row in self._connection.execute(sql, values)]
+
+    def many(self, sql: str, values: Sequence[Values]) -> None:
+        self._connection.executemany(sql, values)
+
+    def table_exists(self, name: str) -> bool:
+        return bool(self.rows("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)))
+
+    def encoding(self) -> str:
+        return "UTF8"  # or UTF-16: it holds the same text
+
+    def lock_schema(self) -> None:
+        """BEGIN IMMEDIATE already keeps other writers out."""
+
+
+class Sqlite:
+    """An SQLite file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._open: sqlite3.Connection | None = None
+
+    @contextmanager
+    def transaction(self, read_only: bool) -> Iterator[SqliteTransaction]:
+        """Commit at the end, roll back on an error.
+
+        Raises:
+            ServerUnavailable: the file cannot be opened, is locked for too long, or is broken.
+        """
+        file = self._file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise ServerUnavailable(f"The database {file} cannot be opened: {error}.") from error
+        with closing(connection):
+            connection.row_factory = sqlite3.Row
+            connection.create_function("now_s", 0, time.time)
+            try:
+                # WAL: readers never wait for the writer; NORMAL still survives kill -9.
+                _use_wal(connection)
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute("PRAGMA foreign_keys=ON")
+                connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
+                yield SqliteTransaction(connection)
+                connection.execute("COMMIT")
+            except NOT_RETRYABLE:
+                raise
+            except sqlite3.OperationalError as error:
+                raise ServerUnavailable(f"The database {file} does not work: {error}.") from error
+            except sqlite3.DatabaseError as error:
+                raise ServerUnavailable(
+                    f"The file {file} is no usable database: {error}."
+                ) from error
+
+    def keep_open(self) -> None:
+        """Hold one connection that does nothing.
+
+        Whoever closes the last one writes the log into the file and waits for the disk: without
+        this one, after each transaction (https://sqlite.org/wal.html, "The WAL File").
+        """
+        try:
+            self._open = sqlite3.connect(self._file, timeout=LOCKED_S, check_same_thread=False)
+            # Only a connection that has read counts as one.
+            self._open.execute("SELECT MAX(version) FROM schema_version").fetchone()
+        except sqlite3.Error as error:
+            raise ServerUnavailable(
+                f"The database {self._file} cannot be opened: {error}."
+            ) from error
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log, which only a new file does not have yet.
+
+    SQLite does not wait for a lock here: several processes that make a file at once meet.
+    """
+    deadline = time.monotonic() + LOCKED_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

@@ -1,0 +1,137 @@
+"""What to do with a shard or a merge after an error: one table for both tasks.
+
+Every error counts an attempt, and too many attempts end the job. The exceptions to the rule, each
+with its reason:
+
+    the worker is asked to end       released uncounted: nothing is wrong with the work
+    the lease is lost                dropped: another worker has the work, or the job has ended
+    a server is unavailable          waits: it comes back, and no work is to blame
+    a disk is full or read-only      waits: somebody has to mend it, and the sentence says how
+    the index is locked              waits: another merge or a rollback ends sooner or later
+    the models cannot be loaded      refused: another worker may be set up as the job needs it
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from filelock import Timeout
+
+from pipeline.atomic_files import DENIED, DISK_FULL, disk_trouble
+from pipeline.errors import ImgrecError, ServerUnavailable
+from workers.lease import LeaseLost, Stopped
+
+
+class Stage(Enum):
+    LOAD = "load"  # of the models and the folder, before a shard is claimed
+    EMBED = "embed"
+    MERGE = "merge"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The facts that the decision depends on.
+
+    `number` counts this attempt, too; `limit` is how many may go wrong before an error ends the
+    job. `lacks_memory`: the process has leaked, or ends because it has.
+    """
+
+    stage: Stage
+    description: str  # e.g. "embed@host, shard 3"
+    data_dir: Path
+    number: int = 1
+    limit: int = 0
+    lacks_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Release:
+    """Give the work back: `at_once` to the next worker, else after the reconciler's pause.
+
+    `reason` is for those who wait for the job.
+    """
+
+    count_attempt: bool
+    reason: str = ""
+    at_once: bool = False
+    end_worker: bool = False  # the next process has more memory
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Give the work back uncounted, and tell those who wait for the job what it waits for."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Leave the work to workers that can do it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fail:
+    """End the job."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Do nothing: the work is no longer this worker's."""
+
+
+Decision = Release | Wait | Refuse | Fail | Drop
+
+
+def decide(error: Exception, attempt: Attempt) -> Decision:
+    """Return what to do with the work that an error has ended."""
+    match error:
+        case LeaseLost():
+            return Drop()
+        case Stopped():
+            # What ends workers by their memory again and again must come to be tried alone.
+            return Release(count_attempt=attempt.lacks_memory, at_once=True)
+        case ServerUnavailable():
+            return Wait(str(error))
+        case Timeout():  # an OSError, too
+            return Wait(
+                f"Another process, a merge or a rollback, holds the lock {error.lock_file}. The "
+                "merge is tried again by itself."
+            )
+        case OSError() if error.errno in DISK_FULL | DENIED:
+            return Wait(disk_trouble(error, attempt.data_dir))
+    if attempt.stage is Stage.LOAD:
+        return Refuse(_reason(error))
+    if attempt.stage is Stage.EMBED and attempt.lacks_memory:
+        reason = f"{attempt.description} lacks memory: the worker restarts."
+        return Release(count_attempt=True, reason=reason, end_worker=True)
+    if attempt.stage is Stage.MERGE and not isinstance(error, OSError):
+        # It would take as long again and end the same way.
+        return Fail(_merge_failure(error))
+    if attempt.number <= attempt.limit:
+        reason = f"{attempt.description} failed and is tried again: {_reason(error)}"
+        return Release(count_attempt=True, reason=reason)
+    return Fail(f"{attempt.description} failed in {attempt.number} attempts: {_reason(error)}")
+
+
+def _merge_failure(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return (
+            "The index does not fit into memory: raise WORKER_MAX_MEMORY for the worker on queue "
+            "'index' and run the rebuild again."
+        )
+    if isinstance(error, ImgrecError):
+        return str(error)
+    return f"The index could not be built: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImgrecError):
+        return str(error)
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
