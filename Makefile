@@ -71,7 +71,7 @@ train-mini: setup $(BACKBONE) ## Train models/imgrec-mini again on PHOTOS and dr
 	@$(PY) -m tools.imgrec_mini.train --photos $(PHOTOS) --backbone $(BACKBONE)
 
 test: setup weights ## The test suite
-	@$(PY) -m pytest -n logical --maxprocesses 8 -m "not slow"
+	@$(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not slow"
 
 test-slow: setup weights ## The tests that take minutes, too
 	@$(PY) -m pytest

@@ -1,4 +1,4 @@
-"""`imgrec evaluate`: measure models, background removal and the index on one's own pictures."""
+"""`imgrec evaluate`: measure models and background removal on labelled images."""
 
 from __future__ import annotations
 
@@ -10,24 +10,14 @@ import click
 from cli.output import echo_err, print_json, print_table
 from cli.progress import image_bar
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import BadImage, WrongUse
+from pipeline.errors import SetupError, WrongUse
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cli.evaluation_report import Judged
-    from pipeline.evaluate.retrieval import Scores
-    from pipeline.index.versions import Version
     from pipeline.settings import Settings
     from workers.dispatch import Dispatcher
-    from workers.resources import Resources
 
 PROMPT = "a photo of a {}"
-INDEX_QUERIES = 1000  # stored vectors that ask the index when no folder is given
-# Stored vectors would find themselves first whatever the index does; a little noise makes them
-# queries of their own. 0.1 keeps a cosine of about 0.995 to the picture that they come from.
-NOISE = 0.1
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):
@@ -41,7 +31,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         try:
             numbers = tuple(sorted({int(part) for part in value.split(",")}))
         except ValueError:
-            self.fail(f"'{value}' is no list of numbers like 1,5,10.", param, ctx)
+            self.fail(f"'{value}' is not a list of numbers like 1,5,10.", param, ctx)
         if not numbers or numbers[0] < 1 or numbers[-1] > 1000:
             self.fail(f"'{value}': each number can be 1 to 1000.", param, ctx)
         return numbers
@@ -52,31 +42,31 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    help="Search this folder; default: the other pictures of FOLDER.",
+    help="Search this folder; default: the other images of FOLDER.",
 )
 @click.option(
     "--model",
     "models",
     multiple=True,
-    help="Model to measure, a hub name or a folder; several side by side. Default EMBEDDING_MODEL.",
+    help="Model to measure, a hub name or a folder; repeat it to compare. Default EMBEDDING_MODEL.",
 )
-@click.option("--k", "ks", type=Numbers(), default="1,5,10", show_default=True, help="Depths.")
+@click.option("--k", "ks", type=Numbers(), default="1,5,10", show_default=True, help="Values of k.")
 @click.option(
     "--bg-removal",
     type=click.Choice(["on", "off", "both"]),
-    help="Remove backgrounds; both compares. Default USE_BG_REMOVAL.",
+    help="Remove backgrounds, or compare both. Default USE_BG_REMOVAL.",
 )
 @click.option(
     "--prompt",
     "prompts",
     multiple=True,
-    help=f"Text for zero-shot, {{}} is the class; several are averaged. Default '{PROMPT}'.",
+    help=f"Zero-shot prompt, {{}} is the class; several are averaged. Default '{PROMPT}'.",
 )
-@click.option("--index", "of_index", is_flag=True, help="Judge the published index's recall.")
+@click.option("--index", "of_index", is_flag=True, help="Deprecated: use evaluate-index.")
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with the worst confusions as pictures to this file.",
+    help="Write a page that shows the worst confusions to this file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @pass_wiring
@@ -92,17 +82,23 @@ def evaluate(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure models on FOLDER, which holds one folder of pictures a class.
+    """Measure models on FOLDER, which holds one folder of images for each class.
 
-    Search is exact, so this judges the model; with --index it judges the published index instead.
+    The search is exact, so this measures the model; see evaluate-index for the published index.
     Needs neither Redis nor workers. --json prints one object; {"reports": [...]} if several models
     or both ways of background removal are measured.
     """
     settings = wiring.settings
     if of_index:
         if against or models or bg_removal or prompts or html:
-            raise WrongUse("--index takes no other option than FOLDER, --k and --json.")
-        _judge_index(wiring.resources, folder, ks, as_json)
+            raise WrongUse("--index can be combined with FOLDER, --k and --json only.")
+        from cli.evaluate_index import measure_index
+
+        echo_err(
+            "'imgrec evaluate --index' was renamed to 'imgrec evaluate-index'; the old name works "
+            "until the next release."
+        )
+        measure_index(wiring.resources, folder, ks, as_json)
         return
     if folder is None:
         raise WrongUse("Name the folder to measure: imgrec evaluate FOLDER.")
@@ -112,10 +108,10 @@ def evaluate(
     removals = {"on": [True], "off": [False], "both": [False, True]}.get(
         bg_removal or "", [settings.use_bg_removal]
     )
-    judged = [
+    measured = [
         judged
         for model in models or (settings.embedding_model,)
-        for judged in _judge(
+        for judged in _measure(
             wiring.dispatcher,
             settings.model_copy(update={"embedding_model": model}),
             removals,
@@ -129,16 +125,16 @@ def evaluate(
     if html:
         from cli.evaluation_report import write_evaluation
 
-        write_evaluation(html, judged, folder, against)
+        write_evaluation(html, measured, folder, against)
         echo_err(f"Wrote {html}.")
-    reports = [each.report for each in judged]
+    reports = [judged.report for judged in measured]
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"reports": reports})
         return
     _show(reports, folder, against, ks)
 
 
-def _judge(
+def _measure(
     dispatcher: Dispatcher,
     settings: Settings,
     removals: list[bool],
@@ -148,8 +144,8 @@ def _judge(
     prompts: tuple[str, ...],
     quiet: bool,
 ) -> list[Judged]:
+    """Measure one model, with each of the given ways of background removal."""
     from cli.evaluation_report import Judged
-    from pipeline.errors import SetupError
     from pipeline.evaluate.retrieval import (
         embed_labelled,
         list_classes,
@@ -157,12 +153,13 @@ def _judge(
         retrieve,
         zero_shot,
     )
-
-    sizes = {path: len(list_classes(path)[0]) for path in (folder, against) if path}
     from workers.resources import Resources
 
+    # The folders are checked before the model is loaded.
+    sizes = {path: len(list_classes(path)[0]) for path in (folder, against) if path}
+
     clip = Resources(settings, dispatcher).clip
-    judged = []
+    measured = []
     for removal in removals:
         variant = settings.model_copy(update={"use_bg_removal": removal})
         embedder = Resources(variant, dispatcher, clip=clip).embedder
@@ -174,10 +171,10 @@ def _judge(
                 catalogue = embed_labelled(
                     against, embedder, lambda count: done(sizes[folder] + count)
                 )
-        for part in (queries, catalogue):
-            for failure in part.failures if part else []:
-                echo_err(f"{part.root if part else ''}/{failure.path}: {failure.reason}")
-        found = retrieve(queries, catalogue, ks)
+        for labelled in (queries, *([catalogue] if catalogue else [])):
+            for failure in labelled.failures:
+                echo_err(f"{labelled.root}/{failure.path}: {failure.reason}")
+        retrieval = retrieve(queries, catalogue, ks)
         try:
             shot = zero_shot(queries, clip.embed_texts, prompts)
         except SetupError as error:
@@ -186,10 +183,10 @@ def _judge(
         figures: dict[str, Any] = {
             "model": settings.embedding_model,
             "bg_removal": removal,
-            **report(queries, found, shot),
+            **report(queries, retrieval, shot),
         }
-        judged.append(Judged(figures, queries, catalogue or queries, found, shot))
-    return judged
+        measured.append(Judged(figures, queries, catalogue or queries, retrieval, shot))
+    return measured
 
 
 def _show(
@@ -199,39 +196,39 @@ def _show(
     columns = ["model", "background", *(f"P@{k}" for k in ks), *(f"recall@{k}" for k in ks)]
     columns += ["mAP", "zero-shot"]
     rows = []
-    for each in reports:
-        bounds = each["intervals"]
-        cells = [(each["precision"][str(k)], bounds["precision"][str(k)]) for k in ks]
-        cells += [(each["recall"][str(k)], bounds["recall"][str(k)]) for k in ks]
-        cells += [(each["map"], bounds["map"])]
-        cells += [(each["zero_shot_accuracy"], bounds["zero_shot_accuracy"])]
-        background = "removed" if each["bg_removal"] else "kept"
-        rows.append([each["model"], background, *(_figure(*cell) for cell in cells)])
+    for report in reports:
+        intervals = report["intervals"]
+        cells = [(report["precision"][str(k)], intervals["precision"][str(k)]) for k in ks]
+        cells += [(report["recall"][str(k)], intervals["recall"][str(k)]) for k in ks]
+        cells += [(report[name], intervals[name]) for name in ("map", "zero_shot_accuracy")]
+        background = "removed" if report["bg_removal"] else "kept"
+        rows.append([report["model"], background, *(figure(*cell) for cell in cells)])
     print_table(f"{title}; [95 % intervals]", columns, rows, set(columns[2:]))
-    for each in reports:
+    for report in reports:
         rows = [
             [
                 name,
                 own["queries"],
-                *(_figure(own["precision"][str(k)]) for k in ks),
-                _figure(own["map"]),
-                _figure(own["zero_shot_accuracy"]),
-                _mistaken(each, name),
+                *(figure(own["precision"][str(k)]) for k in ks),
+                figure(own["map"]),
+                figure(own["zero_shot_accuracy"]),
+                _mistaken(report, name),
             ]
-            for name, own in each["per_class"].items()
+            for name, own in report["per_class"].items()
         ]
         columns = ["class", "queries", *(f"P@{k}" for k in ks), "mAP", "zero-shot", "mistaken for"]
-        print_table(f"{each['model']}, by class", columns, rows, set(columns[1:-1]))
+        print_table(f"{report['model']}, by class", columns, rows, set(columns[1:-1]))
 
 
-def _figure(value: float | None, bounds: list[float] | None = None) -> str:
+def figure(value: float | None, interval: list[float] | None = None) -> str:
+    """Write a share for a table, with its interval: `0.912 [0.880-0.940]`."""
     if value is None:
         return "-"
-    return f"{value:.3f}" + (f" [{bounds[0]:.3f}-{bounds[1]:.3f}]" if bounds else "")
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}-{interval[1]:.3f}]" if interval else "")
 
 
 def _mistaken(report: dict[str, Any], name: str) -> str:
-    """Name the two classes that zero-shot most often takes this one for, with counts."""
+    """Name the two classes that zero-shot most often predicts for this one, with counts."""
     if report["confusion"] is None:
         return "-"
     classes, counts = report["confusion"]["classes"], report["confusion"]["counts"]
@@ -241,76 +238,3 @@ def _mistaken(report: dict[str, Any], name: str) -> str:
         reverse=True,
     )
     return ", ".join(f"{other} {count}" for count, other in wrong[:2] if count)
-
-
-def _judge_index(
-    resources: Resources, folder: Path | None, ks: tuple[int, ...], as_json: bool
-) -> None:
-    from pipeline.evaluate.retrieval import Vectors, recall_of_index
-
-    opened = resources.live_index.current()
-    vectors = opened.version.vectors
-    if folder is None:
-        queries = _disturbed(vectors)
-        source = "stored vectors with noise"
-    else:
-        queries = _embed_queries(resources, folder, opened.version, as_json)
-        source = str(folder)
-
-    def search(asked: Vectors, k: int) -> NDArray[np.int64]:
-        return opened.search(asked, k)[1]
-
-    recall = recall_of_index(search, vectors, queries, ks)
-    kind = opened.version.manifest["index"]["factory"]
-    answer = {
-        "index_version": opened.version.name,
-        "index": kind,
-        "images": len(vectors),
-        "queries": len(queries),
-        "queries_from": source,
-        "recall": {str(k): round(float(scores.mean()), 4) for k, scores in recall.items()},
-        "intervals": {str(k): _bounds(scores) for k, scores in recall.items()},
-    }
-    if as_json:
-        print_json(answer)
-        return
-    rows = [
-        [f"recall@{k}", _figure(answer["recall"][str(k)], answer["intervals"][str(k)])] for k in ks
-    ]
-    title = f"Index {opened.version.name} ({kind}, {len(vectors)} images) against exact search, "
-    print_table(f"{title}{len(queries)} queries: {source}", ["", "[95 % interval]"], rows, set())
-
-
-def _bounds(scores: Scores) -> list[float]:
-    from pipeline.evaluate.retrieval import interval
-
-    low, high = interval(scores)
-    return [round(low, 4), round(high, 4)]
-
-
-def _disturbed(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    rows = np.sort(rng.choice(len(vectors), min(INDEX_QUERIES, len(vectors)), replace=False))
-    noise = rng.normal(0, NOISE / vectors.shape[1] ** 0.5, (len(rows), vectors.shape[1]))
-    moved = vectors[rows] + noise
-    unit: NDArray[np.float32] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    return unit.astype(np.float32)
-
-
-def _embed_queries(
-    resources: Resources, folder: Path, version: Version, quiet: bool
-) -> NDArray[np.float32]:
-    """Embed the pictures of any folder as queries of this version."""
-    from pipeline.evaluate.retrieval import embed_folder
-
-    mine = resources.fingerprint
-    version.require(mine.id, mine.summary)
-    with image_bar(str(folder), 0, quiet) as done:
-        _, vectors, failures = embed_folder(folder, resources.embedder, done)
-    for failure in failures:
-        echo_err(f"{folder}/{failure.path}: {failure.reason}")
-    if not len(vectors):
-        raise BadImage(f"No picture below '{folder}' can be used.", "read")
-    return vectors

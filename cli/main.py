@@ -57,7 +57,12 @@ COMMANDS = {
     "evaluate": (
         "cli.evaluate",
         "evaluate",
-        "Measure models on FOLDER, which holds one folder of pictures a class.",
+        "Measure models on FOLDER, which holds one folder of images for each class.",
+    ),
+    "evaluate-index": (
+        "cli.evaluate_index",
+        "evaluate_index",
+        "Measure the recall of the published index against exact search.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
     "check": ("cli.check", "check", "Prove that everything here works, line by line."),

@@ -1,4 +1,4 @@
-"""Write files so that a reader or a power cut meets the old bytes or the new, never a half."""
+"""Atomic file writes: after a crash, readers see the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary neighbour, flush to disk, rename into place."""
+    """Write to a temporary file beside it, flush to disk, rename into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -38,12 +38,12 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names: a rename is durable only after this."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush a folder's entries to disk: a rename is durable only after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

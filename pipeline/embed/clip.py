@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipeline.embed import int8, numeric_precision
 from pipeline.embed.fingerprint import model_revision
-from pipeline.embed.image_tensor import Pixels
-from pipeline.errors import SetupError
+from pipeline.embed.image_tensor import ImageToTensor
+from pipeline.errors import SetupError, one_line
 from pipeline.settings import Settings
 
 Vectors = NDArray[np.float32]
@@ -52,7 +52,7 @@ class Clip:
         """
         self._model = model
         self._max_batch = max_batch
-        self._pixels = Pixels(image_processor)
+        self._to_tensor = ImageToTensor(image_processor)
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self.device = device
@@ -65,10 +65,10 @@ class Clip:
         return float(self._model.logit_scale.detach().exp())
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Embed RGB pictures -> (n, dim) float32, L2-normalised, in the same order."""
+        """Embed RGB images -> (n, dim) float32, L2-normalised, in the same order."""
         if not images:
             return np.zeros((0, self.dim), np.float32)
-        pixels = self._pixels(images)
+        pixels = self._to_tensor(images)
         if self.device == "cuda":
             pixels = pixels.pin_memory()
         bf16 = self.precision == "bf16"
@@ -244,17 +244,16 @@ def _not_loadable(name: str, error: Exception) -> SetupError:
             missing.append("model.safetensors")
         if not (folder / "preprocessor_config.json").is_file():
             missing.append("preprocessor_config.json")
-        reason = f"the folder lacks {', '.join(missing)}" if missing else _first_line(error)
+        reason = f"the folder lacks {', '.join(missing)}" if missing else _reason(error)
         return SetupError(f"The model in the folder {name} cannot be loaded: {reason}.")
     return SetupError(
         f"The model {name} cannot be loaded: it is no folder here, and the hub gave: "
-        f"{_first_line(error)}. Check the name and the network, or set EMBEDDING_MODEL to a folder "
+        f"{_reason(error)}. Check the name and the network, or set EMBEDDING_MODEL to a folder "
         "with a transformers CLIP or SigLIP."
     )
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"a JSON file is broken ({error})"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")[:300]
+    return one_line(error).rstrip(".")

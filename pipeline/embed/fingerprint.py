@@ -1,6 +1,6 @@
 """Name what made a vector: the model's content and the preprocessing's parameters.
 
-The command line plans a rebuild without loading torch, so this page needs neither: a folder is
+The command line plans a rebuild without loading torch, so this module needs neither: a folder is
 known by the digest of its files, a hub model by its commit in the local hub cache.
 """
 
@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic_files import file_sha256
 from pipeline.preprocess.prepare import Preprocessing
 from pipeline.settings import Settings
 
@@ -79,5 +80,4 @@ def model_revision(name: str, revision: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    return bytes.fromhex(file_sha256(file))

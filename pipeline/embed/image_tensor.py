@@ -1,4 +1,4 @@
-"""Turn prepared pictures into the tensor that a model's own image processor would make of them."""
+"""Turn prepared images into the tensor that a model's own image processor would return."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 
-class Pixels:
-    """An image processor, without its detours where a picture already has the model's size.
+class ImageToTensor:
+    """An image processor with a fast path for images that already have the model's size.
 
-    transformers turns each picture into float64 planes, one after the other, while the model
-    waits; what it computes for a picture of the right size is one multiplication and one addition
-    a channel. Any other picture, and any processor that does something else, goes the long way.
+    transformers converts each image to float64, one after the other, while the model waits. For an
+    image of the right size it computes one multiplication and one addition per channel, which is
+    all that the fast path does. Other images, and processors that do anything else, are left to
+    transformers.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -32,7 +33,7 @@ class Pixels:
         if self._side and all(
             image.mode == "RGB" and image.size == (self._side, self._side) for image in images
         ):
-            # Planes first, while a value is one byte.
+            # Transposed first, while a value is one byte.
             bytes_ = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
             planes = bytes_.permute(0, 3, 1, 2).contiguous().float()
             return planes.mul_(torch.from_numpy(self._scale)).add_(torch.from_numpy(self._shift))
@@ -40,7 +41,7 @@ class Pixels:
 
 
 def _plain_side(processor: Any) -> int | None:
-    """Return the side of the squares that this processor only rescales; None if there are none."""
+    """Return the side of the squares that this processor only rescales; None if it does more."""
     if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
         return None
     if getattr(processor, "do_pad", None) or getattr(processor, "do_flip_channel_order", None):

@@ -1,9 +1,15 @@
-"""Run the transformer layers of a CLIP or SigLIP image side in 8-bit integers, on a CPU.
+"""Run the transformer layers of a CLIP or SigLIP image encoder in 8-bit integers, on a CPU.
 
-Only the layers: patches, pooling and projection stay with the model's own code, so that one page
-serves every model whose layers have this shape. Weights are 7-bit integers, one scale a column;
-activations get their scale from the batch at hand (onnxruntime's DynamicQuantizeMatMul). Seven
-bits, because AVX2 adds two products of 8 bits into 16 and would overflow with eight.
+Only the layers: patches, pooling and projection remain the model's own code, so that one graph
+serves every model whose layers have this shape. Weights are 7-bit integers with a scale per column;
+activations get their scale from the batch (onnxruntime's DynamicQuantizeMatMul). Seven bits,
+because AVX2 adds two products of 8 bits into 16 and would overflow with eight.
+
+Why not torch.onnx.export and onnxruntime.quantization.quantize_dynamic: the same kernels run at the
+same speed (ViT-B/32 with random weights on an AVX2 machine, in turns: here 0.94 to 0.99 of their
+CPU time per batch, and 0.37 to 0.49 of float32's), but export and quantisation took 100 s where
+this graph is built in 6 s. They would need a cache of 90 MB per model, and an exporter that torch
+has deprecated.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def can_run(model: Any) -> bool:
-    """Tell whether the image side is made of the layers that this page knows."""
+    """Tell whether the image encoder is made of the layers that this module knows."""
     layers = getattr(getattr(_vision(model), "encoder", None), "layers", None)
     if not layers or _vision(model).config.hidden_act not in ACTIVATIONS:
         return False
@@ -35,7 +41,7 @@ def can_run(model: Any) -> bool:
 
 
 def make_encoder(model: Any, threads: int) -> Any:
-    """Return a module that takes the place of the image side's `encoder`."""
+    """Return a module to use in place of the vision model's `encoder`."""
     import onnxruntime
     import torch
     from transformers.modeling_outputs import BaseModelOutput
@@ -43,7 +49,7 @@ def make_encoder(model: Any, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Waiting threads must not spin: the cores decode the next pictures meanwhile.
+    # Waiting threads must not spin: the cores decode the next images meanwhile.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         _Graph(_vision(model)).build(), options, providers=["CPUExecutionProvider"]

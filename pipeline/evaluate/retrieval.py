@@ -213,10 +213,10 @@ def report(queries: Labelled, found: Retrieval, shot: ZeroShot | None) -> dict[s
         "map": _mean(found.average_precision),
         "zero_shot_accuracy": None if right is None else _mean(right),
         "intervals": {
-            "precision": {str(k): _bounds(scores) for k, scores in found.precision.items()},
-            "recall": {str(k): _bounds(scores) for k, scores in found.recall.items()},
-            "map": _bounds(found.average_precision),
-            "zero_shot_accuracy": None if right is None else _bounds(right),
+            "precision": intervals_by_k(found.precision),
+            "recall": intervals_by_k(found.recall),
+            "map": rounded_interval(found.average_precision),
+            "zero_shot_accuracy": None if right is None else rounded_interval(right),
         },
         "per_class": {},
         "confusion": None,
@@ -277,6 +277,11 @@ def _by_k(scores: dict[int, Scores]) -> dict[str, float | None]:
     return {str(k): _mean(values) for k, values in scores.items()}
 
 
-def _bounds(scores: Scores) -> list[float] | None:
+def intervals_by_k(scores: dict[int, Scores]) -> dict[str, list[float] | None]:
+    return {str(k): rounded_interval(values) for k, values in scores.items()}
+
+
+def rounded_interval(scores: Scores) -> list[float] | None:
+    """Return the 95 % interval of the mean, for a report; None if all scores are undefined."""
     low, high = interval(scores)
     return None if np.isnan(low) else [round(low, 4), round(high, 4)]

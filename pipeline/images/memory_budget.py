@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import BadImage
-from pipeline.settings import MIB
 
 STATUS = Path("/proc/self/status")
 CONTAINER = (
@@ -68,8 +67,11 @@ def trim_heap() -> None:
 
 
 def format_bytes(size: int) -> str:
-    """Return a number of bytes for people."""
-    return f"{size / 1024 / MIB:.1f} GiB" if size >= 1024 * MIB else f"{size // MIB} MiB"
+    """Return a number of bytes as people write it, e.g. 1.5 GiB."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.1f} {unit}".replace(".0 ", " ")
+    return f"{size} bytes"
 
 
 class MemoryBudget:

@@ -1,4 +1,4 @@
-"""Choose what kind of index a catalogue gets: by its size, and by the memory it may take."""
+"""Choose the kind of an index by the number of vectors and the memory budget."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-# FAISS asks for at least 39 training points a centroid (FAISS wiki, "Guidelines to choose an
+from pipeline.images.memory_budget import format_bytes
+
+# FAISS requires at least 39 training points per centroid (FAISS wiki, "Guidelines to choose an
 # index") and recommends 4*sqrt(n) lists or more. Training and filling cost n * lists * d: for
-# 1,000,000 x 512 on one core a minute with sqrt(n) lists, several with four times as many, which
-# spare a search less than a millisecond.
+# 1,000,000 x 512 on one core, a minute with sqrt(n) lists and several with four times as many,
+# which make a search less than a millisecond faster.
 POINTS_PER_LIST = 39
 LISTS_PER_SQRT = 1
 PQ_POINTS = 256 * POINTS_PER_LIST  # a product quantizer has 256 centroids in each part
-PQ_DIMS = (4, 8, 16)  # dimensions in one byte, from the finest code to the smallest
+PQ_DIMS = (4, 8, 16)  # dimensions per byte, from the finest code to the smallest
 PQ_BITS = 8
-ID_BYTES = 8  # that inverted lists keep with each code
+ID_BYTES = 8  # stored with each code of an inverted list
 
 
 @dataclass(frozen=True)
 class IndexSpec:
     """A FAISS factory string, how it is searched, and why it was chosen.
 
-    nlist, nprobe: of inverted lists; 0 where there are none.
-    rerank: so many times the wanted matches are scored exactly, with the stored vectors; 0 where
+    nlist, nprobe: number of inverted lists, and of those that a search reads; 0 without lists.
+    rerank: for k matches, `rerank` * k rows are scored exactly with the stored vectors; 0 where
         FAISS's own scores are exact.
-    memory: bytes that the index takes when all of it is in use.
+    memory: bytes of the index when all of it is in use.
     """
 
     factory: str
@@ -41,9 +43,9 @@ class IndexSpec:
 
     @classmethod
     def of(cls, parameters: dict[str, Any]) -> IndexSpec:
-        """Read what a manifest says; one that was written before knows no `rerank`."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in parameters.items() if name in known})
+        """Read the parameters in a manifest; an old one has no `rerank`."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in parameters.items() if name in names})
 
     @property
     def coded(self) -> bool:
@@ -54,15 +56,16 @@ class IndexSpec:
     def target_recall(self) -> float:
         """Recall@10 that the search is tuned to reach on the index's own vectors."""
         if self.coded:
-            return 0.95  # its short codes lose what only the exact scores of many rows bring back
+            return 0.95  # more would need the exact scores of very many rows
         return 0.97 if self.nlist else 1.0
 
 
 def choose_spec(count: int, dim: int, flat_max: int, budget: int | None = None) -> IndexSpec:
-    """Choose the most exact kind for `count` vectors that stays within `budget` bytes.
+    """Choose the most exact kind for `count` vectors within `budget` bytes.
 
-    Exact search up to `flat_max` vectors; above, inverted lists whose number grows with sqrt. Where
-    the budget is too small for full vectors, each number becomes one byte, then each few numbers.
+    Exact search up to `flat_max` vectors; above, inverted lists whose number grows with sqrt. If
+    the budget is too small for full vectors, they are compressed: a byte per number (SQ8), then a
+    byte per 4, 8 or 16 numbers (PQ).
     """
     kinds = _kinds(count, dim, flat_max)
     for kind in kinds:
@@ -73,8 +76,8 @@ def choose_spec(count: int, dim: int, flat_max: int, budget: int | None = None) 
 
 
 def _kinds(count: int, dim: int, flat_max: int) -> list[IndexSpec]:
-    """Return what could be built, the most exact first."""
-    # Never more lists than the training rule can feed.
+    """Return the possible kinds, the most exact first."""
+    # Never more lists than there are training points for.
     nlist = max(1, min(round(LISTS_PER_SQRT * math.sqrt(count)), count // POINTS_PER_LIST))
     lists = nlist * (4 * dim + ID_BYTES)
     if count <= flat_max:
@@ -97,7 +100,7 @@ def _kinds(count: int, dim: int, flat_max: int) -> list[IndexSpec]:
     for dims in PQ_DIMS:
         if dim % dims == 0:
             size = (dim // dims + ID_BYTES) * count + lists + 256 * 4 * dim
-            # np: no polysemous training, which takes minutes and is not used by inverted lists.
+            # np: no polysemous training, which takes minutes and which inverted lists do not use.
             factory = f"IVF{nlist},PQ{dim // dims}x{PQ_BITS}np"
             kinds.append(IndexSpec(factory, nlist, memory=size, rerank=4))
     return kinds
@@ -115,7 +118,7 @@ def _because(
         reason = f"{size}: {needs}; INDEX_MEMORY sets no limit"
     elif kind.memory > budget:
         reason = (
-            f"{size}: nothing smaller is known; {needs}, more than INDEX_MEMORY "
+            f"{size}: no smaller kind exists; {needs}, more than INDEX_MEMORY "
             f"({format_bytes(budget)})"
         )
     elif kind == best:
@@ -126,11 +129,3 @@ def _because(
             f"INDEX_MEMORY ({format_bytes(budget)}); {needs}"
         )
     return IndexSpec(**{**asdict(kind), "reason": reason})
-
-
-def format_bytes(size: int) -> str:
-    """Return bytes as people read them."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 1 << power:
-            return f"{size / (1 << power):.1f} {unit}"
-    return f"{size} bytes"

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import IndexBroken, SetupError
+from pipeline.errors import IndexBroken, SetupError, one_line
 from pipeline.index.choose import POINTS_PER_LIST, PQ_POINTS, IndexSpec, choose_spec
 
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-ROWS = 16_384  # looked at in one step: bounds memory, the vectors lie in a mapped file
-# Rounds of k-means. FAISS takes 10 for lists and 25 for codes; what fewer lose, the search makes
-# good with a list more or a few exact scores more, and its recall is measured after that.
+BLOCK_ROWS = 16_384  # read at once: bounds memory, as the vectors are mapped from a file
+# Rounds of k-means. FAISS's defaults are 10 for lists and 25 for codes. With fewer, a search reads
+# a list more or scores a few rows more exactly; its recall is measured after that.
 ROUNDS = 5
 PQ_ROUNDS = 8
-SAMPLE = 256  # vectors that the self-check and the recall measurement look at
-NOISE = 0.1  # length of what is added to a sampled vector to make a query that is not indexed
+SAMPLE = 256  # vectors that the self-check and the recall measurement use
+NOISE = 0.1  # length of the noise that makes a query from a stored vector
 RERANK_MAX = 64
-PAIRS = 20_000  # of random rows; the 0.99 quantile then rests on 200 of them
+PAIRS = 20_000  # pairs of random rows; the 0.99 quantile then rests on 200 of them
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 SELF_SCORE = 0.999  # a vector's product with itself, after float32 rounding
 
@@ -38,14 +38,14 @@ def build(
 ) -> tuple[Any, IndexSpec]:
     """Build an index of (n, d) float32 unit vectors, C order; ids are row numbers.
 
-    Inverted lists are trained on a seeded sample over all rows. Then the fewest lists, and the
-    fewest exactly scored rows, are chosen that reach the kind's target of recall@10 against exact
-    search, for queries near sampled rows.
+    Inverted lists are trained on a seeded sample over all rows. Then a search is set to the fewest
+    lists, and the fewest exactly scored rows, that reach the kind's target of recall@10 against
+    exact search, for queries near sampled rows.
 
-    Besides the index itself, memory holds the training sample and a few bytes a row.
+    Besides the index itself, memory holds the training sample and a few bytes per row.
 
     Args:
-        budget: bytes that the index may take; None sets no limit.
+        budget: memory budget of the index in bytes; None sets no limit.
         check: called between steps; raises to stop.
     """
     faiss = _faiss(threads)
@@ -69,17 +69,17 @@ def build(
 
 
 def _fill(index: Any, vectors: Vectors, check: Callable[[], None]) -> NDArray[np.int32]:
-    """Put each row into the list of its nearest centroid; return the number of its list.
+    """Add each row to the list of its nearest centroid; return the (n,) list numbers.
 
-    Not with `index.add`, whose lists grow by doubling: up to twice the memory while it lasts.
+    Not with `index.add`, whose lists grow by doubling: up to twice the memory meanwhile.
     """
     faiss = _faiss()
     lists = np.empty(len(vectors), np.int32)
-    for start in range(0, len(vectors), ROWS):
-        block = np.ascontiguousarray(vectors[start : start + ROWS])
-        lists[start : start + ROWS] = index.quantizer.search(block, 1)[1][:, 0]
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = np.ascontiguousarray(vectors[start : start + BLOCK_ROWS])
+        lists[start : start + BLOCK_ROWS] = index.quantizer.search(block, 1)[1][:, 0]
         check()
-    lists[lists < 0] = 0  # a vector that is no number; the self-check names it
+    lists[lists < 0] = 0  # a vector that is not finite; the self-check rejects it
     order = np.argsort(lists, kind="stable")
     start = 0
     for number, size in enumerate(np.bincount(lists, minlength=index.nlist).tolist()):
@@ -101,15 +101,15 @@ def _tune(
     index: Any, vectors: Vectors, kind: IndexSpec, lists: NDArray[np.int32] | None
 ) -> IndexSpec:
     """Set `nprobe` and `rerank` to the least that reaches the target; measure the recall."""
-    queries = _near(vectors, _sample(len(vectors), SAMPLE))
+    queries = noisy_queries(vectors, SAMPLE)
     best, truth = exact(vectors, queries, 10)
     if lists is not None:
         kind = replace(kind, nprobe=_lists_needed(index, queries, lists[truth], kind))
         index.nprobe = kind.nprobe
     while True:
         scores, _ = search(index, queries, 10, kind=kind, vectors=vectors)
-        # Not rows are compared: of a picture that is stored twice, either row is right. Sums of
-        # another order differ in the last digits of float32.
+        # Scores are compared, not rows: of an image that is stored twice, either row is right. Sums
+        # in another order differ in the last digits of float32.
         reached = scores >= best[:, -1:] - 1e-5
         kind = replace(kind, recall_at_10=round(float(reached.mean()), 4))
         if kind.recall_at_10 >= kind.target_recall:
@@ -124,7 +124,7 @@ def _tune(
 
 
 def _lists_needed(index: Any, queries: Vectors, homes: NDArray[np.int32], kind: IndexSpec) -> int:
-    """Return how many lists must be looked at, so that they hold enough of what is wanted.
+    """Return how many lists must be read to reach the kind's target of recall.
 
     Args:
         homes: (queries, k) the list of each true match.
@@ -133,13 +133,17 @@ def _lists_needed(index: Any, queries: Vectors, homes: NDArray[np.int32], kind: 
     places = np.empty((len(queries), kind.nlist), np.int32)
     np.put_along_axis(places, order, np.arange(kind.nlist, dtype=np.int32)[None, :], 1)
     ranks = np.sort(np.take_along_axis(places, homes.astype(np.int64), 1), axis=None)
-    wanted = (1 + kind.target_recall) / 2 if kind.rerank else kind.target_recall  # codes lose, too
-    return 1 + int(ranks[min(len(ranks) - 1, int(np.ceil(wanted * len(ranks))) - 1)])
+    # Codes lose matches as well.
+    share = (1 + kind.target_recall) / 2 if kind.rerank else kind.target_recall
+    return 1 + int(ranks[min(len(ranks) - 1, int(np.ceil(share * len(ranks))) - 1)])
 
 
-def _near(vectors: Vectors, rows: Ids) -> Vectors:
-    """Return unit vectors close to some rows: what is asked for is seldom what is indexed."""
-    dim = vectors.shape[1]
+def noisy_queries(vectors: Vectors, count: int) -> Vectors:
+    """Return up to `count` unit vectors close to sampled rows: a query is seldom an indexed image.
+
+    Their cosine with the row is about 0.995.
+    """
+    rows, dim = _sample(len(vectors), count), vectors.shape[1]
     noise = np.random.default_rng(1).normal(0, NOISE / dim**0.5, (len(rows), dim))
     moved = np.nan_to_num(vectors[rows]) + noise
     unit: Vectors = (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
@@ -150,8 +154,8 @@ def exact(vectors: Vectors, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
     """Return (scores, rows) of exact search, each (queries, min(k, n)), best first."""
     faiss = _faiss()
     heap = faiss.ResultHeap(len(queries), min(k, len(vectors)), keep_max=True)
-    for start in range(0, len(vectors), ROWS):
-        block = np.ascontiguousarray(vectors[start : start + ROWS])
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = np.ascontiguousarray(vectors[start : start + BLOCK_ROWS])
         scores, ids = faiss.knn(
             queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
         )
@@ -161,26 +165,26 @@ def exact(vectors: Vectors, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
 
 
 def self_check(index: Any, vectors: Vectors, kind: IndexSpec, sample: int = SAMPLE) -> None:
-    """Prove that the index holds each row once and that sampled rows find themselves.
+    """Check that the index holds each row once and that sampled rows find themselves.
 
     Args:
-        sample: rows to look for.
+        sample: number of rows to search for.
 
     Raises:
-        IndexBroken: it does not.
+        IndexBroken: otherwise.
     """
     if index.ntotal != len(vectors):
         raise IndexBroken(f"The index holds {index.ntotal} vectors, {len(vectors)} were added.")
     rows = _sample(len(vectors), sample)
-    wanted = np.ascontiguousarray(vectors[rows])
-    _, found = search(index, wanted, 10, kind=kind, vectors=vectors)
-    # Equal pictures have equal vectors, so not the row is compared but what stands under it.
-    scores = np.einsum("nd,nd->n", wanted, vectors[found[:, 0]])
-    lost = rows[~((found[:, 0] >= 0) & (scores >= SELF_SCORE))]
-    broken = ~np.isfinite(wanted).all(1)
-    # Codes of a few bytes may lose one of its own neighbourhood; of other vectors they lose all.
-    spared = round((1 - kind.target_recall) * len(rows)) if kind.coded else 0
-    if len(lost) > spared or broken.any():
+    queries = np.ascontiguousarray(vectors[rows])
+    _, ids = search(index, queries, 10, kind=kind, vectors=vectors)
+    # Equal images have equal vectors, so the vectors are compared, not the rows.
+    scores = np.einsum("nd,nd->n", queries, vectors[ids[:, 0]])
+    lost = rows[~((ids[:, 0] >= 0) & (scores >= SELF_SCORE))]
+    broken = ~np.isfinite(queries).all(1)
+    # Codes of a few bytes may confuse close neighbours; codes of other vectors would lose all.
+    max_lost = round((1 - kind.target_recall) * len(rows)) if kind.coded else 0
+    if len(lost) > max_lost or broken.any():
         raise IndexBroken(f"{len(lost)} of {len(rows)} sampled vectors do not find themselves.")
 
 
@@ -190,7 +194,7 @@ def save(index: Any, path: Path) -> None:
 
 
 def load(path: Path, kind: IndexSpec) -> Any:
-    """Load an index, its vectors mapped from the file and not copied into memory.
+    """Load an index whose vectors are mapped from the file, not copied into memory.
 
     Raises:
         IndexBroken: FAISS cannot read the file.
@@ -202,13 +206,13 @@ def load(path: Path, kind: IndexSpec) -> Any:
         index = faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise IndexBroken(
-            f"The index file {path} cannot be read: {_last_line(error)}. Roll back with "
+            f"The index file {path} cannot be read: {one_line(error, last=True)}. Roll back with "
             "'imgrec index rollback' or rebuild."
         ) from error
     if kind.nlist:
         index.nprobe = kind.nprobe
         # FAISS starts 32 threads in each search to read mapped lists ahead. `warm` has read them
-        # once; the threads alone made a search of a tenth of a million vectors three times slower.
+        # already, and the threads made a search of 100,000 vectors three times slower.
         lists = faiss.downcast_InvertedLists(index.invlists)
         lists.prefetch_nthread = 0
     return index
@@ -225,13 +229,13 @@ def search(
 ) -> tuple[Vectors, Ids]:
     """Return (scores, ids), each (n, min(k, index size)), best first; id -1 where none is left.
 
-    Scores are exact cosines: those of an index of shortened vectors are taken again from the stored
-    ones, for `kind.rerank` times as many rows as are wanted.
+    Scores are exact cosines: an index of compressed vectors returns `kind.rerank` times k rows,
+    which are scored again with the stored vectors.
 
     Args:
-        allowed: (rows,) of the index that may be found; FAISS skips the others as it searches.
+        allowed: (rows,) mask of the rows that may be returned; FAISS skips the others.
         kind: of the index; its `nprobe` and `rerank` may be raised for this search.
-        vectors: (rows, d) that the index was made of.
+        vectors: (rows, d) that the index was built from.
     """
     faiss = _faiss()
     selector = {}
@@ -242,26 +246,25 @@ def search(
         parameters = faiss.SearchParametersIVF(nprobe=kind.nprobe, **selector)
     elif selector:
         parameters = faiss.SearchParameters(**selector)
-    wanted = np.ascontiguousarray(queries)
+    queries = np.ascontiguousarray(queries)
     k = min(k, index.ntotal)
     depth = min(max(1, kind.rerank) * k, index.ntotal)
-    scores, ids = index.search(wanted, depth, params=parameters)
+    scores, ids = index.search(queries, depth, params=parameters)
     if not kind.rerank:
         return scores, ids
-    for query, score, row in zip(wanted, scores, ids, strict=True):
-        found = int((row >= 0).sum())
-        # In order of the file: what lies together is read together.
-        row[:found].sort()
-        score[:found] = np.asarray(vectors[row[:found]]) @ query
-        best = np.argsort(-score[:found], kind="stable")
-        score[:found], row[:found] = score[best], row[best]
+    for query, score, row in zip(queries, scores, ids, strict=True):
+        n_hits = int((row >= 0).sum())
+        row[:n_hits].sort()  # in the order of the file: neighbours are read together
+        score[:n_hits] = np.asarray(vectors[row[:n_hits]]) @ query
+        best = np.argsort(-score[:n_hits], kind="stable")
+        score[:n_hits], row[:n_hits] = score[best], row[best]
     return scores[:, :k], ids[:, :k]
 
 
 def random_pairs(vectors: Vectors) -> dict[str, Any]:
-    """Describe how alike two rows are that have nothing to do with each other.
+    """Describe how similar unrelated rows are.
 
-    Returns the number of sampled pairs and quantiles of their cosines: what a match must exceed to
+    Returns the number of sampled pairs and quantiles of their cosines: a match must exceed them to
     be more than chance.
     """
     rng = np.random.default_rng(0)
@@ -294,7 +297,3 @@ def _faiss(threads: int = 0) -> Any:
     if threads:
         faiss.omp_set_num_threads(threads)
     return faiss
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:200]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImgrecError, IndexBroken
 from pipeline.index import faiss_index
 from pipeline.index.choose import IndexSpec
-from pipeline.index.versions import WAY_OUT, Version, VersionStore
+from pipeline.index.versions import ADVICE, Version, VersionStore
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class PublishedIndex:
         except IndexBroken as error:
             raise IndexBroken(
                 f"{version.folder / 'index.bin'} and vectors.npy do not belong together ({error}): "
-                f"{WAY_OUT}."
+                f"{ADVICE}."
             ) from error
         return OpenIndex(version, faiss), pointer_ns
 

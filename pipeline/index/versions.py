@@ -38,13 +38,14 @@ from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import read_id_map
 
 NAME = re.compile(r"v(\d{4,9})")
-# What names the rows. Small beside the vectors: read and compared whenever a version is opened,
-# 0.2 s for a million images. Vectors and index are compared beside the queries, see PublishedIndex.
+# The files that identify the rows. They are small beside the vectors, so their digests are checked
+# whenever a version is opened: 0.2 s for a million images. PublishedIndex checks the large files in
+# the background.
 NAMES = (
     *("id_to_filename.json", "paths.bin", "path_ends.npy"),
     *("files.npy", "sha256.npy", "by_hash.npy"),
 )
-WAY_OUT = "roll back with 'imgrec index rollback' or rebuild"
+ADVICE = "roll back with 'imgrec index rollback' or rebuild"
 KEYS = {
     *("job_id", "job_created_at", "created_at", "root", "images", "dimension"),
     *("index", "fingerprint", "files"),
@@ -83,12 +84,12 @@ class Version:
 
     @property
     def identity(self) -> str:
-        """Tell this version from any other; its name is given again when the folder was deleted."""
+        """An id of this version alone: its name is used again once the folder was deleted."""
         return f"{self.name}/{self.manifest['job_id']}"
 
     @property
     def is_current(self) -> bool:
-        """Tell whether the folder of this name is still the one that was opened."""
+        """Whether the folder of this name is still the one that was opened."""
         try:
             return _sealed_ns(self.folder) == self.manifest_mtime_ns
         except OSError:
@@ -110,7 +111,7 @@ class Version:
         return paths
 
     def has_path(self, path: str) -> bool:
-        """Tell whether a file is indexed, by a few looks into the sorted names."""
+        """Tell whether an image is indexed, by bisection."""
         row = bisect_left(self.paths, path)
         return row < len(self.paths) and self.paths[row] == path
 
@@ -131,7 +132,7 @@ class Version:
 
     @cached_property
     def by_hash(self) -> NDArray[np.int64]:
-        """Rows in the order of their content hashes; sorted now for an old version."""
+        """Rows in the order of their content hashes; an old version is sorted now."""
         if "by_hash.npy" not in self.manifest["files"]:
             return order_by_hash(self.sha256)
         order: NDArray[np.int64] = self._array("by_hash.npy")
@@ -139,15 +140,15 @@ class Version:
 
     @cached_property
     def random_pairs(self) -> dict[str, Any]:
-        """How alike random rows are, see `index.random_pairs`; measured now for an old version."""
+        """How similar random rows are, see faiss_index; an old version is measured now."""
         stored: dict[str, Any] | None = self.manifest.get("random_pairs")
         return stored if stored is not None else random_pairs(np.asarray(self.vectors))
 
     def row_of_hash(self, digest: str) -> int | None:
         """Return a row with this content, or None."""
-        order, wanted = self.by_hash, digest.encode()
-        place = int(np.searchsorted(self.sha256, np.bytes_(wanted), sorter=order))
-        if place < len(order) and self.sha256[order[place]] == wanted:
+        order, content_hash = self.by_hash, np.bytes_(digest.encode())
+        place = int(np.searchsorted(self.sha256, content_hash, sorter=order))
+        if place < len(order) and self.sha256[order[place]] == content_hash:
             return int(order[place])
         return None
 
@@ -226,8 +227,8 @@ class VersionStore:
             WrongUse: no such version. IndexBroken: its files do not fit together.
         """
         if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
-            known = ", ".join(version.name for version in self.versions()) or "none"
-            raise WrongUse(f"There is no index version {name!r}; there are: {known}.")
+            names = ", ".join(version.name for version in self.versions()) or "none"
+            raise WrongUse(f"There is no index version {name!r}. Available versions: {names}.")
         folder = self.folder / name
         try:
             manifest = _manifest(folder)
@@ -236,7 +237,7 @@ class VersionStore:
                 if size != facts["bytes"]:
                     raise IndexBroken(
                         f"{folder / file} has {size:,} bytes, its manifest says "
-                        f"{facts['bytes']:,}: {WAY_OUT}."
+                        f"{facts['bytes']:,}: {ADVICE}."
                     )
             version = Version(folder, manifest, _sealed_ns(folder))
             self.verify(version, NAMES)
@@ -255,7 +256,7 @@ class VersionStore:
         versions = []
         for name in sorted(names, key=_number):
             folder = self.folder / name
-            # One that rotted, or is pruned right now, must not hide the others.
+            # A damaged one, or one that is being pruned, must not hide the others.
             with contextlib.suppress(OSError, ValueError):
                 versions.append(Version(folder, _manifest(folder), _sealed_ns(folder)))
         return versions
@@ -271,15 +272,15 @@ class VersionStore:
             if only is not None and file not in only:
                 continue
             if not path.is_file() or file_sha256(path) != facts["sha256"]:
-                raise IndexBroken(f"{path} does not match the digest in its manifest: {WAY_OUT}.")
+                raise IndexBroken(f"{path} does not match the digest in its manifest: {ADVICE}.")
 
     def lock(self) -> FileLock:
-        """Return the lock that whoever writes here must hold; the kernel frees it on kill -9."""
+        """Return the lock that writers must hold; the kernel releases it when a process dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock", timeout=0)
 
     def workspace(self) -> Path:
-        """Make an empty hidden folder to build a version in; leftovers of killed builds go."""
+        """Create an empty hidden folder to build a version in; remove those of killed builds."""
         for old in self.folder.glob(".build-*"):
             shutil.rmtree(old, ignore_errors=True)
         folder = self._hidden()
@@ -307,13 +308,13 @@ class VersionStore:
         return Version(folder, manifest, _sealed_ns(folder))
 
     def point_to(self, version: Version) -> None:
-        """Swap the pointer: from here on every reader's next look finds this version."""
+        """Publish a version: readers see it the next time they read the pointer."""
         write_atomic(self._pointer, f"{version.name}\n".encode())
 
     def rollback(self, name: str | None = None) -> tuple[str | None, Version]:
         """Point to `name`, or to the version before the current one; return (old, new).
 
-        A named version needs no readable pointer: this is how a broken one is mended.
+        A named version needs no readable pointer, so this repairs a broken one.
 
         Raises:
             IndexMissing: nothing was published. WrongUse: nothing to go back to.
@@ -344,32 +345,32 @@ class VersionStore:
     def prune(self, keep: int, protect: Collection[str]) -> list[str]:
         """Delete the oldest versions beyond `keep`, never the current or a protected one."""
         current = self.current_name()
-        gone = []
+        pruned = []
         for version in self.versions()[:-keep]:
             if version.name != current and version.name not in protect:
-                # Out of sight at once: killed within the deletion, no half of a version is left.
+                # Hidden at once: a kill during the deletion leaves no half of a version.
                 hidden = version.folder.rename(self._hidden())
                 shutil.rmtree(hidden, ignore_errors=True)
-                gone.append(version.name)
-        return gone
+                pruned.append(version.name)
+        return pruned
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
     except ValueError as error:
-        raise ValueError(f"manifest.json is no JSON: {error}") from error
+        raise ValueError(f"manifest.json is not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or KEYS - manifest.keys():
-        raise ValueError("manifest.json is no manifest")
+        raise ValueError("manifest.json is not a manifest")
     if manifest.get("seal", seal(manifest)) != seal(manifest):  # an old version has none
         raise ValueError("manifest.json was changed after it was sealed")
     return manifest
 
 
 def seal(manifest: dict[str, Any]) -> str:
-    """Return the digest of all that a manifest says, but for the seal itself."""
-    said = {name: value for name, value in manifest.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Return the digest of a manifest without its seal."""
+    facts = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _sealed_ns(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
+from pipeline.atomic_files import file_sha256
 from pipeline.errors import SetupError
 from pipeline.measure_once import (
     Candidate,
@@ -101,8 +101,7 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
 
     @functools.cache
     def digest() -> str:
-        with weights.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(weights)
 
     def measure(name: str) -> Candidate:
         packages = ("onnxruntime", BACKENDS[name].PACKAGE)

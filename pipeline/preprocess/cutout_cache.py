@@ -1,4 +1,4 @@
-"""Keep prepared pictures on disk, by content: a second model or rebuild cuts nothing out again."""
+"""Cache prepared images on disk, by content: another model or rebuild cuts nothing out again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHRINK_TO = 0.9
 
 
 class PreparedCache:
-    """Pictures as the model sees them, named by the file's content and all that shapes them.
+    """Images as the model sees them, named by the file's content and all that shapes them.
 
     Any number of processes may share the folder. A file that cannot be read is prepared again; a
     folder that cannot be written makes the cache useless, not the rebuild.
@@ -38,7 +38,7 @@ class PreparedCache:
         self._new = 0
 
     def get(self, digest: str) -> PreparedImage | None:
-        """Return the prepared picture of a content hash; None where none whole is kept."""
+        """Return the prepared image of a content hash; None if there is none that can be read."""
         file = self._file(digest)
         try:
             data = file.read_bytes()
@@ -46,15 +46,15 @@ class PreparedCache:
                 if image.size != self._size or image.mode != "RGB":
                     return None  # by its header: its pixels might take any amount of memory
                 image.load()
-                found = PreparedImage(image.copy(), image.info.get("warning"))
+                prepared = PreparedImage(image.copy(), image.info.get("warning"))
         except Exception:  # none, or not whole: whatever Pillow makes of it
             return None
         with suppress(OSError):
-            os.utime(file)  # what is used is kept longest
-        return found
+            os.utime(file)  # the least recently used files are deleted first
+        return prepared
 
     def put(self, digest: str, prepared: PreparedImage) -> None:
-        """Keep a prepared picture, with its warning, by content hash."""
+        """Store a prepared image, with its warning, by content hash."""
         text = PngImagePlugin.PngInfo()
         if prepared.warning:
             text.add_text("warning", prepared.warning)
@@ -71,7 +71,7 @@ class PreparedCache:
                 self._shrink()
             self._new += 1
         except OSError as error:
-            log.warning("A prepared picture cannot be kept in %s: %s", file.parent, error)
+            log.warning("A prepared image cannot be stored in %s: %s", file.parent, error)
             with suppress(OSError):
                 temporary.unlink()
 
@@ -80,16 +80,16 @@ class PreparedCache:
 
     def _shrink(self) -> None:
         """Delete what was not used for longest, of any kind, once the limit is passed."""
-        kept = []
+        files = []
         for file in self._root.rglob("*"):
             with suppress(OSError):  # another process has deleted it
                 if file.is_file():
                     stat = file.stat()
-                    kept.append((stat.st_mtime, stat.st_size, file))
-        total = sum(size for _, size, _ in kept)
+                    files.append((stat.st_mtime, stat.st_size, file))
+        total = sum(size for _, size, _ in files)
         if total <= self._max_bytes:
             return
-        for _, size, file in sorted(kept):
+        for _, size, file in sorted(files):
             file.unlink(missing_ok=True)
             total -= size
             if total <= SHRINK_TO * self._max_bytes:

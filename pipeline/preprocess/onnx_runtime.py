@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import SetupError
+from pipeline.errors import SetupError, one_line
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.u2net import Array, Network
 
@@ -49,8 +49,7 @@ def load_on_gpu(weights: Path, threads: int, at_once: int) -> Network:
     try:
         return _batched(_start(_with_variable_batch(weights), threads, providers), at_once)
     except Exception as error:  # onnxruntime's own kinds share no base
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        log.warning("%s takes one image at a time (%s).", weights.name, reason)
+        log.warning("%s takes one image at a time (%s).", weights.name, one_line(error))
         return _network(session)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import SetupError
+from pipeline.errors import SetupError, one_line
 from pipeline.preprocess.u2net import Array, Network
 
 log = logging.getLogger(__name__)
@@ -57,9 +57,8 @@ def load(weights: Path, threads: int, at_once: int) -> Network:
             request.infer()  # allocates its memory now, with the rest of the model's
             requests.put(request)
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[:1]
         raise SetupError(
-            f"OpenVINO cannot run {weights} ({' '.join(first)[:200]}): set "
+            f"OpenVINO cannot run {weights} ({one_line(error)}): set "
             "REMBG_BACKEND=onnxruntime to work without OpenVINO."
         ) from error
 

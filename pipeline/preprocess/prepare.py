@@ -1,4 +1,4 @@
-"""From a decoded picture to the square that the model sees; pure functions of pixels."""
+"""From a decoded image to the square that the model sees; pure functions of pixels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.settings import Settings
 VERSION = 2
 
 Remover = Callable[[Image.Image], Image.Image]
-"""RGB picture -> mask in mode L of the same size: 255 is product, 0 is background."""
+"""RGB image -> mask in mode L of the same size: 255 is product, 0 is background."""
 
 FOREGROUND = 128  # mask values from here up count as product
-# A cut-out outside of these shares of the picture is a failure of the mask, not a product.
+# A cut-out outside of these shares of the image is a failure of the mask, not a product.
 MIN_KEPT, MAX_KEPT = 0.01, 0.98
 # U2Net leaves some striped or pale cloth half transparent: such a mask has many values in the
 # middle. On 420 photos of clothing, the 5 masks with a share above 0.35 were all bad, the 415 below
@@ -53,14 +53,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """What the model sees, and a warning where it is not what was asked for."""
+    """What the model sees, and a warning where it is not cut out although that was requested."""
 
     image: Image.Image
     warning: str | None = None
 
 
 def prepare(image: Image.Image, spec: Preprocessing, remover: Remover | None) -> PreparedImage:
-    """Return the picture as the model shall see it, RGB of `spec.size`.
+    """Return the image that the model sees, RGB of `spec.size`.
 
     With a remover: cut out, lay on the background colour, crop tightly, pad to the target's shape
     with a margin of `spec.padding` times the longer side, resize. Without, or when the cut-out is

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.errors import SetupError
+from pipeline.errors import SetupError, one_line
 from pipeline.preprocess.onnx_runtime import require_cuda
 from pipeline.preprocess.prepare import Remover
 
@@ -102,9 +102,8 @@ def load_remover(model: str, threads: int, device: str) -> Remover:
 def no_weights(model: str, cause: Exception) -> SetupError:
     """Return the error of weights that cannot be loaded."""
     home = Path(os.environ.get("U2NET_HOME") or Path.home() / ".u2net").expanduser()
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
     return SetupError(
         f"The weights of the background removal model {model} could not be loaded from "
-        f"{home / f'{model}.onnx'} nor downloaded ({reason}): put the file there, point U2NET_HOME "
-        f"to the folder that holds it, {OR_WITHOUT}."
+        f"{home / f'{model}.onnx'} nor downloaded ({one_line(cause)}): put the file there, point "
+        f"U2NET_HOME to the folder that holds it, {OR_WITHOUT}."
     )

@@ -1,4 +1,4 @@
-"""Plan a rebuild: list a folder, leave out what the published version has, cut the rest."""
+"""Plan a rebuild: list a folder, reuse what the published version has, cut the rest into shards."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
 from pipeline.store.jobs import Jobs
 
-REUSE_ROWS = 8192  # rows in one reuse shard: a row of the ledger of about 50 kB
+REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
-PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead: a slow disk may list
+PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead; slow disks take time
 
 
 def check_folder(folder: Path, settings: Settings) -> Path:
     """Return the folder's real path.
 
     Raises:
-        WrongUse: missing, no folder, outside of IMAGE_ROOTS, empty, or without any image.
+        WrongUse: missing, not a folder, outside IMAGE_ROOTS, empty, or without any image.
     """
     try:
-        found = folder.exists()
+        exists = folder.exists()
     except OSError as error:  # a name that no file can have
         raise WrongUse(f"The folder '{folder}' cannot be used: {error.strerror}.") from error
-    if not found:
+    if not exists:
         raise WrongUse(f"No such file or directory: '{folder}'.")
     if not folder.is_dir():
         raise WrongUse(f"'{folder}' is a file: name the folder that holds the product images.")
@@ -58,10 +58,10 @@ def plan_rebuild(
     save_preprocessed: bool = False,
     listed: Callable[[int], None] = lambda count: None,
 ) -> str:
-    """Write the plan of a rebuild into the ledger; return the job's id.
+    """Write the plan of a rebuild to the job table; return the job's id.
 
     Args:
-        full: embed everything again, reuse nothing.
+        full: embed everything again.
         listed: called with the number of images listed so far.
 
     Raises:
@@ -79,22 +79,22 @@ def plan_rebuild(
         base_version=base.name if base else None,
         lease_s=lease_s,
     )
-    sorter = ChangeDetector(root, base)
+    detector = ChangeDetector(root, base)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
 
     def write(last: bool) -> None:
         nonlocal number
-        for rows in sorter.take_rows(last):
+        for rows in detector.take_rows(last):
             pieces.append((number, "reuse", rows))
             number += 1
-        jobs.shards.add(job_id, pieces, sorter.take_failures(), lease_s)
+        jobs.shards.add(job_id, pieces, detector.take_failures(), lease_s)
         pieces.clear()
         failpoint("plan.after_piece")
-        listed(sorter.count)
+        listed(detector.count)
 
     try:
-        for images in cut(sorter.changed(), settings.shard_size):
+        for images in cut(detector.changed(), settings.shard_size):
             items = [[image.path, image.size, image.mtime_ns] for image in images]
             pieces.append((number, "embed", items))
             number += 1
@@ -114,40 +114,40 @@ def plan_rebuild(
 
 
 def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | None:
-    """Return the published version if its vectors are of this kind."""
+    """Return the published version if its vectors have this fingerprint."""
     if fingerprint is None:
         return None
     try:
         version = versions.current()
         version.paths, version.files  # noqa: B018 - read now
     except ImgrecError:
-        return None  # none yet; or a broken one, which this rebuild replaces
+        return None  # none yet, or a damaged one, which this rebuild replaces
     return version if version.fingerprint == fingerprint.id else None
 
 
 class ChangeDetector:
-    """Sort a stream of listed images into changed ones, rows of the base, and failures."""
+    """Split a stream of listed images into changed ones, rows of the base, and failures."""
 
     def __init__(self, root: Path, base: Version | None) -> None:
         self._root = root
-        # Paths are compared only within one folder; elsewhere, content hashes decide.
+        # Paths are compared within one folder only; for another, content hashes decide.
         same_folder = base is not None and base.manifest["root"] == str(root)
-        self._known = BaseCursor(base) if base and same_folder else None
+        self._cursor = BaseCursor(base) if base and same_folder else None
         self._rows: list[int] = []
         self._failures: list[Failure] = []
         self.count = 0
 
     def changed(self) -> Iterator[ImageFile]:
-        """Yield what must be read; keep the rest for `take_rows` and `take_failures`."""
-        for found in find_images(self._root):
+        """Yield the images to embed; keep the rest for `take_rows` and `take_failures`."""
+        for image in find_images(self._root):
             self.count += 1
-            if isinstance(found, tuple):
-                path, error = found
+            if isinstance(image, tuple):
+                path, error = image
                 self._failures.append(Failure(path, error.stage, error.reason))
                 continue
-            row = self._known.row_of(found) if self._known else None
+            row = self._cursor.row_of(image) if self._cursor else None
             if row is None:
-                yield found
+                yield image
             else:
                 self._rows.append(row)
 
@@ -163,7 +163,7 @@ class ChangeDetector:
 
 
 class BaseCursor:
-    """The base version beside the listing: both ascend by path, so one pass meets each name."""
+    """Finds the rows of listed images in one pass: the listing and the base are sorted by path."""
 
     def __init__(self, base: Version) -> None:
         self._paths = iter(base.paths)
@@ -173,11 +173,11 @@ class BaseCursor:
         self._fact: tuple[int, int] | None = None
         self._next()
 
-    def row_of(self, found: ImageFile) -> int | None:
-        """Return the row of an unchanged image: same path, size and time of change."""
-        while self._path is not None and self._path < found.path:
+    def row_of(self, image: ImageFile) -> int | None:
+        """Return the row of an unchanged image: same path, size and modification time."""
+        while self._path is not None and self._path < image.path:
             self._next()
-        if self._path != found.path or self._fact != (found.size, found.mtime_ns):
+        if self._path != image.path or self._fact != (image.size, image.mtime_ns):
             return None
         return self._row
 

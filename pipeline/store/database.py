@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from pipeline.errors import ImgrecError, WrongUse
+from pipeline.errors import ImgrecError
 from pipeline.store.backend import Backend, Transaction
 
 SQLITE = "sqlite:///"
@@ -111,12 +111,6 @@ def _migrate(tx: Transaction) -> None:
     tx.lock_schema()
     tx.rows("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
     have = _schema_version(tx)
-    if have == 0 and tx.encoding() not in UNICODE:
-        raise WrongUse(
-            f"The database has the encoding {tx.encoding()}, which cannot hold every file name: "
-            "name one in DATABASE_URL that was created with "
-            "CREATE DATABASE NAME ENCODING 'UTF8' TEMPLATE template0."
-        )
     sections = _sections()
     if have > max(sections):
         raise ImgrecError(

@@ -18,7 +18,7 @@ from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
-from pipeline.store.database import Database
+from pipeline.store.database import UNICODE, Database
 from pipeline.store.queries import QUERIES
 from pipeline.store.shards import Shards, StageTimings
 
@@ -124,10 +124,21 @@ class Jobs:
         base_version: str | None,
         lease_s: float,
     ) -> str:
-        """Open a job whose plan is still being written; return its id."""
+        """Open a job whose plan is still being written; return its id.
+
+        Raises:
+            WrongUse: it is the first one of a database that cannot hold every file name.
+        """
         options = json.dumps({"full": full, "save_preprocessed": save_preprocessed})
         with self._database.transaction() as tx:
             (created,) = tx.rows(QUERIES["next_job_sequence"])
+            # An old database of another encoding has served so far, and may go on.
+            if created["sequence"] == 1 and tx.encoding() not in UNICODE:
+                raise WrongUse(
+                    f"The database has the encoding {tx.encoding()}, which cannot hold every file "
+                    "name: name one in DATABASE_URL that was created with "
+                    "CREATE DATABASE NAME ENCODING 'UTF8' TEMPLATE template0."
+                )
             at = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created["now"]))
             job_id = f"{at}-{secrets.token_hex(2)}"
             tx.rows(

@@ -20,7 +20,7 @@ from psycopg.pq import Conninfo, ConnStatus, ExecStatus
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from pipeline.errors import ServerUnavailable, WrongUse
+from pipeline.errors import ServerUnavailable, WrongUse, one_line
 from pipeline.store.backend import Row, Values
 from pipeline.urls import without_password
 
@@ -130,7 +130,7 @@ class Postgresql:
             raise ServerUnavailable(_why(self._shown, error)) from error
         except psycopg.errors.UntranslatableCharacter as error:
             raise WrongUse(
-                f"The database {self._shown} cannot hold this text ({_first_line(error)}): use one "
+                f"The database {self._shown} cannot hold this text ({one_line(error)}): use one "
                 "of encoding UTF8, see 'imgrec check'."
             ) from error
 
@@ -219,7 +219,7 @@ def _close(pool: ConnectionPool[Any], process: int) -> None:
 
 def _why(shown: str, error: psycopg.Error) -> str:
     """Say why a PostgreSQL cannot be used, and what to do."""
-    reason = _first_line(error)
+    reason = one_line(error)
     if isinstance(error, PoolTimeout):
         return (
             f"The database {shown} is overloaded: all {POOL_SIZE} connections of this process have "
@@ -242,10 +242,6 @@ def _why(shown: str, error: psycopg.Error) -> str:
             "user, the password or the name in DATABASE_URL."
         )
     return f"The database {shown} does not answer: {reason}. Start it, or correct DATABASE_URL."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @lru_cache

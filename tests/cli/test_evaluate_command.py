@@ -42,8 +42,9 @@ def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    command = () if args[:1] == ("evaluate-index",) else ("evaluate",)
     with pytest.raises(SystemExit) as ended:
-        main(["evaluate", *args])
+        main([*command, *args])
     shown = capsys.readouterr()
     return int(ended.value.code or 0), shown.out, shown.err
 
@@ -126,9 +127,12 @@ def test_the_page_shows_the_confusions_of_a_bad_model_as_pictures(
         ([], "Name the folder to measure"),
         (["nowhere"], "There is no folder 'nowhere'"),
         (["nowhere", "--k", "0,5"], "each number can be 1 to 1000"),
-        (["nowhere", "--k", "five"], "no list of numbers like 1,5,10"),
+        (["nowhere", "--k", "five"], "not a list of numbers like 1,5,10"),
         (["nowhere", "--prompt", "a photo"], "has no {} for the class"),
-        (["nowhere", "--index", "--model", "x"], "--index takes no other option"),
+        (
+            ["nowhere", "--index", "--model", "x"],
+            "--index can be combined with FOLDER, --k and --json only",
+        ),
     ],
 )
 def test_wrong_use_is_a_sentence(
@@ -165,18 +169,21 @@ def test_an_exact_index_has_all_of_the_recall(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(tmp_path, model, monkeypatch)
-    answer = as_json(capsys, "--index", "--k", "1,10")
+    answer = as_json(capsys, "evaluate-index", "--k", "1,10")
     assert (answer["index"], answer["images"], answer["queries"]) == ("Flat", 300, 300)
     assert answer["recall"] == {"1": 1.0, "10": 1.0}
-    _, out, _ = run(capsys, "--index")
+    _, out, _ = run(capsys, "evaluate-index")
     assert "recall@10" in out
+    code, out, err = run(capsys, "--index", "--k", "1,10", "--json")  # until the next release
+    assert (code, json.loads(out)) == (0, answer)
+    assert "renamed to 'imgrec evaluate-index'" in err
 
 
 def test_an_inverted_index_that_looks_at_fewer_lists_is_found_out(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shop = publish(tmp_path, model, monkeypatch, flat_max_vectors=50)
-    tuned = as_json(capsys, "--index", "--k", "10")
+    tuned = as_json(capsys, "evaluate-index", "--k", "10")
     assert tuned["index"].startswith("IVF")
     assert tuned["recall"]["10"] >= 0.9
     # The same index, searched as a careless one would be.
@@ -185,7 +192,7 @@ def test_an_inverted_index_that_looks_at_fewer_lists_is_found_out(
     assert manifest["index"]["nprobe"] > 1
     manifest["index"]["nprobe"] = 1
     file.write_text(json.dumps({**manifest, "seal": seal(manifest)}))
-    careless = as_json(capsys, "--index", "--k", "10")
+    careless = as_json(capsys, "evaluate-index", "--k", "10")
     assert careless["recall"]["10"] < tuned["recall"]["10"] - 0.1
     low, high = careless["intervals"]["10"]
     assert low <= careless["recall"]["10"] <= high < tuned["recall"]["10"]
@@ -201,13 +208,13 @@ def test_pictures_of_a_folder_ask_the_index_if_they_are_of_its_kind(
     publish(tmp_path, model, monkeypatch, flat_max_vectors=50)
     monkeypatch.setenv("PREPROCESS_SIZE", "64,64")
     load_settings.cache_clear()
-    code, _, err = run(capsys, str(folder), "--index")
+    code, _, err = run(capsys, "evaluate-index", str(folder))
     assert code == 1
     assert "was made with" in err
     assert "64x64" in err
 
 
 def test_without_an_index_there_is_nothing_to_judge(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "--index")
+    code, _, err = run(capsys, "evaluate-index")
     assert code == 3
     assert "Rebuild index first" in err

@@ -83,7 +83,7 @@ def test_a_line_with_local_changes_nothing_for_the_lines_after_it(
 
     assert "published" in run(f"enqueue-rebuild {desk.shop.root} --local")[0]
     assert "Redis does not answer" in run(f"enqueue-rebuild {desk.shop.root}")[1]
-    assert len(desk.shop.jobs.newest(9)) == 1  # the second one was not even planned
+    assert len(desk.shop.jobs.list_with_progress()) == 1  # the second one was not even planned
     assert "kind0/04" in run(f"query {image} --local")[0]
     model = wiring.local.resources.clip
     assert "Redis does not answer" in run(f"query {image}")[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from live_stack import BIN, ROOT, LiveStack, draw_folder, until
+from live_stack import ROOT, LiveStack, draw_folder, until
 from postgres_server import Postgres
+from preloaded import Process
 from secret_leaks import ODD_QUOTED, ODD_SECRET, SECRET, places_of
 
 CACHE_SECRET = "cache-Pa55-s3cret"
@@ -50,16 +50,10 @@ class Locked(LiveStack):
     def redis(self) -> redis.Redis:
         return redis.Redis(port=self.port, password=self.password, socket_timeout=5)
 
-    def worker(self, queue: str, **more: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{queue}-{len(self.processes)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(BIN / "celery"), "worker", "-Q", queue, "-l", "DEBUG"],
-                cwd=ROOT,
-                env=self.env(**more),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+    def worker(self, queue: str, **more: str) -> Process:
+        log = self.folder / f"{queue}-{len(self.processes)}.log"
+        command = ["celery", "worker", "-Q", queue, "-l", "DEBUG"]
+        process = Process(command, cwd=ROOT, env=self.env(**more), stdout=log, stderr=log)
         self.processes.append(process)
         return process
 

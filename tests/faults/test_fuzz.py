@@ -6,7 +6,6 @@ A failure names the seed; `fuzz_images.mutants(seed, count)` makes the same byte
 from __future__ import annotations
 
 import json
-import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +16,14 @@ import pytest
 from celery import Celery
 from fuzz_images import Mutant, mutants
 from live_stack import LiveStack, draw_folder, until
+from preloaded import Process
 
 LIMIT = 2 * 1024**3
 ONE_LINE = 400  # characters of a reason, at most
 
 
 @contextmanager
-def watched(*workers: subprocess.Popen[bytes]) -> Iterator[None]:
+def watched(*workers: Process) -> Iterator[None]:
     """Fail when a worker ends, or holds more memory than WORKER_MAX_MEMORY at any instant."""
     yield
     for worker in workers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from fuzz_messages import NOTHING_MORE, Sent, envelope, mutated
 from live_stack import LiveStack, draw_folder, draw_product, until
+from preloaded import Process
 
 from workers.routes import QUEUE_OF
 
@@ -42,7 +42,7 @@ def workers(stand: LiveStack) -> Iterator[None]:
     until(lambda: not stand.redis().hlen("imgrec:unacked"), "nothing is left to come back", 20)
 
 
-def peak(worker: subprocess.Popen[bytes]) -> int:
+def peak(worker: Process) -> int:
     """The most memory that a process has held: the kernel keeps count."""
     status = Path(f"/proc/{worker.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

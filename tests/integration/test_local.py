@@ -117,7 +117,7 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
     assert "shoe/red" not in shown
     wrong = laptop.imgrec("query", "--text", "x", "--local", "--where", "cost<5")
     assert wrong.returncode == 2
-    assert "there are: price, title" in wrong.stderr
+    assert "Available columns: price, title" in wrong.stderr
 
 
 def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:

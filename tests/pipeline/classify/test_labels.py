@@ -1,4 +1,4 @@
-"""The labels file: what comes with imgrec is complete, and a mistake is told with its line."""
+"""The labels file: what comes with imgrec is complete, and an error names the key."""
 
 from __future__ import annotations
 
@@ -55,19 +55,37 @@ def test_a_category_can_have_other_classes_or_no_attribute(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('["a {}"]', '["a "]', r"line 1: the template 'a ' lacks \{\}"),
-        (" {category}", "", r"line 4: the template 'a \{\}' lacks \{category\}"),
-        ('"red", "blue"', '"red", "red"', "line 5: a class stands there twice"),
-        ('"red", "blue"', '"red"', "line 5: 'classes' needs 2 or more"),
-        ('"red", "blue"', '"red", "../x"', r"line 5: '\.\./x' cannot be a name"),
-        ('["shoe", "sneaker"]', "7", "line 8: 'words' must be a list of texts"),
-        ("words =", "wrods =", "line 8: 'wrods' is not known here"),
-        ("attributes = []", 'attributes = ["size"]', "line 11: there is no attribute 'size'"),
-        ("categories.lamp", "categories.unknown", "line 10: 'unknown' is what a doubtful answer"),
+        ('["a {}"]', '["a "]', r"templates\[0\]: the template 'a ' lacks \{\}"),
+        ('templates = ["a {}"]', "", r"templates: a value is missing"),
+        (
+            " {category}",
+            "",
+            r"attributes\.color\.templates\[0\]: the template 'a \{\}' lacks \{category\}",
+        ),
+        ('"red", "blue"', '"red", "red"', r"attributes\.color\.classes: 'red' is listed twice"),
+        ('"red", "blue"', '"red"', r"attributes\.color\.classes: must have at least 2 items"),
+        ('"red", "blue"', '"red", "../x"', r"classes\[1\]: '\.\./x' is not a name"),
+        ("attributes.color", "attributes.words", "an attribute cannot be called 'words'"),
+        ('["shoe", "sneaker"]', "7", r"categories\.shoe\.words: must be a list"),
+        (
+            '["shoe", "sneaker"]',
+            '["shoe", 7]',
+            r"categories\.shoe\.words\[1\]: must be a valid str",
+        ),
+        ('["shoe", "sneaker"]', '[" "]', r"categories\.shoe\.words\[0\]: must not be empty"),
+        ("words =", "wrods =", r"categories\.shoe\.wrods: unknown name \(attributes: color\)"),
+        (
+            "attributes = []",
+            'attributes = ["size"]',
+            r"lamp\.attributes: there is no attribute 'si",
+        ),
+        ('"green", "white"', '"green"', r"categories\.bag\.color: must have at least 2 items"),
+        ("categories.lamp", "categories.unknown", r"categories\.unknown: 'unknown' is what an unc"),
+        ("[categories.lamp]\nattributes", "[categories]\nlamp", r"lamp: must be a table"),
         ("[categories.bag]", "[categories.bag", r"at line 13"),
     ],
 )
-def test_a_mistake_is_a_sentence_with_file_and_line(
+def test_an_error_is_a_sentence_with_the_file_and_the_key(
     tmp_path: Path, old: str, new: str, words: str
 ) -> None:
     file = tmp_path / "labels.toml"

@@ -16,7 +16,7 @@ from pipeline import measure_once
 from pipeline.embed import int8, numeric_precision
 from pipeline.embed.clip import _with_image_encoder, load_clip
 from pipeline.embed.fingerprint import find_fingerprint
-from pipeline.embed.image_tensor import Pixels
+from pipeline.embed.image_tensor import ImageToTensor
 from pipeline.embed.numeric_precision import BOUND
 from pipeline.errors import SetupError
 from pipeline.measure_once import measurement_key, probe_images
@@ -213,7 +213,7 @@ def test_a_file_that_is_damaged_or_of_an_earlier_version_is_measured_anew(
     assert bench.measured == 1
 
 
-def test_what_was_measured_belongs_to_model_device_and_versions(
+def test_a_measurement_belongs_to_model_device_and_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mine = measurement_key("sha256:a", "cpu", ["numpy"])
@@ -228,7 +228,7 @@ def test_what_was_measured_belongs_to_model_device_and_versions(
     assert measurement_key("sha256:a", "cpu", ["numpy"]) != mine
 
 
-def test_a_model_that_costs_less_than_reading_a_picture_is_not_measured(settings: Settings) -> None:
+def test_a_model_that_costs_less_than_reading_an_image_is_not_measured(settings: Settings) -> None:
     assert load_clip(settings).precision == "fp32"
     assert not (settings.data_dir / "precision.json").exists()
 
@@ -236,7 +236,7 @@ def test_a_model_that_costs_less_than_reading_a_picture_is_not_measured(settings
 def test_pixels_are_those_of_the_model_s_own_processor(model: Path) -> None:
     for folder in (model, Path(__file__).parents[3] / "models" / "imgrec-mini"):
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-        pixels = Pixels(processor)
+        pixels = ImageToTensor(processor)
         dice = np.random.default_rng(0)
         for size in ((64, 64), (224, 224), (90, 70)):
             images = [

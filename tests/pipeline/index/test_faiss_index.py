@@ -41,12 +41,12 @@ def test_up_to_the_limit_the_index_is_flat_and_above_it_is_ivf() -> None:
     ("budget", "factory", "words"),
     [
         (None, "IVF1000,Flat", "INDEX_MEMORY sets no limit"),
-        (2 * GIB, "IVF1000,Flat", "it takes 1.9 GiB of INDEX_MEMORY (2.0 GiB)"),
-        (GIB, "IVF1000,SQ8", "IVF1000,Flat would take 1.9 GiB, more than INDEX_MEMORY (1.0 GiB)"),
+        (2 * GIB, "IVF1000,Flat", "it takes 1.9 GiB of INDEX_MEMORY (2 GiB)"),
+        (GIB, "IVF1000,SQ8", "IVF1000,Flat would take 1.9 GiB, more than INDEX_MEMORY (1 GiB)"),
         (GIB // 4, "IVF1000,PQ128x8np", "it takes 132.2 MiB"),
         (GIB // 10, "IVF1000,PQ64x8np", "it takes 71.1 MiB"),
         (GIB // 20, "IVF1000,PQ32x8np", "it takes 40.6 MiB"),
-        (1, "IVF1000,PQ32x8np", "nothing smaller is known"),
+        (1, "IVF1000,PQ32x8np", "no smaller kind exists"),
     ],
 )
 def test_the_budget_chooses_the_most_exact_kind_that_fits_and_says_why(

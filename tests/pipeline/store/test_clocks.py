@@ -18,6 +18,7 @@ from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
 from pipeline.store.shards import Claim
 from workers.lease import Leases
+from workers.watchdog import Watchdog
 
 LEASE_S = 30.0
 # Another host whose clock is wrong by argv[1] seconds: its process knows no other time.
@@ -116,8 +117,8 @@ def test_a_worker_beside_a_reconciler_an_hour_ahead_keeps_its_shard(url: str) ->
     job_id = create(jobs)
     jobs.shards.add(job_id, [(0, "embed", [["a.jpg", 1, 1]])], [], 600)
     jobs.finish_plan(job_id)
-    leases = Leases(jobs, 5, 100, threading.Event())
-    claim = jobs.shards.claim(job_id, 0, "mine", 5)
+    leases = Leases(jobs, LEASE_S, 100, threading.Event(), Watchdog())
+    claim = jobs.shards.claim(job_id, 0, "mine", LEASE_S)
     assert claim is not None
     other = Host(3600, url)
     try:

@@ -15,7 +15,7 @@ from postgres_server import Postgres
 
 from pipeline.errors import ServerUnavailable, WrongUse
 from pipeline.images.failure import Failure
-from pipeline.store import database as database_module
+from pipeline.store import jobs as jobs_module
 from pipeline.store import postgresql
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
@@ -138,7 +138,6 @@ def test_more_threads_than_connections_wait_and_then_say_so(
 ) -> None:
     database = Database(url)
     create(database)
-    monkeypatch.setattr(postgresql, "WAIT_S", 0.1)
     release, inside = threading.Event(), threading.Semaphore(0)
 
     def hold() -> None:
@@ -152,6 +151,7 @@ def test_more_threads_than_connections_wait_and_then_say_so(
     try:
         for _ in threads:
             assert inside.acquire(timeout=30)
+        monkeypatch.setattr(postgresql, "WAIT_S", 0.1)
         with pytest.raises(ServerUnavailable, match=r"all 4 connections .* in use"):
             Jobs(database).open_jobs()
     finally:
@@ -218,15 +218,17 @@ Jobs(database).open_jobs()
 
 
 def test_a_new_database_that_cannot_hold_every_name_is_refused(url: str) -> None:
+    database = Database(western(url))
     with pytest.raises(WrongUse, match=r"encoding LATIN1, .* ENCODING 'UTF8'"):
-        create(Database(western(url)))
+        create(database)
+    assert Jobs(database).list_with_progress() == []
 
 
 def test_an_old_database_of_another_encoding_goes_on_and_a_name_it_cannot_hold_is_no_outage(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(database_module, "UNICODE", ("UTF8", "LATIN1"))
+        patch.setattr(jobs_module, "UNICODE", ("UTF8", "LATIN1"))
         create(Database(western(url)))
     database = Database(western(url))
     assert database.encoding() == "LATIN1"

@@ -1,0 +1,110 @@
+"""Child processes with their libraries imported beforehand: torch alone takes seconds each time.
+
+A fork server imports third-party packages once for each test process, and no thread runs in it.
+Nothing of imgrec is imported before the fork: settings, failpoints and state are the child's own,
+as is its session. What a real start by its command line adds is tested by test_up.py,
+test_usage.py and test_local.py.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+
+LIBRARIES = (
+    *("torch", "faiss", "scipy.ndimage", "safetensors.torch", "huggingface_hub.errors"),
+    *("transformers.models.auto", "transformers.models.clip.modeling_clip"),
+    *("transformers.models.clip.image_processing_pil_clip", "PIL.JpegImagePlugin"),
+    *("transformers.models.clip.tokenization_clip", "PIL.PngImagePlugin", "PIL.GifImagePlugin"),
+    *("PIL.BmpImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
+    *("PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps"),
+    *("celery.bin.celery", "celery.bin.worker", "celery.apps.worker", "celery.app.log"),
+    *("celery.worker.consumer", "celery.worker.components", "celery.worker.strategy"),
+    *("celery.worker.autoscale", "celery.concurrency.thread", "celery.events.receiver"),
+    *("celery.loaders.default", "celery.backends.redis", "celery.app.control"),
+    *("celery.app.events", "celery.app.amqp", "kombu.transport.redis", "kombu.matcher"),
+    *("kombu.mixins", "kombu.pidbox", "prompt_toolkit", "click_repl", "psycopg", "sqlite3"),
+    *("pydantic_settings", "pydantic.networks", "filelock", "rich.table", "rich.progress"),
+    *("rich.console", "tomllib", "encodings.idna", "redis", "msgpack", "http.client"),
+)
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(list(LIBRARIES))
+# Two threads that read the exit code of a child at the same time would make it 255.
+_lock = threading.Lock()
+
+
+class Process:
+    """A child with the methods of `subprocess.Popen`, the leader of a session of its own."""
+
+    def __init__(
+        self, args: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: Path, stderr: Path
+    ) -> None:
+        """Start `celery ...` or `imgrec ...`; what it writes is appended to the two files."""
+        self.args = list(args)
+        self._process = _context.Process(
+            target=_main,
+            args=(self.args, str(cwd), dict(env), str(stdout), str(stderr)),
+            daemon=True,
+        )
+        with _lock:  # starting a process polls the others
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        with _lock:
+            return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.poll() is None:
+            wait([self._process.sentinel], timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _main(args: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: str) -> None:
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    for number, file in ((1, stdout), (2, stderr)):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    # What Python would do at its start with this environment.
+    sys.path[:0] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    if "IMGREC_FAILPOINT" in env:
+        runpy.run_module("sitecustomize", run_name="sitecustomize")
+    sys.argv = args
+    if args[0] == "celery":
+        from celery.__main__ import main
+    else:
+        from cli.main import main
+    main()
