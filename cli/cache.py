@@ -19,10 +19,10 @@ ROWS_AT_ONCE = 1000
 
 @click.group()
 def cache() -> None:
-    """Look into the shared cache, clear it, fill it.
+    """List, clear or fill the shared cache.
 
-    It holds vectors by image content, query results, and vectors of texts. All of it can be
-    computed again; nothing else in Redis is touched.
+    It holds the vectors of images by their content, query results, and the vectors of texts. All
+    of it can be computed again. Nothing else in Redis is touched.
     """
 
 
@@ -30,7 +30,7 @@ def cache() -> None:
 @json_option
 @pass_wiring
 def list_kinds(wiring: Wiring, as_json: bool) -> None:
-    """Show what is kept: keys, bytes, ages, hit rate."""
+    """Show the keys, bytes, ages and hit rate of the cache."""
     since, kinds = wiring.resources.shared_cache.describe()
     if as_json:
         print_json({"since": since, "kinds": [_object(kind) for kind in kinds]})
@@ -55,12 +55,17 @@ def list_kinds(wiring: Wiring, as_json: bool) -> None:
 
 @cache.command()
 @click.option(
-    "--kind", type=click.Choice(["vectors", "results", "texts"]), help="Only this; default: all."
+    "--kind",
+    type=click.Choice(["vectors", "results", "texts"]),
+    help="Delete this kind only; default: all.",
 )
 @json_option
 @pass_wiring
 def clear(wiring: Wiring, kind: str | None, as_json: bool) -> None:
-    """Delete what is kept; queues and answers in the same Redis stay."""
+    """Delete cached data.
+
+    Queues and results in the same Redis stay.
+    """
     gone = wiring.resources.shared_cache.clear(kind)
     if as_json:
         print_json({"deleted": gone})
@@ -72,7 +77,7 @@ def clear(wiring: Wiring, kind: str | None, as_json: bool) -> None:
 @json_option
 @pass_wiring
 def warm(wiring: Wiring, as_json: bool) -> None:
-    """Fill in the published index's vectors and the texts of classify's labels."""
+    """Cache the vectors of the published index and of the labels' texts."""
     from pipeline.classify.classifiers import text_matrix
     from pipeline.classify.labels import load_labels
 
@@ -96,7 +101,7 @@ def _warm_vectors(resources: Resources) -> int:
     try:
         version = resources.versions.current()
     except ImgrecError as error:
-        echo_err(f"No vectors: {error}")
+        echo_err(f"No vectors were cached: {error}")
         return 0
     digests = [digest.decode() for digest in version.sha256]
     for start in range(0, len(digests), ROWS_AT_ONCE):

@@ -44,15 +44,18 @@ class Check:
             return CheckResult(self.name, False, str(error), self.next)
         except Exception as error:  # a bug in one line must not hide the others
             found = f"unexpected {type(error).__name__}: {without_password(str(error))}"
-            return CheckResult(self.name, False, found, "report this line: it is a bug")
+            return CheckResult(self.name, False, found, "this is a bug: report this line")
 
 
 @click.command()
-@click.option("--no-model", is_flag=True, help="Do not load the models (they take some seconds).")
+@click.option("--no-model", is_flag=True, help="Do not load the models, which takes some seconds.")
 @json_option
 @pass_wiring
 def check(wiring: Wiring, no_model: bool, as_json: bool) -> int:
-    """Prove that everything here works, line by line."""
+    """Check everything that imgrec needs.
+
+    Each failure comes with the next command to run.
+    """
     proofs = []
     for each in _checks(wiring, no_model):
         proof = each.run()

@@ -56,7 +56,7 @@ class Checks:
         from pipeline.store.redis_client import PREFIX, answers, connect, trouble
 
         url = self._settings.redis_url
-        self._broker = "not asked: Redis does not work"
+        self._broker = "not checked: Redis does not work"
         if not answers(url):
             raise CheckFailed(str(trouble(url, None)), _start_redis(url))
         try:
@@ -69,7 +69,7 @@ class Checks:
         policy = facts.get("maxmemory_policy", "unknown")
         if policy.startswith("allkeys"):  # volatile-* takes answers and the cache, never a task
             raise CheckFailed(
-                f"answers, but its policy {policy} throws tasks away when its memory is full",
+                f"answers, but its policy {policy} evicts tasks when its memory is full",
                 f"{_redis_cli(url)} config set maxmemory-policy noeviction",
             )
         kept = (
@@ -108,9 +108,9 @@ class Checks:
         wanted = max(LEAST_FREE, COPIES * sum(f.stat().st_size for f in self._published_files()))
         if free < wanted:
             raise CheckFailed(
-                f"{free / GIB:.1f} GiB free in {self._settings.data_dir}, a rebuild wants "
-                f"{wanted / GIB:.1f}",
-                f"du -sh {shlex.quote(str(folder))}/* and make room there, or set DATA_DIR to a "
+                f"{free / GIB:.1f} GiB free in {self._settings.data_dir}, but a rebuild needs "
+                f"{wanted / GIB:.1f} GiB",
+                f"du -sh {shlex.quote(str(folder))}/* and free space there, or set DATA_DIR to a "
                 "larger disk in .env",
             )
         return f"{free / GIB:.1f} GiB free in {self._settings.data_dir}"
@@ -124,19 +124,19 @@ class Checks:
         if choose_device(wanted) == "cpu":
             threads = f"{self._settings.threads} CPU threads"
             if gpu := gpu_name():
-                return f"DEVICE=cpu: {gpu} is seen and left alone, {threads}"
+                return f"DEVICE=cpu: {gpu} is available but not used, {threads}"
             if wanted == "auto" and shutil.which("nvidia-smi"):
                 raise CheckFailed(
-                    f"there is an NVIDIA driver, but torch {version('torch')} sees no GPU",
+                    f"an NVIDIA driver is installed, but torch {version('torch')} finds no GPU",
                     "nvidia-smi and pip install 'imgrec[gpu]', or set DEVICE=cpu in .env",
                 )
-            return f"DEVICE={wanted}: no GPU is seen, {threads}"
+            return f"DEVICE={wanted}: no GPU found, {threads}"
         if self._settings.use_bg_removal and not sees_gpu():
             raise CheckFailed(
-                f"{gpu_name()} is used for embeddings, but onnxruntime does not see it",
+                f"{gpu_name()} is used for embeddings, but onnxruntime does not find it",
                 "pip uninstall onnxruntime onnxruntime-gpu && pip install 'imgrec[gpu]'",
             )
-        return f"{gpu_name()} is seen and used"
+        return f"{gpu_name()} is used"
 
     def model(self) -> str:
         """The embedding model loads and embeds a picture."""
@@ -171,31 +171,31 @@ class Checks:
         images = opened.manifest["images"]
         if loaded != images:
             raise CheckFailed(
-                f"{opened.name} holds {loaded} vectors for {images} images", self._way_back(store)
+                f"{opened.name} has {loaded} vectors for {images} images", self._way_back(store)
             )
         mine = find_fingerprint(self._settings)
         if mine is None:
             return (
-                f"{opened.name}, {images} images; its fingerprint is not compared: the model's "
-                "revision is unknown here until it is downloaded"
+                f"{opened.name}, {images} images; its fingerprint was not compared, because the "
+                "model's revision is unknown until it is downloaded"
             )
         try:
             opened.require(mine.id, mine.summary)
         except FingerprintMismatch as error:
             root = shlex.quote(str(opened.manifest["root"]))
             raise CheckFailed(str(error), f"imgrec enqueue-rebuild {root} --wait") from error
-        return f"{opened.name}, {images} images, of this fingerprint"
+        return f"{opened.name}, {images} images, made with the same model and settings"
 
     def worker(self, queue: str) -> Callable[[], str]:
         """A worker listens on the queue."""
 
         def run_check() -> str:
             if self._broker is not None:
-                raise CheckFailed(self._broker, "imgrec check, when Redis works")
+                raise CheckFailed(self._broker, "repair Redis, then: imgrec check")
             count = self._workers[queue]
             if not count:
                 raise CheckFailed(
-                    "none answers", f"celery worker -Q {queue}, or all with: imgrec up"
+                    "no worker answers", f"celery worker -Q {queue}, or all with: imgrec up"
                 )
             return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
 

@@ -15,7 +15,11 @@ from workers.routes import CLASSIFY_IMAGE
 
 @click.command()
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--use-trained", is_flag=True, help="Ask trained heads first ('imgrec train').")
+@click.option(
+    "--use-trained",
+    is_flag=True,
+    help="Use the trained heads where there are any ('imgrec train').",
+)
 @wait_option
 @timeout_option
 @json_option
@@ -30,7 +34,10 @@ def classify(
     as_json: bool,
     local: bool,
 ) -> None:
-    """Say what a product is: its category and attributes."""
+    """Name the category and attributes of a product.
+
+    Needs no index.
+    """
     data = query_client.message(image, wiring.settings)
     args = (data, True) if use_trained else (data,)
     asked = query_client.PendingQuery(wiring, CLASSIFY_IMAGE, args, timeout, local)
@@ -43,7 +50,7 @@ def classify(
         print_json({"query_id": asked.query_id})
     else:
         click.echo(asked.query_id)
-        echo_err(f"'imgrec result {asked.query_id}' shows the answer.")
+        echo_err(f"'imgrec result {asked.query_id}' shows the result.")
 
 
 def show_classes(answer: dict[str, Any], as_json: bool) -> None:

@@ -32,9 +32,7 @@ def main() -> None:
         "REMBG_MODEL": "u2netp",
         "U2NET_HOME": str(Path("models/u2net").resolve()),
     }
-    click.echo(
-        f"Model: {MODEL}, small and bundled, no download; background removal: u2netp; data: {DATA}"
-    )
+    click.echo(f"Model: {MODEL} (small, bundled); background removal: u2netp; data: {DATA}")
     try:
         _run(environment, "up", "--detach")
         _run(environment, "enqueue-rebuild", str(PRODUCTS), "--wait")
@@ -49,15 +47,14 @@ def main() -> None:
     finally:
         _run(environment, "down")
     pages = " and ".join(str(DATA / f"query-{number + 1}.html") for number in range(QUERIES))
-    click.echo(f"\nThe matches as pictures: open {pages}.")
-    click.secho("\nThe same on your own photos, with the production model:", bold=True)
+    click.echo(f"\nThe matches with their images: open {pages}.")
+    click.secho("\nWith your own photos and the default model:", bold=True)
     click.echo(
         "  .venv/bin/imgrec up                              # in one terminal\n"
         "  .venv/bin/imgrec enqueue-rebuild FOLDER --wait   # in another\n"
         "  .venv/bin/imgrec query PHOTO --wait --html matches.html\n"
-        "Without EMBEDDING_MODEL that is openai/clip-vit-base-patch32, without REMBG_MODEL u2net;\n"
-        f"both are downloaded when first used. EMBEDDING_MODEL={MODEL} stays with this one.\n"
-        "Every setting: .env.example."
+        "The default models, openai/clip-vit-base-patch32 and u2net, are downloaded at first use.\n"
+        f"Set EMBEDDING_MODEL={MODEL} to keep the small one. All settings: .env.example."
     )
 
 

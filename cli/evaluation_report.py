@@ -57,7 +57,7 @@ def write_evaluation(file: Path, judged: list[Judged], folder: Path, against: Pa
 <title>{escape(title)}</title><style>{STYLE}</style>
 <h1>{escape(title)}</h1>
 <p>{judged[0].report["queries"]} queries against
-{escape(str(against) if against else "the other pictures of the folder")}, exact search,
+{escape(str(against) if against else "the other images of the folder")}, exact search,
 {time.strftime("%Y-%m-%d %H:%M")}. In brackets: bootstrap 95 % intervals.</p>
 {_summary(judged)}
 {parts}
@@ -182,7 +182,7 @@ def _figure(part: Labelled, row: int, caption: str) -> str:
         data = read_image(part.root / part.paths[row], limits)
         image = decode(data, limits, settings.preprocess_bg_color)
     except BadImage:  # deleted since it was embedded
-        shown = "<div>no picture</div>"
+        shown = "<div>no image</div>"
     else:
         image.thumbnail((SIDE, SIDE))
         code = base64.b64encode(encode_jpeg(image, 80)).decode()

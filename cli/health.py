@@ -22,27 +22,29 @@ def _queues(worker: str) -> set[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @pass_wiring
 def health(wiring: Wiring, queue: str | None, as_json: bool) -> None:
-    """Tell whether this machine's workers are alive and well.
+    """Tell whether this machine's workers are healthy.
 
-    Reads the heartbeat files of the workers on this host; needs neither Redis nor the database.
-    With QUEUE, only workers of that queue count.
+    QUEUE limits the check to the workers of one queue. Only heartbeat files are read; neither
+    Redis nor the database is needed.
     """
-    found = [
-        sign
-        for sign in read_heartbeats(wiring.settings.data_dir / "run", socket.gethostname())
-        if queue is None or queue in _queues(sign.name)
+    workers = [
+        worker
+        for worker in read_heartbeats(wiring.settings.data_dir / "run", socket.gethostname())
+        if queue is None or queue in _queues(worker.name)
     ]
-    well = [sign for sign in found if not sign.problem]
-    ill = {sign.name: sign.problem for sign in found if sign.problem}
+    healthy = [worker for worker in workers if not worker.problem]
+    unhealthy = {worker.name: worker.problem for worker in workers if worker.problem}
     if as_json:
-        print_json({"alive": {sign.name: round(sign.age_s, 1) for sign in well}, "ill": ill})
+        ages = {worker.name: round(worker.age_s, 1) for worker in healthy}
+        # "ill" is the key's old name, which stays until the next release.
+        print_json({"alive": ages, "unhealthy": unhealthy, "ill": unhealthy})
     else:
-        for sign in well:
-            waits = "" if sign.state == READY else f", {sign.state}"
-            echo_err(f"{sign.name}: {sign.age_s:.0f} s ago{waits}")
-    if ill:
-        told = "; ".join(f"{name}: {trouble}" for name, trouble in ill.items())
-        raise ImgrecError(f"{told}. Restart it; 'imgrec up' does so by itself.")
-    if not well:
+        for worker in healthy:
+            state = "" if worker.state == READY else f", {worker.state}"
+            echo_err(f"{worker.name}: last heartbeat {worker.age_s:.0f} s ago{state}")
+    if unhealthy:
+        problems = "; ".join(f"{name}: {problem}" for name, problem in unhealthy.items())
+        raise ImgrecError(f"{problems}. Restart the worker; 'imgrec up' does so automatically.")
+    if not healthy:
         which = f" of queue '{queue}'" if queue else ""
-        raise ImgrecError(f"No worker{which} on this machine has given a sign of life lately.")
+        raise ImgrecError(f"No worker{which} on this machine has a recent heartbeat.")

@@ -23,7 +23,7 @@ def index() -> None:
 @json_option
 @pass_wiring
 def list_versions(wiring: Wiring, as_json: bool) -> None:
-    """List the versions that are kept."""
+    """List the index versions."""
     store = wiring.resources.versions
     current, found = store.current_name(), store.versions()
     if as_json:
@@ -31,7 +31,7 @@ def list_versions(wiring: Wiring, as_json: bool) -> None:
         print_json({"current": current, "versions": objects})
         return
     if not found:
-        echo_err("There is no index version yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
+        echo_err("No index version yet: 'imgrec enqueue-rebuild FOLDER' creates one.")
         return
     rows = [
         [
@@ -45,7 +45,7 @@ def list_versions(wiring: Wiring, as_json: bool) -> None:
         ]
         for version in found
     ]
-    columns = ["", "version", "images", "index", "recall", "made", "folder"]
+    columns = ["", "version", "images", "index", "recall", "created", "folder"]
     print_table("Index versions (* is published)", columns, rows, {"images", "recall"})
 
 
@@ -54,7 +54,10 @@ def list_versions(wiring: Wiring, as_json: bool) -> None:
 @json_option
 @pass_wiring
 def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
-    """Show what a version holds, after reading all of it against its digests."""
+    """Check every file of a version against its digest, and describe it.
+
+    Default: the published version.
+    """
     store = wiring.resources.versions
     opened = store.open(version) if version else store.current()
     store.verify(opened)
@@ -64,7 +67,7 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
         return
     answer["created_at"] = _date(answer["created_at"])
     print_fields(f"Index {opened.name}", [(key.replace("_", " "), answer[key]) for key in answer])
-    echo_err("Every file matches its digest.")
+    echo_err("All files match their digests.")
 
 
 @index.command()
@@ -72,13 +75,16 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
 @json_option
 @pass_wiring
 def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
-    """Publish VERSION again, or the version before the current one."""
+    """Publish an earlier version again.
+
+    Default: the version before the current one.
+    """
     old, new = wiring.resources.versions.rollback(version)
     if as_json:
         print_json({"from": old, "to": new.name})
     else:
         place = old or "an unreadable pointer"
-        echo_err(f"Published {new.name} in place of {place}; queries see it from their next call.")
+        echo_err(f"Published {new.name} in place of {place}. New queries use it.")
 
 
 def _date(seconds: float) -> str:

@@ -21,39 +21,35 @@ COMMANDS = {
     "up": ("cli.up", "up", "Start Redis and the workers on this machine."),
     "down": ("cli.up", "down", "Stop what 'imgrec up --detach' started."),
     "enqueue-rebuild": ("cli.rebuild", "enqueue_rebuild", "Index a folder of product images."),
-    "status": ("cli.rebuild", "status", "Show how far a rebuild is."),
+    "status": ("cli.rebuild", "status", "Show the progress of a rebuild."),
     "jobs": ("cli.rebuild", "jobs", "List the rebuilds."),
     "failures": (
         "cli.rebuild",
         "failures",
         "List the images that a rebuild left out or warned about.",
     ),
-    "cancel": ("cli.rebuild", "cancel", "Stop a rebuild; what was published stays."),
+    "cancel": ("cli.rebuild", "cancel", "Cancel a rebuild; the published index stays."),
     "query": ("cli.query", "query", "Find the products that look like an image."),
-    "classify": (
-        "cli.classify",
-        "classify",
-        "Say what a product is: its category and attributes.",
-    ),
+    "classify": ("cli.classify", "classify", "Name the category and attributes of a product."),
     "train": (
         "cli.train",
         "train",
-        "Train a head on frozen features, from DATA_DIR/training/CATEGORY/ATTRIBUTE/CLASS/*.",
+        "Train a classification head on the images in DATA_DIR/training.",
     ),
     "heads": ("cli.train", "heads", "List the trained heads."),
-    "result": ("cli.query", "result", "Show the answer of an earlier query or classification."),
+    "result": ("cli.query", "result", "Show the result of an earlier query or classification."),
     "import-products": (
         "cli.products",
         "import_products",
-        "Tell imgrec what is known about products.",
+        "Import product data from a CSV or JSON Lines file.",
     ),
     "feedback": (
         "cli.feedback",
         "feedback",
         "Record feedback on matches, and judge rankings by it.",
     ),
-    "cache": ("cli.cache", "cache", "Look into the shared cache, clear it, fill it."),
-    "serve": ("cli.shell", "serve", "Open a shell: query, classify, rebuild, cache."),
+    "cache": ("cli.cache", "cache", "List, clear or fill the shared cache."),
+    "serve": ("cli.shell", "serve", "Open an interactive shell with these commands."),
     "evaluate": (
         "cli.evaluate",
         "evaluate",
@@ -65,8 +61,8 @@ COMMANDS = {
         "Measure the recall of the published index against exact search.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
-    "check": ("cli.check", "check", "Prove that everything here works, line by line."),
-    "health": ("cli.health", "health", "Tell whether this machine's workers are alive and well."),
+    "check": ("cli.check", "check", "Check everything that imgrec needs."),
+    "health": ("cli.health", "health", "Tell whether this machine's workers are healthy."),
 }
 
 
@@ -92,7 +88,7 @@ class LazyGroup(click.Group):
 
             near = get_close_matches(name, COMMANDS, 1)
             hint = f" Did you mean '{near[0]}'?" if near else " See 'imgrec --help'."
-            ctx.fail(f"There is no command '{name}'.{hint}")
+            ctx.fail(f"Unknown command '{name}'.{hint}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -137,7 +133,7 @@ def imgrec(debug: bool) -> None:
 def main(args: list[str] | None = None, wiring: Wiring | None = None) -> None:
     """Run a command; print an error as one sentence and exit with its code.
 
-    0 done, 1 failed, 2 wrong use, 3 not ready (no index), 4 a server is away.
+    0 success, 1 failure, 2 wrong use, 3 not ready (no index), 4 a server is unavailable.
     """
     sys.exit(run(sys.argv[1:] if args is None else args, wiring))
 
@@ -182,14 +178,14 @@ def _explain(error: Exception) -> int:
 
     if isinstance(error, RemoteError):
         click.echo(
-            f"Error: the worker failed unexpectedly: {without_password(str(error))} (a bug: run "
-            "'imgrec --debug ...' and report the worker's traceback).",
+            f"Error: the worker failed unexpectedly: {without_password(str(error))} (this is a "
+            "bug: run 'imgrec --debug ...' and report the worker's traceback).",
             err=True,
         )
         return 1
     click.echo(
-        f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (a bug: run "
-        "'imgrec --debug ...' and report the traceback).",
+        f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (this is a bug: "
+        "run 'imgrec --debug ...' and report the traceback).",
         err=True,
     )
     return 1

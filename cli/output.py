@@ -12,17 +12,19 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-wait_option = click.option("--wait", is_flag=True, help="Wait for the answer and show it.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+wait_option = click.option("--wait", is_flag=True, help="Wait for the result and show it.")
 timeout_option = click.option(
     "--timeout",
     default=60.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds to wait.",
+    help="Seconds to wait; the work itself is not limited.",
 )
 local_option = click.option(
-    "--local", is_flag=True, help="Do the work in this process: no Redis, no worker. Waits."
+    "--local", is_flag=True, help="Do all the work in this process, without Redis or workers."
 )
 
 

@@ -13,16 +13,17 @@ from pipeline.errors import ImgrecError
 
 @click.command("import-products")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Forget every product that is not in the file.")
+@click.option("--replace", is_flag=True, help="Delete every product that is not in the file.")
 @json_option
 @pass_wiring
 def import_products(wiring: Wiring, file: Path, replace: bool, as_json: bool) -> None:
-    """Tell imgrec what is known about products.
+    """Import product data from a CSV or JSON Lines file.
 
-    FILE is .csv with a first line of columns, or .jsonl with an object a line. The column
-    product_id is needed; `image` names an image of the product, below the products folder, and may
-    stand in several rows; every other column is shown in results, and --where asks for it. Without
-    `image`, a product's images are the one of its name and those in the folder of its name.
+    FILE is a .csv file with a header, or a .jsonl file with one object on each line. The column
+    'product_id' is required. The column 'image' names an image of the product, relative to the
+    products folder; a product with several images has several rows. Without it, a product's images
+    are the image of its name and those in the folder of its name. All other columns are shown in
+    results and can be used with --where.
     """
     from pipeline.search.product_catalogue import read_products
 
@@ -33,16 +34,16 @@ def import_products(wiring: Wiring, file: Path, replace: bool, as_json: bool) ->
     try:
         paths = resources.versions.current().paths
     except ImgrecError:
-        echo_err("There is no index yet: 'imgrec enqueue-rebuild FOLDER' makes one.")
+        echo_err("No index yet: 'imgrec enqueue-rebuild FOLDER' creates one.")
     else:
         found = {catalogue.product_of(path) for path in paths}
         indexed = sum(product.product_id in found for product in products)
         strangers = [p.product_id for p in products if p.product_id not in found]
         if strangers:
             echo_err(
-                f"{len(strangers)} of them have no image in the index, for example "
-                f"'{strangers[0]}': a product_id is an image's path without the suffix, the path "
-                "of a folder of images, or the column 'image' names the images."
+                f"{len(strangers)} of them have no image in the index, e.g. '{strangers[0]}'. "
+                "A product_id is the path of an image without its suffix, or of a folder of "
+                "images, unless the column 'image' names the images."
             )
     columns = list(dict.fromkeys(name for product in products for name in product.facts))
     answer = {
@@ -58,5 +59,5 @@ def import_products(wiring: Wiring, file: Path, replace: bool, as_json: bool) ->
     shown = f", {indexed} of them in the index" if indexed is not None else ""
     click.echo(
         f"Imported {len(products)} products{shown}; columns: {', '.join(columns) or 'none'}. "
-        f"{answer['total']} are known."
+        f"Products in total: {answer['total']}."
     )

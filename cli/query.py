@@ -45,7 +45,7 @@ class Score(click.ParamType[float | str]):
         try:
             return float(value)
         except ValueError:
-            self.fail(f"'{value}' is neither a number nor auto.", param, ctx)
+            self.fail(f"'{value}' is not a number, nor 'auto'.", param, ctx)
 
 
 class QueryCommand(click.Command):
@@ -166,7 +166,7 @@ def query(
             print_json({"query_id": asked.query_id})
         else:
             click.echo(asked.query_id)
-            echo_err(f"'imgrec result {asked.query_id}' shows the answer.")
+            echo_err(f"'imgrec result {asked.query_id}' shows the result.")
         return
     answer = asked.answer()
     if html:
@@ -179,7 +179,9 @@ def query(
         try:
             pictures = thumbnails.answer()
         except TimedOut as error:
-            raise TimedOut("The matches were found, but their pictures did not come.") from error
+            raise TimedOut(
+                "The matches were found, but their images did not arrive in time."
+            ) from error
         shown = _shown(data, settings) if data else None
         write_page(html, _subject(image, question), shown, answer, pictures)
         echo_err(f"Wrote {html}.")
@@ -188,20 +190,20 @@ def query(
 
 @click.command()
 @click.argument("query_id")
-@click.option("--wait", is_flag=True, help="Wait for the answer if it is not there yet.")
+@click.option("--wait", is_flag=True, help="Wait for the result if it is still pending.")
 @timeout_option
 @json_option
 @pass_wiring
 def result(wiring: Wiring, query_id: str, wait: bool, timeout: float, as_json: bool) -> None:
-    """Show the answer of an earlier query or classification."""
+    """Show the result of an earlier query or classification."""
     try:
         answer = query_client.wait_for(
             wiring, query_id, timeout if wait else 0.0, needs_index=False
         )
     except TimedOut as error:
         raise TimedOut(
-            f"There is no answer under the id {query_id}: it is not there yet (--wait waits for "
-            "it), older than an hour, or was never asked for."
+            f"No result for ID {query_id}. It may still be pending (use --wait), have expired "
+            "(results are kept for 1 hour), or the ID may be wrong."
         ) from error
     if "category" in answer:
         show_classes(answer, as_json)
@@ -232,7 +234,7 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     matches = answer["matches"]
     if not matches:
         limit = answer.get("min_score")
-        why = f": none reaches a score of {limit:.4f}" if limit is not None else ""
+        why = f": no score reaches {limit:.4f}" if limit is not None else ""
         echo_err(f"No good match in index {answer['index_version']}{why}.")
         return
     facts = list(dict.fromkeys(name for match in matches for name in match.get("product", {})))

@@ -122,8 +122,8 @@ def wait_for(
                 raise _nobody_answers(wiring, needs_index)
             if late:
                 raise TimedOut(
-                    f"Query {query_id} has no answer after {timeout:g} s: "
-                    f"'imgrec result {query_id}' may have it later; answers are kept an hour."
+                    f"No result for query {query_id} after {timeout:g} s. 'imgrec result "
+                    f"{query_id}' may show it later; results are kept for 1 hour."
                 )
 
 

@@ -63,7 +63,7 @@ def _card(match: dict[str, Any], picture: str | None) -> str:
     shown = (
         f'<img src="data:image/jpeg;base64,{picture}" alt="{name}">'
         if picture
-        else '<div class="gone">no picture</div>'
+        else '<div class="gone">no image</div>'
     )
     width = max(0.0, min(1.0, match["score"])) * 100
     return (

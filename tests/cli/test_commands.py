@@ -159,7 +159,7 @@ def test_json_is_one_object_on_stdout(shop: LiveStack) -> None:
 
 
 def test_down_and_health_say_that_nothing_runs(shop: LiveStack) -> None:
-    assert "Nothing runs here" in shop.imgrec("down").stderr
+    assert "Nothing is running here" in shop.imgrec("down").stderr
     done = shop.imgrec("health", "query")
     assert done.returncode == 1
     assert "No worker of queue 'query'" in done.stderr
@@ -172,7 +172,7 @@ def test_the_page_escapes_names_and_lives_without_a_picture(tmp_path: Path) -> N
     text = (tmp_path / "page.html").read_text()
     assert "<script>" not in text
     assert "&lt;b&gt;&amp;" in text
-    assert "no picture" in text
+    assert "no image" in text
 
 
 def test_the_command_is_installed_beside_this_python() -> None:

@@ -59,7 +59,7 @@ def test_without_a_version_the_list_is_empty_and_says_what_makes_one(imgrec: Run
 def test_info_reads_every_file_against_its_digest(two: InlineWorker, imgrec: Run) -> None:
     assert set(imgrec("index", "info", "--json").object) == VERSION
     assert imgrec("index", "info", "v0001", "--json").object["published"] is False
-    assert "Every file matches its digest" in imgrec("index", "info").err
+    assert "All files match their digests" in imgrec("index", "info").err
     file = two.shop.settings.index_dir / "v0001" / "vectors.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     done = imgrec("index", "info", "v0001")
@@ -136,7 +136,7 @@ def test_a_killed_worker_another_queue_s_or_another_machine_s_is_no_health(
     assert done.code == 1
     assert "No worker of queue 'embed' on this machine" in done.err
     done = imgrec("health", "embed", "--json")
-    assert (done.code, done.object) == (1, {"alive": {}, "ill": {}})
+    assert (done.code, done.object) == (1, {"alive": {}, "unhealthy": {}, "ill": {}})
 
 
 def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
@@ -146,14 +146,15 @@ def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
     beat(f"query@{HOST}", 1)
     done = imgrec("health")
     assert done.code == 1
-    assert f"embed@{HOST}: no sign of life for 40 s" in done.err
-    assert f"query@{HOST}: 1 s ago" in done.err
+    assert f"embed@{HOST}: no heartbeat for 40 s" in done.err
+    assert f"query@{HOST}: last heartbeat 1 s ago" in done.err
     assert imgrec("health", "query").code == 0
     Path(desk.shop.settings.data_dir, "run", f"query@{HOST}.ill").write_text("the thread is dead")
     done = imgrec("health", "query", "--json")
+    reasons = {f"query@{HOST}": "the thread is dead"}
     assert (done.code, done.object) == (
         1,
-        {"alive": {}, "ill": {f"query@{HOST}": "the thread is dead"}},
+        {"alive": {}, "unhealthy": reasons, "ill": reasons},
     )
 
 

@@ -179,8 +179,8 @@ def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_it
     done = imgrec(*(["--debug"] if debug else []), "query", photo, "--wait")
     assert (done.code, done.out) == (1, "")
     sentence = (
-        "Error: the worker failed unexpectedly: ZeroDivisionError: by nothing (a bug: run "
-        "'imgrec --debug ...' and report the worker's traceback).\n"
+        "Error: the worker failed unexpectedly: ZeroDivisionError: by nothing (this is a "
+        "bug: run 'imgrec --debug ...' and report the worker's traceback).\n"
     )
     assert done.err == (trace.replace("secret", "***") + "\n" if debug else sentence)
 
@@ -266,7 +266,7 @@ def test_the_result_of_an_earlier_query_is_shown_or_its_absence_explained(
     assert imgrec("result", "the-id", "--json").object == ANSWER
     done = imgrec("result", "the-id")
     assert done.code == 1
-    assert "There is no answer under the id the-id" in done.err
+    assert "No result for ID the-id." in done.err
     assert queue.sent == []  # asking for a result never asks the question again
 
 
@@ -285,7 +285,7 @@ def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
 @pytest.mark.parametrize(
     ("trouble", "code", "words"),
     [
-        (None, 1, "their pictures did not come"),
+        (None, 1, "their images did not arrive"),
         (ServerUnavailable("Redis is gone."), 4, "Redis is gone"),
         (Overloaded("Too many queries."), 1, "Too many queries"),
     ],

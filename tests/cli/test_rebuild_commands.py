@@ -113,7 +113,7 @@ def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(desk: InlineWorker, i
     job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
     done = imgrec("cancel", job_id)
     assert done.code == 0
-    assert f"Job {job_id} is cancelled" in done.err
+    assert f"Cancelled job {job_id}." in done.err
     done = imgrec("status", job_id, "--wait")
     assert done.code == 1
     assert "was cancelled" in done.err
@@ -128,7 +128,7 @@ def test_a_wait_that_ends_too_early_is_exit_code_1_and_the_job_goes_on(
 ) -> None:
     done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0")
     assert done.code == 1
-    assert "goes on" in done.err
+    assert "The job continues." in done.err
     assert len(desk.shop.jobs.open_jobs()) == 1
     desk.work()
     assert desk.shop.versions.current_name() == "v0001"
@@ -160,7 +160,10 @@ def test_another_folder_is_said_to_replace_the_index(desk: InlineWorker, imgrec:
     assert "replaces" not in imgrec("enqueue-rebuild", desk.shop.root).err
     part = desk.shop.root / "kind0"
     done = imgrec("enqueue-rebuild", part)
-    assert f"Index v0001 holds {desk.shop.root}; this rebuild replaces it with {part}" in done.err
+    assert (
+        f"Index v0001 was built from {desk.shop.root}; this rebuild replaces it with one of {part}."
+        in done.err
+    )
 
 
 def test_a_broken_index_does_not_keep_anybody_from_making_a_new_one(
@@ -186,7 +189,7 @@ def test_failures_tell_path_stage_and_reason(desk: InlineWorker, imgrec: Run) ->
     assert found == {"job_id": job_id, "failures": [failure], "warnings": []}
     (desk.shop.root / "[red]bad.png").unlink()
     job_id = desk.rebuild()
-    assert f"Job {job_id} left no image out" in imgrec("failures", job_id).err
+    assert f"Job {job_id} left out no images" in imgrec("failures", job_id).err
 
 
 @pytest.mark.parametrize("command", ["status", "failures", "cancel"])
@@ -200,7 +203,7 @@ def test_an_unknown_job_is_exit_code_2(imgrec: Run, command: str, option: tuple[
 def test_rebuilds_are_listed_newest_first(desk: InlineWorker, imgrec: Run) -> None:
     done = imgrec("jobs")
     assert (done.code, done.out) == (0, "")
-    assert "no rebuild yet" in done.err
+    assert "No rebuilds yet" in done.err
     ids = [desk.rebuild(), desk.rebuild(), desk.rebuild()]
     found = imgrec("jobs", "--json", "--limit", "2").object["jobs"]
     assert [job["job_id"] for job in found] == ids[:0:-1]

@@ -148,7 +148,7 @@ def test_a_child_that_shows_no_life_is_ended_and_started_again(
     assert child.process is not None
     first = child.process.pid
     heartbeat.write_text("ready")
-    tend_until(up, lambda: up.says("embed does not work (no sign of life for"), "it is noticed")
+    tend_until(up, lambda: up.says("embed is unhealthy (no heartbeat for"), "it is noticed")
     tend_until(up, lambda: up.says("embed ended (killed by SIG"), "it has ended")
     child.next_start = 0
     up.stack.tend()
@@ -167,7 +167,7 @@ def test_a_child_that_says_why_it_is_ill_is_quoted(
     heartbeat.write_text("ready")
     heartbeat.with_suffix(".ill").write_text("the thread 'reconciler' is dead")
     tend_until(
-        up, lambda: up.says("does not work (the thread 'reconciler' is dead)"), "it is quoted"
+        up, lambda: up.says("is unhealthy (the thread 'reconciler' is dead)"), "it is quoted"
     )
 
 
@@ -189,11 +189,11 @@ def test_a_child_that_goes_on_giving_signs_and_one_that_still_starts_are_left_al
 
     tend_until(up, beat, "a second")
     assert not any(ended(child) for child in (beating, starting, server))
-    assert not up.says("does not work")
+    assert not up.says("is unhealthy")
     # Neither the clock of the wall nor a machine that slept makes a child look dead.
     monkeypatch.setattr(stack_module.time, "time", lambda: 4e9)
     up.stack.tend()
-    assert not up.says("does not work")
+    assert not up.says("is unhealthy")
 
 
 def test_stopping_ends_the_workers_before_redis_and_kills_what_does_not_end(
@@ -216,7 +216,7 @@ def test_stopping_ends_the_workers_before_redis_and_kills_what_does_not_end(
     up.stack.stop()
     assert order == ["embed", "query", "redis"]
     assert all(ended(child) for child in children)
-    assert up.says("does not end; killing it")
+    assert up.says("did not end within")
 
 
 def test_a_real_redis_is_started_with_a_password_that_no_process_list_shows(up: Up) -> None:
@@ -235,7 +235,7 @@ def test_a_real_redis_is_started_with_a_password_that_no_process_list_shows(up: 
 
 def test_a_redis_that_cannot_start_is_a_sentence(up: Up) -> None:
     child = up.add("redis", [sys.executable, "-c", "raise SystemExit(1)"])
-    with pytest.raises(ServerUnavailable, match="is the port taken"):
+    with pytest.raises(ServerUnavailable, match="Is the port already in use"):
         redis_server.wait_for(up.stack.settings.redis_url, child.process)
 
 
@@ -281,9 +281,9 @@ def test_up_runs_once_a_data_folder(desk: InlineWorker, imgrec: Run) -> None:
         for options in ((), ("--detach",)):
             done = imgrec("up", *options)
             assert done.code == 2
-            assert "'imgrec up' already runs" in done.err
+            assert "'imgrec up' is already running" in done.err
             assert "4711" in done.err
-    assert "Nothing runs here" in imgrec("down").err  # a pid file alone means nothing
+    assert "Nothing is running here" in imgrec("down").err  # a pid file alone means nothing
 
 
 SUPERVISOR = """

@@ -83,7 +83,7 @@ def test_defaults_that_leave_accuracy_on_the_table_are_told_so_with_the_measured
     )
     answer = done.object
     assert answer["accuracy"] < answer["auto_accuracy"] == 1.0
-    assert "--auto reaches 1.00 on the same hold-out, these hyper-parameters " in done.err
+    assert "--auto reaches an accuracy of 1.00 on the same held-out images" in done.err
     assert f"{answer['accuracy']:.2f}: train again with --auto." in done.err
 
 
@@ -124,20 +124,20 @@ def test_pictures_that_were_left_out_are_named_and_counted(imgrec: Run, training
     done = imgrec("train", "--category", "shoe", "--attribute", "color", "--json")
     assert (done.object["images"], done.object["skipped"]) == (23, 1)
     assert f"{broken}: the file is no image of a known format" in done.err
-    assert "Copies of a picture within its class count once: 1 left out." in done.err
+    assert "Duplicate images within a class, ignored: 1." in done.err
 
 
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ([], "Name what to train"),
-        (["--category", "shoe"], "Name what to train"),
-        (["--category-head", "--category", "shoe"], "takes neither"),
+        ([], "Give --category and --attribute"),
+        (["--category", "shoe"], "Give --category and --attribute"),
+        (["--category-head", "--category", "shoe"], "cannot be combined"),
         (["--category", "../shoe", "--attribute", "color"], "'../shoe' cannot be used"),
         (["--category", "shoe", "--attribute", "/etc"], "'/etc' cannot be used"),
         (["--category", "shoe", "--attribute", "size"], "No such file or directory: '"),
-        (["--category-head", "--auto", "--lr", "0.1"], "leave out --lr"),
-        (["--category-head", "--auto", "--epochs", "10"], "leave out --epochs"),
+        (["--category-head", "--auto", "--lr", "0.1"], "omit --lr"),
+        (["--category-head", "--auto", "--epochs", "10"], "omit --epochs"),
         (["--category-head", "--val", "0"], "0<x<1"),
         (["--category-head", "--val", "1"], "0<x<1"),
         (["--category-head", "--lr", "0"], "--lr"),
@@ -171,7 +171,7 @@ def test_heads_are_listed_and_a_broken_one_is_a_sentence_beside_the_others(
 ) -> None:
     done = imgrec("heads")
     assert (done.code, done.out) == (0, "")
-    assert "No head is trained" in done.err
+    assert "No trained heads" in done.err
     assert imgrec("heads", "--json").object == {"heads": []}
     trained = imgrec("train", "--category", "shoe", "--attribute", "color", "--json").object
     imgrec("train", "--category-head", "--json")

@@ -24,8 +24,8 @@ def health(stand: LiveStack, *args: str) -> tuple[int, dict[str, Any]]:
 def ill(stand: LiveStack, queue: str) -> str:
     """Return why the worker of a queue is ill; empty while it is well."""
     code, found = health(stand, queue)
-    assert (code == 1) == bool(found["ill"] or not found["alive"])
-    return "; ".join(found["ill"].values())
+    assert (code == 1) == bool(found["unhealthy"] or not found["alive"])
+    return "; ".join(found["unhealthy"].values())
 
 
 def well(stand: LiveStack, queue: str) -> bool:
@@ -130,7 +130,11 @@ def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: LiveStack) ->
     until(lambda: ill(stand, "query") == "the thread 'query-log' is dead", "told", 60)
     os.killpg(query.pid, signal.SIGKILL)
     query.wait()
-    until(lambda: health(stand, "query")[1] == {"alive": {}, "ill": {}}, "it is gone, not ill", 20)
+    until(
+        lambda: health(stand, "query")[1] == {"alive": {}, "unhealthy": {}, "ill": {}},
+        "it is gone, not ill",
+        20,
+    )
 
     stand.worker("query", IMGREC_FAILPOINT="batch!hang", HUNG_AFTER_S="3")
     draw_product(stand.folder / "unknown.jpg", seed=77)  # so that the model is asked
@@ -207,13 +211,13 @@ def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: LiveStack) -> 
     first = pid_of(up, "embed")
     job_id = up.answer("enqueue-rebuild", str(up.products))["job_id"]
     until(once.exists, "the worker froze with a shard in its hands", 60)
-    until(lambda: "embed does not work (no sign of life for" in up.log("up"), "it is noticed", 60)
+    until(lambda: "embed is unhealthy (no heartbeat for" in up.log("up"), "it is noticed", 60)
     assert up.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
     assert up.indexed() == good
     assert "embed ended (killed by SIGKILL)" in up.log("up")
     assert pid_of(up, "embed") != first
     for name in ("index", "query"):
-        assert f"{name} does not work" not in up.log("up")
+        assert f"{name} is unhealthy" not in up.log("up")
 
 
 @pytest.mark.slow
@@ -225,7 +229,7 @@ def test_up_replaces_a_worker_that_is_ill_and_leaves_those_that_wait_for_redis(
     up.start_redis()
     start(up, 25.0, **more)
     first = {name: pid_of(up, name) for name in ("embed", "index", "query")}
-    until(lambda: "index does not work (the thread 'reconciler' is dead)" in up.log("up"), "told")
+    until(lambda: "index is unhealthy (the thread 'reconciler' is dead)" in up.log("up"), "told")
     until(lambda: pid_of(up, "index") not in (None, first["index"]), "another one runs")
     until(lambda: well(up, "index"), "it is well", 60)
     up.kill_redis()
@@ -256,7 +260,7 @@ def test_up_with_its_real_patience_replaces_a_frozen_worker(up: LiveStack) -> No
     assert first is not None
     os.kill(first, signal.SIGSTOP)
     log = up.data / "run" / "up.log"
-    until(lambda: "query does not work (no sign of life for" in log.read_text(), "noticed", 120)
+    until(lambda: "query is unhealthy (no heartbeat for" in log.read_text(), "noticed", 120)
     until(lambda: "query ended (killed by SIGKILL)" in log.read_text(), "it is killed", 60)
     until(lambda: pid_of(up, "query") not in (None, first), "another one runs", 60)
     until(lambda: well(up, "query"), "it is well", 120)

@@ -32,7 +32,7 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
         assert done.returncode == 0, done.stderr
         second = stand.imgrec("up", "--detach")
         assert second.returncode == 2
-        assert "already runs" in second.stderr
+        assert "is already running" in second.stderr
         result = stand.rebuild(**switches)
         assert (result["state"], result["skipped"]) == ("published", 1)
         # What had been embedded before the worker died came back from the cache.

@@ -53,7 +53,7 @@ def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(
     stand.rebuild()
     code, rows = checks(stand)
     assert (code, bad(rows)) == (0, [])
-    assert "9 images, of this fingerprint" in rows["index"]["found"]
+    assert "9 images, made with the same model and settings" in rows["index"]["found"]
     assert rows["worker on query"]["found"] == "1 worker answers"
 
     # Another preprocessing: the index is of another kind, and the folder to embed again is known.
@@ -82,7 +82,7 @@ def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(
     assert shown.returncode == 4
     lines = shown.stdout.splitlines()
     assert [line for line in lines if not line.startswith("ok   ")] == [
-        "FAIL worker on embed: none answers",
+        "FAIL worker on embed: no worker answers",
         "     next: celery worker -Q embed, or all with: imgrec up",
     ]
 
@@ -134,7 +134,7 @@ def test_nothing_there_is_a_list_of_next_commands_and_no_secret(stand: LiveStack
     assert rows["background removal"]["next"].startswith("make weights")
     assert "sees no CUDA device" in rows["device"]["found"]
     assert rows["device"]["next"].startswith("nvidia-smi")
-    assert rows["worker on embed"]["found"] == "not asked: Redis does not work"
+    assert rows["worker on embed"]["found"] == "not checked: Redis does not work"
     assert "s3cret" not in str(rows)
 
 
@@ -147,20 +147,20 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        CheckFailed, match=r"there is an NVIDIA driver, but torch .* sees no GPU"
+        CheckFailed, match=r"an NVIDIA driver is installed, but torch .* finds no GPU"
     ) as found:
         checks_of(settings).device()
     assert "imgrec[gpu]" in found.value.next
     left_alone = settings.model_copy(update={"device": "cpu"})
-    assert checks_of(left_alone).device().startswith("DEVICE=cpu: no GPU is seen")
+    assert checks_of(left_alone).device().startswith("DEVICE=cpu: no GPU found")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
-    assert "a GPU is seen and left alone" in checks_of(left_alone).device()
-    assert checks_of(settings).device() == "a GPU is seen and used"
+    assert "a GPU is available but not used" in checks_of(left_alone).device()
+    assert checks_of(settings).device() == "a GPU is used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
     monkeypatch.setattr(onnx_runtime, "sees_gpu", lambda: False)
-    with pytest.raises(CheckFailed, match="onnxruntime does not see it"):
+    with pytest.raises(CheckFailed, match="onnxruntime does not find it"):
         checks_of(cutting).device()
 
 
@@ -184,7 +184,7 @@ def in_process(stand: LiveStack, change: str) -> tuple[int, Rows]:
 
 def test_a_disk_without_room_for_a_rebuild_is_a_failure(stand: LiveStack) -> None:
     _, rows = in_process(stand, "cli.checks.LEAST_FREE = 2 ** 60")
-    assert "a rebuild wants 1073741824.0" in rows["disk"]["found"]
+    assert "but a rebuild needs 1073741824.0 GiB" in rows["disk"]["found"]
     assert "DATA_DIR" in rows["disk"]["next"]
 
 

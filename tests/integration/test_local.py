@@ -190,7 +190,7 @@ def test_the_shell_answers_lines_in_old_and_new_spelling_and_no_line_ends_it(
         "there is no command 'nonsense'",
         "Name an image, or query with --text or --product",
         "The cache does not answer",
-        "this is the shell already",
+        "this already is the imgrec shell",
     ):
         assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -241,7 +241,7 @@ def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
         before = len(seen)
         os.write(ours, b"\x03")
         until(lambda: b"Interrupted." in seen, "it stops")
-        assert b"--wait --local' goes on with it" in seen
+        assert b"--wait --local' continues the job" in seen
         until(lambda: b"imgrec>" in seen[before:], "the next prompt")
         os.write(ours, b"jobs\r")
         until(lambda: b"Rebuilds, newest first" in seen, "the next command works")
@@ -267,4 +267,4 @@ def test_the_shell_ends_with_its_input(laptop: Laptop) -> None:
 def test_the_shell_without_redis_names_the_way_that_needs_none(laptop: Laptop) -> None:
     done = laptop.imgrec("serve", typed="exit\n")
     assert done.returncode == 0
-    assert "'imgrec serve --local' works without it" in done.stderr
+    assert "'imgrec serve --local' works without Redis" in done.stderr

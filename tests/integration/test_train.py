@@ -85,12 +85,12 @@ def np_sum(rows: list[list[int]]) -> int:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "Name what to train"),
-        (["--category", "shoe"], "Name what to train"),
+        ([], "Give --category and --attribute"),
+        (["--category", "shoe"], "Give --category and --attribute"),
         (["--category", "../shoe", "--attribute", "color"], "'../shoe' cannot be used"),
         (["--category", "shoe", "--attribute", "/etc"], "'/etc' cannot be used"),
-        (["--category", "shoe", "--category-head"], "takes neither"),
-        (["--category-head", "--auto", "--lr", "0.1"], "leave out --lr"),
+        (["--category", "shoe", "--category-head"], "cannot be combined"),
+        (["--category-head", "--auto", "--lr", "0.1"], "omit --lr"),
         (["--category", "hat", "--attribute", "color"], "No such file or directory: '"),
         (["--category-head", "--val", "1"], "--val"),
     ],
