@@ -20,6 +20,9 @@ PAUSE_S = 3.0
 class Dispatcher(Protocol):
     """Takes tasks that answer through the job table, each into its queue."""
 
+    # Seconds in which another worker may join that can do what those that are there cannot.
+    join_s: float
+
     def send(self, task: str, *args: object) -> None:
         """Send a task.
 
@@ -47,6 +50,8 @@ class Dispatcher(Protocol):
 class CeleryDispatcher:
     """Sends through Celery's broker, the Redis at `redis_url`; every method may raise what
     `send` does."""
+
+    join_s = 30.0
 
     # Celery is imported at first use: most commands look into the database alone.
 
@@ -92,6 +97,8 @@ class CeleryDispatcher:
 
 class InlineDispatcher:
     """Keeps tasks in this process for whoever runs them here: `--local`, and tests."""
+
+    join_s = 0.0
 
     def __init__(self) -> None:
         self.messages: deque[tuple[str, tuple[object, ...]]] = deque()

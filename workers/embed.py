@@ -34,10 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
-# A job fails when every live worker has refused it, and this one so many times: with the pauses
-# between them, a worker that only just starts has half a minute to join.
-REFUSALS = 10
-REFUSAL_COUNTS_S = 60.0  # after which a worker that refused may be gone
+REFUSAL_COUNTS_S = 60.0  # a worker that has refused a job and was silent since may be gone
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -213,7 +210,7 @@ def _refuse(resources: Resources, job: Job, n: int, reason: str) -> None:
     resources.watchdog.refusal = reason
     worker = f"{HOST}:{os.getpid()}"
     refusals = resources.jobs.add_refusal(job.id, worker, reason, REFUSAL_COUNTS_S)
-    if refusals.by_worker >= REFUSALS:
+    if refusals.since_s >= resources.dispatcher.join_s:
         nobody_left = refusals.workers >= resources.dispatcher.workers()[EMBED]
         if nobody_left and resources.jobs.fail_refused(job.id, reason):
             return
