@@ -135,7 +135,7 @@ def classify_image(
     start = time.monotonic()
     _require_size(resources, data)
     if not isinstance(use_trained, bool):
-        raise WrongUse("The query cannot be used: use_trained is neither true nor false.")
+        raise WrongUse("The query cannot be used: use_trained must be true or false.")
     classifier = resources.trained if use_trained else resources.zero_shot
     vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
     answer = classifier.classify(vector)
@@ -145,7 +145,7 @@ def classify_image(
 
 def _require_size(resources: Resources, data: bytes) -> None:
     if not isinstance(data, bytes):  # a message may come from anybody who reaches Redis
-        raise WrongUse("The query cannot be used: its image is not made of bytes.")
+        raise WrongUse("The query cannot be used: its image must be bytes.")
     if len(data) > resources.settings.max_image_bytes:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
@@ -180,7 +180,7 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     Opens only files that this version names, below the folder that it was built from.
     """
     if not isinstance(version, str) or not isinstance(filenames, list | tuple):
-        raise WrongUse("The pictures cannot be found: name an index version and a list of files.")
+        raise WrongUse("The images cannot be found: name an index version and a list of files.")
     opened = resources.versions.current()
     if opened.name != version:
         opened = resources.versions.open(version)
@@ -194,7 +194,7 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
             data = read_image(confined(root, filename), limits)
             image = decode(data, limits, resources.settings.preprocess_bg_color)
         except BadImage as error:
-            log.info("No picture of %s: %s", filename, error)
+            log.info("No image of %s: %s", filename, error)
             continue
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         jpegs[filename] = base64.b64encode(encode_jpeg(image, 85)).decode()
