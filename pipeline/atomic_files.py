@@ -56,11 +56,11 @@ def disk_trouble(error: OSError, folder: Path) -> str:
     """Return the sentence for a disk that is full or denies writing, with what to do about it."""
     reason = error.strerror or str(error)
     if error.errno in DISK_FULL:
-        advice = "Free space there; the rebuild then goes on by itself."
+        advice = "Free space there; the rebuild then continues automatically."
     else:
         place = Path(error.filename).parent if error.filename else folder
         advice = (
             f"Give the user of the worker (uid {os.geteuid()}) write permission to {place}; the "
-            "rebuild then goes on by itself."
+            "rebuild then continues automatically."
         )
     return f"DATA_DIR ({folder}) cannot be written: {reason}. {advice}"

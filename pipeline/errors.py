@@ -1,17 +1,17 @@
 """Every error that imgrec raises on purpose, and the exit code that each one means.
 
     ImgrecError                  1  tried and failed
-    ├── WrongUse                 2  the request cannot work: a missing folder, a bad option
+    ├── WrongUse                 2  the request cannot work: a missing folder, an invalid option
     │   └── BadImage             2  an image cannot be used (in a rebuild: one of its failures)
     │       └── ImageOutOfMemory 2  an image needs more memory than this process has left
     ├── SetupError               1  a model, its weights or a library cannot be loaded
-    ├── FingerprintMismatch      1  vectors of two kinds would be compared
+    ├── FingerprintMismatch      1  vectors of different models would be compared
     ├── HeadBroken               1  the file of a trained head cannot be used
     ├── IndexBroken              1  files of a version or a shard do not match their digests
     ├── JobFailed                1  a rebuild ended without a published version
-    ├── TimedOut                 1  the answer did not come in time; the work goes on
+    ├── TimedOut                 1  the result did not arrive in time; the work continues
     ├── Overloaded               1  the workers have more queries than they can answer in time
-    ├── IndexMissing             3  nothing was published yet
+    ├── IndexMissing             3  no index has been published yet
     └── ServerUnavailable        4  Redis, the database or every worker is unavailable
 
 A message is one sentence: what, which file or id, the limit, what to do next.

@@ -43,12 +43,10 @@ def redis_address(url: str) -> str:
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     number = query.pop("db", "") or (parts.path.strip("/") if parts.scheme != "unix" else "")
     if not re.fullmatch(r"\d*", number):
-        raise ValueError(
-            "the database after the last / must be a number, as in redis://HOST:6379/0"
-        )
+        raise ValueError("the database after the last / must be a number, e.g. redis://HOST:6379/0")
     if unknown := sorted(query.keys() - TLS_OPTIONS):
         known = ", ".join(sorted(TLS_OPTIONS))
-        raise ValueError(f"the option {unknown[0][:40]!r} is not known; known are {known}")
+        raise ValueError(f"unknown option {unknown[0][:40]!r}; available options: {known}")
     if parts.scheme == "rediss":
         query = _tls(query)
     elif query:
@@ -91,7 +89,9 @@ def _require(url: str, authority: str, whole: bool) -> None:
     ports = re.findall(r":([^:\],]*)(?=,|$)", authority.rpartition("@")[2])
     if not whole or not all(re.fullmatch(r"\d{0,5}", port) for port in ports):
         scheme = url.partition("://")[0]
-        raise ValueError(f"it is no address like {scheme}://USER:PASSWORD@HOST:PORT ({WRITTEN})")
+        raise ValueError(
+            f"it is not an address like {scheme}://USER:PASSWORD@HOST:PORT ({WRITTEN})"
+        )
 
 
 def _tls(query: dict[str, str]) -> dict[str, str]:
@@ -104,5 +104,5 @@ def _tls(query: dict[str, str]) -> dict[str, str]:
         query["ssl_check_hostname"] = str(yes).lower()
     for name in TLS_FILES:
         if name in query and not Path(query[name]).is_file():
-            raise ValueError(f"{name} names {query[name]!r}, and there is no such file")
+            raise ValueError(f"{name} names {query[name]!r}, which does not exist")
     return query

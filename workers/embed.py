@@ -238,7 +238,7 @@ def _saver(data_dir: Path) -> Callable[[str, Image.Image], None]:
         # The suffix is kept unless it is .jpg: shoe.jpg and shoe.png are two products.
         target = folder / (path if path.endswith(".jpg") else f"{path}.jpg")
         if not target.resolve().is_relative_to(folder.resolve()):
-            raise BadImage("the path leads out of the folder of preprocessed images", "save")
+            raise BadImage("the path leads outside the folder of preprocessed images", "save")
         write_atomic(target, encode_jpeg(image, quality=95))
 
     return save

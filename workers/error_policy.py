@@ -102,7 +102,7 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
         case Timeout():  # an OSError, too
             return Wait(
                 f"Another process, a merge or a rollback, holds the lock {error.lock_file}. The "
-                "merge is tried again by itself."
+                "merge is retried automatically."
             )
         case OSError() if error.errno in DISK_FULL | DENIED:
             return Wait(disk_trouble(error, attempt.data_dir))

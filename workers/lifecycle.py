@@ -157,9 +157,9 @@ def _beat(resources: Resources, name: str) -> None:
             break
         ill = "; ".join([*resources.watchdog.failures(), *filter(None, [consumer.problem()])])
         if ill and not before:
-            log.error("This worker is ill: %s.", ill)
+            log.error("This worker is unhealthy: %s.", ill)
         elif before and not ill:
-            log.warning("This worker is well again.")
+            log.warning("This worker is healthy again.")
         before = ill
         try:
             heartbeat.beat(READY if consumer.connected else "waiting for Redis", ill)
@@ -196,7 +196,7 @@ def _reconcile(resources: Resources) -> None:
             with work:
                 reconcile(resources)
         except ImgrecError as error:
-            log.warning("The ledger waits: %s", error)
+            log.warning("The job table is unavailable, trying again: %s", error)
         except Exception:
             # This thread is the one that finds lost work: it must outlive its own bugs.
-            log.exception("The reconciler failed; it goes on.")
+            log.exception("The reconciler failed; it continues.")

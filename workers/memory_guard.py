@@ -148,7 +148,7 @@ class MemoryGuard:
                 since = self._look(since, default)
             except Exception:
                 # This thread ends a worker that has leaked: it must outlive its own bugs.
-                log.exception("The memory watch failed; it goes on.")
+                log.exception("The memory watch failed; it continues.")
 
     def _look(self, since: float | None, default: int) -> float | None:
         """End this worker when it has leaked; else return since when its usage is high."""
@@ -165,8 +165,8 @@ class MemoryGuard:
         """Give running work back and end this worker, gently at first."""
         self.shutting_down.set()
         log.error(
-            "This worker holds %s of memory, its limit WORKER_MAX_MEMORY is %s: it gives its work "
-            "back and ends, to be started again. Raise the limit where this happens often.",
+            "This worker uses %s of memory, its limit WORKER_MAX_MEMORY is %s: it returns its work "
+            "and exits to be restarted. Raise the limit if this happens often.",
             format_bytes(used),
             format_bytes(limit),
         )

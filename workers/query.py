@@ -162,7 +162,7 @@ def classify_image(
     start = time.monotonic()
     _require_size(resources, data)
     if not isinstance(use_trained, bool):
-        raise WrongUse("The query cannot be used: use_trained is neither true nor false.")
+        raise WrongUse("The query cannot be used: use_trained must be true or false.")
     classifier = resources.trained if use_trained else resources.zero_shot
     vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
     answer = classifier.classify(vector)
@@ -172,7 +172,7 @@ def classify_image(
 
 def _require_size(resources: Resources, data: bytes) -> None:
     if not isinstance(data, bytes):  # a message may come from anybody who reaches Redis
-        raise WrongUse("The query cannot be used: its image is not made of bytes.")
+        raise WrongUse("The query cannot be used: its image must be bytes.")
     if len(data) > resources.settings.max_image_bytes:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 

@@ -84,9 +84,9 @@ class QueryLog:
                 with self._work:
                     self.flush()
             except ServerUnavailable as error:
-                log.warning("The log of queries waits: %s", error)
+                log.warning("The log of queries is unavailable, trying again: %s", error)
                 self._wanted.set()
                 time.sleep(RETRY_S)
             except Exception:
                 # What cannot be written once cannot be written later: it must not block the rest.
-                log.exception("Some queries could not be logged; the log goes on.")
+                log.exception("Some queries could not be logged; the log continues.")

@@ -197,7 +197,7 @@ class Resources:
         fingerprint = find_fingerprint(self.settings)
         if fingerprint is None:
             model = self.settings.embedding_model
-            raise SetupError(f"The revision of {model} cannot be told from the hub cache.")
+            raise SetupError(f"The revision of {model} cannot be determined from the hub cache.")
         return fingerprint
 
     @property

@@ -148,10 +148,8 @@ def check_envelope(message: Any, queue: str) -> None:
         raise Refused(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
     task = envelope.headers.task
     route = current_app.conf.task_routes.get(task)
-    _require(route in (None, {"queue": queue}), f"{task} does not belong into queue '{queue}'")
-    _require(
-        message["headers"].get("compression") is None, "a compressed body may unpack to any size"
-    )
+    _require(route in (None, {"queue": queue}), f"{task} does not belong to queue '{queue}'")
+    _require(message["headers"].get("compression") is None, "compressed bodies are not accepted")
     _require(
         len(envelope.body) <= MAX_BODY,
         f"its body has {len(envelope.body):,} bytes, the limit is {MAX_BODY:,}: send a smaller "
@@ -187,7 +185,7 @@ def check_body(task: str, body: Any) -> None:
     _require(isinstance(args, list | tuple), "its arguments are not a list")
     _require(
         isinstance(kwargs, dict) and all(isinstance(name, str) for name in kwargs),
-        "its named arguments are not a table",
+        "its named arguments are not an object",
     )
     _require(
         isinstance(more, dict) and not any(more.values()),

@@ -93,7 +93,7 @@ def validate_name(kind: str, name: str) -> str:
         )
     if name == "unknown":
         raise WrongUse(
-            f"The {kind} cannot be called 'unknown': that is what a doubtful answer is called."
+            f"The {kind} cannot be called 'unknown', which is reserved for uncertain answers."
         )
     if kind == "category" and name == CATEGORY_HEAD:
         raise WrongUse(
@@ -122,5 +122,5 @@ def require_features(head: Head, name: HeadName, mine: Fingerprint, dim: int) ->
     if head.weight.shape[1] != dim:
         raise HeadBroken(
             f"The trained head {name.folder.as_posix()} takes vectors of {head.weight.shape[1]} "
-            f"numbers, the model gives {dim}: train it again with '{name.command}'."
+            f"dimensions, but the model's have {dim}: train it again with '{name.command}'."
         )

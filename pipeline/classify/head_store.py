@@ -171,7 +171,9 @@ def _read_classes(file: Path, name: HeadName) -> tuple[list[str], str] | None:
     except OSError as error:
         raise _broken(file, name, f"it cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise _broken(file, name, "it is no JSON object with 'classes' and 'trained_at'") from error
+        raise _broken(
+            file, name, "it is not a JSON object with 'classes' and 'trained_at'"
+        ) from error
     return classes, trained_at
 
 
@@ -183,11 +185,11 @@ def _read_model(file: Path, name: HeadName) -> Head:
     except OSError as error:
         raise _broken(file, name, f"it cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a broken or hostile file does to torch
-        raise _broken(file, name, "it is no file of tensors and plain values") from error
+        raise _broken(file, name, "it is not a file of tensors and plain values") from error
     try:
         return _checked(content)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise _broken(file, name, "what it holds is no head") from error
+        raise _broken(file, name, "its content is not a head") from error
 
 
 def _checked(content: dict[str, Any]) -> Head:

@@ -247,7 +247,7 @@ def _not_loadable(name: str, error: Exception) -> SetupError:
         reason = f"the folder lacks {', '.join(missing)}" if missing else _reason(error)
         return SetupError(f"The model in the folder {name} cannot be loaded: {reason}.")
     return SetupError(
-        f"The model {name} cannot be loaded: it is no folder here, and the hub gave: "
+        f"The model {name} cannot be loaded: it is not a folder, and the hub answered: "
         f"{_reason(error)}. Check the name and the network, or set EMBEDDING_MODEL to a folder "
         "with a transformers CLIP or SigLIP."
     )

@@ -91,7 +91,7 @@ def choose(
         return EXACT
     if wanted != "auto" and wanted not in names:
         raise SetupError(
-            f"MODEL_PRECISION={wanted} cannot run here with {settings.embedding_model}; what can: "
+            f"MODEL_PRECISION={wanted} cannot run here with {settings.embedding_model}; available: "
             f"{', '.join(names)}. Set MODEL_PRECISION=auto to use the fastest of them."
         )
     key = measurement_key(str(revision), device, PACKAGES)
@@ -104,7 +104,7 @@ def choose(
         if each.name == wanted and each.agreement < BOUND:
             raise SetupError(
                 f"MODEL_PRECISION={wanted} changes the vectors of {settings.embedding_model} too "
-                f"much: a cosine of {each.agreement:.4f} with float32, the limit is {BOUND}. Set "
+                f"much: a cosine of {each.agreement:.4f} with float32; the limit is {BOUND}. Set "
                 "MODEL_PRECISION=auto or fp32."
             )
     return wanted

@@ -84,7 +84,7 @@ def read_shard(folder: Path, name: str, digest: str) -> ShardVectors:
     except OSError as error:
         raise IndexBroken(f"The shard file {name} cannot be read: {error.strerror}.") from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise IndexBroken(f"The shard file {name} does not match its digest in the ledger.")
+        raise IndexBroken(f"The shard file {name} does not match its digest in the job table.")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return ShardVectors(arrays["positions"], arrays["sha256"], arrays["vectors"])

@@ -77,7 +77,7 @@ def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
         WrongUse: no such folder.
     """
     if not root.is_dir():
-        raise WrongUse(f"There is no folder '{root}'.")
+        raise WrongUse(f"No such folder: '{root}'.")
     images: list[ImageFile] = []
     failures: list[Failure] = []
     for found in find_images(root):
@@ -94,14 +94,14 @@ def list_classes(root: Path) -> tuple[list[ImageFile], list[Failure]]:
     Raises:
         WrongUse: no folder, pictures outside of class folders, or fewer than two classes.
     """
-    layout = f"'{root}' needs one folder a class: {root}/<class>/<picture>.jpg"
+    layout = f"'{root}' needs one folder for each class: {root}/<class>/<image>.jpg"
     images, failures = list_folder(root)
     loose = [image.path for image in images if "/" not in image.path]
     if loose:
-        raise WrongUse(f"The picture '{loose[0]}' lies in no class folder; {layout}.")
+        raise WrongUse(f"The image '{loose[0]}' is not in a class folder; {layout}.")
     classes = {class_of(image.path) for image in images}
     if len(classes) < 2:
-        raise WrongUse(f"{layout}, at least two classes; it has {len(classes)}.")
+        raise WrongUse(f"{layout}, and at least two classes; it has {len(classes)}.")
     return images, failures
 
 
@@ -127,7 +127,7 @@ def embed_labelled(root: Path, embedder: Embedder, done: Callable[[int], None]) 
     """
     paths, vectors, failures = embed_folder(root, embedder, done)
     if not paths:
-        raise WrongUse(f"No picture below '{root}' can be used: {failures[0].reason}.")
+        raise WrongUse(f"No image below '{root}' can be used: {failures[0].reason}.")
     return Labelled(root, paths, np.array([class_of(path) for path in paths]), vectors, failures)
 
 
@@ -144,7 +144,7 @@ def retrieve(queries: Labelled, catalogue: Labelled | None, ks: Sequence[int]) -
     first = np.zeros(count, np.int64)
     places = np.arange(1, len(others.labels) + (catalogue is not None))
     if not len(places):
-        raise WrongUse("There is no second picture to compare with.")
+        raise WrongUse("At least two images are required.")
     for start in range(0, count, ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, count))
         scores = queries.vectors[rows] @ others.vectors.T

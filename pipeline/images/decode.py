@@ -58,7 +58,7 @@ def read_image(path: Path, limits: Limits) -> bytes:
         size = path.stat().st_size
         if size > limits.max_bytes:
             raise BadImage(
-                f"the file has {size:,} bytes, the limit MAX_IMAGE_BYTES is {limits.max_bytes:,}",
+                f"the file has {size:,} bytes, more than MAX_IMAGE_BYTES ({limits.max_bytes:,})",
                 "read",
             )
         data = path.read_bytes()
@@ -102,7 +102,9 @@ def _decode(
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise BadImage(f"the file is no image of a known format ({', '.join(FORMATS)})") from error
+        raise BadImage(
+            f"the file is not an image of a supported format ({', '.join(FORMATS)})"
+        ) from error
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
         raise _broken(error) from error
     with image:
@@ -110,7 +112,7 @@ def _decode(
         width, height = image.size
         if min(width, height) < MIN_SIDE:
             raise BadImage(
-                f"the image is {width}x{height} pixels, each side needs at least {MIN_SIDE}"
+                f"the image is {width}x{height} pixels, but each side must have at least {MIN_SIDE}"
             )
         try:
             reject_decompression_bomb(image, data, limits.max_pixels)
@@ -136,7 +138,7 @@ def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise BadImage(
             f"the image has {width}x{height} = {width * height:,} pixels, "
-            f"the limit MAX_IMAGE_PIXELS is {limits.max_pixels:,}"
+            f"more than MAX_IMAGE_PIXELS ({limits.max_pixels:,})"
         )
 
 
@@ -159,7 +161,7 @@ def _broken(error: Exception) -> BadImage:
         return ImageOutOfMemory()
     if "truncated" in str(error).lower():
         return BadImage("the image is cut off (truncated file)")
-    return BadImage(f"the image is broken: {error}")
+    return BadImage(f"the image is corrupt: {error}")
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -55,8 +55,8 @@ def reject_decompression_bomb(image: Image.Image, data: bytes, max_pixels: int) 
     tile = _tile_pixels(image)
     if tile > max_pixels:
         raise BadImage(
-            f"the image is stored in tiles of {tile:,} pixels, the limit MAX_IMAGE_PIXELS is "
-            f"{max_pixels:,}"
+            f"the image is stored in tiles of {tile:,} pixels, more than MAX_IMAGE_PIXELS "
+            f"({max_pixels:,})"
         )
     if image.format in ("JPEG", "MPO") and not _one_scan(image, data):
         scans = data.count(START_OF_SCAN)

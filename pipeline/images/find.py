@@ -56,7 +56,7 @@ def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
             yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
             continue
         if not S_ISREG(stat.st_mode):  # reading a pipe would never end
-            yield path, BadImage("this is no regular file", "find")
+            yield path, BadImage("this is not a regular file", "find")
             continue
         yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
 
@@ -114,7 +114,7 @@ def confined(root: Path, path: str) -> Path:
     try:
         full = (folder / path).resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13
-        raise BadImage("the file is a link that leads nowhere", "read") from error
+        raise BadImage("the file is a broken symbolic link", "read") from error
     if not full.is_relative_to(folder):
-        raise BadImage("the path leads out of the products folder", "read")
+        raise BadImage("the path leads outside the products folder", "read")
     return full

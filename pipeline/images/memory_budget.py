@@ -102,7 +102,7 @@ class MemoryBudget:
             if self._size is not None and wanted > self._size:
                 raise BadImage(
                     f"the image would need {format_bytes(wanted)} of memory, WORKER_MAX_MEMORY "
-                    f"leaves {format_bytes(self._size)} for pictures: raise it, or make the image "
+                    f"leaves {format_bytes(self._size)} for images: raise it, or make the image "
                     "smaller"
                 )
             self._changed.wait_for(lambda: self._fits(wanted))

@@ -156,7 +156,9 @@ class PublishedIndex:
             except ImgrecError:
                 if index is None or name is None:
                     raise
-                log.exception("Index %s cannot be loaded; %s goes on.", name, index.version.name)
+                log.exception(
+                    "Index %s cannot be loaded; %s stays in use.", name, index.version.name
+                )
                 return index
 
     def _usable(self, name: str | None) -> OpenIndex | None:
@@ -238,7 +240,7 @@ class PublishedIndex:
             _read_ahead(fresh.version.folder / "index.bin")
         except Exception:
             # Whatever it was: the state must not stay `Loading`, or no version is loaded again.
-            log.exception("Index %s cannot be loaded; %s goes on.", name, index.version.name)
+            log.exception("Index %s cannot be loaded; %s stays in use.", name, index.version.name)
             with self._lock:
                 if isinstance(self._state, Loading):
                     self._state = Serving(index, time.monotonic() + RETRY_S)
@@ -246,7 +248,7 @@ class PublishedIndex:
         try:
             self._warm(fresh.version)
         except ImgrecError as error:  # it can serve all the same
-            log.warning("Index %s was not made ready: %s", name, error)
+            log.warning("Index %s could not be prepared: %s", name, error)
         with self._lock:
             self._serve(fresh, pointer_ns)
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)

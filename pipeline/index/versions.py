@@ -193,7 +193,7 @@ class VersionStore:
             return None
         if not NAME.fullmatch(name):
             raise IndexBroken(
-                f"The pointer {self._pointer} holds {name[:50]!r}, not a version's name: "
+                f"The pointer {self._pointer} contains {name[:50]!r}, not the name of a version: "
                 "run 'imgrec index rollback VERSION'."
             )
         return name

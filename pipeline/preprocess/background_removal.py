@@ -119,8 +119,8 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
         agreement = measure(wanted).agreement
         if agreement < MASK_BOUND:
             raise SetupError(
-                f"REMBG_BACKEND={wanted} draws other masks than onnxruntime here (IoU "
-                f"{agreement:.3f}, the limit is {MASK_BOUND}): set REMBG_BACKEND=auto."
+                f"REMBG_BACKEND={wanted} computes different masks than onnxruntime here (IoU "
+                f"{agreement:.3f}, at least {MASK_BOUND} is required): set REMBG_BACKEND=auto."
             )
         return load(wanted)
     candidates = []
@@ -129,7 +129,7 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
             try:
                 candidates.append(measure(name))
             except SetupError as error:
-                log.warning("Background removal goes on without %s. %s", backend.PACKAGE, error)
+                log.warning("Background removal continues without %s. %s", backend.PACKAGE, error)
     chosen = fastest(candidates, MASK_BOUND) or "onnxruntime"
     try:
         return load(chosen)
@@ -137,7 +137,7 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
         if chosen == "onnxruntime":
             raise
         # It worked when it was measured.
-        log.warning("Background removal goes on in onnxruntime. %s", error)
+        log.warning("Background removal continues in onnxruntime. %s", error)
         return load("onnxruntime")
 
 
@@ -183,5 +183,5 @@ def _require(backend: str, model: str, device: str) -> None:
     if not module.can_run(model):
         raise SetupError(
             f"REMBG_BACKEND={backend} cannot run here: it needs a CPU with bfloat16 and a "
-            f"{module.PACKAGE} that starts. Set REMBG_BACKEND=auto."
+            f"working {module.PACKAGE}. Set REMBG_BACKEND=auto."
         )

@@ -38,7 +38,7 @@ def session_class(model: str) -> Any:
     sessions = _import_sessions().sessions
     if model not in sessions:
         raise SetupError(
-            f"REMBG_MODEL={model} is unknown to rembg; it knows {', '.join(sessions)}."
+            f"REMBG_MODEL={model} is unknown to rembg. Available models: {', '.join(sessions)}."
         )
     return sessions[model]
 

@@ -82,7 +82,7 @@ def join(
     if rows is None:
         raise JobFailed(
             "No image of the folder could be used, so nothing was published: "
-            f"'imgrec failures {job.id}' tells why."
+            f"'imgrec failures {job.id}' lists the reasons."
         )
     return rows, []
 

@@ -66,7 +66,7 @@ def merge(
     if later is not None:
         raise JobFailed(
             f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
-            "older one would hide it. Run the rebuild again to have it."
+            "older one would replace it. Run the rebuild again to publish its images."
         )
     workspace = versions.workspace()
     try:

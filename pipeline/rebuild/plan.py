@@ -43,7 +43,7 @@ def check_folder(folder: Path, settings: Settings) -> Path:
     require_allowed(root, settings)
     if next(find_images(root), None) is None:
         kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in SUFFIXES))
-        what = "is empty" if next(root.iterdir(), None) is None else "holds no image"
+        what = "is empty" if next(root.iterdir(), None) is None else "contains no images"
         raise WrongUse(f"The folder '{folder}' {what}: put product images there ({kinds}).")
     return root
 
@@ -107,7 +107,7 @@ def plan_rebuild(
     except BaseException as error:
         with contextlib.suppress(ImgrecError):  # then its lease ends it
             jobs.fail(
-                job_id, f"The folder was not listed to its end: {str(error) or 'interrupted'}"
+                job_id, f"The folder could not be listed completely: {str(error) or 'interrupted'}"
             )
         raise
     return job_id

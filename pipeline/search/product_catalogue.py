@@ -99,8 +99,8 @@ class Condition:
         column, sign, value = (part.strip() for part in found.groups()) if found else ("", "", "")
         if not column:
             raise WrongUse(
-                f"The condition {quote(text)} cannot be used: write COLUMN=VALUE, or !=, <, <=, "
-                ">, >= in place of =."
+                f"Invalid condition {quote(text)}: write COLUMN=VALUE, or one of !=, <, <=, "
+                "> and >= in place of =."
             )
         return cls(column, sign, value)
 
@@ -165,7 +165,7 @@ def read_products(file: Path) -> list[Product]:
     except _Mistake as mistake:
         raise WrongUse(f"The file '{file}' cannot be imported: {mistake}.") from mistake
     if not products:
-        raise WrongUse(f"The file '{file}' holds no product.")
+        raise WrongUse(f"The file '{file}' contains no products.")
     return products
 
 
@@ -180,15 +180,15 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         columns = [column.strip() for column in next(reader, [])]
         if PRODUCT_ID not in columns:
-            raise _Mistake(f"line 1 names no column '{PRODUCT_ID}'")
+            raise _Mistake(f"line 1 has no column '{PRODUCT_ID}'")
         if len(set(columns)) < len(columns) or "" in columns:
-            raise _Mistake("line 1 names a column twice, or one without a name")
+            raise _Mistake("line 1 has a duplicate or empty column name")
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(columns):
                 line = f"line {reader.line_num} has {len(cells)} cells"
-                raise _Mistake(f"{line}, the first line {len(columns)}")
+                raise _Mistake(f"{line}, but the header has {len(columns)}")
             yield reader.line_num, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise _Mistake(f"line {reader.line_num}: {error}") from error
@@ -202,9 +202,9 @@ def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _Mistake(f"line {number} is no JSON ({error})") from error
+            raise _Mistake(f"line {number} is not valid JSON ({error})") from error
         if not isinstance(row, dict):
-            raise _Mistake(f"line {number} is no JSON object")
+            raise _Mistake(f"line {number} is not a JSON object")
         yield number, row
 
 
@@ -219,10 +219,12 @@ def _collect(rows: Iterable[tuple[int, dict[str, Any]]]) -> list[Product]:
         if image not in (None, ""):
             path = _image(image, line)
             if owner.setdefault(path, product_id) != product_id:
-                raise _Mistake(f"line {line}: '{path}' already shows product '{owner[path]}'")
+                raise _Mistake(
+                    f"line {line}: '{path}' is already an image of product '{owner[path]}'"
+                )
             images.setdefault(product_id, []).append(path)
         elif product_id in facts:
-            raise _Mistake(f"line {line}: product '{product_id}' stands there twice")
+            raise _Mistake(f"line {line}: product '{product_id}' is listed twice")
         known = facts.setdefault(product_id, {})
         for column, value in values.items():
             if known.setdefault(column, value) != value:
@@ -246,7 +248,7 @@ def _product_id(value: Any, line: int) -> str:
 
 def _image(value: Any, line: int) -> str:
     if not isinstance(value, str):
-        raise _Mistake(f"line {line}: '{IMAGE}' is no text")
+        raise _Mistake(f"line {line}: '{IMAGE}' is not a string")
     path = PurePosixPath(_text(value.strip(), IMAGE, line).replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise _Mistake(f"line {line}: the image '{path}' is not below the products folder")
@@ -255,11 +257,11 @@ def _image(value: Any, line: int) -> str:
 
 def _value(value: Any, column: Any, line: int) -> Value:
     if not isinstance(value, str | int | float | bool):
-        raise _Mistake(f"line {line}: '{column}' is neither text, nor a number, nor true or false")
+        raise _Mistake(f"line {line}: '{column}' is not a string, a number or a boolean")
     if isinstance(value, str):
         return _text(value.strip(), str(column), line)
     if isinstance(value, float) and not math.isfinite(value):
-        raise _Mistake(f"line {line}: '{column}' is no finite number")
+        raise _Mistake(f"line {line}: '{column}' is not a finite number")
     return value
 
 
@@ -267,5 +269,5 @@ def _text(value: str, column: str, line: int) -> str:
     if len(value) > MAX_TEXT:
         raise _Mistake(f"line {line}: '{column}' has more than {MAX_TEXT:,} characters")
     if "\0" in value:  # which PostgreSQL refuses to store
-        raise _Mistake(f"line {line}: '{column}' holds a NUL")
+        raise _Mistake(f"line {line}: '{column}' contains a NUL character")
     return value

@@ -114,7 +114,7 @@ def _migrate(tx: Transaction) -> None:
     sections = _sections()
     if have > max(sections):
         raise ImgrecError(
-            f"The database has schema version {have}, this imgrec knows up to {max(sections)}: "
+            f"The database has schema version {have}; this imgrec supports up to {max(sections)}: "
             "update imgrec."
         )
     for version in sorted(sections):

@@ -79,7 +79,7 @@ class FeedbackLog:
         if product_id not in products:
             known = ", ".join(products[:10]) or "nothing"
             raise WrongUse(
-                f"Query {query.query_id} did not show a product '{product_id}'; it showed: {known}."
+                f"Query {query.query_id} has no match '{product_id}'. Its matches: {known}."
             )
         given = Feedback(
             query.query_id,

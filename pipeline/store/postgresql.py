@@ -182,7 +182,7 @@ def _options(url: str) -> dict[str, Any]:
                 f"{unknown[0][:40]!r} (it is {without_password(url)})."
             ) from None
         raise WrongUse(
-            f"The setting DATABASE_URL cannot be used: {without_password(url)} is no address like "
+            f"The setting DATABASE_URL cannot be used: {without_password(url)} is not of the form "
             "postgresql://USER:PASSWORD@HOST/NAME (special characters are written %XX)."
         ) from None
 
@@ -227,12 +227,12 @@ def _why(shown: str, error: psycopg.Error) -> str:
         )
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return (
-            f"The database {shown} lets this user do too little ({reason}): make it the owner "
+            f"The database {shown} gives this user too few rights ({reason}): make it the owner "
             "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
         )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return (
-            f"The database {shown} takes no changes ({reason}): DATABASE_URL must name the "
+            f"The database {shown} is read-only ({reason}): DATABASE_URL must name the "
             "primary server."
         )
     refused = REFUSED.search(reason)

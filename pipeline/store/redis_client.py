@@ -93,28 +93,28 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             )
         return (
             f"The certificate of {server} is not trusted ({error.verify_message}): name the file "
-            f"of its authority in {setting}, as in rediss://HOST:6379/0?ssl_ca_certs=FILE."
+            f"of its authority in {setting}, e.g. rediss://HOST:6379/0?ssl_ca_certs=FILE."
         )
     if isinstance(error, ssl.SSLError) or (tls and "handshake operation timed out" in reason):
         return (
-            f"{server} does not take this TLS connection ({reason}): if it speaks none, write "
-            f"redis:// in {setting}; if it wants a client's certificate, add ssl_certfile and "
+            f"{server} rejects this TLS connection ({reason}): if it does not use TLS, write "
+            f"redis:// in {setting}; if it requires a client certificate, add ssl_certfile and "
             "ssl_keyfile."
         )
     if isinstance(error, redis.OutOfMemoryError) or "used memory > 'maxmemory'" in reason:
         return (
-            f"{server} is full and takes no message: raise its maxmemory, or empty the cache "
-            "with 'imgrec cache clear'. What was planned goes on when there is room."
+            f"{server} is full and accepts no messages: raise its maxmemory, or empty the cache "
+            "with 'imgrec cache clear'. Planned work continues when there is space."
         )
     if refuses(error):
-        wanted = "it wants a password" if reason.startswith("HELLO must be called") else reason
+        wanted = "it requires a password" if reason.startswith("HELLO must be called") else reason
         return (
             f"{server} refuses the login ({wanted}): correct the user and the password in "
             f"{setting}."
         )
     if isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in reason:
         return (
-            f"{server} lets this user do too little ({reason}): give it the keys imgrec:*, all "
+            f"{server} gives this user too few rights ({reason}): give it the keys imgrec:*, all "
             "channels and all commands but the dangerous ones: "
             "ACL SETUSER NAME ~imgrec:* &* +@all -@dangerous +info."
         )
@@ -127,7 +127,7 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
     off = isinstance(error, (ConnectionResetError, redis.InvalidResponse))
     if not tls and (off or reason == "Connection closed by server"):
         return (
-            f"{server} breaks the connection off ({reason}): see whether it runs; if it speaks "
+            f"{server} closes the connection ({reason}): check whether it is running; if it uses "
             f"TLS, write rediss:// in {setting}."
         )
     return None

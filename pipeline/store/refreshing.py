@@ -52,6 +52,6 @@ class RevisionCache(Generic[Held]):
                 self._away = True
                 if held is None:
                     raise
-                log.warning("What was read last is used further: %s", error)
+                log.warning("The last known data stays in use: %s", error)
             self._look_at = time.monotonic() + LOOK_EVERY_S
             return held[1]

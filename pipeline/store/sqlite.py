@@ -76,7 +76,7 @@ class Sqlite:
                 raise ServerUnavailable(f"The database {file} does not work: {error}.") from error
             except sqlite3.DatabaseError as error:
                 raise ServerUnavailable(
-                    f"The file {file} is no usable database: {error}."
+                    f"The file {file} is not a usable database: {error}."
                 ) from error
 
     def keep_open(self) -> None:

@@ -174,7 +174,7 @@ def choose(
     """
     inner, judge = split(truth, INNER, rng)
     if not len(judge):
-        raise WrongUse("--auto needs a class with three pictures or more, to choose by.")
+        raise WrongUse("--auto needs a class with at least three images.")
     recipe = replace(
         recipe, epochs=MAX_EPOCHS, batch_size=max(recipe.batch_size, -(-len(truth) // MAX_BATCHES))
     )

@@ -58,11 +58,11 @@ def list_training(training: Path, name: HeadName) -> Listing:
         WrongUse: no such folder, another layout, fewer than two classes or pictures of a class.
     """
     root = training if name.category is None else training / name.folder
-    layout = f"{root}/<class>/<picture>.jpg"
+    layout = f"{root}/<class>/<image>.jpg"
     if name.category is None:
-        layout = f"{root}/<category>/<picture>.jpg, in folders of folders if you like"
+        layout = f"{root}/<category>/<image>.jpg, or in folders below"
     if not root.is_dir():
-        raise WrongUse(f"No such file or directory: '{root}': put pictures into {layout}.")
+        raise WrongUse(f"No such file or directory: '{root}': put images into {layout}.")
     classes = sorted(
         entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
@@ -72,11 +72,11 @@ def list_training(training: Path, name: HeadName) -> Listing:
     loose = [image.path for image in images if "/" not in image.path]
     if loose:
         raise WrongUse(
-            f"The picture '{root / loose[0]}' lies in no class folder; the layout is {layout}."
+            f"The image '{root / loose[0]}' is not in a class folder; the layout is {layout}."
         )
     if len(classes) < 2:
-        has = f"has one class only, '{classes[0]}'" if classes else "has no class"
-        raise WrongUse(f"'{root}' {has}, at least two are needed: {layout}.")
+        has = f"has only one class, '{classes[0]}'" if classes else "has no class"
+        raise WrongUse(f"'{root}' {has}, but at least two are required: {layout}.")
     _require_pictures(root, Counter(class_of(image.path) for image in images), classes)
     return Listing(root, tuple(classes), images, failures)
 
@@ -105,7 +105,7 @@ def embed_training(
         one, other = contradictions[0]
         more = f" ({len(contradictions)} such pairs)" if len(contradictions) > 1 else ""
         raise WrongUse(
-            f"'{listing.root / one}' and '{listing.root / other}' are the same picture in two "
+            f"'{listing.root / one}' and '{listing.root / other}' are the same image in two "
             f"classes{more}: keep the one that is right."
         )
     labels = [class_of(paths[row]) for row in rows]
@@ -123,7 +123,7 @@ def _require_pictures(root: Path, counts: Counter[str], classes: Sequence[str]) 
     for label in classes:
         if counts[label] < MIN_IMAGES:
             raise WrongUse(
-                f"The class '{label}' has {counts[label]} different picture"
-                f"{'' if counts[label] == 1 else 's'} that can be used, at least {MIN_IMAGES} are "
-                f"needed: add some to '{root / label}', or remove that folder."
+                f"The class '{label}' has {counts[label]} different image"
+                f"{'' if counts[label] == 1 else 's'} that can be used; at least {MIN_IMAGES} are "
+                f"required: add some to '{root / label}', or remove that folder."
             )

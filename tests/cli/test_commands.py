@@ -95,9 +95,9 @@ def test_what_cannot_work_is_exit_code_2_and_one_sentence(shop: LiveStack) -> No
     for command, words in (
         (["enqueue-rebuild", "nowhere"], "No such file or directory: 'nowhere'"),
         (["enqueue-rebuild", "empty"], "is empty"),
-        (["enqueue-rebuild", "texts"], "holds no image"),
+        (["enqueue-rebuild", "texts"], "contains no images"),
         (["query", "nowhere.jpg"], "does not exist"),
-        (["query", "no.jpg"], "The image 'no.jpg' cannot be used: the file is no image"),
+        (["query", "no.jpg"], "The image 'no.jpg' cannot be used: the file is not an image"),
         (["query", "cut.jpg"], "cut off"),
         (["query", "dot.png"], "1x1"),
         (["status", "nothing"], "There is no job 'nothing'"),

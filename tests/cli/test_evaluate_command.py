@@ -125,7 +125,7 @@ def test_the_page_shows_the_confusions_of_a_bad_model_as_pictures(
     ("args", "sentence"),
     [
         ([], "Name the folder to measure"),
-        (["nowhere"], "There is no folder 'nowhere'"),
+        (["nowhere"], "No such folder: 'nowhere'"),
         (["nowhere", "--k", "0,5"], "each number can be 1 to 1000"),
         (["nowhere", "--k", "five"], "not a list of numbers like 1,5,10"),
         (["nowhere", "--prompt", "a photo"], "has no {} for the class"),

@@ -123,7 +123,7 @@ def test_pictures_that_were_left_out_are_named_and_counted(imgrec: Run, training
     shutil.copy(broken.with_name("1.png"), broken.with_name("copy.png"))
     done = imgrec("train", "--category", "shoe", "--attribute", "color", "--json")
     assert (done.object["images"], done.object["skipped"]) == (23, 1)
-    assert f"{broken}: the file is no image of a known format" in done.err
+    assert f"{broken}: the file is not an image of a supported format" in done.err
     assert "Duplicate images within a class, ignored: 1." in done.err
 
 
@@ -162,7 +162,7 @@ def test_a_contradiction_leaves_the_head_that_was_there(
     shutil.copy(training / "shoe/color/red/0.png", training / "shoe/color/blue/x.png")
     done = imgrec("train", "--category", "shoe", "--attribute", "color")
     assert done.code == 2
-    assert "are the same picture in two classes" in done.err
+    assert "are the same image in two classes" in done.err
     assert model.read_bytes() == before
 
 

@@ -108,7 +108,7 @@ WRONG = {
     "REDIS_URL": [
         ("redis://:wrong-{odd}@127.0.0.1:{redis}/0", "refuses the login"),
         ("redis://bob:{odd}@127.0.0.1:{redis}/0", "refuses the login"),
-        ("redis://127.0.0.1:{redis}/0", "it wants a password"),
+        ("redis://127.0.0.1:{redis}/0", "it requires a password"),
         ("redis://:{odd}@127.0.0.1:{redis}/99", "correct the database's number"),
         ("redis://:{odd}@no-such-host.invalid:{redis}/0", "does not answer"),
     ],
@@ -247,6 +247,6 @@ def test_an_acl_user_with_too_few_rights_is_a_sentence(
     ):
         done = stand.imgrec(*command)
         assert done.returncode == 4, (command, done.stderr)
-        assert "lets this user do too little" in done.stderr + done.stdout
+        assert "gives this user too few rights" in done.stderr + done.stdout
         assert "Traceback" not in done.stderr
         assert SECRET not in done.stderr + done.stdout

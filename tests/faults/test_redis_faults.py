@@ -182,7 +182,7 @@ def test_a_full_redis_says_so_and_the_job_goes_on_when_there_is_room(trial: Faul
     stand.redis().config_set("maxmemory", "2mb")
     done = stand.imgrec("enqueue-rebuild", str(stand.products))
     assert done.returncode == 4
-    assert "is full and takes no message" in done.stderr
+    assert "is full and accepts no messages" in done.stderr
     assert "Traceback" not in done.stderr
     ((job, _),) = stand.jobs.list_with_progress()
     assert job.state == "planned"

@@ -94,7 +94,7 @@ def test_tls_to_a_plain_redis_is_a_sentence_too(door: Door) -> None:
     url = f"rediss://:{SECRET}@localhost:{door.stand.port}/0"
     done = door.stand.imgrec("cache", "list", REDIS_URL=url)
     assert done.returncode == 4
-    assert "if it speaks none, write redis://" in done.stderr
+    assert "if it does not use TLS, write redis://" in done.stderr
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:
     assert unknown.returncode == 2
     assert "no query nobody in the log" in unknown.stderr
     unseen = laptop.imgrec("feedback", first["query_id"], "mug/nobody", "--like")
-    assert "did not show a product 'mug/nobody'" in unseen.stderr
+    assert "has no match 'mug/nobody'" in unseen.stderr
     neither = laptop.imgrec("feedback", first["query_id"], "mug/red")
     assert "Give exactly one of --like, --dislike, --click and --purchase" in neither.stderr
 
@@ -187,7 +187,7 @@ def test_the_shell_answers_lines_in_old_and_new_spelling_and_no_line_ends_it(
     for words in (
         "'nowhere.jpg' does not exist",
         "No closing quotation",
-        "there is no command 'nonsense'",
+        "unknown command 'nonsense'",
         "Name an image, or query with --text or --product",
         "The cache does not answer",
         "this already is the imgrec shell",

@@ -59,7 +59,7 @@ FULL, DENIED, BROKEN = os_error(errno.ENOSPC), os_error(errno.EACCES), os_error(
 BUG, CUDA = ZeroDivisionError("division by zero"), RuntimeError("CUDA error: 700\nStack: ...")
 FREE_SPACE = Wait(
     "DATA_DIR (data) cannot be written: No space left on device. Free space there; the rebuild "
-    "then goes on by itself."
+    "then continues automatically."
 )
 
 

@@ -132,7 +132,7 @@ def test_a_held_lock_leaves_the_job_to_the_next_look_and_says_so(
     assert note.startswith(
         f"Another process, a merge or a rollback, holds the lock {lock.lock_file}"
     )
-    assert note.endswith("The merge is tried again by itself.")
+    assert note.endswith("The merge is retried automatically.")
     assert "space" not in note
 
 

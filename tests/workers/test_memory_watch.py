@@ -66,7 +66,7 @@ def test_the_memory_watch_outlives_an_error_of_its_own(
     watched.used = [0, 0, ValueError("not a line of /proc"), LIMIT + 1]
     watched.guard().start()
     until(lambda: watched.ends == [LIMIT + 1], "the worker is ended", 20)
-    assert "The memory watch failed; it goes on." in caplog.text
+    assert "The memory watch failed; it continues." in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -195,7 +195,7 @@ def test_a_worker_of_another_model_compares_nothing(desk: InlineWorker) -> None:
 def test_the_worker_checks_again_what_the_command_has_checked(desk: InlineWorker) -> None:
     """A message may come from anybody who reaches Redis."""
     desk.rebuild()
-    with pytest.raises(BadImage, match="no image of a known format"):
+    with pytest.raises(BadImage, match="not an image of a supported format"):
         query_image(desk, b"no image", 3)
     for top_k in (0, -1, 1001):
         with pytest.raises(WrongUse, match="--top-k"):

@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "content-type": lambda m: m.pop("content-type"),
     "body": lambda m: m.update(body=["e30="]),
     "bytes, the limit is": lambda m: m.update(body="A" * (transport.MAX_BODY + 1)),
-    "does not belong into queue": lambda m: m["headers"].update(task="imgrec.query_image"),
+    "does not belong to queue": lambda m: m["headers"].update(task="imgrec.query_image"),
 }
 
 

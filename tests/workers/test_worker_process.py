@@ -326,7 +326,7 @@ def test_the_reconciler_outlives_outages_and_its_own_bugs(
     finally:
         desk.resources.stopping.set()
         thread.join(20)
-    assert "The ledger waits: the database is away" in caplog.text
+    assert "The job table is unavailable, trying again: the database is away" in caplog.text
     assert "a bug" in caplog.text
 
 

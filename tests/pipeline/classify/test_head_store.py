@@ -112,7 +112,7 @@ def test_a_name_with_a_path_in_it_names_no_head(tmp_path: Path, name: str) -> No
 
 
 def test_names_that_mean_something_else_are_refused() -> None:
-    with pytest.raises(WrongUse, match="what a doubtful answer is called"):
+    with pytest.raises(WrongUse, match="reserved for uncertain answers"):
         HeadName.parse("unknown", "color")
     with pytest.raises(WrongUse, match="has that folder"):
         HeadName.parse("category_head", "color")
@@ -149,7 +149,7 @@ def test_a_first_head_without_its_classes_json_works(tmp_path: Path) -> None:
 def test_a_classes_json_that_says_nothing_is_a_sentence(tmp_path: Path, content: bytes) -> None:
     file = saved(tmp_path) / "classes.json"
     file.write_bytes(content)
-    with pytest.raises(HeadBroken, match="no JSON object with 'classes'") as caught:
+    with pytest.raises(HeadBroken, match="not a JSON object with 'classes'") as caught:
         load_head(tmp_path, NAME)
     assert str(file) in str(caught.value)
     assert WAY_OUT in str(caught.value)
@@ -184,7 +184,7 @@ def test_code_in_a_model_file_is_never_run(tmp_path: Path) -> None:
     (folder / "bare.pt").write_bytes(pickle.dumps(Attack(trace), protocol=2))
     for name in ("zipped.pt", "bare.pt"):
         os.replace(folder / name, folder / "model.pt")
-        with pytest.raises(HeadBroken, match="no file of tensors and plain values"):
+        with pytest.raises(HeadBroken, match="not a file of tensors and plain values"):
             load_head(tmp_path, NAME)
         assert not trace.exists()
     pickle.loads(pickle.dumps(Attack(trace)))  # the attack itself works
@@ -243,14 +243,14 @@ def test_a_model_file_of_another_shape_is_a_sentence(
 ) -> None:
     file = saved(tmp_path) / "model.pt"
     torch.save(torch.load(file, weights_only=True) | change, file)
-    with pytest.raises(HeadBroken, match="what it holds is no head"):
+    with pytest.raises(HeadBroken, match="its content is not a head"):
         load_head(tmp_path, NAME)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weight": torch.zeros(2, 3)}])
 def test_tensors_without_the_rest_are_no_head(tmp_path: Path, content: Any) -> None:
     torch.save(content, saved(tmp_path) / "model.pt")
-    with pytest.raises(HeadBroken, match="what it holds is no head"):
+    with pytest.raises(HeadBroken, match="its content is not a head"):
         load_head(tmp_path, NAME)
 
 
@@ -261,7 +261,7 @@ def test_a_head_of_another_model_s_features_is_refused_with_both_named() -> None
         require_features(HEAD, NAME, mine, 3)
     for words in (HEAD.made_with, "another model on uncut", "imgrec train --category shoe"):
         assert words in str(caught.value)
-    with pytest.raises(HeadBroken, match="takes vectors of 3 numbers, the model gives 4"):
+    with pytest.raises(HeadBroken, match="takes vectors of 3 dimensions, but the model's have 4"):
         require_features(HEAD, NAME, replace(mine, id=HEAD.fingerprint), 4)
 
 

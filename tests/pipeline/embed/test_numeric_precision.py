@@ -175,7 +175,7 @@ def test_a_precision_that_was_asked_for_and_leaves_the_bound_is_refused(
         bench.choose(with_precision(settings, "int8"), "key", ALL)
     assert bench.choose(with_precision(settings, "bf16"), "key", ALL) == "bf16"
     with pytest.raises(
-        SetupError, match=r"MODEL_PRECISION=bf16 cannot run here.*what can: fp32, int8"
+        SetupError, match=r"MODEL_PRECISION=bf16 cannot run here.*available: fp32, int8"
     ):
         bench.choose(with_precision(settings, "bf16"), "key", ["fp32", "int8"])
 

@@ -112,7 +112,7 @@ def test_recall_of_an_index_counts_what_it_missed_and_forgives_equal_pictures() 
     [
         ([], "at least two classes; it has 0"),
         (["a/x.jpg"], "at least two classes; it has 1"),
-        (["a/x.jpg", "b/x.jpg", "y.jpg"], "'y.jpg' lies in no class folder"),
+        (["a/x.jpg", "b/x.jpg", "y.jpg"], "'y.jpg' is not in a class folder"),
     ],
 )
 def test_a_folder_of_another_layout_is_refused_with_the_one_it_needs(
@@ -123,4 +123,4 @@ def test_a_folder_of_another_layout_is_refused_with_the_one_it_needs(
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(WrongUse, match=sentence) as caught:
         list_classes(tmp_path)
-    assert "<class>/<picture>.jpg" in str(caught.value)
+    assert "<class>/<image>.jpg" in str(caught.value)

@@ -135,13 +135,13 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"hello", "no image of a known format"),
+        (b"hello", "not an image of a supported format"),
         (encoded(Image.new("RGB", (1, 1)), "PNG"), "1x1"),
         (encoded(noise(), "JPEG")[:2000], "cut off"),
         (encoded(noise(), "JPEG")[:100], "cut off"),
         (encoded(noise(), "PNG")[:5000], "cut off"),
-        (bomb(20_000, 20_000), "400,000,000 pixels, the limit MAX_IMAGE_PIXELS is 1,000,000"),
-        (encoded(two_halves(), "PPM"), "no image of a known format"),
+        (bomb(20_000, 20_000), "400,000,000 pixels, more than MAX_IMAGE_PIXELS"),
+        (encoded(two_halves(), "PPM"), "not an image of a supported format"),
     ],
 )
 def test_what_is_no_usable_picture_gets_a_clear_sentence(data: bytes, words: str) -> None:
@@ -154,7 +154,7 @@ def test_empty_large_and_missing_files_are_refused_by_name(tmp_path: Path) -> No
     (tmp_path / "large.jpg").write_bytes(b"x" * 1_000_001)
     for name, words in (
         ("empty.jpg", "0 bytes"),
-        ("large.jpg", "1,000,001 bytes, the limit MAX_IMAGE_BYTES is 1,000,000"),
+        ("large.jpg", "1,000,001 bytes, more than MAX_IMAGE_BYTES"),
         ("none.jpg", "No such file"),
     ):
         with pytest.raises(BadImage, match=words):

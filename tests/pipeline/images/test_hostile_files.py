@@ -260,7 +260,7 @@ def test_a_picture_that_cannot_be_saved_is_one_failure_and_the_rest_is_indexed(
 
     def save(path: str, image: Image.Image) -> None:
         if path == "b.png":
-            raise BadImage("the path leads out of the folder of preprocessed images", "save")
+            raise BadImage("the path leads outside the folder of preprocessed images", "save")
 
     result = embed(tmp_path, save=save)
     assert [(failure.path, failure.stage) for failure in result.failures] == [("b.png", "save")]

@@ -65,7 +65,7 @@ def test_vectors_of_another_model_are_neither_reused_nor_compared(shop: ToyPipel
         (lambda folder: None, "No such file or directory"),
         (lambda folder: folder.touch(), "is a file"),
         (lambda folder: folder.mkdir(), "is empty"),
-        (lambda folder: (folder.mkdir(), (folder / "a.txt").touch()), "holds no image"),
+        (lambda folder: (folder.mkdir(), (folder / "a.txt").touch()), "contains no images"),
     ],
 )
 def test_a_folder_that_cannot_be_indexed_is_refused_before_a_job_exists(

@@ -141,7 +141,7 @@ def test_weights_that_a_backend_cannot_read_are_onnxruntime_s_work(
     monkeypatch.setattr(mnn, "CONVERT", "import sys; sys.exit('no such operator')")
     with caplog.at_level(logging.WARNING):
         remove = load_remover(settings(tmp_path, "auto"), threads=1)
-    assert "goes on without MNN" in caplog.text
+    assert "continues without MNN" in caplog.text
     assert np.asarray(remove(probe_images()[0])).any()
     with pytest.raises(SetupError, match=r"no such operator\): set REMBG_BACKEND=onnxruntime"):
         load_remover(settings(tmp_path, "mnn"), threads=1)
@@ -161,7 +161,7 @@ def test_a_backend_that_no_longer_loads_is_replaced_by_onnxruntime(
     monkeypatch.setattr(backends["mnn"], "load", fail)
     with caplog.at_level(logging.WARNING):
         remove = load_remover(settings(tmp_path, "auto"), threads=1)
-    assert "goes on in onnxruntime. MNN has no memory." in caplog.text
+    assert "continues in onnxruntime. MNN has no memory." in caplog.text
     assert np.asarray(remove(probe_images()[0])).any()
 
 

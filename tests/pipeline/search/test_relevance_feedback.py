@@ -91,7 +91,7 @@ def test_feedback_counts_once_and_the_last_of_like_and_dislike_holds(database: D
     assert log.revision() == start + 5
     log.forget_queries(before=1e9)
     assert len(log.newest("kind")) == 3  # feedback outlives the log
-    with pytest.raises(WrongUse, match="did not show a product 'z'; it showed: a, b, c"):
+    with pytest.raises(WrongUse, match=r"has no match 'z'\. Its matches: a, b, c"):
         log.add(query, "z", "like", "", 1.0)
 
 

@@ -258,7 +258,7 @@ def test_what_fails_each_time_is_not_taken_for_an_outage(url: str) -> None:
     [
         ("pgbouncer=true", "knows no option 'pgbouncer'"),
         ("sslmode=disable&Timeout=5", "knows no option 'Timeout'"),
-        ("", "is no address like"),
+        ("", "is not of the form"),
     ],
 )
 def test_an_option_that_postgresql_does_not_know_is_named(option: str, reason: str) -> None:

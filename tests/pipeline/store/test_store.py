@@ -309,7 +309,7 @@ def test_a_database_that_is_away_is_a_sentence_without_the_password(tmp_path: Pa
         Jobs(Database("postgresql://shop:secret@127.0.0.1:9/imgrec")).list_with_progress()
     assert "secret" not in str(caught.value)
     (tmp_path / "file").write_text("no database")
-    with pytest.raises(ServerUnavailable, match="no usable database"):
+    with pytest.raises(ServerUnavailable, match="not a usable database"):
         Jobs(Database(f"sqlite:///{tmp_path}/file")).list_with_progress()
     with pytest.raises(ServerUnavailable, match="cannot be opened"):
         Jobs(Database(f"sqlite:///{tmp_path}/file/app.db")).list_with_progress()

@@ -226,7 +226,7 @@ def test_two_pictures_a_class_are_the_least_that_can_be_trained_and_judged() -> 
     assert (training.trained, training.held_out) == (3, 3)
     assert not training.temperature_fitted
     assert training.head.temperature == 1.0
-    with pytest.raises(WrongUse, match="--auto needs a class with three pictures or more"):
+    with pytest.raises(WrongUse, match="--auto needs a class with at least three images"):
         train(data, Recipe(auto=True), MADE_BY)
     training = train(blobs((2, 5), 0.05), Recipe(auto=True), MADE_BY)
     assert training.temperature_fitted
@@ -286,7 +286,7 @@ def test_a_missing_folder_is_named_with_the_layout_that_it_needs(tmp_path: Path)
     with pytest.raises(WrongUse) as caught:
         listed(tmp_path)
     assert str(caught.value).startswith(f"No such file or directory: '{tmp_path}/shoe/color'")
-    assert "<class>/<picture>.jpg" in str(caught.value)
+    assert "<class>/<image>.jpg" in str(caught.value)
     with pytest.raises(WrongUse, match=r"<category>/<picture>\.jpg"):
         list_training(tmp_path / "nowhere", CATEGORY)
 
@@ -294,11 +294,11 @@ def test_a_missing_folder_is_named_with_the_layout_that_it_needs(tmp_path: Path)
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ([], "has no class, at least two are needed"),
-        (["red/1.jpg", "red/2.jpg"], "has one class only, 'red'"),
+        ([], "has no class, but at least two are required"),
+        (["red/1.jpg", "red/2.jpg"], "has only one class, 'red'"),
         (["red/1.jpg", "red/2.jpg", "blue/1.jpg"], "The class 'blue' has 1 different picture that"),
         (["red/1.jpg", "red/2.jpg", "blue/notes.txt"], "The class 'blue' has 0 different pictures"),
-        (["red/1.jpg", "red/2.jpg", "3.jpg"], "'.*/shoe/color/3.jpg' lies in no class folder"),
+        (["red/1.jpg", "red/2.jpg", "3.jpg"], "'.*/shoe/color/3.jpg' is not in a class folder"),
         (["_red/1.jpg", "blue/1.jpg"], "The class '_red' cannot be used"),
         (["unknown/1.jpg", "blue/1.jpg"], "cannot be called 'unknown'"),
     ],
@@ -333,7 +333,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_the_classes_counted_again
     assert (found.skipped, len(found.truth)) == (1, 3 * PICTURES - 1)
     for n in range(1, PICTURES - 1):
         (root / "red" / f"{n}.jpg").write_bytes(b"no picture either")
-    with pytest.raises(WrongUse, match="The class 'red' has 1 different picture"):
+    with pytest.raises(WrongUse, match="The class 'red' has 1 different image"):
         embedded(tmp_path, settings)
 
 
@@ -346,7 +346,7 @@ def test_a_copy_within_its_class_counts_once_so_that_no_split_can_part_the_two(
     assert (found.copies, len(found.truth)) == (1, 3 * PICTURES)
     for n in range(1, PICTURES):
         shutil.copy(root / "red" / "0.jpg", root / "red" / f"{n}.jpg")
-    with pytest.raises(WrongUse, match="The class 'red' has 1 different picture"):
+    with pytest.raises(WrongUse, match="The class 'red' has 1 different image"):
         embedded(tmp_path, settings)
 
 
@@ -355,7 +355,7 @@ def test_a_picture_in_two_classes_is_refused_with_both_files_named(
 ) -> None:
     root = copied(drawn, tmp_path)
     shutil.copy(root / "red" / "0.jpg", root / "blue" / "x.jpg")
-    with pytest.raises(WrongUse, match="are the same picture in two classes") as caught:
+    with pytest.raises(WrongUse, match="are the same image in two classes") as caught:
         embedded(tmp_path, settings)
     for file in (root / "red" / "0.jpg", root / "blue" / "x.jpg"):
         assert str(file) in str(caught.value)
