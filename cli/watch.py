@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 NO_WORKER_AFTER_S = 4.0
+MEASURABLE_S = 1.0  # of worker time: of less, no stage can be told from the others
 WORTH_TUNING_S = 60.0  # of worker time; a shorter rebuild needs no advice
 
 
@@ -44,7 +45,7 @@ def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
         **job,
         "stage_seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "bottleneck": {"stage": slowest, "share": round(seconds[slowest] / total, 2)}
-        if total
+        if total >= MEASURABLE_S
         else None,
     }
 

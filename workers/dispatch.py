@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,9 +14,14 @@ from pipeline.errors import WrongUse
 from pipeline.store.redis_client import PREFIX, connect, trouble
 from workers.routes import QUEUE_OF, QUEUES
 
+PAUSE_S = 3.0
+
 
 class Dispatcher(Protocol):
     """Takes tasks that answer through the job table, each into its queue."""
+
+    # Seconds in which another worker may join that can do what those that are there cannot.
+    join_s: float
 
     def send(self, task: str, *args: object) -> None:
         """Send a task.
@@ -37,10 +43,15 @@ class Dispatcher(Protocol):
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
         """Count the workers on each queue that answer within `patience_s`."""
 
+    def pause_for_others(self, stopping: threading.Event) -> None:
+        """Take no message for a while, so that other workers take what this one gave back."""
+
 
 class CeleryDispatcher:
     """Sends through Celery's broker, the Redis at `redis_url`; every method may raise what
     `send` does."""
+
+    join_s = 30.0
 
     # Celery is imported at first use: most commands look into the database alone.
 
@@ -70,6 +81,9 @@ class CeleryDispatcher:
             replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
         return Counter(queue["name"] for queues in replies.values() for queue in queues)
 
+    def pause_for_others(self, stopping: threading.Event) -> None:
+        stopping.wait(PAUSE_S)
+
     @contextmanager
     def _broker(self) -> Iterator[None]:
         """Turn what kombu and redis-py raise into the sentence about Redis."""
@@ -83,6 +97,8 @@ class CeleryDispatcher:
 
 class InlineDispatcher:
     """Keeps tasks in this process for whoever runs them here: `--local`, and tests."""
+
+    join_s = 0.0
 
     def __init__(self) -> None:
         self.messages: deque[tuple[str, tuple[object, ...]]] = deque()
@@ -98,6 +114,9 @@ class InlineDispatcher:
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
         return Counter(QUEUES)
+
+    def pause_for_others(self, stopping: threading.Event) -> None:
+        """There are none."""
 
 
 def require_names(job_id: object, n: object = 0) -> None:

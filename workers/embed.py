@@ -34,11 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
-# A worker that cannot do a job gives its shards back and pauses, so that others take them. When
-# every live worker has refused, and this one so many times, nobody is left who could do the job.
-REFUSALS = 3
-REFUSAL_PAUSE_S = 3.0
-REFUSAL_COUNTS_S = 60.0
+REFUSAL_COUNTS_S = 60.0  # a worker that has refused a job and was silent since may be gone
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -214,12 +210,12 @@ def _refuse(resources: Resources, job: Job, n: int, reason: str) -> None:
     resources.watchdog.refusal = reason
     worker = f"{HOST}:{os.getpid()}"
     refusals = resources.jobs.add_refusal(job.id, worker, reason, REFUSAL_COUNTS_S)
-    if refusals.by_worker >= REFUSALS:
+    if refusals.since_s >= resources.dispatcher.join_s:
         nobody_left = refusals.workers >= resources.dispatcher.workers()[EMBED]
         if nobody_left and resources.jobs.fail_refused(job.id, reason):
             return
     resources.dispatcher.send(EMBED_SHARD, job.id, n)
-    resources.stopping.wait(REFUSAL_PAUSE_S)
+    resources.dispatcher.pause_for_others(resources.stopping)
 
 
 def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:

@@ -16,6 +16,8 @@ from pipeline.errors import BadImage, ImageOutOfMemory, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
+from pipeline.index.versions import Version
+from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import Query
 from pipeline.search.query_vector import compose, embed_image
 from pipeline.search.rank import VERSION as RANKING_VERSION
@@ -29,7 +31,7 @@ from workers.routes import QUERY
 log = logging.getLogger(__name__)
 
 EMBED_TIMEOUT_S = 120.0
-THUMBNAIL_SIDE = 256  # pixels of a match's picture on the result page
+THUMBNAIL_SIDE = 256  # pixels of a match's image on the result page
 MAX_THUMBNAILS = 100
 
 
@@ -41,73 +43,98 @@ def query_image(
     *,
     query_id: str | None = None,
 ) -> dict[str, Any]:
-    """Find the `top_k` products that fit best to the picture in `data`, and to `options`.
+    """Find the `top_k` products that match the image in `data` and `options` best.
 
     Args:
-        data: an image file's bytes; empty where a text or a product asks.
+        data: the bytes of an image file; empty for a query by text or by product.
         options: the fields of `pipeline.search.query.Query`.
-        query_id: its name in the log of queries; None logs nothing.
+        query_id: the key of the query in the query log; None logs nothing.
 
-    Returns the query object of the command line's contract. Raises what its sentence tells:
-    IndexMissing, BadImage, FingerprintMismatch, SetupError, WrongUse, ServerUnavailable.
+    Returns the query object of the command line's contract. Raises IndexMissing, BadImage,
+    FingerprintMismatch, SetupError, WrongUse or ServerUnavailable, each with a sentence.
     """
     start = time.monotonic()
     failpoint("query.start")
-    question = Query.from_message(top_k, options)
-    _require_size(resources, data)
-    question.require_subject(bool(data))
+    query = _checked(resources, data, top_k, options)
     index = resources.live_index.current()
-    mine = resources.fingerprint
-    index.version.require(mine.id, mine.summary)
-    # Who asks by what was imported or said may have done so in the same second.
-    shelf = resources.indexed_catalogues.of(index.version, at_once=bool(question.conditions))
+    fingerprint = resources.fingerprint
+    index.version.require(fingerprint.id, fingerprint.summary)
+    # A user who filters may have imported the products within the same second.
+    indexed = resources.indexed_catalogues.of(index.version, at_once=bool(query.conditions))
     digest = sha256(data) if data else ""
-    facts = {
-        "query": question.key(),
-        "catalogue": shelf.catalogue.revision,
-        "ranking": RANKING_VERSION,
-    }
-    key = result_key(index.version.identity, mine.id, digest, facts)
-    # What feedback changes is not kept: it may change with every verdict.
-    kept = None if question.uses_feedback else resources.cache.get_result(key)
-    answer = found = _unpack(kept)
+    key = _result_key(query, index.version, fingerprint.id, digest, indexed)
+    answer = None if query.uses_feedback else _unpack(resources.cache.get_result(key))
+    cached = answer is not None
     if answer is None:
-        known = KnownVectors(resources.cache, mine.id, index.version)
-        opinions = resources.feedback_index.get(now=True) if question.uses_feedback else None
+        vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
+        feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
-            image = _vector(resources, data, digest, known) if data else None
-            asked = compose(question, image, resources.text_vector, shelf)
-            answer = recommend(question, index, shelf, asked, opinions)
-            if not question.uses_feedback:
+            image = _vector(resources, data, digest, vectors) if data else None
+            query_vector = compose(query, image, resources.text_vector, indexed)
+            answer = recommend(query, index, indexed, query_vector, feedback)
+            if not query.uses_feedback:  # each new feedback may change such a result
                 resources.cache.put_result(key, _pack(answer))
     log.info(
         "Query %s: %d matches%s in %.0f ms.",
         query_id,
         len(answer.matches),
-        " from the cache" if found is not None else "",
+        " from the cache" if cached else "",
         1000 * (time.monotonic() - start),
     )
     if query_id:
-        resources.query_log.put(
-            LoggedQuery(
-                query_id=query_id,
-                asked_at=time.time(),
-                user=question.user,
-                index_version=index.version.name,
-                fingerprint=mine.id,
-                matches=tuple((match["product_id"], match["score"]) for match in answer.matches),
-                vector=answer.vector,
-            )
-        )
+        _record(resources, query_id, query, index.version.name, fingerprint.id, answer)
     failpoint("query.before_answer")
-    shown: dict[str, Any] = {
+    response: dict[str, Any] = {
         "query_id": query_id,
         "index_version": index.version.name,
         "matches": answer.matches,
     }
     if answer.min_score is not None:
-        shown["min_score"] = answer.min_score
-    return shown
+        response["min_score"] = answer.min_score
+    return response
+
+
+def _checked(
+    resources: Resources, data: bytes, top_k: int, options: dict[str, Any] | None
+) -> Query:
+    """Validate a message; the client did so, but anybody who reaches Redis may have sent it."""
+    query = Query.from_message(top_k, options)
+    _require_size(resources, data)
+    query.require_subject(bool(data))
+    return query
+
+
+def _result_key(
+    query: Query, version: Version, fingerprint: str, digest: str, indexed: IndexedCatalogue
+) -> str:
+    facts = {
+        "query": query.key(),
+        "catalogue": indexed.catalogue.revision,
+        "ranking": RANKING_VERSION,
+    }
+    return result_key(version.identity, fingerprint, digest, facts)
+
+
+def _record(
+    resources: Resources,
+    query_id: str,
+    query: Query,
+    index_version: str,
+    fingerprint: str,
+    answer: Answer,
+) -> None:
+    """Add an answered query to the query log, which feedback refers to."""
+    resources.query_log.put(
+        LoggedQuery(
+            query_id=query_id,
+            asked_at=time.time(),
+            user=query.user,
+            index_version=index_version,
+            fingerprint=fingerprint,
+            matches=tuple((match["product_id"], match["score"]) for match in answer.matches),
+            vector=answer.vector,
+        )
+    )
 
 
 def _pack(answer: Answer) -> dict[str, Any]:
@@ -115,10 +142,10 @@ def _pack(answer: Answer) -> dict[str, Any]:
     return {"matches": answer.matches, "min_score": answer.min_score, "vector": vector}
 
 
-def _unpack(kept: Any) -> Answer | None:
+def _unpack(result: Any) -> Answer | None:
     try:
-        vector = np.frombuffer(base64.b64decode(kept["vector"]), "<f4").astype(np.float32)
-        return Answer(list(kept["matches"]), kept["min_score"], vector)
+        vector = np.frombuffer(base64.b64decode(result["vector"]), "<f4").astype(np.float32)
+        return Answer(list(result["matches"]), result["min_score"], vector)
     except (TypeError, ValueError, KeyError):
         return None  # not written by this module
 
@@ -126,11 +153,11 @@ def _unpack(kept: Any) -> Answer | None:
 def classify_image(
     resources: Resources, data: bytes, use_trained: bool = False, *, query_id: str | None = None
 ) -> dict[str, Any]:
-    """Say what the picture in `data` shows; needs no index.
+    """Classify the image in `data`; needs no index.
 
     With `use_trained`, trained heads answer what they were trained for. Returns the classify object
-    of the command line's contract. Raises what its sentence tells: BadImage, SetupError, WrongUse
-    where the labels file has a mistake, HeadBroken and FingerprintMismatch.
+    of the command line's contract. Raises BadImage, SetupError, WrongUse (also for a mistake in the
+    labels file), HeadBroken or FingerprintMismatch, each with a sentence.
     """
     start = time.monotonic()
     _require_size(resources, data)
@@ -151,13 +178,13 @@ def _require_size(resources: Resources, data: bytes) -> None:
 
 
 def _vector(
-    resources: Resources, data: bytes, digest: str, known: KnownVectors
+    resources: Resources, data: bytes, digest: str, vectors: KnownVectors
 ) -> NDArray[np.float32]:
     """Return the image's (d,) unit vector: a known one, or the model's."""
     return embed_image(
         data,
         digest,
-        known,
+        vectors,
         lambda image_file: _prepare(resources, image_file),
         lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
     )
@@ -180,21 +207,20 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     Opens only files that this version names, below the folder that it was built from.
     """
     if not isinstance(version, str) or not isinstance(filenames, list | tuple):
-        raise WrongUse("The images cannot be found: name an index version and a list of files.")
+        raise WrongUse("Invalid request for thumbnails: name an index version and a list of files.")
     opened = resources.versions.current()
     if opened.name != version:
         opened = resources.versions.open(version)
     root = Path(opened.manifest["root"])
     require_allowed(root, resources.settings)
-    wanted = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
-    known = {name for name in wanted if opened.has_path(name)}
+    names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
     limits, jpegs = resources.limits, {}
-    for filename in sorted(known):
+    for filename in sorted(name for name in names if opened.has_path(name)):
         try:
             data = read_image(confined(root, filename), limits)
             image = decode(data, limits, resources.settings.preprocess_bg_color)
         except BadImage as error:
-            log.info("No image of %s: %s", filename, error)
+            log.info("No thumbnail of %s: %s", filename, error)
             continue
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         jpegs[filename] = base64.b64encode(encode_jpeg(image, 85)).decode()

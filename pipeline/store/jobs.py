@@ -99,9 +99,9 @@ class MergeClaim:
 
 @dataclass(frozen=True)
 class Refusals:
-    """How often a worker has refused a job, and how many workers did so of late."""
+    """Seconds since a job was refused for the first time, and how many workers refuse it now."""
 
-    by_worker: int
+    since_s: float
     workers: int
 
 
@@ -254,12 +254,10 @@ class Jobs:
         """
         values = {"job_id": job_id, "worker": worker}
         with self._database.transaction() as tx:
-            (row,) = tx.rows(QUERIES["add_refusal"], values)
-            (workers,) = tx.rows(
-                QUERIES["count_refusing_workers"], {"job_id": job_id, "within_s": within_s}
-            )
+            tx.rows(QUERIES["add_refusal"], values)
+            (row,) = tx.rows(QUERIES["get_refusals"], {"job_id": job_id, "within_s": within_s})
             tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
-        return Refusals(int(row["times"]), int(workers["count"]))
+        return Refusals(float(row["since_s"]), int(row["workers"]))
 
     def fail_refused(self, job_id: str, error: str) -> bool:
         """End a job that no worker can do; False when one is at work on it, or it has ended."""

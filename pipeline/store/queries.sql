@@ -100,13 +100,16 @@ WHERE id = :job_id AND fingerprint IS NULL;
 UPDATE jobs SET error = :reason WHERE id = :job_id AND finished_at IS NULL;
 
 -- name: add_refusal
-INSERT INTO refusals (job_id, worker, times, refused_at) VALUES (:job_id, :worker, 1, now_s())
-ON CONFLICT (job_id, worker) DO UPDATE SET times = refusals.times + 1, refused_at = now_s()
-RETURNING times;
+INSERT INTO refusals (job_id, worker, first_at, last_at) VALUES (:job_id, :worker, now_s(), now_s())
+ON CONFLICT (job_id, worker) DO UPDATE SET last_at = excluded.last_at;
 
--- name: count_refusing_workers
-SELECT COUNT(*) AS count FROM refusals
-WHERE job_id = :job_id AND refused_at >= now_s() - :within_s;
+-- name: get_refusals
+SELECT now_s() - MIN(first_at) AS since_s,
+       SUM(CASE WHEN last_at >= now_s() - :within_s THEN 1 ELSE 0 END) AS workers
+FROM refusals WHERE job_id = :job_id;
+
+-- name: delete_refusals
+DELETE FROM refusals WHERE job_id = :job_id;
 
 -- name: fail_refused_job
 UPDATE jobs SET state = 'failed', error = :error, finished_at = now_s(), lease_until = 0

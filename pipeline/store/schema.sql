@@ -138,12 +138,12 @@ CREATE TABLE shard_timings (
 );
 
 -- version 5
--- Workers that could not do a job as they were set up.
+-- Workers that cannot do a job as they are set up; emptied when one of its shards is finished.
 CREATE TABLE refusals (
-    job_id     TEXT NOT NULL REFERENCES jobs(id),
-    worker     TEXT NOT NULL,                 -- host:pid
-    times      INTEGER NOT NULL,
-    refused_at DOUBLE PRECISION NOT NULL,
+    job_id   TEXT NOT NULL REFERENCES jobs(id),
+    worker   TEXT NOT NULL,                   -- host:pid
+    first_at DOUBLE PRECISION NOT NULL,
+    last_at  DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (job_id, worker)
 );
 

@@ -151,6 +151,7 @@ class Shards:
             if won:
                 tx.rows(QUERIES["delete_failures"], shard)
                 tx.rows(QUERIES["clear_waiting_reason"], {"job_id": claim.job_id})
+                tx.rows(QUERIES["delete_refusals"], {"job_id": claim.job_id})
                 _add_failures(tx, claim.job_id, claim.n, failures)
                 if timings is not None:
                     tx.rows(QUERIES["store_timings"], {**shard, **asdict(timings)})

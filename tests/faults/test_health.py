@@ -92,6 +92,33 @@ def test_a_worker_that_hangs_before_it_claims_a_shard_is_ill_and_another_worker_
     assert stand.indexed() == good
 
 
+def test_a_misconfigured_worker_is_unhealthy_and_the_others_do_the_job(stand: LiveStack) -> None:
+    good = draw_folder(stand.products, 40)
+    misconfigured = stand.worker("embed", PREPROCESS_SIZE="64,64")
+    stand.workers("embed", "index")
+    until(lambda: stand.log("embed").count(" ready.") == 2, "both take messages")
+    job_id = stand.answer("enqueue-rebuild", str(stand.products), SHARD_SIZE="2")["job_id"]
+    assert stand.answer("status", job_id, "--wait", "--timeout", "120")["state"] == "published"
+    assert stand.indexed() == good
+    assert "is refused" in stand.log("embed")
+    until(lambda: "64x64" in ill(stand, "embed"), "it says why it is unhealthy", 60)
+    assert misconfigured.poll() is None
+
+
+def test_a_job_that_the_only_worker_cannot_do_ends_with_a_sentence_for_who_waits(
+    stand: LiveStack,
+) -> None:
+    draw_folder(stand.products, 4)
+    stand.worker("embed", PREPROCESS_SIZE="64,64")
+    done = stand.imgrec("enqueue-rebuild", str(stand.products), "--wait", "--timeout", "120")
+    assert done.returncode == 1
+    assert "Waiting: Worker embed@" in done.stderr  # at once
+    assert "cannot do this job" in done.stderr
+    assert "64x64" in done.stderr
+    assert "failed" in done.stdout
+    until(lambda: "64x64" in ill(stand, "embed"), "it says why it is unhealthy", 60)
+
+
 @pytest.mark.slow
 def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: LiveStack) -> None:
     good = draw_folder(stand.products, 6)

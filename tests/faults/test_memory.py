@@ -68,13 +68,13 @@ def test_a_query_worker_that_leaked_is_replaced(stand: LiveStack) -> None:
 
 def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stand: LiveStack) -> None:
     draw_folder(stand.products, 4)
-    worker = stand.worker("embed", WORKER_MAX_MEMORY="256MiB")
+    # It may end before the job does: it uses more than its limit, too.
+    stand.keep("embed", WORKER_MAX_MEMORY="256MiB")
     job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
     until(lambda: not stand.jobs.get(job_id).open, "the job ends")
     job = stand.jobs.get(job_id)
     assert job.state == "failed"
     assert "WORKER_MAX_MEMORY cannot be 256 MiB: set it to" in str(job.error)
-    assert worker.poll() is None
 
 
 def test_an_index_beyond_the_limit_is_refused_before_it_is_built(stand: LiveStack) -> None:

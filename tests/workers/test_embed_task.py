@@ -14,7 +14,7 @@ from PIL import Image
 from toy_pipeline import ToyPipeline
 
 from pipeline.errors import ServerUnavailable, SetupError, WrongUse
-from workers.embed import MAX_CRASHES, REFUSALS, embed
+from workers.embed import MAX_CRASHES, embed
 from workers.resources import HOST
 
 
@@ -32,12 +32,6 @@ class CountingEncoder:
             raise self.error
         self.images += len(images)
         return self.shop.embed_images(list(images))
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that refuses a job does not pause."""
-    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 0.0)
 
 
 @pytest.fixture
@@ -288,7 +282,7 @@ def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_i
     desk.start_again(preprocess_size=(64, 64))
     misconfigured = desk.resources
     desk.advance(job_id)
-    for _ in range(2 * REFUSALS):  # it takes each message first
+    for _ in range(9):  # it takes each message first
         task, args = desk.messages.popleft()
         assert task == "imgrec.embed_shard"
         embed(misconfigured, *args)
@@ -305,6 +299,8 @@ def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_i
     assert (desk.job(job_id).state, desk.job(job_id).error) == ("published", None)
     assert healthy.watchdog.failures() == []
     assert all(shard["attempts"] == 1 for shard in shards(desk, job_id).values())
+    # What was refused before counts no more: the job has moved since.
+    assert desk.shop.jobs.add_refusal(job_id, "another:1", "It cannot.", 60).workers == 1
 
 
 def test_a_job_that_every_live_worker_refuses_fails_with_the_reason_of_the_last(
@@ -313,10 +309,14 @@ def test_a_job_that_every_live_worker_refuses_fails_with_the_reason_of_the_last(
     job_id = desk.shop.plan()
     desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
     desk.start_again(preprocess_size=(64, 64))
-    for _ in range(REFUSALS):
-        desk.shop.jobs.add_refusal(job_id, "another:1", "It cannot.", 60)
-        assert desk.job(job_id).open
-        embed(desk.resources, job_id, 0)
+    embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).open
+    desk.shop.jobs.add_refusal(job_id, "another:1", "It cannot.", 60)
+    desk.join_s = 1000
+    embed(desk.resources, job_id, 0)
+    assert desk.job(job_id).open  # a third may still join
+    desk.join_s = 0
+    embed(desk.resources, job_id, 0)
     job = desk.job(job_id)
     assert job.state == "failed"
     assert "64x64" in str(job.error)
@@ -328,7 +328,7 @@ def test_a_job_at_which_a_worker_is_at_work_is_not_failed_by_those_that_refuse_i
     job_id = desk.shop.plan()
     assert desk.shop.jobs.shards.claim(job_id, 1, "silent", 1000)
     desk.start_again(preprocess_size=(64, 64))
-    for _ in range(2 * REFUSALS):
+    for _ in range(9):
         embed(desk.resources, job_id, 0)
     assert desk.job(job_id).state == "running"
 
@@ -338,22 +338,18 @@ def test_a_refused_shard_is_sent_back_at_once_and_the_worker_pauses(
 ) -> None:
     job_id = desk.shop.plan()
     desk.start_again(preprocess_size=(64, 64))
-    pauses: list[float] = []
-
-    def wait(pause_s: float) -> None:
-        assert list(desk.messages) == [("imgrec.embed_shard", (job_id, 0))]
-        pauses.append(pause_s)
-
-    monkeypatch.setattr("workers.embed.REFUSAL_PAUSE_S", 3.0)
-    monkeypatch.setattr(desk.resources.stopping, "wait", wait)
+    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    sent: list[list[object]] = []
+    monkeypatch.setattr(desk, "pause_for_others", lambda stopping: sent.append([*desk.messages]))
     embed(desk.resources, job_id, 0)
-    assert pauses == [3.0]
+    assert sent == [[("imgrec.embed_shard", (job_id, 0))]]
 
 
 def test_a_worker_that_can_do_the_next_job_is_healthy_again(
     desk: InlineWorker, tmp_path: Path
 ) -> None:
     job_id = desk.shop.plan()
+    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
     desk.shop.root.rename(tmp_path / "elsewhere")  # a disk that is not mounted yet
     embed(desk.resources, job_id, 0)
     assert str(desk.shop.root) in "".join(desk.resources.watchdog.failures())
