@@ -131,7 +131,7 @@ def test_other_masks_are_never_used(backends: dict[str, Marker], tmp_path: Path)
     image = probe_images()[0]
     expected = load_remover(settings(tmp_path, "onnxruntime"), threads=1)(image)
     assert np.array_equal(load_remover(settings(tmp_path, "auto"), threads=1)(image), expected)
-    with pytest.raises(SetupError, match=rf"other masks .*{MASK_BOUND}.*REMBG_BACKEND=auto"):
+    with pytest.raises(SetupError, match=rf"different masks .*{MASK_BOUND}.*REMBG_BACKEND=auto"):
         load_remover(settings(tmp_path, "mnn"), threads=1)
 
 
