@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipeline.errors import SetupError
-from pipeline.preprocess import background_removal
+from pipeline.preprocess import rembg_models
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.prepare import Preprocessing, prepare
 from pipeline.settings import Settings
@@ -101,7 +101,7 @@ def test_u2netp_cuts_a_product_out_of_its_background(monkeypatch: pytest.MonkeyP
 def test_missing_rembg_is_a_sentence_with_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = util.find_spec
     monkeypatch.setattr(
-        background_removal, "find_spec", lambda name: None if name == "rembg" else real(name)
+        rembg_models, "find_spec", lambda name: None if name == "rembg" else real(name)
     )
     with pytest.raises(SetupError, match=r"rembg is not installed.*pip.*USE_BG_REMOVAL=false"):
         load_remover(removal("u2net"), threads=1)
@@ -128,7 +128,7 @@ def test_missing_onnxruntime_names_the_extra_that_brings_it(
 ) -> None:
     real = util.find_spec
     monkeypatch.setattr(
-        background_removal, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
+        rembg_models, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
     )
     with pytest.raises(SetupError, match=r"onnxruntime is not installed.*imgrec\[cpu\]"):
         load_remover(removal("u2net"), threads=1)

@@ -16,7 +16,7 @@ from pipeline.images.find import ImageFile
 from pipeline.index.versions import IndexRows
 from pipeline.rebuild import join as joining
 from pipeline.rebuild.join import join
-from pipeline.store.jobs import DoneShard
+from pipeline.store.shards import DoneShard
 
 DIM = 8
 JOB: Any = SimpleNamespace(id="job")
@@ -104,7 +104,7 @@ def test_unreadable_shards_are_all_named(tmp_path: Path) -> None:
 
 
 def test_no_good_image_and_a_path_named_twice_are_sentences(tmp_path: Path) -> None:
-    with pytest.raises(JobFailed, match="'imgrec failures job' tells why"):
+    with pytest.raises(JobFailed, match="'imgrec failures job' lists the reasons"):
         joined(tmp_path, [embedded(tmp_path, 0, ["a.jpg"], bad=("a.jpg",))])
     with pytest.raises(JobFailed):
         joined(tmp_path, [])
