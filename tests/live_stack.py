@@ -84,7 +84,8 @@ class Supervised:
 
     queue: str
     more: dict[str, str]
-    process: Process
+    process: Process | subprocess.Popen[bytes]
+    preloaded: bool = True
     deaths: int = 0
 
 
@@ -149,17 +150,36 @@ class LiveStack:
     def redis(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=5)
 
-    def worker(self, queue: str, **more: str) -> Process:
-        """Start `celery worker -Q queue` from the repository's root, as a user does."""
+    def worker(
+        self, queue: str, *, preloaded: bool = True, **more: str
+    ) -> Process | subprocess.Popen[bytes]:
+        """Start `celery worker -Q queue` from the repository's root, as a user does.
+
+        Args:
+            preloaded: with the libraries of the fork server, which also take its memory.
+        """
         log = self.folder / f"{queue}-{len(self.processes)}.log"
         command = ["celery", "worker", "-Q", queue, "-l", "INFO"]
-        process = Process(command, cwd=ROOT, env=self.env(**more), stdout=log, stderr=log)
+        process: Process | subprocess.Popen[bytes]
+        if preloaded:
+            process = Process(command, cwd=ROOT, env=self.env(**more), stdout=log, stderr=log)
+        else:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=self.env(**more),
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
         self.processes.append(process)
         return process
 
-    def keep(self, queue: str, **more: str) -> Supervised:
+    def keep(self, queue: str, *, preloaded: bool = True, **more: str) -> Supervised:
         """Start a worker and start it again whenever it ends."""
-        kept = Supervised(queue, more, self.worker(queue, **more))
+        process = self.worker(queue, preloaded=preloaded, **more)
+        kept = Supervised(queue, more, process, preloaded)
         self.kept.append(kept)
         if self._tending is None:
             self._tending = threading.Thread(target=self._tend, daemon=True)
@@ -171,7 +191,7 @@ class LiveStack:
             for kept in self.kept:
                 if kept.process.poll() is not None:
                     kept.deaths += 1
-                    kept.process = self.worker(kept.queue, **kept.more)
+                    kept.process = self.worker(kept.queue, preloaded=kept.preloaded, **kept.more)
 
     def workers(self, *queues: str) -> None:
         for queue in queues:

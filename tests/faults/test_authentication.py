@@ -50,7 +50,7 @@ class Locked(LiveStack):
     def redis(self) -> redis.Redis:
         return redis.Redis(port=self.port, password=self.password, socket_timeout=5)
 
-    def worker(self, queue: str, **more: str) -> Process:
+    def worker(self, queue: str, *, preloaded: bool = True, **more: str) -> Process:
         log = self.folder / f"{queue}-{len(self.processes)}.log"
         command = ["celery", "worker", "-Q", queue, "-l", "DEBUG"]
         process = Process(command, cwd=ROOT, env=self.env(**more), stdout=log, stderr=log)

@@ -69,7 +69,7 @@ def test_a_query_worker_that_leaked_is_replaced(stand: LiveStack) -> None:
 def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stand: LiveStack) -> None:
     draw_folder(stand.products, 4)
     # It may end before the job does: it uses more than its limit, too.
-    stand.keep("embed", WORKER_MAX_MEMORY="256MiB")
+    stand.keep("embed", preloaded=False, WORKER_MAX_MEMORY="256MiB")
     job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
     until(lambda: not stand.jobs.get(job_id).open, "the job ends")
     job = stand.jobs.get(job_id)
@@ -80,7 +80,7 @@ def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stand: Live
 def test_an_index_beyond_the_limit_is_refused_before_it_is_built(stand: LiveStack) -> None:
     names = draw_folder(stand.products, 4)
     stand.worker("embed")
-    stand.worker("index", WORKER_MAX_MEMORY="128MiB")
+    stand.worker("index", preloaded=False, WORKER_MAX_MEMORY="128MiB")
     job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
     until(lambda: not stand.jobs.get(job_id).open, "the job ends")
     job = stand.jobs.get(job_id)
