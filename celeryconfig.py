@@ -1,7 +1,7 @@
 """Every Celery setting. Celery's default loader reads this file: `celery worker -Q embed`.
 
 Tasks are acknowledged when they start, not when they end, unlike what is usual for long work. The
-ledger in the database knows each shard's owner and lease, and a reconciler sends again what was
+job table in the database knows each shard's owner and lease, and a reconciler sends again what was
 lost, which the Redis transport needs anyway: it can lose a message between BRPOP and its own
 bookkeeping. Late acknowledgement would add three troubles and no safety: a task longer than the
 visibility timeout runs twice; a worker with a running task dies when Redis does (kombu 5.7.0);

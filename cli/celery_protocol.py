@@ -4,7 +4,7 @@
 0.2 s of imports, then for each question a new connection object and five looks at the channel of
 the answer. A message and a stored result have a shape that Celery documents for clients in other
 languages (Message Protocol, version 2), in the envelope that kombu's virtual transports share.
-Whatever is not on the way of a question, from a worker to the ledger, stays with Celery.
+Whatever is not on the way of a question, from a worker to the job table, stays with Celery.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Checks:
         return f"{gpu_name()} is used"
 
     def model(self) -> str:
-        """The embedding model loads and embeds a picture."""
+        """The embedding model loads and embeds an image."""
         from PIL import Image
 
         start = time.monotonic()
@@ -149,7 +149,7 @@ class Checks:
         return f"{self._settings.embedding_model}, {clip.dim} dimensions, loaded in {took:.1f} s"
 
     def removal(self) -> str:
-        """The background removal model loads and cuts a picture out."""
+        """The background removal model loads and cuts an image out."""
         from PIL import Image
 
         self._resources.remover(Image.new("RGB", (64, 64)))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.settings import cores
+
 DATA = Path("data/demo")
 PRODUCTS = Path("data/products")
 MODEL = Path("models/imgrec-mini")
@@ -31,6 +33,8 @@ def main() -> None:
         "USE_BG_REMOVAL": "true",
         "REMBG_MODEL": "u2netp",
         "U2NET_HOME": str(Path("models/u2net").resolve()),
+        # The steps follow each other, so that each worker may use every core while it works.
+        "CPU_THREADS": str(cores()),
     }
     click.echo(f"Model: {MODEL} (small, bundled); background removal: u2netp; data: {DATA}")
     try:

@@ -17,7 +17,7 @@ from pipeline.settings import load_settings
 if TYPE_CHECKING:
     from pipeline.evaluate.retrieval import Labelled, Retrieval, ZeroShot
 
-CONFUSIONS, PICTURES = 6, 6  # pairs of classes on the page, pictures of each
+CONFUSIONS, PICTURES = 6, 6  # pairs of classes on the page, images of each
 SIDE = 160  # pixels of a thumbnail
 STYLE = """
 :root { color-scheme: light dark; --line: #8883; --muted: #777 }
@@ -127,7 +127,7 @@ def _shade(count: int, share: float, right: bool) -> str:
 
 
 def _zero_shot(each: Judged) -> str:
-    """Show the pairs of classes that zero-shot confuses most often, with pictures."""
+    """Show the pairs of classes that zero-shot confuses most often, with images."""
     if each.shot is None:
         return ""
     predicted = each.shot.predicted.tolist()

@@ -16,20 +16,20 @@ from pipeline.settings import Settings
 from workers.routes import QUERY
 
 # A message of at most this many bytes carries the file as it is, so that its content hash finds
-# cached vectors; a larger one carries the picture at the size that workers reduce it to anyway.
+# cached vectors; a larger one carries the image at the size that workers reduce it to anyway.
 MESSAGE_BYTES = 512 * 1024
 # A worker that was just started on a busy machine takes ten seconds to be there; one that loads its
 # model may be mute for a second.
 LAST_LOOK_S = 8.0
 LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can still be answered
 # Sent again after 5 s, after 10 more, 20 more: a worker that still loads its model may take two of
-# them and be lost with both. No more: a picture that ends its worker would end them all.
+# them and be lost with both. No more: an image that ends its worker would end them all.
 RESENDS = 3
 KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
 
 
 def message(image: Path, settings: Settings) -> bytes:
-    """Read and verify the picture here, in the user's terminal; return the bytes to send.
+    """Read and verify the image here, in the user's terminal; return the bytes to send.
 
     Raises:
         BadImage: naming the file.

@@ -35,7 +35,7 @@ def write_page(
     """Write the page; no script, no request to anywhere.
 
     Args:
-        query: the picture that was asked with, as image bytes, if there was one.
+        query: the image that was asked with, as image bytes, if there was one.
         pictures: base64 JPEGs by file name; a match without one shows its name only.
     """
     asked = ""

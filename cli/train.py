@@ -223,7 +223,7 @@ def _compare(
 
     try:
         best = fit(examples, replace(recipe, auto=True), made_by).head.accuracy
-    except WrongUse:  # too few pictures for it to choose by
+    except WrongUse:  # too few images for it to choose by
         return {}
     if clearly_better(best, training.head.accuracy, training.held_out):
         echo_err(

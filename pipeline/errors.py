@@ -75,7 +75,7 @@ class WrongUse(ImgrecError):
 
 
 class BadImage(WrongUse):
-    """One picture that cannot be used, with the stage that found out: find, read, decode, ..."""
+    """One image that cannot be used, with the stage that found out: find, read, decode, ..."""
 
     def __init__(self, reason: str, stage: str = "decode") -> None:
         super().__init__(reason, stage)  # all arguments, or it breaks when it crosses a process

@@ -35,7 +35,7 @@ class Batcher(Generic[Item]):
         self.thread.start()
 
     def embed(self, item: Item, timeout_s: float) -> Vector:
-        """Return what `embed` gives for one item: of a picture, the (d,) float32 unit vector.
+        """Return what `embed` gives for one item: of an image, the (d,) float32 unit vector.
 
         Raises:
             Overloaded: not within `timeout_s`.

@@ -1,8 +1,8 @@
-"""Keep a worker below WORKER_MAX_MEMORY: a ceiling for one picture, an end for a leak.
+"""Keep a worker below WORKER_MAX_MEMORY: a ceiling for one image, an end for a leak.
 
-Three bounds, from the inside out. Pictures share a `MemoryBudget`, each takes what its
+Three bounds, from the inside out. Images share a `MemoryBudget`, each takes what its
 header says that it may cost. What costs more than it says meets the kernel's ceiling, and fails
-alone, with a MemoryError. And a worker that stays close to the limit although no picture is to
+alone, with a MemoryError. And a worker that stays close to the limit although no image is to
 blame gives its work back and ends; who watches over it, `imgrec up` or Compose, starts it anew.
 
 Not bounded: mapped files, which the kernel may drop; the memory of a GPU. Without the ceiling are
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 
 HIGH_WATERMARK = 0.9  # of the limit: above it, a worker that rests has leaked
 POLL_S = 0.5
-LEAK_S = 10.0  # above the line for so long; pictures come and go in less
+LEAK_S = 10.0  # above the line for so long; images come and go in less
 GRACE_S = 60.0  # for tasks to end by themselves
-MIN_HEADROOM = 256 * MIB  # beside the models: a batch of small pictures
+MIN_HEADROOM = 256 * MIB  # beside the models: a batch of small images
 PICTURES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
 BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by doubling
 
@@ -50,7 +50,7 @@ class MemoryGuard:
     """The memory limit of this process; without effect until `start`, which only a worker calls."""
 
     def __init__(self, settings: Settings, stopping: threading.Event, watchdog: Watchdog) -> None:
-        self.budget = MemoryBudget()  # shared by all pictures that this process decodes
+        self.budget = MemoryBudget()  # shared by all images that this process decodes
         self.shutting_down = threading.Event()  # set when this worker ends because of its memory
         self._settings = settings
         self._stopping = stopping
@@ -72,7 +72,7 @@ class MemoryGuard:
         self._watchdog.register_thread(thread)
 
     def apply_limit(self, queue: str) -> None:
-        """Set the ceiling and the pictures' budget, once the models of a queue are loaded.
+        """Set the ceiling and the images' budget, once the models of a queue are loaded.
 
         Raises:
             SetupError: WORKER_MAX_MEMORY is less than the models take.
@@ -89,7 +89,7 @@ class MemoryGuard:
             return
         limit: int | None = settings.worker_max_memory
         if limit is None:
-            # Nobody asked for a limit: it is never less than any allowed picture needs.
+            # Nobody asked for a limit: it is never less than any allowed image needs.
             largest = BYTES_PER_PIXEL * settings.max_image_pixels
             limit = max(default_limit(), base + int(largest / PICTURES_SHARE))
         elif limit < base + MIN_HEADROOM:

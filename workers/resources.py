@@ -202,7 +202,7 @@ class Resources:
 
     @property
     def limits(self) -> Limits:
-        """The limits of a picture to decode, within the budget that all of them share."""
+        """The limits of an image to decode, within the budget that all of them share."""
         settings, budget = self.settings, self.memory_guard.budget
         return Limits(settings.max_image_pixels, settings.max_image_bytes, budget)
 
@@ -214,14 +214,14 @@ class Resources:
 
     @once
     def remover(self) -> Remover:
-        """Background removal of one picture at a time, on all threads, for latency."""
+        """Background removal of one image at a time, on all threads, for latency."""
         return load_remover(self.settings, threads=self.settings.threads)
 
     @once
     def query_prepare(self) -> Callable[[Image.Image], PreparedImage]:
-        """The same preprocessing for queries; background removal takes one picture at a time.
+        """The same preprocessing for queries; background removal takes one image at a time.
 
-        Without it there is nothing to wait for: pictures are made ready side by side while the
+        Without it there is nothing to wait for: images are made ready side by side while the
         model computes.
         """
         _ = self.clip  # before the remover, as in `embedder`

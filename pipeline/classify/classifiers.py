@@ -1,4 +1,4 @@
-"""Say what a product is, and its attributes, by the texts that its picture is most like."""
+"""Say what a product is, and its attributes, by the texts that its image is most like."""
 
 from __future__ import annotations
 

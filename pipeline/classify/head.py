@@ -56,7 +56,7 @@ class Head:
     """A linear classifier of unit image vectors: softmax((weight @ vector + bias) / temperature).
 
     weight: (c, d) float32. bias: (c,) float32. fingerprint, made_with: the features that it was
-    trained on. accuracy: on pictures held out of its training. images: all, held out or not.
+    trained on. accuracy: on images held out of its training. images: all, held out or not.
     """
 
     weight: Vectors

@@ -62,7 +62,7 @@ def cut(images: Iterable[ImageFile], shard_size: int) -> Iterator[list[ImageFile
 def write_shard(folder: Path, number: int, shard: ShardVectors) -> tuple[str, str]:
     """Write a shard file named by number and content; return (file name, sha256).
 
-    Two workers that made the same shard write two names at worst; the ledger keeps one of them.
+    Two workers that made the same shard write two names at worst; the job table keeps one.
     """
     buffer = io.BytesIO()
     np.savez(buffer, positions=shard.positions, sha256=shard.sha256, vectors=shard.vectors)

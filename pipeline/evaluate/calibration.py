@@ -1,4 +1,4 @@
-"""Judge a classifier on pictures that it has not seen: precision, recall, calibration."""
+"""Judge a classifier on images that it has not seen: precision, recall, calibration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def per_class(classes: tuple[str, ...], counts: Rows) -> dict[str, dict[str, Any]]:
-    """Return precision, recall and the pictures of each class, from its (c, c) confusion counts.
+    """Return precision, recall and the images of each class, from its (c, c) confusion counts.
 
     Rows are the true classes. Precision is None for a class that was never said.
     """
@@ -46,7 +46,7 @@ def calibration_error(shares: Floats, truth: Rows) -> float:
 
     Guo et al., "On Calibration of Modern Neural Networks" (https://arxiv.org/abs/1706.04599),
     equation 3: bins of equal width over the confidence of the likeliest class, each one's
-    |accuracy - confidence| weighted by its share of the pictures.
+    |accuracy - confidence| weighted by its share of the images.
     """
     confidence = shares.max(axis=1)
     right = shares.argmax(axis=1) == truth

@@ -1,4 +1,4 @@
-"""Judge a model on labelled pictures: retrieval and zero-shot, by exact search.
+"""Judge a model on labelled images: retrieval and zero-shot, by exact search.
 
 Definitions follow information retrieval's usual ones (Manning, Raghavan, Schuetze, "Introduction
 to Information Retrieval", chapter 8): a match is relevant when it has its query's class.
@@ -31,7 +31,7 @@ RESAMPLES = 1000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Labelled:
-    """Embedded pictures: n paths below `root`, (n,) classes, (n, d) unit vectors."""
+    """Embedded images: n paths below `root`, (n,) classes, (n, d) unit vectors."""
 
     root: Path
     paths: list[str]
@@ -71,7 +71,7 @@ class _NoCache:
 
 
 def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
-    """List the pictures of a folder and what cannot be listed of it.
+    """List the images of a folder and what cannot be listed of it.
 
     Raises:
         WrongUse: no such folder.
@@ -89,10 +89,10 @@ def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
 
 
 def list_classes(root: Path) -> tuple[list[ImageFile], list[Failure]]:
-    """List the pictures of a folder that holds one folder a class.
+    """List the images of a folder that holds one folder a class.
 
     Raises:
-        WrongUse: no folder, pictures outside of class folders, or fewer than two classes.
+        WrongUse: no folder, images outside of class folders, or fewer than two classes.
     """
     layout = f"'{root}' needs one folder for each class: {root}/<class>/<image>.jpg"
     images, failures = list_folder(root)
@@ -112,7 +112,7 @@ def class_of(path: str) -> str:
 def embed_folder(
     root: Path, embedder: Embedder, done: Callable[[int], None]
 ) -> tuple[list[str], Vectors, list[Failure]]:
-    """Embed all pictures of a folder -> paths, (n, d) vectors, what could not be used."""
+    """Embed all images of a folder -> paths, (n, d) vectors, what could not be used."""
     images, failures = list_folder(root)
     result = embed_shard(root, images, embedder, _NoCache(), check=done)
     paths = [images[position].path for position in result.vectors.positions]
@@ -120,10 +120,10 @@ def embed_folder(
 
 
 def embed_labelled(root: Path, embedder: Embedder, done: Callable[[int], None]) -> Labelled:
-    """Embed all pictures of a folder of class folders; bad ones are listed as failures.
+    """Embed all images of a folder of class folders; bad ones are listed as failures.
 
     Raises:
-        WrongUse: no picture can be used.
+        WrongUse: no image can be used.
     """
     paths, vectors, failures = embed_folder(root, embedder, done)
     if not paths:
@@ -134,7 +134,7 @@ def embed_labelled(root: Path, embedder: Embedder, done: Callable[[int], None]) 
 def retrieve(queries: Labelled, catalogue: Labelled | None, ks: Sequence[int]) -> Retrieval:
     """Rank the catalogue for each query; without one, the other queries are the catalogue.
 
-    Recall and average precision are NaN for a query that has no relevant picture at all.
+    Recall and average precision are NaN for a query that has no relevant image at all.
     """
     others = catalogue or queries
     count = len(queries.labels)
@@ -156,7 +156,7 @@ def retrieve(queries: Labelled, catalogue: Labelled | None, ks: Sequence[int]) -
         found = hits.cumsum(axis=1)
         total = np.where(found[:, -1] > 0, found[:, -1], np.nan)
         for k in ks:
-            # Fewer than k pictures are a shorter list, and still a list of k: as in trec_eval.
+            # Fewer than k images are a shorter list, and still a list of k: as in trec_eval.
             upto = found[:, min(k, len(places)) - 1]
             precision[k][rows] = upto / k
             recall[k][rows] = upto / total
@@ -248,7 +248,7 @@ def recall_of_index(
         search: (queries, k) -> (q, k) row numbers; -1 where it found nothing.
         vectors: (n, d), what the index was built from.
 
-    A found row counts as true when its score reaches that of the true k-th: pictures that are
+    A found row counts as true when its score reaches that of the true k-th: images that are
     stored twice have equal scores, and either of them is right.
     """
     deepest = min(max(ks), len(vectors))

@@ -21,7 +21,7 @@ from pipeline.images.memory_budget import MemoryBudget
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MIN_SIDE = 8  # below this there is no product to see, only a tracking pixel
-WORK_SIDE = 1024  # decoded pictures are reduced to this: four times what a 224 px model sees
+WORK_SIDE = 1024  # decoded images are reduced to this: four times what a 224 px model sees
 
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
@@ -41,7 +41,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may cost; `room` is shared by all that are decoded at the same time."""
+    """What an image may cost; `room` is shared by all that are decoded at the same time."""
 
     max_pixels: int
     max_bytes: int
@@ -70,7 +70,7 @@ def read_image(path: Path, limits: Limits) -> bytes:
 
 
 def sha256(data: bytes) -> str:
-    """Return the content hash that names a picture in every cache."""
+    """Return the content hash that names an image in every cache."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -81,7 +81,7 @@ def decode(
 
     A JPEG whose longer side keeps at least `side` pixels is decoded at 1/2, 1/4 or 1/8, which skips
     most of the work. First frame of an animation; alpha is laid on `background`; 16-bit, CMYK,
-    palette and gray pictures become RGB.
+    palette and gray images become RGB.
 
     Raises:
         BadImage: not an image of a known format, too small, too many pixels, truncated, broken, or
@@ -116,14 +116,14 @@ def _decode(
             )
         try:
             reject_decompression_bomb(image, data, limits.max_pixels)
-            # In the picture's own shape: in a square one, a 4:3 photo would be decoded twice as
+            # In the image's own shape: in a square one, a 4:3 photo would be decoded twice as
             # large, because of its shorter side.
             share = side / max(width, height)
             image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
             with budget.reserve(decode_cost(image, width * height)):
                 image.load()
                 # Before the modes change: converting drops the EXIF block that holds the rotation.
-                # In one go: a name for the picture in between would keep it while it is scaled.
+                # In one go: a name for the image in between would keep it while it is scaled.
                 rgb = _to_rgb(_turn_upright(_whole_blocks(image, width, height)), background)
                 rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
         except BadImage:
@@ -189,7 +189,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
     A large one is thinned out to at most twice `WORK_SIDE`: in float64 it would cost gigabytes.
     """
-    import numpy as np  # not at the top: the command line checks pictures, too, and starts faster
+    import numpy as np  # not at the top: the command line checks images, too, and starts faster
 
     pixels = np.asarray(image)
     step = math.ceil(max(pixels.shape) / (2 * WORK_SIDE))
@@ -207,7 +207,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
-    """Return the picture as JPEG bytes."""
+    """Return the image as JPEG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What a picture will cost, told from its header; those that hide their cost are refused."""
+"""What an image will cost, told from its header; those that hide their cost are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import BadImage
 
 # Memory at the peak of decoding, measured on files of 21 kinds: 3 to 20 bytes a pixel, the most
 # with alpha, of which five copies are held. Of a progressive JPEG, libjpeg keeps every coefficient
-# besides. Of a tiled TIFF, libtiff unpacks whole tiles, however little of one the picture shows.
+# besides. Of a tiled TIFF, libtiff unpacks whole tiles, however little of one the image shows.
 # A WebP with alpha failed with a room of 21 while it was scaled, and fits into 26.
 BYTES_PER_PIXEL = 26
 BYTES_PER_PROGRESSIVE_PIXEL = 8
@@ -20,7 +20,7 @@ BYTES_PER_TILE_PIXEL = 4
 BYTES_PER_SCALED_PIXEL, SCALED_PIXELS = 32, 2048 * 2048
 TILE_WIDTH, TILE_LENGTH = 322, 323
 
-# Each scan of a progressive JPEG goes over the whole picture, and needs no more than 100 bytes of
+# Each scan of a progressive JPEG goes over the whole image, and needs no more than 100 bytes of
 # file: 50 MB of them would keep a thread busy for hours. Encoders write 10; libtiff allows 100.
 MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
@@ -47,10 +47,10 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def reject_decompression_bomb(image: Image.Image, data: bytes, max_pixels: int) -> None:
-    """Refuse a picture, opened but not loaded, that costs far more than its size tells.
+    """Refuse an image, opened but not loaded, that costs far more than its size tells.
 
     Raises:
-        BadImage: its tiles are larger than any picture may be, or its scans too many.
+        BadImage: its tiles are larger than any image may be, or its scans too many.
     """
     tile = _tile_pixels(image)
     if tile > max_pixels:
@@ -90,11 +90,11 @@ def _one_scan(image: Image.Image, data: bytes) -> bool:
 
 
 def decode_cost(image: Image.Image, full_pixels: int) -> int:
-    """Return the bytes that loading and converting a picture may need.
+    """Return the bytes that loading and converting an image may need.
 
     Args:
         image: opened; a JPEG reduced by `draft`, where that was possible.
-        full_pixels: of the picture before that.
+        full_pixels: of the image before that.
     """
     cost = BYTES_PER_PIXEL * image.width * image.height
     cost += BYTES_PER_TILE_PIXEL * _tile_pixels(image)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Failure:
-    """One row of the ledger; a warning is indexed all the same."""
+    """An image that a rebuild left out, or indexed with a warning."""
 
     path: str
     stage: str

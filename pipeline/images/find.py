@@ -17,7 +17,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One picture below a folder: its posix path from there, bytes, modification time in ns."""
+    """One image below a folder: its posix path from there, bytes, modification time in ns."""
 
     path: str
     size: int
@@ -25,7 +25,7 @@ class ImageFile:
 
 
 def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
-    """Yield the pictures below `root` in ascending order of their paths, hidden ones left out.
+    """Yield the images below `root` in ascending order of their paths, hidden ones left out.
 
     A file that cannot even be listed is yielded as (shown path, error). Links to folders are not
     followed: they may form circles; links to files are. Memory holds one folder's names, and those
@@ -62,9 +62,9 @@ def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
 
 
 def _entries(folder: str, prefix: str, root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield a folder's pictures and folders by path; a folder's path ends with a slash.
+    """Yield a folder's images and folders by path; a folder's path ends with a slash.
 
-    With the slash, a folder sorts where its pictures do: a-b.jpg, a/b.jpg, a0.jpg.
+    With the slash, a folder sorts where its images do: a-b.jpg, a/b.jpg, a0.jpg.
     """
     found = []
     try:

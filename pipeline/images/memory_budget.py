@@ -1,4 +1,4 @@
-"""How much memory this process uses, and the room that its pictures share while they are decoded.
+"""How much memory this process uses, and the room that its images share while they are decoded.
 
 On Linux only; elsewhere nothing is known and nothing is limited.
 """
@@ -53,8 +53,8 @@ def default_limit() -> int:
 def limit_malloc_arenas() -> None:
     """Have the C library share its arenas between threads; call it before any thread.
 
-    Each of 16 threads would keep some of the largest picture that it ever decoded: after 6,000
-    mutated pictures 537 MB instead of 287.
+    Each of 16 threads would keep some of the largest image that it ever decoded: after 6,000
+    mutated images 537 MB instead of 287.
     """
     with contextlib.suppress(OSError, AttributeError):  # a C library without them
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
@@ -75,7 +75,7 @@ def format_bytes(size: int) -> str:
 
 
 class MemoryBudget:
-    """Memory for pictures: a thread waits until what its picture may need is free.
+    """Memory for images: a thread waits until what its image may need is free.
 
     Without limit until `narrow` is called: what the models leave is known once they are loaded.
     """
@@ -88,12 +88,12 @@ class MemoryBudget:
         self._changed = threading.Condition()
 
     def set_limit(self, size: int, line: int) -> None:
-        """Share `size` bytes; a process above `line` without any picture has leaked."""
+        """Share `size` bytes; a process above `line` without any image has leaked."""
         self._size, self._line = size, line
 
     @contextmanager
     def reserve(self, wanted: int) -> Iterator[None]:
-        """Hold room for one picture.
+        """Hold room for one image.
 
         Raises:
             BadImage: it would not even fit alone.
@@ -133,7 +133,7 @@ class MemoryBudget:
         return self._size is None or self._taken + wanted <= self._size
 
     def over_limit(self) -> bool:
-        """Tell whether this process is short of memory through no fault of the newest picture."""
+        """Tell whether this process is short of memory through no fault of the newest image."""
         if self._line is None:
             return False
         trim_heap()

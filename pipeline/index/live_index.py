@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 LOAD_AT_ONCE = 64 << 20  # bytes of an index that a query can wait for: some 10 ms
 # An exact index loses no row by chance, and a query may wait for this check, which passes over all
-# vectors for each row: so a few, which tell an index of other pictures. One of nearly the same
-# pictures they may miss; the digests of `_verify_digests` do not.
+# vectors for each row: so a few, which tell an index of other images. One of nearly the same
+# images they may miss; the digests of `_verify_digests` do not.
 SMOKE_TEST_ROWS = 8
 READ_BYTES = 1 << 20
 RETRY_S = 10.0  # after a large version could not be loaded
@@ -43,7 +43,7 @@ class OpenIndex:
         """Yield ever deeper lists of (row, score), each best first; the last holds all rows.
 
         The first list has `first` rows where there are so many. How many rows a caller needs is not
-        known before, where several are pictures of one product.
+        known before, where several are images of one product.
 
         Args:
             vector: (d,) float32 unit vector.

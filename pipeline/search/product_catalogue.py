@@ -57,7 +57,7 @@ class Catalogue:
         """Name the product that an image shows.
 
         That is the product that lists the image, else the one that is called like it without its
-        suffix, else the one that is called like the nearest folder that it lies in; a picture that
+        suffix, else the one that is called like the nearest folder that it lies in; an image that
         no product claims is a product of its own.
         """
         listed = self.by_image.get(filename)

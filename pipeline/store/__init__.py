@@ -1,1 +1,1 @@
-"""What outlives a process: the ledger in a database, the shared cache in Redis."""
+"""What outlives a process: the job table in a database, the shared cache in Redis."""

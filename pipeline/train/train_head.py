@@ -1,8 +1,8 @@
 """Train a linear head on frozen image vectors; read from top to bottom.
 
-The pictures are split once. What is held out is judged at the end and decides nothing: --auto
-chooses the learning rate and the epochs on a part of the training pictures, and the temperature is
-fitted on logits of training pictures that were out of the fold which gave them.
+The images are split once. What is held out is judged at the end and decides nothing: --auto
+chooses the learning rate and the epochs on a part of the training images, and the temperature is
+fitted on logits of training images that were out of the fold which gave them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
 # What --auto tries. Adam's step is about the learning rate itself in every weight; from 0.01 on, a
-# few pictures a class were learnt by heart before the hold-out could tell (drawn products).
+# few images a class were learnt by heart before the hold-out could tell (drawn products).
 RATES = (3e-4, 1e-3, 3e-3)
 MAX_EPOCHS = 200
 PATIENCE = 20  # epochs without a new low of the loss on the inner hold-out: the rate is at its end
 NEW_LOW = 1e-3  # nats; where all is right the loss falls for ever, and nobody gains by it
-INNER = 0.2  # share of the training pictures that --auto chooses on
+INNER = 0.2  # share of the training images that --auto chooses on
 MAX_BATCHES = 8  # an epoch under --auto: larger sets get larger batches, not longer trainings
 FOLDS = 5  # of the temperature
 
@@ -43,11 +43,11 @@ FOLDS = 5  # of the temperature
 class Recipe:
     """The hyper-parameters; the defaults are those that imgrec's users know."""
 
-    epochs: int = 10  # passes over the training pictures; --auto chooses
+    epochs: int = 10  # passes over the training images; --auto chooses
     learning_rate: float = 1e-4  # of Adam; --auto chooses
-    batch_size: int = 8  # pictures in a step
+    batch_size: int = 8  # images in a step
     held_out: float = 0.2  # share of each class that is only judged
-    seed: int = 0  # of the splits and the order of the pictures
+    seed: int = 0  # of the splits and the order of the images
     auto: bool = False  # standardise, weight classes, choose learning rate and epochs
 
 
@@ -58,7 +58,7 @@ class Fit:
     weight: Vectors
     bias: Vectors
     losses: list[float]  # mean over the epoch's batches
-    watched: list[float]  # on pictures that were watched only; may be empty
+    watched: list[float]  # on images that were watched only; may be empty
 
     def logits(self, vectors: Vectors) -> NDArray[np.float64]:
         found: NDArray[np.float64] = vectors.astype(np.float64) @ self.weight.T + self.bias
@@ -67,7 +67,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Training:
-    """A trained head, and how good it is on the pictures that were held out."""
+    """A trained head, and how good it is on the images that were held out."""
 
     head: Head
     recipe: Recipe  # as it was used: with what --auto chose
@@ -76,7 +76,7 @@ class Training:
     counts: Rows  # (c, c) confusion: true classes by predicted ones
     ece: float
     ece_before: float  # at temperature 1
-    temperature_fitted: bool  # False where every class has one training picture only
+    temperature_fitted: bool  # False where every class has one training image only
     curves: dict[str, list[float]]
 
     def report(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def train(examples: TrainingSet, recipe: Recipe, made_by: Fingerprint) -> Traini
     """Split, choose (--auto), fit, calibrate, judge.
 
     Raises:
-        WrongUse: --auto has no class with a picture to spare.
+        WrongUse: --auto has no class with an image to spare.
     """
     count = len(examples.classes)
     rng = np.random.default_rng(recipe.seed)
@@ -118,7 +118,7 @@ def train(examples: TrainingSet, recipe: Recipe, made_by: Fingerprint) -> Traini
     if recipe.auto:
         recipe = choose(vectors, truth, count, recipe, rng)
 
-    # The hold-out is watched for the picture of the loss only: nothing is decided by it.
+    # The hold-out is watched for the image of the loss only: nothing is decided by it.
     fit = fit_head(vectors, truth, count, recipe, watched=(unseen, answers))
     logits, rows = out_of_fold(vectors, truth, count, recipe, rng)
     temperature = fit_temperature(logits, truth[rows]) if len(rows) else 1.0
@@ -153,7 +153,7 @@ def train(examples: TrainingSet, recipe: Recipe, made_by: Fingerprint) -> Traini
 def split(truth: Rows, share: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """Split stratified -> (rows to train on, rows held out), at least one of each class in both.
 
-    A class with one picture only stays in the training part.
+    A class with one image only stays in the training part.
     """
     held = []
     for label in np.unique(truth):
@@ -170,7 +170,7 @@ def choose(
     """Return the recipe with the learning rate and epochs of the least loss on an inner hold-out.
 
     Raises:
-        WrongUse: no class has a picture to spare for it.
+        WrongUse: no class has an image to spare for it.
     """
     inner, judge = split(truth, INNER, rng)
     if not len(judge):
@@ -207,9 +207,9 @@ def fit_head(
     weights = None
     if recipe.auto:
         mean, scale = vectors.mean(axis=0), vectors.std(axis=0)
-        # A feature that hardly varies among few pictures would shout on the next one.
+        # A feature that hardly varies among few images would shout on the next one.
         scale = np.maximum(scale, max(0.1 * float(scale.mean()), 1e-6))
-        # As many pictures' worth of weight for each class; absent ones (of a fold) have no loss.
+        # As many images' worth of weight for each class; absent ones (of a fold) have no loss.
         own = np.bincount(truth, minlength=count)
         weights = torch.from_numpy(len(truth) / (count * np.maximum(own, 1))).float()
 
@@ -254,9 +254,9 @@ def fit_head(
 def out_of_fold(
     vectors: Vectors, truth: Rows, count: int, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], Rows]:
-    """Return logits (m, c) of training pictures from heads that did not see them, and rows (m,).
+    """Return logits (m, c) of training images from heads that did not see them, and rows (m,).
 
-    Folds are stratified. A class with one picture gives none: without it, no head knew the class.
+    Folds are stratified. A class with one image gives none: without it, no head knew the class.
     """
     folds = np.full(len(truth), -1)
     for label in np.unique(truth):
@@ -273,5 +273,5 @@ def out_of_fold(
 
 
 def clearly_better(accuracy: float, than: float, pictures: int) -> bool:
-    """Tell whether an accuracy on the same pictures is more than luck with one of them."""
+    """Tell whether an accuracy on the same images is more than luck with one of them."""
     return accuracy - than >= max(0.01, 1.5 / pictures)

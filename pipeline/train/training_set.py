@@ -1,4 +1,4 @@
-"""Read labelled pictures to train a head on: list, embed, leave out copies, check what is left."""
+"""Read labelled images to train a head on: list, embed, leave out copies, check what is left."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.evaluate.retrieval import class_of, list_folder
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
 
-MIN_IMAGES = 2  # pictures of a class: one to train on, one to judge with
+MIN_IMAGES = 2  # images of a class: one to train on, one to judge with
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a folder of class folders, before any is opened."""
+    """The images of a folder of class folders, before any is opened."""
 
     root: Path
     classes: tuple[str, ...]
@@ -32,9 +32,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """n distinct pictures: (n,) numbers of their classes, (n, d) unit vectors.
+    """n distinct images: (n,) numbers of their classes, (n, d) unit vectors.
 
-    failures: what was left out, and warnings about what was not. copies: pictures that lie in
+    failures: what was left out, and warnings about what was not. copies: images that lie in
     their class more than once; they count once.
     """
 
@@ -50,12 +50,12 @@ class TrainingSet:
 
 
 def list_training(training: Path, name: HeadName) -> Listing:
-    """List the pictures for a head, below training/<category>/<attribute>/<class>.
+    """List the images for a head, below training/<category>/<attribute>/<class>.
 
-    For the category head, every picture below training/<category> is one of that category.
+    For the category head, every image below training/<category> is one of that category.
 
     Raises:
-        WrongUse: no such folder, another layout, fewer than two classes or pictures of a class.
+        WrongUse: no such folder, another layout, fewer than two classes or images of a class.
     """
     root = training if name.category is None else training / name.folder
     layout = f"{root}/<class>/<image>.jpg"
@@ -84,10 +84,10 @@ def list_training(training: Path, name: HeadName) -> Listing:
 def embed_training(
     listing: Listing, embedder: Embedder, cache: VectorCache, done: Callable[[int], None]
 ) -> TrainingSet:
-    """Embed the pictures that can be used, each content once.
+    """Embed the images that can be used, each content once.
 
     Raises:
-        WrongUse: the same picture lies in two classes, or a class has fewer than two left.
+        WrongUse: the same image lies in two classes, or a class has fewer than two left.
     """
     result = embed_shard(listing.root, listing.images, embedder, cache, check=done)
     paths = [listing.images[position].path for position in result.vectors.positions]
@@ -100,7 +100,7 @@ def embed_training(
         elif class_of(first[digest]) != class_of(path):
             contradictions.append((first[digest], path))
     if contradictions:
-        # Not a warning: whichever class is chosen is a guess, and the picture could be trained on
+        # Not a warning: whichever class is chosen is a guess, and the image could be trained on
         # under one name and judged under the other.
         one, other = contradictions[0]
         more = f" ({len(contradictions)} such pairs)" if len(contradictions) > 1 else ""
