@@ -287,7 +287,7 @@ def test_a_missing_folder_is_named_with_the_layout_that_it_needs(tmp_path: Path)
         listed(tmp_path)
     assert str(caught.value).startswith(f"No such file or directory: '{tmp_path}/shoe/color'")
     assert "<class>/<image>.jpg" in str(caught.value)
-    with pytest.raises(WrongUse, match=r"<category>/<picture>\.jpg"):
+    with pytest.raises(WrongUse, match=r"<category>/<image>\.jpg"):
         list_training(tmp_path / "nowhere", CATEGORY)
 
 
@@ -296,8 +296,8 @@ def test_a_missing_folder_is_named_with_the_layout_that_it_needs(tmp_path: Path)
     [
         ([], "has no class, but at least two are required"),
         (["red/1.jpg", "red/2.jpg"], "has only one class, 'red'"),
-        (["red/1.jpg", "red/2.jpg", "blue/1.jpg"], "The class 'blue' has 1 different picture that"),
-        (["red/1.jpg", "red/2.jpg", "blue/notes.txt"], "The class 'blue' has 0 different pictures"),
+        (["red/1.jpg", "red/2.jpg", "blue/1.jpg"], "The class 'blue' has 1 different image that"),
+        (["red/1.jpg", "red/2.jpg", "blue/notes.txt"], "The class 'blue' has 0 different images"),
         (["red/1.jpg", "red/2.jpg", "3.jpg"], "'.*/shoe/color/3.jpg' is not in a class folder"),
         (["_red/1.jpg", "blue/1.jpg"], "The class '_red' cannot be used"),
         (["unknown/1.jpg", "blue/1.jpg"], "cannot be called 'unknown'"),
@@ -319,7 +319,7 @@ def test_a_class_that_is_a_link_is_not_dropped_in_silence(drawn: Path, tmp_path:
     root = copied(drawn, tmp_path)
     shutil.move(root / "red", tmp_path / "elsewhere")
     (root / "red").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(WrongUse, match="The class 'red' has 0 different pictures"):
+    with pytest.raises(WrongUse, match="The class 'red' has 0 different images"):
         listed(tmp_path)
 
 
