@@ -120,7 +120,7 @@ WRONG = {
         ("postgresql://shop:wrong{quoted}@127.0.0.1:{postgres}/shop", "refuses the login"),
         ("postgresql://bob:{quoted}@127.0.0.1:{postgres}/shop", "refuses the login"),
         ("postgresql://shop:{quoted}@127.0.0.1:{postgres}/attic", "refuses the login"),
-        ("postgresql://shop:{quoted}@127.0.0.1:{postgres}/postgres", "too little"),
+        ("postgresql://shop:{quoted}@127.0.0.1:{postgres}/postgres", "too few rights"),
         ("postgresql://shop:{quoted}@no-such-host.invalid/shop", "does not answer"),
     ],
 }
