@@ -89,7 +89,7 @@ def test_a_postgresql_that_restarts_while_shards_are_embedded_costs_no_image(
     postgres_server.stop(mode)
     asked = ask(shop, 5)  # while it is away
     until(lambda: count(shop, "embed", "does not answer"), "the embed worker meets the outage")
-    until(lambda: count(shop, "index", "The ledger waits"), "so does the reconciler")
+    until(lambda: count(shop, "index", "The job table is unavailable"), "so does the reconciler")
     ask(shop, 7)
     assert command.poll() is None  # the person waits on, too
     assert not (shop.data / "faiss_index" / "v0002").exists()

@@ -47,7 +47,7 @@ def test_an_index_worker_without_its_reconciler_is_ill(stand: LiveStack) -> None
     until(lambda: ill(stand, "index"), "the illness is told", 60)
     assert ill(stand, "index") == "the thread 'reconciler' is dead"
     assert worker.poll() is None  # it looks as if it worked
-    assert "This worker is ill" in stand.log("index")
+    assert "This worker is unhealthy" in stand.log("index")
 
 
 def test_a_worker_whose_loop_hangs_is_ill(stand: LiveStack) -> None:

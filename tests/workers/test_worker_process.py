@@ -196,9 +196,9 @@ def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
     until(lambda: me(desk).ill, "the reason", 20)
     assert me(desk).problem == "the thread 'reconciler' is dead"
     last = file.stat().st_mtime_ns
-    until(lambda: caplog.text.count("This worker is ill"), "the log", 20)
+    until(lambda: caplog.text.count("This worker is unhealthy"), "the log", 20)
     assert file.stat().st_mtime_ns == last
-    assert caplog.text.count("This worker is ill") == 1  # once, not at each beat
+    assert caplog.text.count("This worker is unhealthy") == 1  # once, not at each beat
 
 
 def test_a_heartbeat_goes_on_when_what_hung_moves_again(

@@ -94,7 +94,7 @@ def broken(settings: Settings, folder: Path | str) -> str:
 def test_a_model_that_cannot_be_loaded_says_what_is_missing(
     settings: Settings, tmp_path: Path
 ) -> None:
-    assert "no folder here" in broken(settings, "nobody/no-such-model")
+    assert "not a folder" in broken(settings, "nobody/no-such-model")
     assert "config.json, model.safetensors, preprocessor_config.json" in broken(settings, tmp_path)
     folder = tmp_path / "half"
     shutil.copytree(settings.embedding_model, folder)

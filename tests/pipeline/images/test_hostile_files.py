@@ -189,7 +189,7 @@ def test_any_error_of_a_decoder_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) 
         raise KeyError("a field that the plugin takes for granted")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", explode)
-    with pytest.raises(BadImage, match="broken"):
+    with pytest.raises(BadImage, match="corrupt"):
         decode(encoded(noise(), "PNG"), LIMITS, WHITE)
 
 
