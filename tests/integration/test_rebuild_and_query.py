@@ -23,7 +23,7 @@ def write_broken_files(folder: Path) -> dict[str, str]:
     (folder / "bomb.png").write_bytes(_png_header(30_000, 30_000))
     return {
         "empty.jpg": "0 bytes",
-        "text.jpg": "no image",
+        "text.jpg": "not an image",
         "one-pixel.png": "1x1",
         "truncated.jpg": "cut off",
         "bomb.png": "MAX_IMAGE_PIXELS",
