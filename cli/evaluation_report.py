@@ -182,12 +182,12 @@ def _figure(part: Labelled, row: int, caption: str) -> str:
         data = read_image(part.root / part.paths[row], limits)
         image = decode(data, limits, settings.preprocess_bg_color)
     except BadImage:  # deleted since it was embedded
-        shown = "<div>no image</div>"
+        html = "<div>no image</div>"
     else:
         image.thumbnail((SIDE, SIDE))
         code = base64.b64encode(encode_jpeg(image, 80)).decode()
-        shown = f'<img src="data:image/jpeg;base64,{code}" alt="{escape(caption)}">'
-    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+        html = f'<img src="data:image/jpeg;base64,{code}" alt="{escape(caption)}">'
+    return f"<figure>{html}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -199,8 +199,8 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 def _cell(value: float | None, bounds: list[float] | None = None) -> str:
     if value is None:
         return "-"
-    shown = f"<br><small>[{bounds[0]:.3f}-{bounds[1]:.3f}]</small>" if bounds else ""
-    return f"{value:.3f}{shown}"
+    interval = f"<br><small>[{bounds[0]:.3f}-{bounds[1]:.3f}]</small>" if bounds else ""
+    return f"{value:.3f}{interval}"
 
 
 def _background(report: dict[str, Any]) -> str:

@@ -128,9 +128,9 @@ class MemoryGuard:
 
     def end_worker(self) -> None:
         """End this worker because it lacks memory that it once had."""
-        used, limit = used_bytes() or 0, self._limits[0] if self._limits else 0
+        n_bytes, limit = used_bytes() or 0, self._limits[0] if self._limits else 0
         threading.Thread(
-            target=self._end, args=(used, limit), name="memory-end", daemon=True
+            target=self._end, args=(n_bytes, limit), name="memory-end", daemon=True
         ).start()
 
     @contextmanager
@@ -156,18 +156,18 @@ class MemoryGuard:
         if _used(limit) <= watermark or self._busy.locked():
             return None
         trim_heap()
-        since, used = since or time.monotonic(), _used(limit)
-        if used > limit or (used > watermark and time.monotonic() - since > LEAK_S):
-            self._end(used, limit)
+        since, n_bytes = since or time.monotonic(), _used(limit)
+        if n_bytes > limit or (n_bytes > watermark and time.monotonic() - since > LEAK_S):
+            self._end(n_bytes, limit)
         return since
 
-    def _end(self, used: int, limit: int) -> None:
+    def _end(self, n_bytes: int, limit: int) -> None:
         """Give running work back and end this worker, gently at first."""
         self.shutting_down.set()
         log.error(
             "This worker uses %s of memory, its limit WORKER_MAX_MEMORY is %s: it returns its work "
             "and exits to be restarted. Raise the limit if this happens often.",
-            format_bytes(used),
+            format_bytes(n_bytes),
             format_bytes(limit),
         )
         os.kill(os.getpid(), signal.SIGTERM)

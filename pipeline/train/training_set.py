@@ -82,14 +82,14 @@ def list_training(training: Path, name: HeadName) -> Listing:
 
 
 def embed_training(
-    listing: Listing, embedder: Embedder, cache: VectorCache, done: Callable[[int], None]
+    listing: Listing, embedder: Embedder, cache: VectorCache, advance: Callable[[int], None]
 ) -> TrainingSet:
     """Embed the images that can be used, each content once.
 
     Raises:
         WrongUse: the same image lies in two classes, or a class has fewer than two left.
     """
-    result = embed_shard(listing.root, listing.images, embedder, cache, check=done)
+    result = embed_shard(listing.root, listing.images, embedder, cache, check=advance)
     paths = [listing.images[position].path for position in result.vectors.positions]
     rows, first = [], dict[bytes, str]()
     contradictions = []
