@@ -17,7 +17,7 @@ from pipeline.settings import load_settings
 if TYPE_CHECKING:
     from pipeline.evaluate.retrieval import Labelled, Retrieval, ZeroShot
 
-CONFUSIONS, PICTURES = 6, 6  # pairs of classes on the page, images of each
+CONFUSIONS, IMAGES = 6, 6  # pairs of classes on the page, images of each
 SIDE = 160  # pixels of a thumbnail
 STYLE = """
 :root { color-scheme: light dark; --line: #8883; --muted: #777 }
@@ -135,7 +135,7 @@ def _zero_shot(each: Judged) -> str:
     for (true, guess), rows in _worst(each.queries.labels.tolist(), predicted):
         items = "".join(
             f"<li>{_figure(each.queries, row, each.queries.paths[row])}</li>"
-            for row in rows[:PICTURES]
+            for row in rows[:IMAGES]
         )
         blocks += (
             f"<h4>{escape(true)} taken for {escape(guess)}: {_times(len(rows))}</h4>"
@@ -158,7 +158,7 @@ def _search(each: Judged) -> str:
                 f"match: {each.catalogue.paths[int(each.found.first[row])]}",
             )
             + "</div></li>"
-            for row in rows[:PICTURES]
+            for row in rows[:IMAGES]
         )
         blocks += (
             f"<h4>{escape(true)} found {escape(other)} first: {_times(len(rows))}</h4>"

@@ -30,19 +30,21 @@ img, .gone { object-fit: contain; background: #fff; display: block; width: 100%;
 
 
 def write_page(
-    file: Path, name: str, query: bytes | None, answer: dict[str, Any], pictures: dict[str, str]
+    file: Path, name: str, query: bytes | None, answer: dict[str, Any], thumbnails: dict[str, str]
 ) -> None:
     """Write the page; no script, no request to anywhere.
 
     Args:
         query: the image that was asked with, as image bytes, if there was one.
-        pictures: base64 JPEGs by file name; a match without one shows its name only.
+        thumbnails: base64 JPEGs by file name; a match without one shows its name only.
     """
     query_figure = ""
     if query is not None:
         image = base64.b64encode(query).decode()
         query_figure = f'<img src="data:{_type(query)};base64,{image}" alt="the query image">'
-    cards = "\n".join(_card(match, pictures.get(match["filename"])) for match in answer["matches"])
+    cards = "\n".join(
+        _card(match, thumbnails.get(match["filename"])) for match in answer["matches"]
+    )
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Products like {escape(name)}</title>
@@ -58,11 +60,11 @@ def write_page(
     write_atomic(file, page.encode())
 
 
-def _card(match: dict[str, Any], picture: str | None) -> str:
+def _card(match: dict[str, Any], thumbnail: str | None) -> str:
     name = escape(match["product_id"])
     image = (
-        f'<img src="data:image/jpeg;base64,{picture}" alt="{name}">'
-        if picture
+        f'<img src="data:image/jpeg;base64,{thumbnail}" alt="{name}">'
+        if thumbnail
         else '<div class="gone">no image</div>'
     )
     width = max(0.0, min(1.0, match["score"])) * 100

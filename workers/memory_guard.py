@@ -42,7 +42,7 @@ POLL_S = 0.5
 LEAK_S = 10.0  # above the line for so long; images come and go in less
 GRACE_S = 60.0  # for tasks to end by themselves
 MIN_HEADROOM = 256 * MIB  # beside the models: a batch of small images
-PICTURES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
+IMAGES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
 BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by doubling
 
 
@@ -91,7 +91,7 @@ class MemoryGuard:
         if limit is None:
             # Nobody asked for a limit: it is never less than any allowed image needs.
             largest = BYTES_PER_PIXEL * settings.max_image_pixels
-            limit = max(default_limit(), base + int(largest / PICTURES_SHARE))
+            limit = max(default_limit(), base + int(largest / IMAGES_SHARE))
         elif limit < base + MIN_HEADROOM:
             raise SetupError(
                 f"This worker needs {format_bytes(base)} for its models alone, so "
@@ -106,7 +106,7 @@ class MemoryGuard:
             _, hard = resource.getrlimit(resource.RLIMIT_DATA)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         self._limits = limit, watermark
-        self.budget.set_limit(int((limit - base) * PICTURES_SHARE), watermark)
+        self.budget.set_limit(int((limit - base) * IMAGES_SHARE), watermark)
         self._queues.add(queue)
 
     def require_fit(self, vector_bytes: int) -> None:

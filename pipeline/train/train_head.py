@@ -274,6 +274,6 @@ def out_of_fold(
     return logits[rows], rows
 
 
-def clearly_better(accuracy: float, than: float, pictures: int) -> bool:
+def clearly_better(accuracy: float, than: float, n_images: int) -> bool:
     """Tell whether an accuracy on the same images is more than luck with one of them."""
-    return accuracy - than >= max(0.01, 1.5 / pictures)
+    return accuracy - than >= max(0.01, 1.5 / n_images)
