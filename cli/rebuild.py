@@ -113,15 +113,15 @@ def status(
 @pass_wiring
 def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
     """List the rebuilds."""
-    found = wiring.resources.jobs.list_with_progress(limit)
+    listing = wiring.resources.jobs.list_with_progress(limit)
     if as_json:
-        print_json({"jobs": [to_object(job, progress) for job, progress in found]})
+        print_json({"jobs": [to_object(job, progress) for job, progress in listing]})
         return
-    if not found:
+    if not listing:
         echo_err("No rebuilds yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
         return
     rows = []
-    for job, progress in found:
+    for job, progress in listing:
         rows.append(
             [
                 job.id,
@@ -147,9 +147,9 @@ def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
 def failures(wiring: Wiring, job: str, as_json: bool) -> None:
     """List the images that a rebuild left out or warned about."""
     wiring.resources.jobs.get(job)
-    found = wiring.resources.jobs.failures(job)
-    bad = [failure for failure in found if not failure.warning]
-    warned = [failure for failure in found if failure.warning]
+    entries = wiring.resources.jobs.failures(job)
+    bad = [failure for failure in entries if not failure.warning]
+    warned = [failure for failure in entries if failure.warning]
     if as_json:
         print_json(
             {
@@ -168,7 +168,7 @@ def failures(wiring: Wiring, job: str, as_json: bool) -> None:
         if rows:
             cells = [[f.path, f.stage, f.reason] for f in rows]
             print_table(title, ["path", "stage", "reason"], cells, set())
-    if not found:
+    if not entries:
         echo_err(f"Job {job} left out no images.")
 
 

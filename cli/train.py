@@ -94,13 +94,13 @@ def train(
     influence the training.
     """
     name = _named(category, attribute, category_head)
-    given = [
+    options = [
         f"--{option}"
         for option in ("epochs", "lr")
         if ctx.get_parameter_source(option) != ParameterSource.DEFAULT
     ]
-    if auto and given:
-        raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {given[0]}.")
+    if auto and options:
+        raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {options[0]}.")
     settings = wiring.settings
     from pipeline.train.training_set import list_training
 
@@ -112,9 +112,9 @@ def train(
     from pipeline.train.training_set import embed_training
 
     resources = wiring.local.resources if local else wiring.resources
-    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
-        known = resources.reusable_vectors()
-        examples = embed_training(listing, resources.embedder, known, done)
+    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as advance:
+        reusable = resources.reusable_vectors()
+        examples = embed_training(listing, resources.embedder, reusable, advance)
     for failure in examples.failures:
         echo_err(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:

@@ -124,8 +124,8 @@ def _detach(run: Path, embed_workers: int) -> None:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             away = process.returncode == ServerUnavailable.exit_code
-            told = f"Start failed: {lines[-1].removeprefix('Error: ')}"
-            raise ServerUnavailable(told) if away else ImgrecError(told)
+            message = f"Start failed: {lines[-1].removeprefix('Error: ')}"
+            raise ServerUnavailable(message) if away else ImgrecError(message)
         if time.monotonic() > deadline:
             process.terminate()
             process.wait()

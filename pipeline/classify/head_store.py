@@ -98,10 +98,10 @@ def load_head(models: Path, name: HeadName) -> Head:
 
 def list_heads(models: Path) -> list[HeadName]:
     """Name every head below a folder, the category head first."""
-    found = [CATEGORY] if (models / CATEGORY.folder / MODEL).is_file() else []
+    names = [CATEGORY] if (models / CATEGORY.folder / MODEL).is_file() else []
     for category in _names(models):
-        found += _heads_of(models, category)
-    return found
+        names += _heads_of(models, category)
+    return names
 
 
 class HeadStore:
@@ -117,8 +117,8 @@ class HeadStore:
         Raises:
             HeadBroken: one of them cannot be read.
         """
-        found = {name: self._get(name) for name in _heads_of(self._models, category)}
-        return {name.attribute: head for name, head in found.items() if head is not None}
+        heads = {name: self._get(name) for name in _heads_of(self._models, category)}
+        return {name.attribute: head for name, head in heads.items() if head is not None}
 
     def category_head(self) -> Head | None:
         """Return the head that tells categories apart, where there is one.
@@ -136,9 +136,9 @@ class HeadStore:
         # Every training makes a new file, so one of the three differs. Asked for before reading:
         # a head that is swapped in between is read once more, and never kept under the wrong key.
         key = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        kept = self._read.get(name)
-        if kept is not None and kept[0] == key:
-            return kept[1]
+        entry = self._read.get(name)
+        if entry is not None and entry[0] == key:
+            return entry[1]
         head = load_head(self._models, name)
         self._read[name] = (key, head)
         return head

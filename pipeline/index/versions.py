@@ -299,10 +299,10 @@ class VersionStore:
         manifest = {**manifest, "files": files}
         manifest["seal"] = seal(manifest)
         write_atomic(workspace / "manifest.json", json.dumps(manifest, indent=1).encode())
-        taken = [
+        reserved = [
             _number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
         ]
-        folder = self.folder / f"v{max(taken, default=0) + 1:04d}"
+        folder = self.folder / f"v{max(reserved, default=0) + 1:04d}"
         workspace.rename(folder)
         sync_folder(self.folder)
         return Version(folder, manifest, _sealed_ns(folder))
