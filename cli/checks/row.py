@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from cli.wiring import Wiring
+from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError
 from pipeline.settings import Settings
 from pipeline.urls import without_password
@@ -94,6 +95,8 @@ class Check:
         except ImgrecError as error:
             return Row(self.name, "error", str(error), self.next)
         except Exception as error:  # a bug in one row must not hide the others
+            if isinstance(error, OSError) and is_unavailable(error):
+                return Row(self.name, "error", str(explain(error, context.settings)), self.next)
             reason = f"unexpected {type(error).__name__}: {without_password(str(error))}"
             return Row(self.name, "error", reason, "this is a bug: report this row")
 
