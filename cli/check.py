@@ -100,4 +100,6 @@ def _all_checks(wiring: Wiring, no_model: bool) -> list[Check]:
             weights = "make weights, or set USE_BG_REMOVAL=false in .env"
             found.append(Check("background removal", checks.removal, weights))
     found.append(Check("index", checks.index))
-    return found + [Check(f"worker on {q}", checks.worker(q)) for q in QUEUES]
+    found += [Check(f"worker on {q}", checks.worker(q)) for q in QUEUES]
+    found.append(Check("settings of the workers", checks.settings_of_workers))
+    return found

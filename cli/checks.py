@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from cli.wiring import Wiring
 from pipeline.errors import FingerprintMismatch, ImgrecError, IndexBroken, IndexMissing
 from pipeline.settings import Settings
+from workers.routes import QUEUES
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
@@ -200,6 +201,28 @@ class Checks:
             return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
 
         return run_check
+
+    def settings_of_workers(self) -> str:
+        """The workers work with this database, this data folder and this models folder."""
+        from pipeline.store.identity import PARTS
+        from workers.roll_call import Dispute, serving
+
+        if self._broker is not None:
+            raise CheckFailed(self._broker, "repair Redis, then: imgrec check")
+        roll_call = self._wiring.dispatcher.roll_call
+        present = serving(roll_call.present(), QUEUES) if roll_call is not None else []
+        if not present:
+            return "no worker has said yet what it works with"
+        mine = self._resources.identifier.read()
+        dispute = Dispute.find(mine, present, QUEUES, PARTS)
+        if dispute is not None:
+            raise CheckFailed(
+                str(dispute), "set the same DATABASE_URL, DATA_DIR and MODELS_DIR everywhere"
+            )
+        return (
+            f"{len(present)} {'worker works' if len(present) == 1 else 'workers work'} with this "
+            "database, data folder and models folder"
+        )
 
     @cached_property
     def _workers(self) -> Counter[str]:

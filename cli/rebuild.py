@@ -14,6 +14,7 @@ from cli.watch import job_object, show_job, to_object, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
+from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
@@ -54,6 +55,7 @@ def enqueue_rebuild(
 
     resources = wiring.local.resources if local else wiring.resources
     resources.dispatcher.require_broker()
+    resources.require_agreement((EMBED, INDEX), "database", "data")
     _tell_of_replacement(folder, resources.versions)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(

@@ -20,6 +20,7 @@ from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
 from workers import transport
 from workers.reconcile import reconcile
 from workers.resources import Resources, process_resources
+from workers.roll_call import Announcer
 from workers.routes import INDEX, QUERY, QUEUES
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,19 @@ def set_query_concurrency(sender: Any, **_: Any) -> None:
 def start_heartbeat(sender: Any, **_: Any) -> None:
     """Give signs of life from here on: a worker that waits for Redis is well."""
     _thread("heartbeat", _beat, process_resources(), sender.hostname)
+
+
+@signals.worker_init.connect
+def join_roll_call(sender: Any, **_: Any) -> None:
+    """Say from here on what this worker works with; commands compare before they send."""
+    resources = process_resources()
+    roll_call = resources.dispatcher.roll_call
+    if roll_call is not None:
+        queues = sorted(sender.app.amqp.queues.consume_from)
+        announcer = Announcer(
+            roll_call, sender.hostname, queues, resources.identifier, resources.stopping
+        )
+        resources.watchdog.register_thread(_thread("roll-call", announcer.run))
 
 
 @signals.worker_init.connect
