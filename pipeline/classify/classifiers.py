@@ -23,6 +23,9 @@ UNKNOWN = "unknown"
 ZERO_SHOT = "zero-shot"
 TRAINED = "trained"
 
+Question = tuple[str | None, str]  # the category that prompts name, and the attribute
+CATEGORIES: Question = (None, "")
+
 
 class TextEncoder(Protocol):
     """The text side of a dual encoder: `pipeline.embed.clip.Clip`, or a test's toy."""
@@ -31,6 +34,8 @@ class TextEncoder(Protocol):
     def logit_scale(self) -> float: ...
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors: ...
+
+    def text_warnings(self, texts: Sequence[str]) -> list[str]: ...
 
 
 class TextVectors(Protocol):
@@ -66,7 +71,8 @@ class ZeroShot:
         self._labels = labels
         self._kept = kept
         self._min_confidence = min_confidence
-        self._matrices: dict[tuple[str | None, str], Vectors] = {}
+        self._matrices: dict[Question, Vectors] = {}
+        self._warnings: dict[Question, list[str]] = {}
 
     def classify(self, vector: Vectors) -> dict[str, Any]:
         """Classify one (d,) unit image vector; return the classify object of the contract.
@@ -77,11 +83,21 @@ class ZeroShot:
             SetupError: the model has no tokenizer.
         """
         category = self.category(vector)
-        return {"category": category.to_json(), "attributes": self.attributes(vector, category)}
+        answer = {"category": category.to_json(), "attributes": self.attributes(vector, category)}
+        known = self.known(category)
+        questions = [CATEGORIES, *((known, name) for name in self.names(category))]
+        return self.with_warnings(answer, questions)
+
+    def with_warnings(
+        self, answer: dict[str, Any], questions: Sequence[Question]
+    ) -> dict[str, Any]:
+        """Add what the model did not read of the prompts of some questions, if anything."""
+        warnings = [each for question in questions for each in self._warnings.get(question, [])]
+        return {**answer, "warnings": list(dict.fromkeys(warnings))} if warnings else answer
 
     def category(self, vector: Vectors) -> Guess:
         """Guess the category of one (d,) unit image vector."""
-        return self._guess(vector, (None, ""), self._labels.category_prompts())
+        return self._guess(vector, CATEGORIES, self._labels.category_prompts())
 
     def attributes(self, vector: Vectors, category: Guess) -> list[dict[str, Any]]:
         """Guess the attributes that the category has."""
@@ -89,24 +105,27 @@ class ZeroShot:
 
     def names(self, category: Guess) -> tuple[str, ...]:
         """Return the attributes that the category has."""
-        return tuple(self._labels.attributes_of(self._known(category)))
+        return tuple(self._labels.attributes_of(self.known(category)))
 
     def attribute(self, vector: Vectors, category: Guess, name: str) -> dict[str, Any]:
         """Guess one attribute."""
-        known = self._known(category)
+        known = self.known(category)
         prompts = self._labels.attribute_prompts(known, name)
         guess = self._guess(vector, (known, name), prompts)
         return {"name": name, **guess.to_json(), "source": ZERO_SHOT}
 
-    def _known(self, category: Guess) -> str | None:
+    def known(self, category: Guess) -> str | None:
         """Return the category that prompts can name; a head may say one that has none."""
         known = category.certain and category.label in self._labels.categories
         return category.label if known else None
 
-    def _guess(self, vector: Vectors, question: tuple[str | None, str], prompts: Prompts) -> Guess:
+    def _guess(self, vector: Vectors, question: Question, prompts: Prompts) -> Guess:
         # Two threads may both compute a matrix at first; they come to the same one.
         matrix = self._matrices.get(question)
         if matrix is None:
+            texts = [text for group in prompts.values() for text in group]
+            warnings = self._encoder.text_warnings(texts)
+            self._warnings[question] = [f"Labels file: {warning}" for warning in warnings]
             matrix = self._matrices[question] = text_matrix(prompts, self._encoder, self._kept)
         shares = confidences(vector, matrix, self._encoder.logit_scale)
         return best(tuple(prompts), shares, self._min_confidence)
@@ -133,8 +152,9 @@ class Trained:
             HeadBroken, FingerprintMismatch: a head is there, and cannot be used.
             SetupError: the model has no tokenizer, and a prompt is needed.
         """
-        head = self._heads.category_head()
+        head, questions = self._heads.category_head(), []
         if head is None:
+            questions.append(CATEGORIES)
             category = self._zero_shot.category(vector)
             shown = category.to_json()
         else:
@@ -149,7 +169,9 @@ class Trained:
                 found.append({"name": name, **guess.to_json(), "source": TRAINED})
             else:
                 found.append(self._zero_shot.attribute(vector, category, name))
-        return {"category": shown, "attributes": found}
+                questions.append((self._zero_shot.known(category), name))
+        answer = {"category": shown, "attributes": found}
+        return self._zero_shot.with_warnings(answer, questions)
 
     def _ask(self, head: Head, name: HeadName, vector: Vectors) -> Guess:
         require_features(head, name, self._mine, len(vector))
