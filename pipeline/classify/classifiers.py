@@ -31,6 +31,9 @@ class TextEncoder(Protocol):
     """The text side of a dual encoder: `pipeline.embed.clip.Clip`, or a test's toy."""
 
     @property
+    def has_words(self) -> bool: ...
+
+    @property
     def logit_scale(self) -> float: ...
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors: ...
@@ -74,13 +77,18 @@ class ZeroShot:
         self._matrices: dict[Question, Vectors] = {}
         self._warnings: dict[Question, list[str]] = {}
 
+    @property
+    def has_words(self) -> bool:
+        """Whether the model can answer at all: an image encoder alone cannot."""
+        return self._encoder.has_words
+
     def classify(self, vector: Vectors) -> dict[str, Any]:
         """Classify one (d,) unit image vector; return the classify object of the contract.
 
         An attribute's prompts name the category that was found, or "product" where none was.
 
         Raises:
-            SetupError: the model has no tokenizer.
+            SetupError: the model has no words.
         """
         category = self.category(vector)
         answer = {"category": category.to_json(), "attributes": self.attributes(vector, category)}
@@ -150,7 +158,7 @@ class Trained:
 
         Raises:
             HeadBroken, FingerprintMismatch: a head is there, and cannot be used.
-            SetupError: the model has no tokenizer, and a prompt is needed.
+            SetupError: the model has no words, and no head says the category.
         """
         head, questions = self._heads.category_head(), []
         if head is None:
@@ -167,7 +175,7 @@ class Trained:
             if name in heads:
                 guess = self._ask(heads[name], HeadName(category.label, name), vector)
                 found.append({"name": name, **guess.to_json(), "source": TRAINED})
-            else:
+            elif self._zero_shot.has_words:
                 found.append(self._zero_shot.attribute(vector, category, name))
                 questions.append((self._zero_shot.known(category), name))
         answer = {"category": shown, "attributes": found}
@@ -210,4 +218,5 @@ def best(labels: Sequence[str], shares: NDArray[np.float64], min_confidence: flo
 
 
 def _digest(texts: Sequence[str]) -> str:
-    return "texts-" + hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    # "texts-" was written by versions that gave SigLIP capital letters.
+    return "texts2-" + hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

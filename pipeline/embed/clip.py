@@ -104,8 +104,9 @@ class Clip:
         if not self.architecture.has_words:
             raise SetupError(
                 f"The model {self.name} has no words: {self.architecture.name} embeds images only. "
-                "Query with an image and train heads ('imgrec train'), or set EMBEDDING_MODEL to a "
-                "model with words ('imgrec models' lists some) and rebuild."
+                "Query with an image; to classify, train heads ('imgrec train', with "
+                "--category-head for the category); or set EMBEDDING_MODEL to a model with words "
+                "('imgrec models' lists some) and rebuild."
             )
         if self._tokenizer is None:
             raise SetupError("This model has no tokenizer: texts cannot be embedded with it.")
