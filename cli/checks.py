@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cli.wiring import Wiring
@@ -54,7 +54,7 @@ class Checks:
         """Redis answers, takes a key and throws no task away."""
         from redis.exceptions import RedisError
 
-        from pipeline.store.redis_client import PREFIX, answers, connect, trouble
+        from pipeline.store.redis_client import PREFIX, answers, connect, require_fit, trouble
 
         url = self._settings.redis_url
         self._broker = "not checked: Redis does not work"
@@ -62,8 +62,8 @@ class Checks:
             raise CheckFailed(str(trouble(url, None)), _start_redis(url))
         try:
             client = connect(url, 5)
+            facts = require_fit(url, client)
             client.set(f"{PREFIX}check", 1, ex=60)
-            facts: Any = client.info()
         except RedisError as error:
             raise CheckFailed(str(trouble(url, error)), corrected("REDIS_URL")) from error
         self._broker = None
@@ -80,6 +80,17 @@ class Checks:
 
     def cache(self) -> str:
         """The cache of its own answers."""
+        from redis.exceptions import RedisError
+
+        from pipeline.store.redis_client import connect, require_fit, trouble
+
+        url = self._settings.cache_url
+        try:
+            require_fit(url, connect(url, 5), "CACHE_URL")
+        except RedisError as error:
+            raise CheckFailed(
+                str(trouble(url, error, "CACHE_URL")), corrected("CACHE_URL")
+            ) from error
         _, kinds = self._resources.shared_cache.describe()
         return f"answers, {sum(kind.keys for kind in kinds)} keys"
 
@@ -255,10 +266,9 @@ class Checks:
 
 
 def _start_redis(url: str) -> str:
-    from cli.redis_server import LOOPBACK
+    from pipeline.store.redis_client import can_start_here
 
-    parts = urlsplit(url)
-    if parts.scheme == "redis" and (parts.hostname or "localhost") in LOOPBACK:
+    if can_start_here(url):
         return "imgrec up"
     return f"start the Redis there, or {corrected('REDIS_URL')}"
 

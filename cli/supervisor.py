@@ -78,18 +78,19 @@ class Stack:
             self.children.append(server)
             redis_server.wait_for(self.settings.redis_url, server.process)
         else:
-            self._require_agreement()
+            self._require_broker()
         self.children += self._worker_children()
         for child in self.children:
             if child.process is None:
                 self._spawn(child)
 
-    def _require_agreement(self) -> None:
-        """Refuse to start workers beside others of another database or folder."""
+    def _require_broker(self) -> None:
+        """Refuse a Redis that cannot serve, or serves workers of another database or folder."""
         from workers.dispatch import CeleryDispatcher
         from workers.resources import Resources
 
         dispatcher = CeleryDispatcher(self.settings.redis_url)
+        dispatcher.require_broker()
         Resources(self.settings, dispatcher).require_agreement(QUEUES, *PARTS)
 
     def ready(self) -> bool:

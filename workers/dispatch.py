@@ -11,7 +11,7 @@ from typing import Protocol
 import redis
 
 from pipeline.errors import WrongUse
-from pipeline.store.redis_client import PREFIX, connect, trouble
+from pipeline.store.redis_client import PREFIX, connect, require_fit, trouble
 from workers.roll_call import RollCall
 from workers.routes import QUEUE_OF, QUEUES
 
@@ -76,6 +76,7 @@ class CeleryDispatcher:
 
     def require_broker(self) -> None:
         with self._broker(), closing(connect(self._redis_url, 2)) as client:
+            require_fit(self._redis_url, client)
             client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
