@@ -28,6 +28,8 @@ import redis
 from pipeline import errors
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import PREFIX, connect, refuses, trouble
+from workers import roll_call
+from workers.roll_call import Announcement
 from workers.routes import QUERY
 
 if TYPE_CHECKING:
@@ -42,8 +44,13 @@ _idle: deque[PubSub] = deque()  # subscribed to nothing
 READY = ("SUCCESS", "FAILURE", "REVOKED")  # celery.states.READY_STATES
 
 
-def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> None:
+def send(
+    task: str, query_id: str, args: tuple[Any, ...], expires_s: float, *, ask_workers: bool = False
+) -> list[Announcement]:
     """Put a task into the queue of queries.
+
+    Args:
+        ask_workers: return what the workers have said they work with; it comes on the same way.
 
     Raises:
         ServerUnavailable: Redis does not answer, refuses us, or takes nothing more.
@@ -83,7 +90,12 @@ def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> N
         },
     }
     with _server():
-        _client().lpush(f"{PREFIX}{QUERY}", json.dumps(message))
+        pipe = _client().pipeline(transaction=False)
+        if ask_workers:
+            roll_call.question(pipe)
+        pipe.lpush(f"{PREFIX}{QUERY}", json.dumps(message))
+        answers = pipe.execute()
+    return roll_call.answer(answers) if ask_workers else []
 
 
 class RemoteError(Exception):

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, WrongUse
+from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from workers.resources import Resources
@@ -67,6 +69,7 @@ def add(
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while (query := log.query(query_id)) is None:
         if time.monotonic() > deadline:
+            require_agreement(wiring.resources, (QUERY,), "database")
             raise WrongUse(
                 f"There is no query {query_id} in the log: it was not answered, or more than "
                 "QUERY_LOG_DAYS days ago."

@@ -15,6 +15,7 @@ from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
+from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
@@ -57,6 +58,7 @@ def enqueue_rebuild(
     if local:
         require_data_dir(settings)
     resources.dispatcher.require_broker()
+    resources.require_agreement((EMBED, INDEX), "database", "data")
     _tell_of_replacement(folder, resources.versions)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(

@@ -2,6 +2,7 @@
 
     ImgrecError                  1  tried and failed
     ├── WrongUse                 2  the request cannot work: a missing folder, an invalid option
+    │   ├── UnknownJob           2  the database has no job of this id
     │   └── BadImage             2  an image cannot be used (in a rebuild: one of its failures)
     │       └── ImageOutOfMemory 2  an image needs more memory than this process has left
     ├── SetupError               1  a model, its weights or a library cannot be loaded
@@ -12,8 +13,9 @@
     ├── TimedOut                 1  the result did not arrive in time; the work continues
     ├── Overloaded               1  the workers have more queries than they can answer in time
     ├── IndexMissing             3  no index has been published yet
-    └── ServerUnavailable        4  Redis, the database or every worker is unavailable
-        └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
+    ├── ServerUnavailable        4  Redis, the database or every worker is unavailable
+    │   └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
+    └── SettingsDiffer           4  the workers work with another database or folder
 
 A message is one sentence: what, which file or id, the limit, what to do next.
 """
@@ -73,6 +75,10 @@ class WrongUse(ImgrecError):
     """Refuse input that can never work."""
 
     exit_code = 2
+
+
+class UnknownJob(WrongUse):
+    """A job that this database does not have."""
 
 
 class BadImage(WrongUse):
@@ -148,3 +154,9 @@ class ServerUnavailable(ImgrecError):
 
 class FolderUnavailable(ServerUnavailable):
     """A folder that this user may not read or write, or whose disk is full: it can be mended."""
+
+
+class SettingsDiffer(ImgrecError):
+    """The workers that would take the work do not work with the same database or folder."""
+
+    exit_code = 4

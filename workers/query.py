@@ -91,7 +91,13 @@ def query_image(
     }
     if answer.min_score is not None:
         response["min_score"] = answer.min_score
+    if texts := [text for text in (query.text, query.without) if text]:
+        response |= _told(resources.clip.text_warnings(texts))
     return response
+
+
+def _told(warnings: list[str]) -> dict[str, Any]:
+    return {"warnings": warnings} if warnings else {}
 
 
 def _checked(

@@ -34,6 +34,7 @@ from pipeline.settings import Settings, load_settings
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
+from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
@@ -43,6 +44,7 @@ from workers.known_vectors import KnownTexts, KnownVectors
 from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
 from workers.query_log import QueryLog
+from workers.roll_call import require_agreement, serving
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,21 @@ class Resources:
     @once
     def database(self) -> Database:
         return Database(self.settings.database_url)
+
+    @once
+    def identifier(self) -> Identifier:
+        return Identifier(self.settings, self.database)
+
+    def require_agreement(self, queues: Sequence[str], *parts: str) -> None:
+        """Compare this process's database and folders with those of the workers on some queues.
+
+        Raises:
+            SettingsDiffer: they differ. ServerUnavailable: Redis does not answer.
+        """
+        roll_call = self.dispatcher.roll_call
+        present = roll_call.present() if roll_call is not None else []
+        if roll_call is not None and serving(present, queues):
+            require_agreement(roll_call, self.identifier.read(*parts), queues, parts, present)
 
     @once
     def jobs(self) -> Jobs:
