@@ -157,8 +157,8 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
 
 def _show_remote_traceback(error: Exception) -> bool:
     """Show the traceback of an error in a worker; False where the error is this process's own."""
-    from cli.celery_protocol import RemoteError
     from pipeline.urls import without_password
+    from workers.query_messages import RemoteError
 
     if not isinstance(error, RemoteError) or not error.traceback:
         return False
@@ -173,8 +173,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImgrecError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
-    from cli.celery_protocol import RemoteError
     from pipeline.urls import without_password
+    from workers.query_messages import RemoteError
 
     if isinstance(error, RemoteError):
         click.echo(
