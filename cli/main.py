@@ -50,6 +50,8 @@ COMMANDS = {
     ),
     "cache": ("cli.cache", "cache", "List, clear or fill the shared cache."),
     "serve": ("cli.shell", "serve", "Open an interactive shell with these commands."),
+    "web": ("cli.web", "web", "Serve the HTTP API and the page."),
+    "keys": ("cli.keys", "keys", "Create, list and revoke keys of the HTTP API."),
     "evaluate": (
         "cli.evaluate",
         "evaluate",
