@@ -23,12 +23,12 @@ def list_versions(wiring: Wiring, as_json: bool) -> None:
     from pipeline.index.version_object import version_object
 
     store = wiring.resources.versions
-    current, found = store.current_name(), store.versions()
+    current, versions = store.current_name(), store.versions()
     if as_json:
-        objects = [version_object(version, current) for version in found]
+        objects = [version_object(version, current) for version in versions]
         print_json({"current": current, "versions": objects})
         return
-    if not found:
+    if not versions:
         echo_err("No index version yet: 'imgrec enqueue-rebuild FOLDER' creates one.")
         return
     rows = [
@@ -41,7 +41,7 @@ def list_versions(wiring: Wiring, as_json: bool) -> None:
             _date(version.manifest["created_at"]),
             version.manifest["root"],
         ]
-        for version in found
+        for version in versions
     ]
     columns = ["", "version", "images", "index", "recall", "created", "folder"]
     print_table("Index versions (* is published)", columns, rows, {"images", "recall"})

@@ -60,11 +60,11 @@ class ZeroShot:
     """Classifies image vectors against labels; asks the model for each text once in its life."""
 
     def __init__(
-        self, encoder: TextEncoder, labels: Labels, kept: TextVectors, min_confidence: float
+        self, encoder: TextEncoder, labels: Labels, cache: TextVectors, min_confidence: float
     ) -> None:
         self._encoder = encoder
         self._labels = labels
-        self._kept = kept
+        self._kept = cache
         self._min_confidence = min_confidence
         self._matrices: dict[tuple[str | None, str], Vectors] = {}
 
@@ -93,15 +93,15 @@ class ZeroShot:
 
     def attribute(self, vector: Vectors, category: Guess, name: str) -> dict[str, Any]:
         """Guess one attribute."""
-        known = self._known(category)
-        prompts = self._labels.attribute_prompts(known, name)
-        guess = self._guess(vector, (known, name), prompts)
+        label = self._known(category)
+        prompts = self._labels.attribute_prompts(label, name)
+        guess = self._guess(vector, (label, name), prompts)
         return {"name": name, **guess.to_json(), "source": ZERO_SHOT}
 
     def _known(self, category: Guess) -> str | None:
         """Return the category that prompts can name; a head may say one that has none."""
-        known = category.certain and category.label in self._labels.categories
-        return category.label if known else None
+        is_known = category.certain and category.label in self._labels.categories
+        return category.label if is_known else None
 
     def _guess(self, vector: Vectors, question: tuple[str | None, str], prompts: Prompts) -> Guess:
         # Two threads may both compute a matrix at first; they come to the same one.
@@ -136,33 +136,33 @@ class Trained:
         head = self._heads.category_head()
         if head is None:
             category = self._zero_shot.category(vector)
-            shown = category.to_json()
+            answer = category.to_json()
         else:
             category = self._ask(head, CATEGORY, vector)
-            shown = {**category.to_json(), "source": TRAINED}
+            answer = {**category.to_json(), "source": TRAINED}
         heads = self._heads.of_category(category.label) if category.certain else {}
         names = self._zero_shot.names(category)
-        found = []
+        predictions = []
         for name in (*names, *(extra for extra in heads if extra not in names)):
             if name in heads:
                 guess = self._ask(heads[name], HeadName(category.label, name), vector)
-                found.append({"name": name, **guess.to_json(), "source": TRAINED})
+                predictions.append({"name": name, **guess.to_json(), "source": TRAINED})
             else:
-                found.append(self._zero_shot.attribute(vector, category, name))
-        return {"category": shown, "attributes": found}
+                predictions.append(self._zero_shot.attribute(vector, category, name))
+        return {"category": answer, "attributes": predictions}
 
     def _ask(self, head: Head, name: HeadName, vector: Vectors) -> Guess:
         require_features(head, name, self._mine, len(vector))
         return best(head.classes, head.confidences(vector), self._min_confidence)
 
 
-def text_matrix(prompts: Prompts, encoder: TextEncoder, kept: TextVectors) -> Vectors:
+def text_matrix(prompts: Prompts, encoder: TextEncoder, cache: TextVectors) -> Vectors:
     """Return one row a label, (n, d) float32: the normalised mean of its prompts' embeddings.
 
     The mean of unit vectors is the prompt ensembling of CLIP (https://arxiv.org/abs/2103.00020,
     section 3.1.4). Rows that are kept cost nothing; the others are embedded in one batch.
     """
-    rows = {digest: kept.get(digest) for digest in map(_digest, prompts.values())}
+    rows = {digest: cache.get(digest) for digest in map(_digest, prompts.values())}
     missing = {_digest(texts): texts for texts in prompts.values() if rows[_digest(texts)] is None}
     embedded = encoder.embed_texts([text for texts in missing.values() for text in texts])
     fresh, start = {}, 0
@@ -170,7 +170,7 @@ def text_matrix(prompts: Prompts, encoder: TextEncoder, kept: TextVectors) -> Ve
         mean = embedded[start : start + len(texts)].mean(axis=0)
         fresh[digest] = (mean / np.linalg.norm(mean)).astype(np.float32)
         start += len(texts)
-    kept.put(fresh)
+    cache.put(fresh)
     rows |= fresh
     return np.stack([np.asarray(rows[_digest(texts)]) for texts in prompts.values()])
 
