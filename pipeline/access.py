@@ -128,10 +128,14 @@ def _denied(path: Path, name: str, folder: Path, reason: str) -> str:
             f"{failure} The file system of {place} is mounted read-only: mount it writable, or "
             f"set {name} to another folder."
         )
-    owner = f", which belongs to {_owner(place)}" if place.exists() else ""
+    facts, me = place.stat(), os.geteuid()
+    if facts.st_uid == me:
+        way = f"give it that right (chmod -R u+rwX {folder})"
+    else:
+        way = f"give it that right as root (chown -R {me} {folder}), or run imgrec as the owner"
     return (
-        f"{failure} The {user_name()} may not {right} {place}{owner}: as its owner or as root, "
-        f"give that right (chown -R {os.geteuid()} {folder}), or run imgrec as the owner."
+        f"{failure} The {user_name()} may not {right} {place}, which belongs to the "
+        f"{_user(facts.st_uid)} and has the mode {stat.filemode(facts.st_mode)}: {way}."
     )
 
 
@@ -163,11 +167,6 @@ def _is_read_only(place: Path) -> bool:
         return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
     except OSError:
         return False
-
-
-def _owner(place: Path) -> str:
-    facts = place.stat()
-    return f"{_user(facts.st_uid)}, mode {stat.filemode(facts.st_mode)}"
 
 
 def _user(uid: int) -> str:
