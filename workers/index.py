@@ -1,6 +1,6 @@
 """The task of queue `index`: the shards of a job become the next published version.
 
-Read downward: claim -> publish (lock, merge, prune) -> record.
+Read downward: claim -> publish (lock, merge) -> record -> prune.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pipeline.store.jobs import Job, MergeClaim
 from workers.dispatch import require_names
 from workers.error_policy import Attempt, Drop, Fail, Release, Stage, Wait, decide
 from workers.lease import Lease
-from workers.reconcile import advance, remove_leftovers
+from workers.prune import prune_after_publishing
+from workers.reconcile import advance
 from workers.resources import HOST, Resources
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = resources.jobs, resources.settings, resources.versions
     guard = resources.memory_guard
     with versions.lock().acquire(timeout=LOCK_WAIT_S), guard.expect_high_usage():
-        merged = merge(
+        return merge(
             job,
             jobs.shards.done(job.id),
             settings,
@@ -66,9 +67,6 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
             later_jobs=jobs.created_after(job.id),
             require_fit=guard.require_fit,
         )
-        if merged.version:
-            versions.prune(settings.keep_versions, jobs.referenced_versions())
-    return merged
 
 
 def _record(resources: Resources, job_id: str, merged: Merged) -> None:
@@ -87,7 +85,7 @@ def _record(resources: Resources, job_id: str, merged: Merged) -> None:
             job_id,
             merged.version,
         )
-    remove_leftovers(resources)
+    prune_after_publishing(resources)
 
 
 def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> None:

@@ -179,7 +179,9 @@ class Jobs:
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
-            raise WrongUse(f"There is no job {job_id!r}: 'imgrec jobs' lists them.")
+            raise WrongUse(
+                f"There is no job {job_id!r}: 'imgrec jobs' lists the newest KEEP_JOBS of them."
+            )
         return Job.from_row(rows[0])
 
     def list_with_progress(self, limit: int = 50) -> list[tuple[Job, Progress]]:
@@ -344,3 +346,29 @@ class Jobs:
         """Drop the lists of images of jobs that have ended; their counts and failures stay."""
         with self._database.transaction() as tx:
             tx.rows(QUERIES["drop_items"])
+
+    def prunable(self, keep: int, keep_rows: int, protect: Collection[str]) -> dict[str, int]:
+        """Return the ended jobs beyond the newest ones, and the rows of each.
+
+        Args:
+            keep: the number of ended jobs that stay.
+            keep_rows: the number of their shards and failures that stay; the newest job always
+                stays whole.
+            protect: ids of jobs that stay in any case.
+        """
+        with self._database.transaction(read_only=True) as tx:
+            ended = tx.rows(QUERIES["list_ended_jobs"])
+        beyond, total = {}, 0
+        for place, row in enumerate(ended):
+            total += row["n_rows"]
+            if row["id"] not in protect and place and (place >= keep or total > keep_rows):
+                beyond[row["id"]] = row["n_rows"]
+        return beyond
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job with everything that is known of it."""
+        tables = ("suspects_of", "timings_of", "failures_of", "shards_of")
+        names = [f"delete_{table}_job" for table in tables]
+        with self._database.transaction() as tx:
+            for name in (*names, "delete_refusals", "delete_job"):
+                tx.rows(QUERIES[name], {"job_id": job_id})
