@@ -28,7 +28,7 @@ import redis
 from pipeline import errors
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import PREFIX, connect, refuses, trouble
-from workers.routes import QUERY
+from workers.routes import FORM, FORM_HEADER, QUERY
 
 if TYPE_CHECKING:
     from redis.client import PubSub
@@ -65,6 +65,7 @@ def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> N
         "ignore_result": False,
         "argsrepr": "(<image>)",  # or a kilobyte of it stands in every log line
         "kwargsrepr": "{}",
+        FORM_HEADER: FORM,
         "origin": f"{os.getpid()}@{socket.gethostname()}",
     }
     message = {

@@ -12,7 +12,7 @@ import redis
 
 from pipeline.errors import WrongUse
 from pipeline.store.redis_client import PREFIX, connect, trouble
-from workers.routes import QUEUE_OF, QUEUES
+from workers.routes import FORM, FORM_HEADER, QUEUE_OF, QUEUES
 
 PAUSE_S = 3.0
 
@@ -62,7 +62,13 @@ class CeleryDispatcher:
         from workers.celery_app import app
 
         with self._broker():
-            app().send_task(task, args=args, queue=QUEUE_OF[task], ignore_result=True)
+            app().send_task(
+                task,
+                args=args,
+                queue=QUEUE_OF[task],
+                ignore_result=True,
+                headers={FORM_HEADER: FORM},
+            )
 
     def queue_length(self, queue: str) -> int:
         from workers.celery_app import app

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ServerUnavailable
+from pipeline.errors import ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
@@ -37,11 +37,14 @@ def merge_shards(resources: Resources, job_id: str) -> None:
 
 
 def _claim(resources: Resources, job_id: str) -> MergeClaim | None:
+    try:
+        resources.jobs.get(job_id).require_known_form()
+    except SetupError as error:  # a newer index worker takes it
+        log.error("The merge of job %s is left alone: %s", job_id, error)
+        resources.jobs.set_waiting_reason(job_id, str(error))
+        return None
     owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
-    claim = resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
-    if claim is None:
-        resources.jobs.get(job_id)  # an unknown job is an error, not a merge that is done
-    return claim
+    return resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
 
 
 def _merge(resources: Resources, claim: MergeClaim) -> None:

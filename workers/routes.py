@@ -12,6 +12,11 @@ THUMBNAILS = "imgrec.thumbnails"
 # release: a worker of 0.1 on the same queue refuses the new name, and the query fails.
 PICTURES = "imgrec.pictures"
 
+# Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
+# addition that it may ignore needs none.
+FORM = 1
+FORM_HEADER = "imgrec_form"
+
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
     MERGE_SHARDS: INDEX,

@@ -349,8 +349,8 @@ class VersionStore:
 
     def prunable(self, keep: int, protect: Collection[str]) -> list[Version]:
         """Return the oldest versions beyond `keep`, never the current or a protected one."""
-        protect = {self.current_name(), *protect}
-        return [version for version in self.versions()[:-keep] if version.name not in protect]
+        current, oldest = self.current_name(), self.versions()[:-keep]
+        return [v for v in oldest if v.name != current and v.name not in protect]
 
     def prune(self, keep: int, protect: Collection[str]) -> list[str]:
         """Delete what is `prunable`; the caller holds the lock."""

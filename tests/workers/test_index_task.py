@@ -261,7 +261,7 @@ def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
     desk: InlineWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away:
-        def claim_merge(self, job_id: str, owner: str, lease_s: float) -> None:
+        def get(self, job_id: str) -> None:
             raise ServerUnavailable("The database is away.")
 
     desk.resources.jobs = Away()
