@@ -154,8 +154,8 @@ class Listener:
             self._pubsub.subscribe(self._name)
         # An answer from before the subscription is only stored, one from after it is heard, too.
         # So the stored one is looked for when the subscription is confirmed, and at the end.
-        while (left := end - time.monotonic()) > 0:
-            heard = self._pubsub.get_message(timeout=left)
+        while (remaining_s := end - time.monotonic()) > 0:
+            heard = self._pubsub.get_message(timeout=remaining_s)
             if heard is None or heard["channel"] != self._name.encode():
                 continue  # a word about the question before
             meta = _read(heard["data"] if heard["type"] == "message" else self._stored())

@@ -48,17 +48,19 @@ def classify(
     """
     data = query_client.message(image, wiring.settings)
     args = (data, True) if use_trained else (data,)
-    asked = query_client.PendingQuery(wiring, CLASSIFY_IMAGE, args, timeout, local)
+    pending = query_client.PendingQuery(wiring, CLASSIFY_IMAGE, args, timeout, local)
     if wait or local:
-        answer = asked.answer(needs_index=False)
-        if use_trained and not any(found["source"] == "trained" for found in answer["attributes"]):
+        answer = pending.answer(needs_index=False)
+        if use_trained and not any(
+            attribute["source"] == "trained" for attribute in answer["attributes"]
+        ):
             echo_err(f"No trained models found for category: {answer['category']['label']}")
         show_classes(answer, as_json)
     elif as_json:
-        print_json({"query_id": asked.query_id})
+        print_json({"query_id": pending.query_id})
     else:
-        click.echo(asked.query_id)
-        echo_err(f"'imgrec result {asked.query_id}' shows the result.")
+        click.echo(pending.query_id)
+        echo_err(f"'imgrec result {pending.query_id}' shows the result.")
 
 
 def show_classes(answer: dict[str, Any], as_json: bool) -> None:
@@ -74,6 +76,6 @@ def show_classes(answer: dict[str, Any], as_json: bool) -> None:
         click.echo(f" - {attribute['name']}: {_text(attribute)}")
 
 
-def _text(found: dict[str, Any]) -> str:
-    guess = f"perhaps {found['best_guess']}, " if "best_guess" in found else ""
-    return f"{found['label']} ({guess}confidence {found['confidence']:.2f})"
+def _text(answer: dict[str, Any]) -> str:
+    guess = f"perhaps {answer['best_guess']}, " if "best_guess" in answer else ""
+    return f"{answer['label']} ({guess}confidence {answer['confidence']:.2f})"

@@ -27,12 +27,12 @@ def index() -> None:
 def list_versions(wiring: Wiring, as_json: bool) -> None:
     """List the index versions."""
     store = wiring.resources.versions
-    current, found = store.current_name(), store.versions()
+    current, versions = store.current_name(), store.versions()
     if as_json:
-        objects = [_object(version, current) for version in found]
+        objects = [_object(version, current) for version in versions]
         print_json({"current": current, "versions": objects})
         return
-    if not found:
+    if not versions:
         echo_err("No index version yet: 'imgrec enqueue-rebuild FOLDER' creates one.")
         return
     rows = [
@@ -45,7 +45,7 @@ def list_versions(wiring: Wiring, as_json: bool) -> None:
             _date(version.manifest["created_at"]),
             version.manifest["root"],
         ]
-        for version in found
+        for version in versions
     ]
     columns = ["", "version", "images", "index", "recall", "created", "folder"]
     print_table("Index versions (* is published)", columns, rows, {"images", "recall"})

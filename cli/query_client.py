@@ -125,8 +125,8 @@ def wait_for(
     again_at = time.monotonic() + pause
     with celery_protocol.listening(query_id) as listener:
         while True:
-            left = deadline - time.monotonic()
-            answer: dict[str, Any] | None = listener.wait(min(left, LOOK_AGAIN_S))
+            remaining_s = deadline - time.monotonic()
+            answer: dict[str, Any] | None = listener.wait(min(remaining_s, LOOK_AGAIN_S))
             if answer is not None:
                 return answer
             late = time.monotonic() >= deadline

@@ -116,8 +116,8 @@ def binary() -> str:
         return str(get_binary_path())
     except Exception:  # not installed, or no binary for this platform: PATH may have one
         for name in ("redis-server", "valkey-server"):
-            if found := shutil.which(name):
-                return found
+            if path := shutil.which(name):
+                return path
     raise SetupError(
         "Redis is not running, and no Redis server is installed: run `pip install "
         "'imgrec[local]'`, or install redis-server."

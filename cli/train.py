@@ -12,6 +12,7 @@ from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import image_bar
 from cli.wiring import Wiring, pass_wiring
+from pipeline.access import require_readable, require_writable
 from pipeline.errors import HeadBroken, WrongUse
 from workers.routes import QUERY
 
@@ -96,17 +97,20 @@ def train(
     influence the training.
     """
     name = _named(category, attribute, category_head)
-    given = [
+    options = [
         f"--{option}"
         for option in ("epochs", "lr")
         if ctx.get_parameter_source(option) != ParameterSource.DEFAULT
     ]
-    if auto and given:
-        raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {given[0]}.")
+    if auto and options:
+        raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {options[0]}.")
     settings = wiring.settings
     from pipeline.train.training_set import list_training
 
-    listing = list_training(settings.training_dir, name)  # before any model is loaded
+    # Before any model is loaded.
+    require_readable(settings.training_dir, "DATA_DIR")
+    listing = list_training(settings.training_dir, name)
+    require_writable(settings.models_dir / name.folder, "MODELS_DIR")
 
     from pipeline.classify.head_store import LOSS, MODEL, save_head
     from pipeline.train.train_head import Recipe
@@ -115,9 +119,9 @@ def train(
 
     resources = wiring.local.resources if local else wiring.resources
     require_agreement(resources, (QUERY,), "models")
-    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
-        known = resources.reusable_vectors()
-        examples = embed_training(listing, resources.embedder, known, done)
+    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as advance:
+        reusable = resources.reusable_vectors()
+        examples = embed_training(listing, resources.embedder, reusable, advance)
     for failure in examples.failures:
         echo_err(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:

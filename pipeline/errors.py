@@ -14,6 +14,7 @@
     ├── Overloaded               1  the workers have more queries than they can answer in time
     ├── IndexMissing             3  no index has been published yet
     ├── ServerUnavailable        4  Redis, the database or every worker is unavailable
+    │   └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
     └── SettingsDiffer           4  the workers work with another database or folder
 
 A message is one sentence: what, which file or id, the limit, what to do next.
@@ -149,6 +150,10 @@ class ServerUnavailable(ImgrecError):
     """Redis, the database or all workers of a queue do not answer."""
 
     exit_code = 4
+
+
+class FolderUnavailable(ServerUnavailable):
+    """A folder that this user may not read or write, or whose disk is full: it can be mended."""
 
 
 class SettingsDiffer(ImgrecError):

@@ -68,11 +68,11 @@ class ZeroShot:
     """Classifies image vectors against labels; asks the model for each text once in its life."""
 
     def __init__(
-        self, encoder: TextEncoder, labels: Labels, kept: TextVectors, min_confidence: float
+        self, encoder: TextEncoder, labels: Labels, cache: TextVectors, min_confidence: float
     ) -> None:
         self._encoder = encoder
         self._labels = labels
-        self._kept = kept
+        self._kept = cache
         self._min_confidence = min_confidence
         self._matrices: dict[Question, Vectors] = {}
         self._warnings: dict[Question, list[str]] = {}
@@ -117,15 +117,15 @@ class ZeroShot:
 
     def attribute(self, vector: Vectors, category: Guess, name: str) -> dict[str, Any]:
         """Guess one attribute."""
-        known = self.known(category)
-        prompts = self._labels.attribute_prompts(known, name)
-        guess = self._guess(vector, (known, name), prompts)
+        label = self.known(category)
+        prompts = self._labels.attribute_prompts(label, name)
+        guess = self._guess(vector, (label, name), prompts)
         return {"name": name, **guess.to_json(), "source": ZERO_SHOT}
 
     def known(self, category: Guess) -> str | None:
         """Return the category that prompts can name; a head may say one that has none."""
-        known = category.certain and category.label in self._labels.categories
-        return category.label if known else None
+        is_known = category.certain and category.label in self._labels.categories
+        return category.label if is_known else None
 
     def _guess(self, vector: Vectors, question: Question, prompts: Prompts) -> Guess:
         # Two threads may both compute a matrix at first; they come to the same one.
@@ -164,35 +164,36 @@ class Trained:
         if head is None:
             questions.append(CATEGORIES)
             category = self._zero_shot.category(vector)
-            shown = category.to_json()
+            answer = category.to_json()
         else:
             category = self._ask(head, CATEGORY, vector)
-            shown = {**category.to_json(), "source": TRAINED}
+            answer = {**category.to_json(), "source": TRAINED}
         heads = self._heads.of_category(category.label) if category.certain else {}
         names = self._zero_shot.names(category)
-        found = []
+        predictions = []
         for name in (*names, *(extra for extra in heads if extra not in names)):
             if name in heads:
                 guess = self._ask(heads[name], HeadName(category.label, name), vector)
-                found.append({"name": name, **guess.to_json(), "source": TRAINED})
+                predictions.append({"name": name, **guess.to_json(), "source": TRAINED})
             elif self._zero_shot.has_words:
-                found.append(self._zero_shot.attribute(vector, category, name))
+                predictions.append(self._zero_shot.attribute(vector, category, name))
                 questions.append((self._zero_shot.known(category), name))
-        answer = {"category": shown, "attributes": found}
-        return self._zero_shot.with_warnings(answer, questions)
+        return self._zero_shot.with_warnings(
+            {"category": answer, "attributes": predictions}, questions
+        )
 
     def _ask(self, head: Head, name: HeadName, vector: Vectors) -> Guess:
         require_features(head, name, self._mine, len(vector))
         return best(head.classes, head.confidences(vector), self._min_confidence)
 
 
-def text_matrix(prompts: Prompts, encoder: TextEncoder, kept: TextVectors) -> Vectors:
+def text_matrix(prompts: Prompts, encoder: TextEncoder, cache: TextVectors) -> Vectors:
     """Return one row a label, (n, d) float32: the normalised mean of its prompts' embeddings.
 
     The mean of unit vectors is the prompt ensembling of CLIP (https://arxiv.org/abs/2103.00020,
     section 3.1.4). Rows that are kept cost nothing; the others are embedded in one batch.
     """
-    rows = {digest: kept.get(digest) for digest in map(_digest, prompts.values())}
+    rows = {digest: cache.get(digest) for digest in map(_digest, prompts.values())}
     missing = {_digest(texts): texts for texts in prompts.values() if rows[_digest(texts)] is None}
     embedded = encoder.embed_texts([text for texts in missing.values() for text in texts])
     fresh, start = {}, 0
@@ -200,7 +201,7 @@ def text_matrix(prompts: Prompts, encoder: TextEncoder, kept: TextVectors) -> Ve
         mean = embedded[start : start + len(texts)].mean(axis=0)
         fresh[digest] = (mean / np.linalg.norm(mean)).astype(np.float32)
         start += len(texts)
-    kept.put(fresh)
+    cache.put(fresh)
     rows |= fresh
     return np.stack([np.asarray(rows[_digest(texts)]) for texts in prompts.values()])
 

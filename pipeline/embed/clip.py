@@ -250,7 +250,7 @@ def _with_image_encoder(model: Any, encoder: Any) -> Any:
     return copy.deepcopy(model, {**shared, id(model.vision_model.encoder): encoder})
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(setting: str) -> str:
     """Resolve DEVICE to `cpu` or `cuda`.
 
     Raises:
@@ -258,11 +258,11 @@ def choose_device(wanted: str) -> str:
     """
     import torch
 
-    if wanted == "cpu":
+    if setting == "cpu":
         return "cpu"
     if torch.cuda.is_available():
         return "cuda"
-    if wanted == "cuda":
+    if setting == "cuda":
         raise SetupError(
             f"DEVICE=cuda, but torch {torch.__version__} sees no CUDA device: check the driver and "
             "that torch is a CUDA build, or set DEVICE=cpu."

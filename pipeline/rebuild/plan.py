@@ -158,8 +158,8 @@ class ChangeDetector:
             yield chunk
 
     def take_failures(self) -> list[Failure]:
-        taken, self._failures = self._failures, []
-        return taken
+        failures, self._failures = self._failures, []
+        return failures
 
 
 class BaseCursor:

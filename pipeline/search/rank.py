@@ -163,10 +163,10 @@ def diversify(
     rows = np.asarray(vectors[[candidate.row for candidate in candidates]])
     values = np.array([candidate.value for candidate in candidates])
     nearest = np.zeros(len(candidates))  # nothing was chosen yet
-    left, chosen = list(range(len(candidates))), list[Candidate]()
-    while left and len(chosen) < count:
-        marginal = (1 - strength) * values[left] - strength * nearest[left]
-        at = left.pop(int(marginal.argmax()))
+    remaining, chosen = list(range(len(candidates))), list[Candidate]()
+    while remaining and len(chosen) < count:
+        marginal = (1 - strength) * values[remaining] - strength * nearest[remaining]
+        at = remaining.pop(int(marginal.argmax()))
         candidate = candidates[at]
         candidate.parts["diversity"] = float(marginal.max() - values[at])
         chosen.append(candidate)

@@ -218,11 +218,11 @@ def report(
         "by_rank": [
             {
                 "rank": rank,
-                "shown": shown,
-                "taken": taken,
-                "rate": round(taken / shown, 4),
+                "shown": candidate,
+                "taken": chosen,
+                "rate": round(chosen / candidate, 4),
             }
-            for rank, (shown, taken) in enumerate(
+            for rank, (candidate, chosen) in enumerate(
                 zip(n_shown.tolist(), n_taken.tolist(), strict=True), start=1
             )
         ],

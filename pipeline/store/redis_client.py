@@ -140,8 +140,8 @@ def _sentence(url: str, error: BaseException | None, setting: str) -> str | None
     """Explain an error; None for a server that is not there."""
     for each in _causes(error):
         tls = urlsplit(url).scheme == "rediss"
-        if found := _explain(each, _name(url, setting), setting, tls):
-            return found
+        if sentence := _explain(each, _name(url, setting), setting, tls):
+            return sentence
     return None
 
 
@@ -181,9 +181,9 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             "with 'imgrec cache clear'. Planned work continues when there is space."
         )
     if refuses(error):
-        wanted = "it requires a password" if reason.startswith("HELLO must be called") else reason
+        problem = "it requires a password" if reason.startswith("HELLO must be called") else reason
         return (
-            f"{server} refuses the login ({wanted}): correct the user and the password in "
+            f"{server} refuses the login ({problem}): correct the user and the password in "
             f"{setting}."
         )
     if isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in reason:
