@@ -9,7 +9,7 @@ import pytest
 from inline_worker import InlineWorker
 from live_stack import until
 
-from pipeline.atomic_files import DISK_FULL
+from pipeline.access import DISK_FULL
 from pipeline.errors import ServerUnavailable
 from pipeline.index import faiss_index
 from workers import index
