@@ -12,7 +12,8 @@ import click
 from cli.output import echo_err, json_option, local_option, print_json, print_table
 from cli.watch import job_object, show_job, to_object, wait_for_job
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.errors import ImgrecError, ServerUnavailable, quote
+from pipeline.images.exclude import Exclude
 from pipeline.rebuild.plan import check_folder, plan_rebuild
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     help="Save what the model sees as images below DATA_DIR/preprocessed; reads every image.",
 )
 @click.option(
+    "--exclude",
+    "patterns",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out files and folders that match, as in a .gitignore. Can be repeated.",
+)
+@click.option(
     "--wait", is_flag=True, help="Show the progress and wait until the index is published."
 )
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job continues.")
@@ -39,6 +47,7 @@ def enqueue_rebuild(
     folder: Path,
     full: bool,
     save_preprocessed: bool,
+    patterns: tuple[str, ...],
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -49,7 +58,8 @@ def enqueue_rebuild(
     Unchanged images keep their vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
-    check_folder(folder, settings)
+    exclude = Exclude(patterns)
+    check_folder(folder, settings, exclude)
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
@@ -63,8 +73,11 @@ def enqueue_rebuild(
             resources.versions,
             full=full,
             save_preprocessed=save_preprocessed,
+            exclude=exclude,
             listed=listed,
         )
+    for pattern in exclude.unused:
+        echo_err(f"--exclude {quote(pattern)} matched no file or folder below {folder}.")
     try:
         advance(resources, job_id)
     except ServerUnavailable as error:  # the plan stands, and the reconciler sends it

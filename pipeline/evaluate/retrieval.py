@@ -84,7 +84,7 @@ def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
         if isinstance(found, ImageFile):
             images.append(found)
         else:
-            failures.append(Failure(found[0], found[1].stage, found[1].reason))
+            failures.append(found)
     return images, failures
 
 
