@@ -11,6 +11,7 @@ from cli import query_client
 from cli.classify import show_classes
 from cli.output import (
     echo_err,
+    echo_warnings,
     json_option,
     local_option,
     print_json,
@@ -160,15 +161,15 @@ def query(
     args: tuple[Any, ...] = (data, question.top_k)
     if question.options:  # a plain query stays one that older workers understand
         args += (question.options,)
-    asked = query_client.PendingQuery(wiring, QUERY_IMAGE, args, timeout, local)
+    pending = query_client.PendingQuery(wiring, QUERY_IMAGE, args, timeout, local)
     if not (wait or html or local):
         if as_json:
-            print_json({"query_id": asked.query_id})
+            print_json({"query_id": pending.query_id})
         else:
-            click.echo(asked.query_id)
-            echo_err(f"'imgrec result {asked.query_id}' shows the result.")
+            click.echo(pending.query_id)
+            echo_err(f"'imgrec result {pending.query_id}' shows the result.")
         return
-    answer = asked.answer()
+    answer = pending.answer()
     if html:
         from cli.query_report import write_page
 
@@ -182,8 +183,8 @@ def query(
             raise TimedOut(
                 "The matches were found, but their images did not arrive in time."
             ) from error
-        shown = _shown(data, settings) if data else None
-        write_page(html, _subject(image, question), shown, answer, pictures)
+        thumbnail = _shown(data, settings) if data else None
+        write_page(html, _subject(image, question), thumbnail, answer, pictures)
         echo_err(f"Wrote {html}.")
     _show(answer, as_json)
 
@@ -228,6 +229,7 @@ def _shown(data: bytes, settings: Settings) -> bytes:
 
 
 def _show(answer: dict[str, Any], as_json: bool) -> None:
+    echo_warnings(answer)
     if as_json:
         print_json(answer)
         return
@@ -243,12 +245,12 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     columns = ["rank", "product", *facts, "score", "distance", *parts]
     rows = []
     for match in matches:
-        known, explained = match.get("product", {}), match.get("explain", {})
+        product, explained = match.get("product", {}), match.get("explain", {})
         rows.append(
             [
                 match["rank"],
                 match["product_id"],
-                *(known.get(name, "") for name in facts),
+                *(product.get(name, "") for name in facts),
                 f"{match['score']:.4f}",
                 f"{match['distance']:.4f}",
                 *(f"{explained[name]:+.4f}" if name in explained else "" for name in parts),

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ServerUnavailable
+from pipeline.errors import ServerUnavailable, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
 from workers.dispatch import require_names
 from workers.error_policy import Attempt, Drop, Fail, Release, Stage, Wait, decide
 from workers.lease import Lease
-from workers.reconcile import advance, remove_leftovers
+from workers.reconcile import advance, remove_leftovers, report_unknown_job
 from workers.resources import HOST, Resources
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ def merge_shards(resources: Resources, job_id: str) -> None:
         claim = _claim(resources, job_id)
         if claim is not None:
             _merge(resources, claim)
+    except UnknownJob:
+        report_unknown_job(resources, job_id)
     except ServerUnavailable as error:
         # The reconciler sends the merge again when the server answers again.
         log.error("The merge of job %s: %s", job_id, error)
@@ -95,7 +97,7 @@ def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> N
     attempt = Attempt(
         stage=Stage.MERGE,
         description=f"Worker index@{HOST}: the merge",
-        data_dir=resources.settings.data_dir,
+        settings=resources.settings,
         number=claim.attempts + 1,
         limit=resources.settings.shard_max_attempts,
     )

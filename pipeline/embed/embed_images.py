@@ -196,7 +196,7 @@ class Reader:
     def read(
         self,
         images: Iterable[tuple[int, ImageFile]],
-        check: Callable[[int], None] = lambda done: None,
+        check: Callable[[int], None] = lambda advance: None,
     ) -> Generator[ReadImage | Embedded | Failure, None, None]:
         """Read images by position, in order, at most two batches ahead of the consumer.
 
@@ -204,8 +204,8 @@ class Reader:
         """
         threads, ahead = self.embedder.threads, 2 * self.embedder.batch_size
         with closing(_look_ahead(self._read_or_retry, images, threads, ahead)) as results:
-            for done, items in enumerate(results):
-                check(done)
+            for advance, items in enumerate(results):
+                check(advance)
                 yield from items
 
     def _read_or_retry(

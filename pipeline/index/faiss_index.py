@@ -268,11 +268,11 @@ def random_pairs(vectors: Vectors) -> dict[str, Any]:
     be more than chance.
     """
     rng = np.random.default_rng(0)
-    left = rng.integers(len(vectors), size=PAIRS)
-    right = (left + rng.integers(1, max(2, len(vectors)), size=PAIRS)) % len(vectors)
+    first = rng.integers(len(vectors), size=PAIRS)
+    right = (first + rng.integers(1, max(2, len(vectors)), size=PAIRS)) % len(vectors)
     scores = np.concatenate(
         [
-            np.einsum("nd,nd->n", vectors[left[at : at + 4096]], vectors[right[at : at + 4096]])
+            np.einsum("nd,nd->n", vectors[first[at : at + 4096]], vectors[right[at : at + 4096]])
             for at in range(0, PAIRS, 4096)
         ]
     )

@@ -61,8 +61,8 @@ class Database:
     def revision(self, name: str) -> int:
         """Return how often something was changed, see `count_change`."""
         with self.transaction(read_only=True) as tx:
-            found = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
-        return int(found[0]["n"]) if found else 0
+            rows = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
+        return int(rows[0]["n"]) if rows else 0
 
     def encoding(self) -> str:
         """Return the encoding in which the database stores text, e.g. UTF8."""
