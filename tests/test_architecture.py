@@ -293,9 +293,7 @@ def test_sentences_name_no_setting_that_does_not_exist() -> None:
     for package in ("cli", "workers", "pipeline"):
         for file in (ROOT / package).rglob("*.py"):
             tree = ast.parse(file.read_text(encoding="utf-8"))
-            docstrings = {
-                id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)
-            }
+            docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             for node in ast.walk(tree):
                 if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
                     continue
