@@ -39,6 +39,7 @@ LAYERS = (
     "classify",
     "evaluate",
     "search",
+    "feeds",
     "index",
     "embed",
     "preprocess",

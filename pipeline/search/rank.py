@@ -190,6 +190,9 @@ def _match(
     facts = indexed.catalogue.facts(candidate.product_id)
     if facts:
         match["product"] = facts
+    varying = indexed.catalogue.varying(candidate.product_id)
+    if varying:
+        match["variants"] = varying
     if explain:
         parts = {name: round(value, 6) for name, value in candidate.parts.items()}
         match["explain"] = {**parts, "total": round(candidate.value, 6)}
