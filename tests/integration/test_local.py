@@ -106,7 +106,7 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
     assert (counts["products"], counts["indexed"], counts["columns"]) == (8, 8, ["title", "price"])
     best = laptop.answer("query", "--text", "a blue shoe", "--local")["matches"][0]
     assert best["product_id"] == "shoe/blue"
-    assert best["product"] == {"title": "blue shoe", "price": "40"}
+    assert best["product"] == {"title": "blue shoe", "price": 40}
     cheap = laptop.answer(
         "query", "--text", "a blue shoe", "--local", "--where", "price<30", "--where", "price>0"
     )
