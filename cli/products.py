@@ -11,6 +11,7 @@ from cli.output import echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 from pipeline.feeds.columns import Type
+from pipeline.feeds.names import FORMATS
 
 if TYPE_CHECKING:
     from pipeline.feeds.feed import Feed
@@ -41,6 +42,14 @@ class ColumnType(click.ParamType[tuple[str, Type]]):
 @click.command("import-catalogue")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="auto",
+    show_default=True,
+    help="The kind of file; auto looks at its content.",
+)
+@click.option(
     "--type",
     "types",
     type=ColumnType(),
@@ -61,6 +70,7 @@ class ColumnType(click.ParamType[tuple[str, Type]]):
 def import_catalogue(
     wiring: Wiring,
     file: Path,
+    form: str,
     types: tuple[tuple[str, Type], ...],
     id_column: str,
     encoding: str,
@@ -82,7 +92,7 @@ def import_catalogue(
     from pipeline.feeds.staging import Staging
 
     with Staging() as staging:
-        feed = read_feed(file, staging, encoding=encoding, identified_by=id_column)
+        feed = read_feed(file, staging, form=form, encoding=encoding, identified_by=id_column)
         resources = wiring.resources
         outcome = resources.products.update(feed, dict(types), replace=replace, dry_run=dry_run)
         indexed, stranger = (None, "") if dry_run else _count_indexed(resources, staging)
@@ -179,6 +189,8 @@ def _show(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -> N
             count, lines = misfits
             more = ", ..." if count > len(lines) else ""
             line += f", {count:,} not {column.type}s: rows {', '.join(map(str, lines))}{more}"
+        if column.type == Type.IDENTIFIER and not finder.named_identifier and finder.code:
+            line += f", such as {finder.code[0]} in row {finder.code[1]}"
         click.echo(line)
 
 

@@ -150,6 +150,7 @@ class TypeFinder:
         self._signs: Counter[str] = Counter()
         self._placeholders = 0
         self._codes = 0  # leading zeros, or more digits than a number holds
+        self.code: tuple[str, int] | None = None  # the first of them, and its line
         self._wholes = 0  # digits, or digits with .0
         self._zeros = 0  # of these with .0
         words = words_of(name)
@@ -167,7 +168,8 @@ class TypeFinder:
         if number is None or (not number.either and number.value(".") is None):
             self.misfits[Type.NUMBER].add(line)
             self._placeholders += text.casefold() in PLACEHOLDERS
-            self._codes += number is not None or text.isdecimal()
+            if number is not None:
+                self._add_code(text, line)
         else:
             self._signs[number.sign] += 1
             if number.currency:
@@ -175,7 +177,7 @@ class TypeFinder:
             if number.either and len(self.either) < 3:
                 self.either.append(text)
             if "0" in text[:2] and _LEADING_ZERO.fullmatch(text):
-                self._codes += 1
+                self._add_code(text, line)
             if text.isdecimal():
                 self._wholes += 1
             elif text.endswith(".0") and text[:-2].isdecimal():
@@ -207,6 +209,11 @@ class TypeFinder:
         else:
             decimal_sign = "," if decimal_comma else "."
         return Column(self.name, chosen or self._type(), decimal_sign, chosen is not None)
+
+    def _add_code(self, text: str, line: int) -> None:
+        self._codes += 1
+        if self.code is None and line:
+            self.code = text, line
 
     def _type(self) -> Type:
         if self.named_identifier:

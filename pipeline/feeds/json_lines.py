@@ -30,7 +30,7 @@ def json_rows(stream: TextIO, problems: Problems) -> Iterator[Row]:
     while text := stream.readline(MAX_LINE):
         number += 1
         if len(text) == MAX_LINE:
-            raise WrongUse(f"Line {number:,} of the file has more than {MAX_LINE:,} characters.")
+            raise WrongUse(f"line {number:,} of the file has more than {MAX_LINE:,} characters.")
         if not text.strip("\ufeff\x1a \t\r\n"):
             continue
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 PRODUCT_ID, IMAGE = "product_id", "image"
+FORMATS = ("auto", "google", "shopify", "woocommerce", "csv", "jsonl", "parquet")
 # What identifies a product in a plain table, the best name first.
 ID_ORDER = (
     PRODUCT_ID,

@@ -26,16 +26,14 @@ def id_column(columns: Iterable[str], chosen: str = "") -> str:
     columns = list(columns)
     if chosen:
         if chosen not in columns:
-            raise WrongUse(
-                f"The file has no column {quote(chosen)}. Its columns: {', '.join(columns)}."
-            )
+            raise WrongUse(f"it has no column {quote(chosen)}. Its columns: {', '.join(columns)}.")
         return chosen
     for wanted in ID_ORDER:
         for name in columns:
             if normalize(name) == wanted:
                 return name
     raise WrongUse(
-        "No column identifies a product: name it 'product_id', or choose one with --id-column. "
+        "no column identifies a product: name it 'product_id', or choose one with --id-column. "
         f"The file has: {', '.join(columns)}."
     )
 

@@ -75,6 +75,7 @@ class Staging:
         with _told():
             self._flush()
             self._connection.execute("CREATE INDEX by_product ON items (product, n)")
+            self._connection.execute("CREATE INDEX by_item ON items (item_id)")
 
     def strip_float_zeros(self) -> None:
         """Take the `.0` from ids such as 12.0."""
@@ -93,6 +94,15 @@ class Staging:
             " WHERE aliases.alias = items.product LIMIT 1)"
             " WHERE product IN (SELECT alias FROM aliases);"
         )
+
+    def orphans(self) -> Iterator[tuple[int, str, str]]:
+        """Take away items whose product is not in the file: (line, item id, product)."""
+        where = "product <> item_id AND product NOT IN (SELECT item_id FROM items)"
+        rows = self._connection.execute(
+            f"SELECT line, item_id, product FROM items WHERE {where} ORDER BY n"
+        )
+        yield from rows
+        self._connection.execute(f"DELETE FROM items WHERE {where}")
 
     def products(self) -> Iterator[list[Item]]:
         """Yield the items of one product after the other, each in the order of the file."""

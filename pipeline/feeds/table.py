@@ -49,7 +49,7 @@ class Lines:
         self._number += 1
         if len(text) == MAX_LINE and text[-1] not in "\r\n":
             raise WrongUse(
-                f"Line {self._number:,} of the file has more than {MAX_LINE:,} characters: this is "
+                f"line {self._number:,} of the file has more than {MAX_LINE:,} characters: this is "
                 "not a table."
             )
         return self._number, text
@@ -86,13 +86,13 @@ class Table:
         self._records = _records(self._lines, self._delimiter)
         header = next((record for record in self._records if _has_text(record)), None)
         if header is None:
-            raise WrongUse("The file is empty.")
+            raise WrongUse("it is empty.")
         self._names = _unique(
             [_name(cell, header.line, problems) for cell in header.cells], problems
         )
         self.columns = [name for name in self._names if name]
         if not self.columns:
-            raise WrongUse("The first line of the file names no columns.")
+            raise WrongUse("its first line names no columns.")
         self._nameless = {
             n: 0 for n, name in enumerate(self._names) if not name and any(self._names[n:])
         }
@@ -215,7 +215,7 @@ def _unique(names: list[str], problems: Problems) -> list[str]:
         if name and name in unique:
             if normalize(name) in ID_NAMES and normalize(unique[0]) == normalize(name):
                 raise WrongUse(
-                    f"The column {quote(name)} stands twice in the header: which one identifies "
+                    f"the column {quote(name)} stands twice in the header: which one identifies "
                     "a product?"
                 )
             at, count = unique.index(name) + 1, 2

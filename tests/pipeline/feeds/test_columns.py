@@ -48,7 +48,7 @@ def test_one_number_in_ten_may_be_none_and_is_told() -> None:
     assert column.type == Type.NUMBER
     misfits = finder.misfits[Type.NUMBER]
     assert (misfits.count, misfits.lines) == (2, [20, 21])
-    assert find("x", values[2:] + ["?"])[1].type == Type.TEXT
+    assert find("x", [*values[2:], "?"])[1].type == Type.TEXT
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,10 @@ def test_a_number_is_read_with_its_currency(text: str, value: float, currency: s
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1e5", "1E5", "1_0", "nan", "inf", "12 pcs", "12 PCS", "1.2.3", "1,2,3", "1 29", "EUR"]
-    + [
-        "12 EUR USD",
-        "5%",
-        "0x10",
-        "\uff11\uff12",
-        "1" * 400,
-        "+49 30 12345",
-        "12.345.67",
-        "S",
-        "-",
+    [
+        *("", "1e5", "1E5", "1_0", "nan", "inf", "12 pcs", "12 PCS", "1.2.3", "1,2,3", "1 29"),
+        *("EUR", "12 EUR USD", "5%", "0x10", "\uff11\uff12", "1" * 400, "+49 30 12345"),
+        *("12.345.67", "S", "-"),
     ],
 )
 def test_what_is_no_number_is_none(text: str) -> None:
@@ -84,6 +77,6 @@ def test_digits_that_a_float_would_lose_are_no_number(digits: str) -> None:
 
 
 def test_noise_of_a_float_is_exact() -> None:
-    number = read_number("19.989999999999998")
+    number = read_number("0.30000000000000004")
     assert number is not None
-    assert number.value(".") == 19.989999999999998
+    assert number.value(".") == 0.30000000000000004
