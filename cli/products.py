@@ -81,9 +81,10 @@ def import_catalogue(
     """Import product data from a table or a product feed.
 
     FILE is a table (CSV or TSV, in the usual encodings and with the usual delimiters) with a
-    header, or a .jsonl file with one object on each line. The column 'product_id' identifies a
+    header, a .jsonl file with one object on each line, a Parquet file, a feed for Google Merchant
+    (XML or TSV), or an export of Shopify or WooCommerce. The column 'product_id' identifies a
     product. The column 'image' names an image of the product, relative to the products folder, or
-    an address; a product with several images has several rows. Without it, a product's images are
+    its address; a product with several images has several rows. Without it, a product's images are
     the image of its name and those in the folder of its name. All other columns are shown in
     results and can be used with --where. An import changes the columns that the file has and leaves
     the rest.
@@ -160,7 +161,11 @@ def _summary(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -
 
 
 def _listed(problems: list[Problem]) -> list[dict[str, Any]]:
-    return [{"line": problem.line, "reason": problem.reason} for problem in problems]
+    return [{"line": problem.line, "reason": problem.reason} for problem in _by_line(problems)]
+
+
+def _by_line(problems: list[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda problem: problem.line)
 
 
 def _misfits(feed: Feed, outcome: Outcome, name: str) -> tuple[int, list[int]] | None:
@@ -228,7 +233,7 @@ def _tell(feed: Feed, outcome: Outcome, dry_run: bool) -> None:
 
 
 def _list(problems: list[Problem], count: int, sentence: str) -> None:
-    for problem in problems[:SHOWN]:
+    for problem in _by_line(problems)[:SHOWN]:
         echo_err(sentence.format(problem.line, problem.reason))
     if count > SHOWN:
         echo_err(f"... and {count - SHOWN:,} more like these; --json lists them.")
