@@ -118,6 +118,9 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
     wrong = laptop.imgrec("query", "--text", "x", "--local", "--where", "cost<5")
     assert wrong.returncode == 2
     assert "Available columns: price, title" in wrong.stderr
+    wrong = laptop.imgrec("query", "--text", "x", "--local", "--where", "price<cheap")
+    assert wrong.returncode == 2
+    assert "The column 'price' is a number: 'cheap' is not one." in wrong.stderr
 
 
 def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:

@@ -141,7 +141,8 @@ def test_an_atom_feed_and_a_table_say_the_same_as_rss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso-8859-1", "windows-1252"])
 def test_xml_is_read_in_the_encoding_that_it_declares(tmp_path: Path, encoding: str) -> None:
-    text = f'<?xml version="1.0" encoding="{encoding}"?><rss><item><id>1</id><title>Thé</title></item></rss>'
+    text = f'<?xml version="1.0" encoding="{encoding}"?>'
+    text += "<rss><item><id>1</id><title>Thé</title></item></rss>"
     products, _, _ = read(write(tmp_path, "a.xml", text, encoding))
     assert products[0].facts == {"title": "Thé"}
 
@@ -164,8 +165,8 @@ def test_xml_that_is_broken_or_hostile_is_refused_whole(
         read(write(tmp_path, "a.xml", text))
 
 
-SHOPIFY = f"""Handle,Title,Body (HTML),Vendor,Tags,Published,Option1 Name,Option1 Value,Option2 Name,\
-Option2 Value,Variant SKU,Variant Inventory Qty,Variant Price,Variant Barcode,Image Src,\
+SHOPIFY = f"""Handle,Title,Body (HTML),Vendor,Tags,Published,Option1 Name,Option1 Value,\
+Option2 Name,Option2 Value,Variant SKU,Variant Inventory Qty,Variant Price,Variant Barcode,Image Src,\
 Image Position,Variant Image,Status
 shirt,Linen Shirt,"<p>Light</p>
 <li>""stone washed""</li>",Mill,"linen, summer",true,Color,Navy,Size,S,HLS,4,59.00,'2000000001012,\
@@ -280,9 +281,9 @@ def test_the_columns_tell_the_format(tmp_path: Path, header: str, form: str) -> 
 
 
 def test_a_parquet_file_needs_its_library_or_is_read(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
-    import pyarrow.parquet
-
+    reason = "the extra 'parquet' is not installed"
+    pyarrow = pytest.importorskip("pyarrow", reason=reason)
+    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
     file = tmp_path / "a.parquet"
     table = pyarrow.table(
         {
@@ -292,7 +293,7 @@ def test_a_parquet_file_needs_its_library_or_is_read(tmp_path: Path) -> None:
             "image": [[f"{CDN}/1.jpg", f"{CDN}/2.jpg"], None],
         }
     )
-    pyarrow.parquet.write_table(table, file)
+    parquet.write_table(table, file)
     products, _, feed = read(file)
     assert feed.format == "parquet"
     assert products[0].facts == {"price": 9.5, "ean": "12345678901234567"}
