@@ -166,8 +166,8 @@ def test_xml_that_is_broken_or_hostile_is_refused_whole(
 
 
 SHOPIFY = f"""Handle,Title,Body (HTML),Vendor,Tags,Published,Option1 Name,Option1 Value,\
-Option2 Name,Option2 Value,Variant SKU,Variant Inventory Qty,Variant Price,Variant Barcode,Image Src,\
-Image Position,Variant Image,Status
+Option2 Name,Option2 Value,Variant SKU,Variant Inventory Qty,Variant Price,Variant Barcode,\
+Image Src,Image Position,Variant Image,Status
 shirt,Linen Shirt,"<p>Light</p>
 <li>""stone washed""</li>",Mill,"linen, summer",true,Color,Navy,Size,S,HLS,4,59.00,'2000000001012,\
 {CDN}/front.jpg?v=1,1,{CDN}/navy.jpg?v=4,active
