@@ -85,7 +85,12 @@ class Column:
         if self.type == Type.NUMBER:
             if isinstance(value, str):
                 value = self.read(value)[0]
-            return None if isinstance(value, str | bool) else float(value)
+            if isinstance(value, str | bool):
+                return None
+            try:
+                return float(value)
+            except OverflowError:  # of an older catalogue: 10 to the power of 400
+                return None
         if self.type == Type.DATE:
             return date_key(text_of(value))
         if self.type == Type.BOOLEAN:

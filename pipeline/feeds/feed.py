@@ -72,6 +72,12 @@ class Feed:
                 if text:
                     finder.add(text, item.line)
         self.staging.finish()
+        for line, item_id, product in self.staging.contested():
+            self.problems.refuse(
+                line,
+                f"{quote(item_id)} is a variant of {quote(product)}, but an earlier line of the "
+                "file says that it belongs to another product",
+            )
         if self._ids.has_float_identifiers:
             self.staging.strip_float_zeros()
             self.problems.note("Ids such as 12.0 were read as 12: all are whole numbers.")
@@ -307,6 +313,11 @@ def _container(file: Path, form: str) -> str:
         form == "jsonl" or file.suffix.lower() in JSON_SUFFIXES or head.lstrip().startswith(b"{")
     ):
         container = "jsonl"
+    elif form in ("auto", "jsonl") and head.lstrip().startswith(b"["):
+        raise WrongUse(
+            "it is one JSON array. Write one object on each line, e.g. with jq -c '.[]', and name "
+            "the file .jsonl."
+        )
     else:
         container = "table"
     fits = {"xml": ("google",), "parquet": ("parquet",), "jsonl": ("jsonl",)}

@@ -95,6 +95,21 @@ class Staging:
             " WHERE product IN (SELECT alias FROM aliases);"
         )
 
+    def contested(self) -> Iterator[tuple[int, str, str]]:
+        """Take away items that an earlier line gives to another product: (line, id, product)."""
+        later = (
+            "SELECT items.n FROM items JOIN (SELECT item_id, MIN(n) AS first FROM items"
+            " GROUP BY item_id HAVING COUNT(DISTINCT product) > 1) AS several"
+            " USING (item_id) JOIN items AS owner ON owner.n = several.first"
+            " WHERE items.product <> owner.product"
+        )
+        rows = self._connection.execute(
+            f"SELECT line, item_id, product FROM items WHERE n IN ({later}) ORDER BY n"
+        ).fetchall()
+        if rows:
+            self._connection.execute(f"DELETE FROM items WHERE n IN ({later})")
+        yield from rows
+
     def orphans(self) -> Iterator[tuple[int, str, str]]:
         """Take away items whose product is not in the file: (line, item id, product)."""
         where = "product <> item_id AND product NOT IN (SELECT item_id FROM items)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,7 @@ class Condition:
                 f"Invalid condition {quote(text)}: write COLUMN=VALUE, or one of !=, <, <=, "
                 '> and >= in place of =. Names and values that contain such signs stand in "".'
             )
-        return cls(column, SAME.get(sign, sign), value)
+        return cls(unicodedata.normalize("NFC", column), SAME.get(sign, sign), value)
 
     def bound(self, column: Column) -> Key:
         """Return the value as the values of the column are compared.

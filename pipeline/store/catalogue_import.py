@@ -59,6 +59,11 @@ def import_feed(
     Raises:
         WrongUse: `types` names an unknown column; `replace` would lose the products of bad rows.
     """
+    if replace and feed.update_only:
+        raise WrongUse(
+            "--replace needs a file with titles: this one only updates some columns of products, "
+            "and would remove all others."
+        )
     problems = feed.problems
     for _ in range(ATTEMPTS):
         feed.problems = copy.deepcopy(problems)  # planning adds to them

@@ -122,6 +122,16 @@ def test_a_whole_feed_takes_away_what_its_items_no_longer_have(
     assert outcome.emptied["sale_price"] == 1
 
 
+def test_a_variant_belongs_to_one_product(tmp_path: Path) -> None:
+    text = "id,item_group_id,title,availability\n1,A,T,x\n1,B,T,x\n2,B,T,x\n"
+    products, _, feed = read(write(tmp_path, "a.csv", text))
+    assert [(p.product_id, [v.item_id for v in p.variants]) for p in products] == [
+        ("A", ["1"]),
+        ("B", ["2"]),
+    ]
+    assert [problem.line for problem in feed.problems.bad] == [3]
+
+
 def test_an_atom_feed_and_a_table_say_the_same_as_rss(tmp_path: Path) -> None:
     atom = (
         '<?xml version="1.0"?><feed xmlns="http://www.w3.org/2005/Atom" '

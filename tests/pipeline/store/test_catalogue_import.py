@@ -101,6 +101,13 @@ def test_replace_refuses_a_file_with_bad_rows_whose_products_it_would_remove(
     assert set(facts(products)) == {"a", "b"}
 
 
+def test_replace_refuses_a_file_that_only_updates(products: Products) -> None:
+    import_text(products, "product_id,title\na,Hat\n")
+    with pytest.raises(WrongUse, match="--replace needs a file with titles"):
+        import_text(products, "id,availability\na,in_stock\n", replace=True)
+    assert set(facts(products)) == {"a"}
+
+
 def test_a_dry_run_writes_nothing(products: Products) -> None:
     revision = products.revision()
     outcome, _ = import_text(products, "product_id,title\na,Hat\n", dry_run=True)
