@@ -10,6 +10,7 @@ from pipeline.feeds.records import Problems
 
 MAX_TEXT = 10_000  # characters of one value
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANK = " \t\r\n\f\v\u00a0\ufeff\u200b\u2007\u202f"
 _FORMULA_TEXT = re.compile(r'="((?:[^"]|"")*)"')  # ="007" keeps the zeros in Excel
@@ -25,9 +26,9 @@ def clean(text: str, column: str, line: int, problems: Problems) -> str:
         text = match[1].replace('""', '"').strip(_BLANK)
     elif text[0] == "'" and _APOSTROPHE.fullmatch(text):
         text = text[1:]
-    if "\0" in text:  # which PostgreSQL refuses to store
-        problems.warn(line, f"'{column}' contains a NUL character; it was left out")
-        text = text.replace("\0", "")
+    if _CONTROL.search(text):  # no terminal must see them, and PostgreSQL stores no NUL
+        problems.warn(line, f"'{column}' contains control characters; they were left out")
+        text = _CONTROL.sub("", text)
     if not text.isascii() and _SURROGATE.search(text):
         what = "bytes that are not valid text" if ESCAPED.search(text) else "half a character"
         problems.warn(line, f"'{column}' contains {what}; replaced by {REPLACEMENT}")

@@ -23,6 +23,7 @@ SIGNATURES = {
     b"\xd0\xcf\x11\xe0": SPREADSHEET,
     b"\x1f\x8b": "is compressed. Decompress it and import the result",
 }
+CONTROL = re.compile(rb"[\0-\x08\x0b\x0e-\x1f\x7f]")
 ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are not valid in the encoding
 BEYOND_ASCII = re.compile("[^\0-\x7f]")
 
@@ -61,7 +62,7 @@ def _encoding(file: Path) -> str:
     zeros = head[1::2].count(0), head[::2].count(0)
     if max(zeros) > 0.4 * (len(head) // 2) and min(zeros) * 10 < max(zeros):
         return "utf-16-le" if zeros[0] > zeros[1] else "utf-16-be"
-    if head.count(0) > 0.1 * len(head):
+    if len(CONTROL.findall(head)) > 0.05 * len(head):
         raise WrongUse(f"The file {quote(str(file))} is not a text file.")
     valid, invalid = _utf8_letters(file)
     # A damaged file in UTF-8 is still one: Windows-1252 would read each of its letters as two.

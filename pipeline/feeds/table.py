@@ -135,7 +135,9 @@ class Table:
         filled = len(record.cells)
         while filled and not record.cells[filled - 1].strip():
             filled -= 1
-        if record.broken and not width <= len(record.cells) <= len(names):
+        # Cells whose quotes are even are whole: the quotes belong to the text.
+        whole = not any(cell.count('"') % 2 for cell in record.cells)
+        if record.broken and not (whole and width <= len(record.cells) <= len(names)):
             return f"its quotes cannot be followed ({record.broken})"
         upto = f" (up to line {record.last_line})" if record.last_line > record.line else ""
         if filled > width:

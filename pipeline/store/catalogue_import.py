@@ -68,9 +68,9 @@ def import_feed(
     for _ in range(ATTEMPTS):
         feed.problems = copy.deepcopy(problems)  # planning adds to them
         with database.transaction(read_only=True) as tx:
+            revision = _revision(tx)  # first: what changes while the plan is made spoils it
             plan = _Plan(tx, feed, types, replace)
             outcome = plan.make()
-            revision = _revision(tx)
         if replace and feed.problems.bad_rows:
             raise WrongUse(
                 f"--replace would remove the products of the {feed.problems.bad_rows} bad rows, "
