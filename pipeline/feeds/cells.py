@@ -26,16 +26,22 @@ def clean(text: str, column: str, line: int, problems: Problems) -> str:
         text = match[1].replace('""', '"').strip(_BLANK)
     elif text[0] == "'" and _APOSTROPHE.fullmatch(text):
         text = text[1:]
-    if _CONTROL.search(text):  # no terminal must see them, and PostgreSQL stores no NUL
-        problems.warn(line, f"'{column}' contains control characters; they were left out")
-        text = _CONTROL.sub("", text)
-    if not text.isascii() and _SURROGATE.search(text):
-        what = "bytes that are not valid text" if ESCAPED.search(text) else "half a character"
-        problems.warn(line, f"'{column}' contains {what}; replaced by {REPLACEMENT}")
-        text = _SURROGATE.sub(REPLACEMENT, text)
+    if not text.isprintable():
+        text = _printable(text, column, line, problems)
     if len(text) > MAX_TEXT:
         problems.warn(line, f"'{column}' has {len(text):,} characters; cut off after {MAX_TEXT:,}")
         text = text[:MAX_TEXT]
+    return text
+
+
+def _printable(text: str, column: str, line: int, problems: Problems) -> str:
+    if _CONTROL.search(text):  # no terminal must see them, and PostgreSQL stores no NUL
+        problems.warn(line, f"'{column}' contains control characters; they were left out")
+        text = _CONTROL.sub("", text)
+    if _SURROGATE.search(text):
+        what = "bytes that are not valid text" if ESCAPED.search(text) else "half a character"
+        problems.warn(line, f"'{column}' contains {what}; replaced by {REPLACEMENT}")
+        text = _SURROGATE.sub(REPLACEMENT, text)
     return text
 
 

@@ -188,9 +188,9 @@ class TypeFinder:
             elif text.endswith(".0") and text[:-2].isdecimal():
                 self._wholes += 1
                 self._zeros += 1
-        if text.casefold() not in TRUTH:
+        if len(text) > 5 or text.casefold() not in TRUTH:
             self.misfits[Type.BOOLEAN].add(line)
-        if date_key(text) is None:
+        if text[4:5] != "-" or date_key(text) is None:
             self.misfits[Type.DATE].add(line)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 PRODUCT_ID, IMAGE = "product_id", "image"
 FORMATS = ("auto", "google", "shopify", "woocommerce", "csv", "jsonl", "parquet")
@@ -28,11 +29,13 @@ _PICTURES = re.compile(
 )
 
 
+@lru_cache(maxsize=1024)
 def normalize(name: str) -> str:
     """Return a name without regard to case and punctuation: `Product ID` -> `product_id`."""
     return _OTHER.sub("_", name.casefold()).strip("_")
 
 
+@lru_cache(maxsize=1024)
 def is_picture_column(name: str) -> bool:
     """Tell whether a column holds pictures: `image`, `Image URLs (x,y,z...)`, `picture_url`."""
     return bool(_PICTURES.fullmatch(normalize(name)))

@@ -55,6 +55,8 @@ _MONEY = re.compile(
     rf"(?P<before>{_CURRENCY})?[{_BLANK}]*(?P<sign>[-+\u2212])?[{_BLANK}]*(?P<inner>{_CURRENCY})?"
     rf"[{_BLANK}]*(?P<body>[0-9.,][^A-Za-z]*?)[{_BLANK}]*(?P<after>{_CURRENCY})?"
 )
+_BEGINS = frozenset("0123456789.,-+\u2212")
+_ENDS = frozenset("0123456789-\u2013\u2014") | {name[-1] for name in (*SYMBOLS, *CODES)}
 _NO_CENTS = re.compile(r"(.*[0-9])([.,])[-\u2013\u2014]{1,2}")  # 12,- and 12.--
 _PLAIN = re.compile(r"[0-9]+")
 _EITHER = re.compile(r"[1-9][0-9]{0,2}([.,])[0-9]{3}")  # 1,299: thousands, or three decimals
@@ -98,11 +100,16 @@ class Number:
         return float(digits) if is_exact(digits) else None
 
 
-@lru_cache(maxsize=8192)
 def read_number(text: str) -> Number | None:
     """Read `12,99`, `$1,299.00`, `1.029,00 €`, `1 200`, `15.00 USD`, `1'299.-`; None for others."""
-    if len(text) > MAX_CHARACTERS:
+    # Most texts are no number: look at their ends before the patterns do.
+    if len(text) > MAX_CHARACTERS or (text[:1] not in _BEGINS and text[-1:] not in _ENDS):
         return None
+    return _read_number(text)
+
+
+@lru_cache(maxsize=8192)
+def _read_number(text: str) -> Number | None:
     if _PLAIN.fullmatch(text):
         return Number(text)
     if _EXPONENT.fullmatch(text):

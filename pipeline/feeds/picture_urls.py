@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
 MAX_URL = 4096  # characters
@@ -11,6 +12,7 @@ MAX_URL = 4096  # characters
 _PARTS = re.compile(r"[|\r\n]+|[\s,;]+(?=(?:[a-z][a-z0-9+.-]*:)?//)|,\s+(?=data:)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//|(?:data|file|mailto):", re.IGNORECASE)
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PLAIN = re.compile(r"[A-Za-z0-9/._=&-]*")
 _SAFE = "/%:@!$&'()*+,;=~-._"
 
 
@@ -47,11 +49,15 @@ def canonical_url(text: str) -> str:
         raise ValueError("it contains a user name or a password")
     host = _host(parts.hostname or "")
     netloc = f"{host}:{port}" if port is not None else host
-    path = quote(_BROKEN_PERCENT.sub("%25", parts.path), safe=_SAFE)
-    query = quote(_BROKEN_PERCENT.sub("%25", parts.query), safe=_SAFE + "?[]{}|^`\\")
+    path, query = parts.path, parts.query
+    if not _PLAIN.fullmatch(path):
+        path = quote(_BROKEN_PERCENT.sub("%25", path), safe=_SAFE)
+    if not _PLAIN.fullmatch(query):
+        query = quote(_BROKEN_PERCENT.sub("%25", query), safe=_SAFE + "?[]{}|^`\\")
     return urlunsplit((parts.scheme, netloc, path or "/", query, ""))
 
 
+@lru_cache(maxsize=1024)
 def _host(name: str) -> str:
     """Check the host of an address and return it in ASCII."""
     if not name:

@@ -79,7 +79,8 @@ def holds_pictures(
 ) -> bool:
     """Add the pictures of a cell; return False where the column holds other things."""
     name = normalize(column)
-    if any(is_address(part) for part in split_pictures(text)) or _URL_WORD.search(name):
+    has_address = "//" in text and any(is_address(part) for part in split_pictures(text))
+    if has_address or _URL_WORD.search(name):
         add_urls(column, text, line, urls, problems)
         return True
     if not _PATH_COLUMN.fullmatch(name):

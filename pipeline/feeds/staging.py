@@ -49,6 +49,8 @@ class Staging:
             Path(self._folder.name) / "items.db", isolation_level=None
         )
         self._connection.executescript(SCHEMA)
+        # One transaction that nobody commits: the file is only an extension of the memory.
+        self._connection.execute("BEGIN")
         self._batch: list[tuple[int, str, str, str, str]] = []
 
     def __enter__(self) -> Self:
@@ -87,13 +89,14 @@ class Staging:
 
     def resolve_aliases(self) -> None:
         """Have variants that call their product by its other name call it by its id."""
-        self._connection.executescript(
-            "CREATE TABLE aliases AS SELECT alias, item_id FROM items WHERE alias <> '';"
-            "CREATE INDEX by_alias ON aliases (alias);"
+        for sql in (
+            "CREATE TABLE aliases AS SELECT alias, item_id FROM items WHERE alias <> ''",
+            "CREATE INDEX by_alias ON aliases (alias)",
             "UPDATE items SET product = (SELECT item_id FROM aliases"
             " WHERE aliases.alias = items.product LIMIT 1)"
-            " WHERE product IN (SELECT alias FROM aliases);"
-        )
+            " WHERE product IN (SELECT alias FROM aliases)",
+        ):
+            self._connection.execute(sql)
 
     def contested(self) -> Iterator[tuple[int, str, str]]:
         """Take away items that an earlier line gives to another product: (line, id, product)."""
@@ -220,12 +223,10 @@ class Staging:
 
     def _flush(self) -> None:
         with _told():
-            self._connection.execute("BEGIN")
             self._connection.executemany(
                 "INSERT INTO items (line, item_id, product, alias, item) VALUES (?, ?, ?, ?, ?)",
                 self._batch,
             )
-            self._connection.execute("COMMIT")
         self._batch.clear()
 
 

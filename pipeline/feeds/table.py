@@ -99,6 +99,7 @@ class Table:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows that can be read; the others are named."""
+        usual = 0  # cells of a row that can be read
         in_doubt = False  # whether a line may be the rest of a row whose quotes are broken
         for record in self._records:
             if not _has_text(record):
@@ -109,6 +110,14 @@ class Table:
                 self._problems.refuse(record.line, reason)
                 continue
             in_doubt = False
+            usual = usual or len(record.cells)
+            if len(record.cells) > max(usual, len(self._names)):
+                # Or a delimiter within a cell has moved the cells behind it into an empty last one.
+                self._problems.warn(
+                    record.line,
+                    "has an empty cell more than the header; look whether a cell with a delimiter "
+                    "is not quoted",
+                )
             cells = {
                 name: clean(cell, name, record.line, self._problems)
                 for name, cell in zip(self._names, record.cells, strict=False)

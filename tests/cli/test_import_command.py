@@ -16,7 +16,7 @@ product_id,title,price,sku,image
 kind0/00,Hat,"12,99",007,
 kind0/02,Bag,$45.00,8,
 kind0/04,Cap,on request,9,
-kind0/06,Shoe, red,10,10
+kind0/06,Shoe, red,10,10,x.jpg
 ,Scarf,5,11,
 """
 

@@ -108,6 +108,15 @@ def test_a_row_that_is_too_long_is_named_and_the_others_are_imported(tmp_path: P
         "f": {"title": '"Orbit" lamp', "price": 9},
     }
     assert reasons(feed.problems.bad) == [(2, "has 4 cells, but the header has 3")]
+    ((line, reason),) = reasons(feed.problems.warnings)  # other rows have no such cell
+    assert line == 4
+    assert "has an empty cell more than the header" in reason
+
+
+def test_an_empty_cell_more_in_all_rows_is_harmless(tmp_path: Path) -> None:
+    products, feed = facts(write(tmp_path, "product_id;title\na;Hat;\nb;Bag;\nc;;\n"))
+    assert products == {"a": {"title": "Hat"}, "b": {"title": "Bag"}, "c": {}}
+    assert (feed.problems.warnings, feed.problems.bad) == ([], [])
 
 
 def test_a_row_that_is_too_short_is_told_and_one_of_half_its_cells_is_bad(tmp_path: Path) -> None:
@@ -218,7 +227,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path, text: str, line: int, 
         ("product_id,image\nx,../1.jpg\n", 2, "not below the products folder"),
         ("product_id,image\nx,/etc/passwd\n", 2, "not below the products folder"),
         ("product_id,image\nx,N/A\n", 2, "it names no image"),
-        ("product_id,a\nx,\0y\x1b[31m\n", 2, "control characters"),
+        ("product_id,a\nx,y\0\x1b[31m\n", 2, "control characters"),
         ("product_id,a\nx," + "y" * 10_001 + "\n", 2, "has 10,001 characters; cut off"),
     ],
 )
