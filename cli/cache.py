@@ -44,7 +44,7 @@ def list_kinds(wiring: Wiring, as_json: bool) -> None:
             "-" if kind.oldest_s is None else duration(kind.oldest_s),
             kind.hits,
             kind.misses,
-            f"{kind.hits / asked:.1%}" if (asked := kind.hits + kind.misses) else "-",
+            f"{kind.hits / lookups:.1%}" if (lookups := kind.hits + kind.misses) else "-",
         ]
         for kind in kinds
     ]
@@ -85,11 +85,11 @@ def warm(wiring: Wiring, as_json: bool) -> None:
     resources.shared_cache.describe()  # one that is unavailable must be an error, not a warning
     vectors = _warm_vectors(resources)
     labels, texts = load_labels(resources.settings.labels_file), 0
-    asked = [labels.category_prompts()]
+    prompt_sets = [labels.category_prompts()]
     for category in (None, *labels.categories):
         for attribute in labels.attributes_of(category):
-            asked.append(labels.attribute_prompts(category, attribute))
-    for prompts in asked:
+            prompt_sets.append(labels.attribute_prompts(category, attribute))
+    for prompts in prompt_sets:
         texts += len(text_matrix(prompts, resources.clip, resources.known_texts))
     if as_json:
         print_json({"vectors": vectors, "texts": texts})
@@ -112,7 +112,7 @@ def _warm_vectors(resources: Resources) -> int:
 
 
 def _object(kind: Any) -> dict[str, Any]:
-    asked = kind.hits + kind.misses
+    lookups = kind.hits + kind.misses
     return {
         "kind": kind.kind,
         "keys": kind.keys,
@@ -121,5 +121,5 @@ def _object(kind: Any) -> dict[str, Any]:
         "newest_s": kind.newest_s,
         "hits": kind.hits,
         "misses": kind.misses,
-        "hit_rate": round(kind.hits / asked, 4) if asked else None,
+        "hit_rate": round(kind.hits / lookups, 4) if lookups else None,
     }

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from cli import query_client
-from cli.output import echo_err, json_option, local_option, print_json, timeout_option, wait_option
+from cli.output import (
+    echo_err,
+    echo_warnings,
+    json_option,
+    local_option,
+    print_json,
+    timeout_option,
+    wait_option,
+)
 from cli.wiring import Wiring, pass_wiring
 from workers.routes import CLASSIFY_IMAGE
 
@@ -40,21 +48,24 @@ def classify(
     """
     data = query_client.message(image, wiring.settings)
     args = (data, True) if use_trained else (data,)
-    asked = query_client.PendingQuery(wiring, CLASSIFY_IMAGE, args, timeout, local)
+    pending = query_client.PendingQuery(wiring, CLASSIFY_IMAGE, args, timeout, local)
     if wait or local:
-        answer = asked.answer(needs_index=False)
-        if use_trained and not any(found["source"] == "trained" for found in answer["attributes"]):
+        answer = pending.answer(needs_index=False)
+        if use_trained and not any(
+            attribute["source"] == "trained" for attribute in answer["attributes"]
+        ):
             echo_err(f"No trained models found for category: {answer['category']['label']}")
         show_classes(answer, as_json)
     elif as_json:
-        print_json({"query_id": asked.query_id})
+        print_json({"query_id": pending.query_id})
     else:
-        click.echo(asked.query_id)
-        echo_err(f"'imgrec result {asked.query_id}' shows the result.")
+        click.echo(pending.query_id)
+        echo_err(f"'imgrec result {pending.query_id}' shows the result.")
 
 
 def show_classes(answer: dict[str, Any], as_json: bool) -> None:
     """Show a classify object, as JSON or for people."""
+    echo_warnings(answer)
     if as_json:
         print_json(answer)
         return
@@ -65,6 +76,6 @@ def show_classes(answer: dict[str, Any], as_json: bool) -> None:
         click.echo(f" - {attribute['name']}: {_text(attribute)}")
 
 
-def _text(found: dict[str, Any]) -> str:
-    guess = f"perhaps {found['best_guess']}, " if "best_guess" in found else ""
-    return f"{found['label']} ({guess}confidence {found['confidence']:.2f})"
+def _text(answer: dict[str, Any]) -> str:
+    guess = f"perhaps {answer['best_guess']}, " if "best_guess" in answer else ""
+    return f"{answer['label']} ({guess}confidence {answer['confidence']:.2f})"

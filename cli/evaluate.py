@@ -164,12 +164,12 @@ def _measure(
         variant = settings.model_copy(update={"use_bg_removal": removal})
         embedder = Resources(variant, dispatcher, clip=clip).embedder
         name = f"{settings.embedding_model}, background removal {'on' if removal else 'off'}"
-        with image_bar(name, sum(sizes.values()), quiet) as done:
-            queries = embed_labelled(folder, embedder, done)
+        with image_bar(name, sum(sizes.values()), quiet) as advance:
+            queries = embed_labelled(folder, embedder, advance)
             catalogue = None
             if against:
                 catalogue = embed_labelled(
-                    against, embedder, lambda count: done(sizes[folder] + count)
+                    against, embedder, lambda count: advance(sizes[folder] + count)
                 )
         for labelled in (queries, *([catalogue] if catalogue else [])):
             for failure in labelled.failures:

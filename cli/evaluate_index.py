@@ -80,8 +80,8 @@ def _embed_queries(
 
     fingerprint = resources.fingerprint
     version.require(fingerprint.id, fingerprint.summary)
-    with image_bar(str(folder), 0, quiet) as done:
-        _, vectors, failures = embed_folder(folder, resources.embedder, done)
+    with image_bar(str(folder), 0, quiet) as advance:
+        _, vectors, failures = embed_folder(folder, resources.embedder, advance)
     for failure in failures:
         echo_err(f"{folder}/{failure.path}: {failure.reason}")
     if not len(vectors):

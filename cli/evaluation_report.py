@@ -17,7 +17,7 @@ from pipeline.settings import load_settings
 if TYPE_CHECKING:
     from pipeline.evaluate.retrieval import Labelled, Retrieval, ZeroShot
 
-CONFUSIONS, PICTURES = 6, 6  # pairs of classes on the page, images of each
+CONFUSIONS, IMAGES = 6, 6  # pairs of classes on the page, images of each
 SIDE = 160  # pixels of a thumbnail
 STYLE = """
 :root { color-scheme: light dark; --line: #8883; --muted: #777 }
@@ -135,7 +135,7 @@ def _zero_shot(each: Judged) -> str:
     for (true, guess), rows in _worst(each.queries.labels.tolist(), predicted):
         items = "".join(
             f"<li>{_figure(each.queries, row, each.queries.paths[row])}</li>"
-            for row in rows[:PICTURES]
+            for row in rows[:IMAGES]
         )
         blocks += (
             f"<h4>{escape(true)} taken for {escape(guess)}: {_times(len(rows))}</h4>"
@@ -158,7 +158,7 @@ def _search(each: Judged) -> str:
                 f"match: {each.catalogue.paths[int(each.found.first[row])]}",
             )
             + "</div></li>"
-            for row in rows[:PICTURES]
+            for row in rows[:IMAGES]
         )
         blocks += (
             f"<h4>{escape(true)} found {escape(other)} first: {_times(len(rows))}</h4>"
@@ -182,12 +182,12 @@ def _figure(part: Labelled, row: int, caption: str) -> str:
         data = read_image(part.root / part.paths[row], limits)
         image = decode(data, limits, settings.preprocess_bg_color)
     except BadImage:  # deleted since it was embedded
-        shown = "<div>no image</div>"
+        html = "<div>no image</div>"
     else:
         image.thumbnail((SIDE, SIDE))
         code = base64.b64encode(encode_jpeg(image, 80)).decode()
-        shown = f'<img src="data:image/jpeg;base64,{code}" alt="{escape(caption)}">'
-    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+        html = f'<img src="data:image/jpeg;base64,{code}" alt="{escape(caption)}">'
+    return f"<figure>{html}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -199,8 +199,8 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 def _cell(value: float | None, bounds: list[float] | None = None) -> str:
     if value is None:
         return "-"
-    shown = f"<br><small>[{bounds[0]:.3f}-{bounds[1]:.3f}]</small>" if bounds else ""
-    return f"{value:.3f}{shown}"
+    interval = f"<br><small>[{bounds[0]:.3f}-{bounds[1]:.3f}]</small>" if bounds else ""
+    return f"{value:.3f}{interval}"
 
 
 def _background(report: dict[str, Any]) -> str:

@@ -55,6 +55,8 @@ COMMANDS = {
     ),
     "cache": ("cli.cache", "cache", "List, clear or fill the shared cache."),
     "serve": ("cli.shell", "serve", "Open an interactive shell with these commands."),
+    "web": ("cli.web", "web", "Serve the HTTP API and the page."),
+    "keys": ("cli.keys", "keys", "Create, list and revoke keys of the HTTP API."),
     "evaluate": (
         "cli.evaluate",
         "evaluate",
@@ -66,6 +68,11 @@ COMMANDS = {
         "Measure the recall of the published index against exact search.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
+    "prune": (
+        "cli.prune",
+        "prune",
+        "Delete old rebuilds, index versions and cached cut-outs.",
+    ),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are healthy."),
 }
@@ -162,8 +169,8 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
 
 def _show_remote_traceback(error: Exception) -> bool:
     """Show the traceback of an error in a worker; False where the error is this process's own."""
-    from cli.celery_protocol import RemoteError
     from pipeline.urls import without_password
+    from workers.query_messages import RemoteError
 
     if not isinstance(error, RemoteError) or not error.traceback:
         return False
@@ -178,8 +185,16 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImgrecError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
-    from cli.celery_protocol import RemoteError
+    from pipeline.access import explain, is_unavailable
+
+    if isinstance(error, OSError) and is_unavailable(error):
+        from pipeline.settings import load_settings
+
+        trouble = explain(error, load_settings())
+        click.echo(f"Error: {trouble}", err=True)
+        return trouble.exit_code
     from pipeline.urls import without_password
+    from workers.query_messages import RemoteError
 
     if isinstance(error, RemoteError):
         click.echo(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
+<<<<<<< HEAD
 from pipeline.feeds.columns import Type
 from pipeline.feeds.names import FORMATS
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # problems of a kind; --json lists more
 PATHS = 500  # of the index that are looked up at once
+=======
+from workers.routes import QUERY
+>>>>>>> main
 
 
 class ColumnType(click.ParamType[tuple[str, Type]]):
@@ -92,6 +97,7 @@ def import_catalogue(
     from pipeline.feeds.feed import read_feed
     from pipeline.feeds.staging import Staging
 
+<<<<<<< HEAD
     with Staging() as staging:
         feed = read_feed(file, staging, form=form, encoding=encoding, identified_by=id_column)
         resources = wiring.resources
@@ -114,6 +120,13 @@ def import_catalogue(
 
 def _count_indexed(resources: Resources, staging: Staging) -> tuple[int | None, str]:
     """Count the products of the file that have an image in the index, and name one without."""
+=======
+    products, resources = read_products(file), wiring.resources
+    require_agreement(resources, (QUERY,), "database")
+    resources.products.put(products, replace=replace)
+    catalogue = resources.products.catalogue()
+    indexed = None
+>>>>>>> main
     try:
         paths = resources.versions.current().paths
     except ImgrecError:

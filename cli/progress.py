@@ -43,9 +43,9 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
         task = bar.add_task("planned", total=None, facts="")
 
         def draw(job: Job, progress: Progress) -> None:
-            done, total = progress.looked_at, progress.images
+            n_processed, total = progress.looked_at, progress.images
             facts = _facts(rate, job, progress)
-            bar.update(task, description=job.state, total=total, completed=done, facts=facts)
+            bar.update(task, description=job.state, total=total, completed=n_processed, facts=facts)
 
         yield draw
 
@@ -72,12 +72,12 @@ class _Rate:
         now = time.monotonic()
         if self._start is None:
             self._start = (now, progress.looked_at)
-        elapsed, done = now - self._start[0], progress.looked_at - self._start[1]
+        elapsed, n_processed = now - self._start[0], progress.looked_at - self._start[1]
         counts = f"reused {progress.reused}, skipped {progress.skipped}"
-        if done <= 0 or elapsed < SETTLE_S:
+        if n_processed <= 0 or elapsed < SETTLE_S:
             return counts
-        left = (progress.images - progress.looked_at) * elapsed / done
-        return f"{done / elapsed:.1f} images/s, {counts}, {duration(left)} left"
+        remaining_s = (progress.images - progress.looked_at) * elapsed / n_processed
+        return f"{n_processed / elapsed:.1f} images/s, {counts}, {duration(remaining_s)} left"
 
 
 def _facts(rate: _Rate, job: Job, progress: Progress) -> str:

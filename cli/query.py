@@ -12,6 +12,7 @@ from cli.classify import show_classes
 from cli.facts import shown_facts
 from cli.output import (
     echo_err,
+    echo_warnings,
     json_option,
     local_option,
     print_json,
@@ -161,15 +162,15 @@ def query(
     args: tuple[Any, ...] = (data, question.top_k)
     if question.options:  # a plain query stays one that older workers understand
         args += (question.options,)
-    asked = query_client.PendingQuery(wiring, QUERY_IMAGE, args, timeout, local)
+    pending = query_client.PendingQuery(wiring, QUERY_IMAGE, args, timeout, local)
     if not (wait or html or local):
         if as_json:
-            print_json({"query_id": asked.query_id})
+            print_json({"query_id": pending.query_id})
         else:
-            click.echo(asked.query_id)
-            echo_err(f"'imgrec result {asked.query_id}' shows the result.")
+            click.echo(pending.query_id)
+            echo_err(f"'imgrec result {pending.query_id}' shows the result.")
         return
-    answer = asked.answer()
+    answer = pending.answer()
     if html:
         from cli.query_report import write_page
 
@@ -183,8 +184,8 @@ def query(
             raise TimedOut(
                 "The matches were found, but their images did not arrive in time."
             ) from error
-        shown = _shown(data, settings) if data else None
-        write_page(html, _subject(image, question), shown, answer, pictures)
+        thumbnail = _shown(data, settings) if data else None
+        write_page(html, _subject(image, question), thumbnail, answer, pictures)
         echo_err(f"Wrote {html}.")
     _show(answer, as_json)
 
@@ -229,6 +230,7 @@ def _shown(data: bytes, settings: Settings) -> bytes:
 
 
 def _show(answer: dict[str, Any], as_json: bool) -> None:
+    echo_warnings(answer)
     if as_json:
         print_json(answer)
         return
@@ -243,13 +245,18 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     parts = list(dict.fromkeys(name for match in matches for name in match.get("explain", {})))
     columns = ["rank", "product", *facts, "score", "distance", *parts]
     rows = []
+<<<<<<< HEAD
     for match, known in zip(matches, known_facts, strict=True):
         explained = match.get("explain", {})
+=======
+    for match in matches:
+        product, explained = match.get("product", {}), match.get("explain", {})
+>>>>>>> main
         rows.append(
             [
                 match["rank"],
                 match["product_id"],
-                *(known.get(name, "") for name in facts),
+                *(product.get(name, "") for name in facts),
                 f"{match['score']:.4f}",
                 f"{match['distance']:.4f}",
                 *(f"{explained[name]:+.4f}" if name in explained else "" for name in parts),

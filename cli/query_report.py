@@ -31,24 +31,26 @@ img, .gone { object-fit: contain; background: #fff; display: block; width: 100%;
 
 
 def write_page(
-    file: Path, name: str, query: bytes | None, answer: dict[str, Any], pictures: dict[str, str]
+    file: Path, name: str, query: bytes | None, answer: dict[str, Any], thumbnails: dict[str, str]
 ) -> None:
     """Write the page; no script, no request to anywhere.
 
     Args:
         query: the image that was asked with, as image bytes, if there was one.
-        pictures: base64 JPEGs by file name; a match without one shows its name only.
+        thumbnails: base64 JPEGs by file name; a match without one shows its name only.
     """
-    asked = ""
+    query_figure = ""
     if query is not None:
         image = base64.b64encode(query).decode()
-        asked = f'<img src="data:{_type(query)};base64,{image}" alt="the query image">'
-    cards = "\n".join(_card(match, pictures.get(match["filename"])) for match in answer["matches"])
+        query_figure = f'<img src="data:{_type(query)};base64,{image}" alt="the query image">'
+    cards = "\n".join(
+        _card(match, thumbnails.get(match["filename"])) for match in answer["matches"]
+    )
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Products like {escape(name)}</title>
 <style>{STYLE}</style>
-<div class="query">{asked}
+<div class="query">{query_figure}
 <div><h1>Products like {escape(name)}</h1>
 <p>{len(answer["matches"])} matches in index {escape(answer["index_version"])}</p></div></div>
 <ol class="matches">
@@ -59,16 +61,16 @@ def write_page(
     write_atomic(file, page.encode())
 
 
-def _card(match: dict[str, Any], picture: str | None) -> str:
+def _card(match: dict[str, Any], thumbnail: str | None) -> str:
     name = escape(match["product_id"])
-    shown = (
-        f'<img src="data:image/jpeg;base64,{picture}" alt="{name}">'
-        if picture
+    image = (
+        f'<img src="data:image/jpeg;base64,{thumbnail}" alt="{name}">'
+        if thumbnail
         else '<div class="gone">no image</div>'
     )
     width = max(0.0, min(1.0, match["score"])) * 100
     return (
-        f'<li>{shown}<div class="text"><div class="name">{match["rank"]}. {name}</div>'
+        f'<li>{image}<div class="text"><div class="name">{match["rank"]}. {name}</div>'
         f'<div class="bar"><i style="width:{width:.1f}%"></i></div>'
         f'<div class="score">score {match["score"]:.4f}</div>{_facts(match)}</div></li>'
     )
@@ -77,9 +79,16 @@ def _card(match: dict[str, Any], picture: str | None) -> str:
 def _facts(match: dict[str, Any]) -> str:
     """List what is known about the product, and the parts of its rank where they were asked for."""
     parts = {name: f"{value:+.4f}" for name, value in match.get("explain", {}).items()}
+<<<<<<< HEAD
     known = {**shown_facts(match), **parts}
     return "".join(
         f'<div class="fact">{escape(name)}: {escape(value)}</div>' for name, value in known.items()
+=======
+    facts = {**match.get("product", {}), **parts}
+    return "".join(
+        f'<div class="fact">{escape(name)}: {escape(str(value))}</div>'
+        for name, value in facts.items()
+>>>>>>> main
     )
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import echo_err, json_option, local_option, print_json, print_table
-from cli.watch import job_object, show_job, to_object, wait_for_job
+from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
+from pipeline.access import require_data_dir
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.store.job_object import job_object, to_object
+from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
@@ -53,7 +56,10 @@ def enqueue_rebuild(
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
+    if local:
+        require_data_dir(settings)
     resources.dispatcher.require_broker()
+    resources.require_agreement((EMBED, INDEX), "database", "data")
     _tell_of_replacement(folder, resources.versions)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(
@@ -94,6 +100,8 @@ def status(
     jobs = wiring.resources.jobs
     if wait:
         jobs.get(job)
+        if local:
+            require_data_dir(wiring.settings)
         wait_for_job(wiring, job, timeout, as_json, local)
     elif as_json:
         print_json(job_object(jobs, job))
@@ -113,15 +121,15 @@ def status(
 @pass_wiring
 def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
     """List the rebuilds."""
-    found = wiring.resources.jobs.list_with_progress(limit)
+    listing = wiring.resources.jobs.list_with_progress(limit)
     if as_json:
-        print_json({"jobs": [to_object(job, progress) for job, progress in found]})
+        print_json({"jobs": [to_object(job, progress) for job, progress in listing]})
         return
-    if not found:
+    if not listing:
         echo_err("No rebuilds yet: 'imgrec enqueue-rebuild FOLDER' starts one.")
         return
     rows = []
-    for job, progress in found:
+    for job, progress in listing:
         rows.append(
             [
                 job.id,
@@ -147,9 +155,9 @@ def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
 def failures(wiring: Wiring, job: str, as_json: bool) -> None:
     """List the images that a rebuild left out or warned about."""
     wiring.resources.jobs.get(job)
-    found = wiring.resources.jobs.failures(job)
-    bad = [failure for failure in found if not failure.warning]
-    warned = [failure for failure in found if failure.warning]
+    entries = wiring.resources.jobs.failures(job)
+    bad = [failure for failure in entries if not failure.warning]
+    warned = [failure for failure in entries if failure.warning]
     if as_json:
         print_json(
             {
@@ -168,7 +176,7 @@ def failures(wiring: Wiring, job: str, as_json: bool) -> None:
         if rows:
             cells = [[f.path, f.stage, f.reason] for f in rows]
             print_table(title, ["path", "stage", "reason"], cells, set())
-    if not found:
+    if not entries:
         echo_err(f"Job {job} left out no images.")
 
 

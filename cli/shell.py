@@ -11,7 +11,7 @@ import click
 
 from cli.output import echo_err, local_option
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import ServerUnavailable
+from pipeline.errors import ServerUnavailable, SettingsDiffer
 from pipeline.settings import Settings
 from workers.routes import QUERY
 
@@ -44,10 +44,10 @@ def serve(wiring: Wiring, local: bool) -> None:
     if not local:
         _look_for_workers(wiring)
     echo_err("Type 'help' for a list of commands, 'exit' to leave.")
-    read = _reader(wiring.settings)
+    reader = _reader(wiring.settings)
     while True:
         try:
-            line = read()
+            line = reader()
         except KeyboardInterrupt:
             continue  # an unfinished line is given up, as in any shell
         except EOFError:
@@ -91,17 +91,17 @@ def translate(line: str, local: bool, settings: Settings) -> list[str]:
     words = shlex.split(line, comments=True)
     if not words:
         return []
-    name, given = words[0], words[1:]
-    given = [part for word in given for part in _spelled_now(word)]
+    name, arguments = words[0], words[1:]
+    arguments = [part for word in arguments for part in _spelled_now(word)]
     if name == "rebuild":
         name = "enqueue-rebuild"
-        if not any(not word.startswith("-") for word in given):
-            given = [str(settings.data_dir / "products"), *given]
-    if name in WAITS and "--wait" not in given and "--help" not in given:
-        given.append("--wait")
-    if local and name in LOCAL and "--local" not in given:
-        given.append("--local")
-    return [name, *given]
+        if not any(not word.startswith("-") for word in arguments):
+            arguments = [str(settings.data_dir / "products"), *arguments]
+    if name in WAITS and "--wait" not in arguments and "--help" not in arguments:
+        arguments.append("--wait")
+    if local and name in LOCAL and "--local" not in arguments:
+        arguments.append("--local")
+    return [name, *arguments]
 
 
 def _spelled_now(word: str) -> list[str]:
@@ -117,6 +117,10 @@ def _look_for_workers(wiring: Wiring) -> None:
     except ServerUnavailable as error:
         echo_err(f"{error} 'imgrec serve --local' works without Redis.")
         return
+    try:
+        wiring.resources.require_agreement((QUERY,), "data")
+    except SettingsDiffer as error:
+        echo_err(str(error))
     if not wiring.dispatcher.workers()[QUERY]:
         echo_err(
             "No worker listens on queue 'query': start all workers with 'imgrec up', or use "

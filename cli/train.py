@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import image_bar
 from cli.wiring import Wiring, pass_wiring
+from pipeline.access import require_readable, require_writable
 from pipeline.errors import HeadBroken, WrongUse
+from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from pipeline.classify.head import HeadName
@@ -94,17 +97,20 @@ def train(
     influence the training.
     """
     name = _named(category, attribute, category_head)
-    given = [
+    options = [
         f"--{option}"
         for option in ("epochs", "lr")
         if ctx.get_parameter_source(option) != ParameterSource.DEFAULT
     ]
-    if auto and given:
-        raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {given[0]}.")
+    if auto and options:
+        raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {options[0]}.")
     settings = wiring.settings
     from pipeline.train.training_set import list_training
 
-    listing = list_training(settings.training_dir, name)  # before any model is loaded
+    # Before any model is loaded.
+    require_readable(settings.training_dir, "DATA_DIR")
+    listing = list_training(settings.training_dir, name)
+    require_writable(settings.models_dir / name.folder, "MODELS_DIR")
 
     from pipeline.classify.head_store import LOSS, MODEL, save_head
     from pipeline.train.train_head import Recipe
@@ -112,9 +118,10 @@ def train(
     from pipeline.train.training_set import embed_training
 
     resources = wiring.local.resources if local else wiring.resources
-    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as done:
-        known = resources.reusable_vectors()
-        examples = embed_training(listing, resources.embedder, known, done)
+    require_agreement(resources, (QUERY,), "models")
+    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as advance:
+        reusable = resources.reusable_vectors()
+        examples = embed_training(listing, resources.embedder, reusable, advance)
     for failure in examples.failures:
         echo_err(f"{listing.root / failure.path}: {failure.reason}")
     if examples.copies:
@@ -123,6 +130,7 @@ def train(
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, resources.fingerprint)
     head = save_head(settings.models_dir, name, training.head, training.loss_curve())
+    resources.identifier.create_folder("models")
     if not training.temperature_fitted:
         echo_err("No temperature could be fitted: every class has only one training image.")
     folder = settings.models_dir / name.folder
@@ -195,6 +203,7 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
         )
     for sentence in broken:
         echo_err(sentence)
+    require_agreement(wiring.resources, (QUERY,), "models")
     if broken:
         ctx.exit(HeadBroken.exit_code)
 

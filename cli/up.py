@@ -14,8 +14,10 @@ from types import FrameType
 import click
 from filelock import FileLock, Timeout
 
+import imgrec
 from cli.output import echo_err
 from cli.wiring import Wiring, pass_wiring
+from pipeline.access import require_data_dir
 from pipeline.atomic_files import write_atomic
 from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.settings import Settings
@@ -43,6 +45,7 @@ def up(wiring: Wiring, embed_workers: int, detach: bool) -> None:
     or hang are restarted. Ctrl-C stops everything.
     """
     settings = wiring.settings
+    require_data_dir(settings)
     run = settings.data_dir / "run"
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / "up.lock", timeout=0)
@@ -113,7 +116,7 @@ def _detach(run: Path, embed_workers: int) -> None:
     (run / "up.json").unlink(missing_ok=True)
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "up", "--embed-workers", str(embed_workers)],
+            [sys.executable, "-P", imgrec.__file__, "up", "--embed-workers", str(embed_workers)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -124,8 +127,8 @@ def _detach(run: Path, embed_workers: int) -> None:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             away = process.returncode == ServerUnavailable.exit_code
-            told = f"Start failed: {lines[-1].removeprefix('Error: ')}"
-            raise ServerUnavailable(told) if away else ImgrecError(told)
+            message = f"Start failed: {lines[-1].removeprefix('Error: ')}"
+            raise ServerUnavailable(message) if away else ImgrecError(message)
         if time.monotonic() > deadline:
             process.terminate()
             process.wait()

@@ -40,13 +40,15 @@ def redis_address(url: str) -> str:
     except ValueError:  # it quotes what it took for the port
         parts, whole = urlsplit("redis://"), False
     _require(url, parts.netloc, whole)
+    if parts.scheme == "unix" and (parts.hostname or parts.path in ("", "/")):
+        raise ValueError("a socket has a whole path, e.g. unix:///run/redis/redis.sock")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     number = query.pop("db", "") or (parts.path.strip("/") if parts.scheme != "unix" else "")
     if not re.fullmatch(r"\d*", number):
         raise ValueError("the database after the last / must be a number, e.g. redis://HOST:6379/0")
     if unknown := sorted(query.keys() - TLS_OPTIONS):
-        known = ", ".join(sorted(TLS_OPTIONS))
-        raise ValueError(f"unknown option {unknown[0][:40]!r}; available options: {known}")
+        available = ", ".join(sorted(TLS_OPTIONS))
+        raise ValueError(f"unknown option {unknown[0][:40]!r}; available options: {available}")
     if parts.scheme == "rediss":
         query = _tls(query)
     elif query:
@@ -95,10 +97,10 @@ def _require(url: str, authority: str, whole: bool) -> None:
 
 
 def _tls(query: dict[str, str]) -> dict[str, str]:
-    wanted = query.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
-    if wanted not in CERT_REQS:
+    requirement = query.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    if requirement not in CERT_REQS:
         raise ValueError(f"ssl_cert_reqs must be one of {', '.join(CERT_REQS)}")
-    query = {**query, "ssl_cert_reqs": wanted}
+    query = {**query, "ssl_cert_reqs": requirement}
     if "ssl_check_hostname" in query:
         yes = query["ssl_check_hostname"].lower() not in ("false", "0", "f", "no", "n", "off")
         query["ssl_check_hostname"] = str(yes).lower()

@@ -30,7 +30,9 @@ EXAMPLE_HEAD = """\
 # change what you need. Variables of the environment take precedence over the file.
 """
 HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
-SHIPPED = ("cli", "workers", "pipeline")
+HTTP = {"fastapi", "starlette", "uvicorn", "jinja2"}
+SHIPPED = ("cli", "web", "workers", "pipeline")
+MODULES = ("celeryconfig.py", "imgrec.py")
 # The packages of pipeline/, uppermost first; below them are its modules that are in no package.
 LAYERS = (
     "rebuild",
@@ -122,7 +124,7 @@ def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_
     tree, skipped = tmp_path / "tree", shutil.ignore_patterns("__pycache__", "*.egg-info")
     for package in SHIPPED:
         shutil.copytree(ROOT / package, tree / package, ignore=skipped)
-    for file in ("pyproject.toml", "celeryconfig.py", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", *MODULES, "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
     (tree / "tools").mkdir()
     (tree / "tools" / "__init__.py").touch()
@@ -131,23 +133,32 @@ def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_
     assert done.returncode == 0, done.stderr
     (wheel,) = tree.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name.split("/")[0] for name in names} == {*SHIPPED, "celeryconfig.py"}
+    assert {name.split("/")[0] for name in names} == {*SHIPPED, *MODULES}
     files = {
         str(file.relative_to(tree))
         for package in SHIPPED
         for file in (tree / package).rglob("*")
         if file.is_file()
     }
-    assert names == files | {"celeryconfig.py"}
+    assert names == files | set(MODULES)
     assert len([name for name in names if name.startswith("pipeline/probe_images/")]) == 12
 
 
 def test_the_pipeline_knows_neither_celery_nor_who_uses_it() -> None:
-    assert offenders("pipeline", {"cli", "workers", "celery", "kombu"}) == []
+    assert offenders("pipeline", {"cli", "web", "workers", "celery", "kombu"}) == []
 
 
-def test_workers_do_not_know_the_command_line() -> None:
-    assert offenders("workers", {"cli", "click"}) == []
+def test_workers_know_neither_the_command_line_nor_the_web_server() -> None:
+    assert offenders("workers", {"cli", "click", "web", *HTTP}) == []
+
+
+def test_the_web_server_knows_no_command_and_computes_nothing() -> None:
+    assert offenders("web", {"cli", "click", *HEAVY}) == []
+
+
+def test_the_command_line_imports_the_web_server_in_its_own_command_only() -> None:
+    assert offenders("cli", HTTP) == []
+    assert offenders("cli", {"web"}) == [str(ROOT / "cli" / "web.py")]
 
 
 def test_the_command_line_never_imports_a_model_library() -> None:

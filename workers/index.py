@@ -1,6 +1,6 @@
 """The task of queue `index`: the shards of a job become the next published version.
 
-Read downward: claim -> publish (lock, merge, prune) -> record.
+Read downward: claim -> publish (lock, merge) -> record -> prune.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ServerUnavailable
+from pipeline.errors import ServerUnavailable, SetupError, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
 from workers.dispatch import require_names
 from workers.error_policy import Attempt, Drop, Fail, Release, Stage, Wait, decide
 from workers.lease import Lease
-from workers.reconcile import advance, remove_leftovers
+from workers.prune import prune_after_publishing
+from workers.reconcile import advance, report_unknown_job
 from workers.resources import HOST, Resources
 
 log = logging.getLogger(__name__)
@@ -30,17 +31,22 @@ def merge_shards(resources: Resources, job_id: str) -> None:
         claim = _claim(resources, job_id)
         if claim is not None:
             _merge(resources, claim)
+    except UnknownJob:
+        report_unknown_job(resources, job_id)
     except ServerUnavailable as error:
         # The reconciler sends the merge again when the server answers again.
         log.error("The merge of job %s: %s", job_id, error)
 
 
 def _claim(resources: Resources, job_id: str) -> MergeClaim | None:
+    try:
+        resources.jobs.get(job_id).require_known_form()
+    except SetupError as error:  # a newer index worker takes it
+        log.error("The merge of job %s is left alone: %s", job_id, error)
+        resources.jobs.set_waiting_reason(job_id, str(error))
+        return None
     owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
-    claim = resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
-    if claim is None:
-        resources.jobs.get(job_id)  # an unknown job is an error, not a merge that is done
-    return claim
+    return resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
 
 
 def _merge(resources: Resources, claim: MergeClaim) -> None:
@@ -57,7 +63,7 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = resources.jobs, resources.settings, resources.versions
     guard = resources.memory_guard
     with versions.lock().acquire(timeout=LOCK_WAIT_S), guard.expect_high_usage():
-        merged = merge(
+        return merge(
             job,
             jobs.shards.done(job.id),
             settings,
@@ -66,9 +72,6 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
             later_jobs=jobs.created_after(job.id),
             require_fit=guard.require_fit,
         )
-        if merged.version:
-            versions.prune(settings.keep_versions, jobs.referenced_versions())
-    return merged
 
 
 def _record(resources: Resources, job_id: str, merged: Merged) -> None:
@@ -87,7 +90,7 @@ def _record(resources: Resources, job_id: str, merged: Merged) -> None:
             job_id,
             merged.version,
         )
-    remove_leftovers(resources)
+    prune_after_publishing(resources)
 
 
 def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> None:
@@ -95,7 +98,7 @@ def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> N
     attempt = Attempt(
         stage=Stage.MERGE,
         description=f"Worker index@{HOST}: the merge",
-        data_dir=resources.settings.data_dir,
+        settings=resources.settings,
         number=claim.attempts + 1,
         limit=resources.settings.shard_max_attempts,
     )

@@ -42,7 +42,7 @@ POLL_S = 0.5
 LEAK_S = 10.0  # above the line for so long; images come and go in less
 GRACE_S = 60.0  # for tasks to end by themselves
 MIN_HEADROOM = 256 * MIB  # beside the models: a batch of small images
-PICTURES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
+IMAGES_SHARE = 0.5  # of what the models leave; the rest is for their own work on a batch
 BUILD_FACTOR = 2.0  # an index while it is built, by its vectors: lists grow by doubling
 
 
@@ -91,7 +91,7 @@ class MemoryGuard:
         if limit is None:
             # Nobody asked for a limit: it is never less than any allowed image needs.
             largest = BYTES_PER_PIXEL * settings.max_image_pixels
-            limit = max(default_limit(), base + int(largest / PICTURES_SHARE))
+            limit = max(default_limit(), base + int(largest / IMAGES_SHARE))
         elif limit < base + MIN_HEADROOM:
             raise SetupError(
                 f"This worker needs {format_bytes(base)} for its models alone, so "
@@ -106,7 +106,7 @@ class MemoryGuard:
             _, hard = resource.getrlimit(resource.RLIMIT_DATA)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         self._limits = limit, watermark
-        self.budget.set_limit(int((limit - base) * PICTURES_SHARE), watermark)
+        self.budget.set_limit(int((limit - base) * IMAGES_SHARE), watermark)
         self._queues.add(queue)
 
     def require_fit(self, vector_bytes: int) -> None:
@@ -128,9 +128,9 @@ class MemoryGuard:
 
     def end_worker(self) -> None:
         """End this worker because it lacks memory that it once had."""
-        used, limit = used_bytes() or 0, self._limits[0] if self._limits else 0
+        n_bytes, limit = used_bytes() or 0, self._limits[0] if self._limits else 0
         threading.Thread(
-            target=self._end, args=(used, limit), name="memory-end", daemon=True
+            target=self._end, args=(n_bytes, limit), name="memory-end", daemon=True
         ).start()
 
     @contextmanager
@@ -156,18 +156,18 @@ class MemoryGuard:
         if _used(limit) <= watermark or self._busy.locked():
             return None
         trim_heap()
-        since, used = since or time.monotonic(), _used(limit)
-        if used > limit or (used > watermark and time.monotonic() - since > LEAK_S):
-            self._end(used, limit)
+        since, n_bytes = since or time.monotonic(), _used(limit)
+        if n_bytes > limit or (n_bytes > watermark and time.monotonic() - since > LEAK_S):
+            self._end(n_bytes, limit)
         return since
 
-    def _end(self, used: int, limit: int) -> None:
+    def _end(self, n_bytes: int, limit: int) -> None:
         """Give running work back and end this worker, gently at first."""
         self.shutting_down.set()
         log.error(
             "This worker uses %s of memory, its limit WORKER_MAX_MEMORY is %s: it returns its work "
             "and exits to be restarted. Raise the limit if this happens often.",
-            format_bytes(used),
+            format_bytes(n_bytes),
             format_bytes(limit),
         )
         os.kill(os.getpid(), signal.SIGTERM)

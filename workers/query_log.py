@@ -40,11 +40,11 @@ class QueryLog:
         self._forget_at = 0.0
         self._thread: threading.Thread | None = None
 
-    def put(self, shown: LoggedQuery) -> None:
+    def put(self, query: LoggedQuery) -> None:
         """Take a query; it is in the database a moment later."""
         if not self._days:
             return
-        self._waiting.append(shown)
+        self._waiting.append(query)
         self._wanted.set()
         if self._thread is None:
             with self._lock:

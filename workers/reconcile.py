@@ -7,9 +7,10 @@ hints.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import redis
 
 from pipeline.failpoints import failpoint
 from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS
@@ -51,18 +52,21 @@ def reconcile(resources: Resources) -> None:
         advance(resources, job.id)
 
 
-def remove_leftovers(resources: Resources) -> None:
-    """Delete the plans and shard files of jobs that have ended."""
-    jobs, folder = resources.jobs, resources.settings.jobs_dir
-    jobs.drop_items()
-    if not folder.is_dir():
-        return
-    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
-    children = list(folder.iterdir())
-    still_open = {job.id for job in jobs.open_jobs()}
-    for child in children:
-        if child.name not in still_open:
-            shutil.rmtree(child, ignore_errors=True)
+def report_unknown_job(resources: Resources, job_id: str) -> None:
+    """Say at once, in the log and to whoever waits, that a message names a job of elsewhere."""
+    identity = resources.identifier.read("database")
+    sentence = (
+        f"A worker on {identity.host} was sent job {job_id}, which its database "
+        f"{identity.database.where} does not have: the command that planned it has another "
+        "DATABASE_URL (a relative path is another file in each folder), or the database was "
+        "replaced since."
+    )
+    log.error("%s The message is dropped.", sentence)
+    if resources.dispatcher.roll_call is not None:
+        try:
+            resources.dispatcher.roll_call.report_unknown_job(job_id, sentence)
+        except redis.RedisError as error:
+            log.warning("That could not be told over Redis: %s", error)
 
 
 def _send_shards(resources: Resources, job_id: str, numbers: Sequence[int]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import shared_task
 from celery.app.task import Task
 
-from pipeline.errors import ImgrecError
+from pipeline.access import explain, is_unavailable
+from pipeline.errors import ImgrecError, ServerUnavailable
 from workers import embed, index, query, routes
 from workers.resources import Resources, process_resources
-from workers.watchdog import Deadline
 
 
 @shared_task(name=routes.EMBED_SHARD, throws=(ImgrecError,))
@@ -54,8 +56,32 @@ def pictures(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
         return query.thumbnails(resources, version, filenames)
 
 
-def _deadline(task: Task, resources: Resources) -> Deadline:
-    """Watch a query; a shard has its lease, and a merge no limit."""
-    return resources.watchdog.deadline(
-        f"{task.name} {task.request.id}", resources.settings.hung_after_s
-    )
+@shared_task(name=routes.PRODUCT, bind=True, throws=(ImgrecError,))
+def product(self: Task, product_id: str) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.product(resources, product_id)
+
+
+@shared_task(name=routes.PRODUCT_IMAGE, bind=True, throws=(ImgrecError,))
+def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.product_image(resources, product_id, side)
+
+
+@contextmanager
+def _deadline(task: Task, resources: Resources) -> Iterator[None]:
+    """Watch a query, and explain a folder that it may not read.
+
+    A shard has its lease, a merge no limit, and both the table of `error_policy`.
+    """
+    name = f"{task.name} {task.request.id}"
+    with resources.watchdog.deadline(name, resources.settings.hung_after_s):
+        try:
+            yield
+        except OSError as error:
+            if not is_unavailable(error):
+                raise
+            # As its parent, which a client of the last release knows, too.
+            raise ServerUnavailable(str(explain(error, resources.settings))) from error

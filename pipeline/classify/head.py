@@ -72,8 +72,8 @@ class Head:
     def logits(self, vectors: Vectors) -> NDArray[np.float64]:
         """Return the (n, c) logits of (n, d) vectors, before the temperature."""
         weight, bias = self.weight.astype(np.float64), self.bias.astype(np.float64)
-        found: NDArray[np.float64] = vectors.astype(np.float64) @ weight.T + bias
-        return found
+        values: NDArray[np.float64] = vectors.astype(np.float64) @ weight.T + bias
+        return values
 
     def confidences(self, vector: Vectors) -> NDArray[np.float64]:
         """Return the (c,) probabilities of one (d,) unit vector."""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from pipeline.access import is_unavailable
 from pipeline.atomic_files import write_atomic
 from pipeline.classify.head import CATEGORY, CATEGORY_HEAD, Head, HeadName
 from pipeline.classify.labels import NAME
@@ -37,7 +38,7 @@ def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> He
     """Write the head, classes.json and its loss curve (a PNG); return it with its time.
 
     Raises:
-        SetupError: the folder cannot be written to.
+        SetupError: the folder is not one, or cannot be made.
     """
     folder = models / name.folder
     try:
@@ -47,6 +48,8 @@ def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> He
             head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
             _write(folder, head, loss_curve)
     except OSError as error:
+        if is_unavailable(error):
+            raise
         raise SetupError(
             f"The head cannot be written to '{folder}': {error.strerror or error}."
         ) from error
@@ -98,10 +101,10 @@ def load_head(models: Path, name: HeadName) -> Head:
 
 def list_heads(models: Path) -> list[HeadName]:
     """Name every head below a folder, the category head first."""
-    found = [CATEGORY] if (models / CATEGORY.folder / MODEL).is_file() else []
+    names = [CATEGORY] if (models / CATEGORY.folder / MODEL).is_file() else []
     for category in _names(models):
-        found += _heads_of(models, category)
-    return found
+        names += _heads_of(models, category)
+    return names
 
 
 class HeadStore:
@@ -117,8 +120,8 @@ class HeadStore:
         Raises:
             HeadBroken: one of them cannot be read.
         """
-        found = {name: self._get(name) for name in _heads_of(self._models, category)}
-        return {name.attribute: head for name, head in found.items() if head is not None}
+        heads = {name: self._get(name) for name in _heads_of(self._models, category)}
+        return {name.attribute: head for name, head in heads.items() if head is not None}
 
     def category_head(self) -> Head | None:
         """Return the head that tells categories apart, where there is one.
@@ -136,9 +139,9 @@ class HeadStore:
         # Every training makes a new file, so one of the three differs. Asked for before reading:
         # a head that is swapped in between is read once more, and never kept under the wrong key.
         key = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        kept = self._read.get(name)
-        if kept is not None and kept[0] == key:
-            return kept[1]
+        entry = self._read.get(name)
+        if entry is not None and entry[0] == key:
+            return entry[1]
         head = load_head(self._models, name)
         self._read[name] = (key, head)
         return head
@@ -169,6 +172,8 @@ def _read_classes(file: Path, name: HeadName) -> tuple[list[str], str] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if is_unavailable(error):
+            raise
         raise _broken(file, name, f"it cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:
         raise _broken(
@@ -183,6 +188,8 @@ def _read_model(file: Path, name: HeadName) -> Head:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
+        if is_unavailable(error):
+            raise
         raise _broken(file, name, f"it cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a broken or hostile file does to torch
         raise _broken(file, name, "it is not a file of tensors and plain values") from error

@@ -85,8 +85,7 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     prepared = None
     if settings.use_bg_removal and settings.cutout_cache_bytes:  # resizing alone costs no more
-        folder = settings.data_dir / "prepared"
-        prepared = PreparedCache(folder, spec, limits, settings.cutout_cache_bytes)
+        prepared = PreparedCache(settings.cutout_dir, spec, limits, settings.cutout_cache_bytes)
     return Embedder(
         encoder=encoder,
         prepare=lambda image: prepare(image, spec, remover),
@@ -196,7 +195,7 @@ class Reader:
     def read(
         self,
         images: Iterable[tuple[int, ImageFile]],
-        check: Callable[[int], None] = lambda done: None,
+        check: Callable[[int], None] = lambda advance: None,
     ) -> Generator[ReadImage | Embedded | Failure, None, None]:
         """Read images by position, in order, at most two batches ahead of the consumer.
 
@@ -204,8 +203,8 @@ class Reader:
         """
         threads, ahead = self.embedder.threads, 2 * self.embedder.batch_size
         with closing(_look_ahead(self._read_or_retry, images, threads, ahead)) as results:
-            for done, items in enumerate(results):
-                check(done)
+            for advance, items in enumerate(results):
+                check(advance)
                 yield from items
 
     def _read_or_retry(

@@ -32,12 +32,14 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
 
 def can_run(model: Any) -> bool:
     """Tell whether the image encoder is made of the layers that this module knows."""
+    if getattr(model, "vision_model", None) is None or model.config.model_type == "siglip2":
+        return False  # NaFlex's layers need the mask of each image's patches
     layers = getattr(getattr(_vision(model), "encoder", None), "layers", None)
     if not layers or _vision(model).config.hidden_act not in ACTIVATIONS:
         return False
-    wanted = ("self_attn.q_proj", "self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc2")
+    modules = ("self_attn.q_proj", "self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc2")
     names = {name for name, _ in layers[0].named_modules()}
-    return names.issuperset(wanted)
+    return names.issuperset(modules)
 
 
 def make_encoder(model: Any, threads: int) -> Any:

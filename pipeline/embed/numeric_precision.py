@@ -86,28 +86,28 @@ def choose(
     Raises:
         SetupError: the requested precision cannot run here or leaves the bound.
     """
-    wanted = settings.model_precision
-    if wanted == EXACT or (wanted == "auto" and list(names) == [EXACT]):
+    setting = settings.model_precision
+    if setting == EXACT or (setting == "auto" and list(names) == [EXACT]):
         return EXACT
-    if wanted != "auto" and wanted not in names:
+    if setting != "auto" and setting not in names:
         raise SetupError(
-            f"MODEL_PRECISION={wanted} cannot run here with {settings.embedding_model}; available: "
-            f"{', '.join(names)}. Set MODEL_PRECISION=auto to use the fastest of them."
+            f"MODEL_PRECISION={setting} cannot run here with {settings.embedding_model}; "
+            f"available: {', '.join(names)}. Set MODEL_PRECISION=auto to use the fastest of them."
         )
     key = measurement_key(str(revision), device, PACKAGES)
     candidates = remembered(
         settings.data_dir / "precision.json", key, lambda: measure(names, embed_in)
     )
-    if wanted == "auto":
+    if setting == "auto":
         return fastest(candidates, BOUND) or EXACT
     for each in candidates:
-        if each.name == wanted and each.agreement < BOUND:
+        if each.name == setting and each.agreement < BOUND:
             raise SetupError(
-                f"MODEL_PRECISION={wanted} changes the vectors of {settings.embedding_model} too "
+                f"MODEL_PRECISION={setting} changes the vectors of {settings.embedding_model} too "
                 f"much: a cosine of {each.agreement:.4f} with float32; the limit is {BOUND}. Set "
                 "MODEL_PRECISION=auto or fp32."
             )
-    return wanted
+    return setting
 
 
 def measure(names: Sequence[str], embed_in: Callable[[str], Embed]) -> list[Candidate]:
@@ -131,4 +131,5 @@ def measure(names: Sequence[str], embed_in: Callable[[str], Embed]) -> list[Cand
 
 def is_small(model: Any) -> bool:
     """Tell whether reading an image costs more than embedding it: then there is nothing to gain."""
-    return bool(sum(each.numel() for each in model.vision_model.parameters()) < SMALL)
+    encoder = getattr(model, "vision_model", model)
+    return bool(sum(each.numel() for each in encoder.parameters()) < SMALL)

@@ -80,11 +80,11 @@ def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
         raise WrongUse(f"No such folder: '{root}'.")
     images: list[ImageFile] = []
     failures: list[Failure] = []
-    for found in find_images(root):
-        if isinstance(found, ImageFile):
-            images.append(found)
+    for image in find_images(root):
+        if isinstance(image, ImageFile):
+            images.append(image)
         else:
-            failures.append(Failure(found[0], found[1].stage, found[1].reason))
+            failures.append(Failure(image[0], image[1].stage, image[1].reason))
     return images, failures
 
 
@@ -110,22 +110,22 @@ def class_of(path: str) -> str:
 
 
 def embed_folder(
-    root: Path, embedder: Embedder, done: Callable[[int], None]
+    root: Path, embedder: Embedder, advance: Callable[[int], None]
 ) -> tuple[list[str], Vectors, list[Failure]]:
     """Embed all images of a folder -> paths, (n, d) vectors, what could not be used."""
     images, failures = list_folder(root)
-    result = embed_shard(root, images, embedder, _NoCache(), check=done)
+    result = embed_shard(root, images, embedder, _NoCache(), check=advance)
     paths = [images[position].path for position in result.vectors.positions]
     return paths, result.vectors.vectors, failures + result.failures
 
 
-def embed_labelled(root: Path, embedder: Embedder, done: Callable[[int], None]) -> Labelled:
+def embed_labelled(root: Path, embedder: Embedder, advance: Callable[[int], None]) -> Labelled:
     """Embed all images of a folder of class folders; bad ones are listed as failures.
 
     Raises:
         WrongUse: no image can be used.
     """
-    paths, vectors, failures = embed_folder(root, embedder, done)
+    paths, vectors, failures = embed_folder(root, embedder, advance)
     if not paths:
         raise WrongUse(f"No image below '{root}' can be used: {failures[0].reason}.")
     return Labelled(root, paths, np.array([class_of(path) for path in paths]), vectors, failures)
@@ -153,14 +153,14 @@ def retrieve(queries: Labelled, catalogue: Labelled | None, ks: Sequence[int]) -
         # Equal scores keep the catalogue's order, so that a run can be repeated.
         order = np.argsort(-scores, axis=1, kind="stable")[:, : len(places)]
         hits = others.labels[order] == queries.labels[rows, None]
-        found = hits.cumsum(axis=1)
-        total = np.where(found[:, -1] > 0, found[:, -1], np.nan)
+        n_hits = hits.cumsum(axis=1)
+        total = np.where(n_hits[:, -1] > 0, n_hits[:, -1], np.nan)
         for k in ks:
             # Fewer than k images are a shorter list, and still a list of k: as in trec_eval.
-            upto = found[:, min(k, len(places)) - 1]
+            upto = n_hits[:, min(k, len(places)) - 1]
             precision[k][rows] = upto / k
             recall[k][rows] = upto / total
-        average[rows] = (hits * found / places).sum(axis=1) / total
+        average[rows] = (hits * n_hits / places).sum(axis=1) / total
         first[rows] = order[:, 0]
     return Retrieval(precision, recall, average, first)
 
@@ -193,29 +193,29 @@ def confusion(names: list[str], truth: Labels, predicted: Labels) -> NDArray[np.
 
 def interval(scores: Scores, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of the mean (Efron 1979), over the queries."""
-    known = scores[~np.isnan(scores)]
-    if not len(known):
+    finite = scores[~np.isnan(scores)]
+    if not len(finite):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    means = [known[rng.integers(0, len(known), len(known))].mean() for _ in range(RESAMPLES)]
+    means = [finite[rng.integers(0, len(finite), len(finite))].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def report(queries: Labelled, found: Retrieval, shot: ZeroShot | None) -> dict[str, Any]:
+def report(queries: Labelled, retrieval: Retrieval, shot: ZeroShot | None) -> dict[str, Any]:
     """Return all figures as JSON's types; null where a figure is undefined."""
     right = None if shot is None else (shot.predicted == queries.labels).astype(float)
     figures: dict[str, Any] = {
         "queries": len(queries.labels),
         "skipped": len(queries.failures),
-        "precision": _by_k(found.precision),
-        "recall": _by_k(found.recall),
-        "map": _mean(found.average_precision),
+        "precision": _by_k(retrieval.precision),
+        "recall": _by_k(retrieval.recall),
+        "map": _mean(retrieval.average_precision),
         "zero_shot_accuracy": None if right is None else _mean(right),
         "intervals": {
-            "precision": intervals_by_k(found.precision),
-            "recall": intervals_by_k(found.recall),
-            "map": rounded_interval(found.average_precision),
+            "precision": intervals_by_k(retrieval.precision),
+            "recall": intervals_by_k(retrieval.recall),
+            "map": rounded_interval(retrieval.average_precision),
             "zero_shot_accuracy": None if right is None else rounded_interval(right),
         },
         "per_class": {},
@@ -225,9 +225,9 @@ def report(queries: Labelled, found: Retrieval, shot: ZeroShot | None) -> dict[s
         own = queries.labels == name
         figures["per_class"][name] = {
             "queries": int(own.sum()),
-            "precision": _by_k({k: scores[own] for k, scores in found.precision.items()}),
-            "recall": _by_k({k: scores[own] for k, scores in found.recall.items()}),
-            "map": _mean(found.average_precision[own]),
+            "precision": _by_k({k: scores[own] for k, scores in retrieval.precision.items()}),
+            "recall": _by_k({k: scores[own] for k, scores in retrieval.recall.items()}),
+            "map": _mean(retrieval.average_precision[own]),
             "zero_shot_accuracy": None if right is None else _mean(right[own]),
         }
     if shot is not None:
@@ -257,20 +257,20 @@ def recall_of_index(
         rows = slice(start, start + ROWS_AT_ONCE)
         scores = queries[rows] @ np.asarray(vectors).T
         best = -np.sort(-scores, axis=1)[:, :deepest]
-        found = search(np.ascontiguousarray(queries[rows]), deepest)
-        got = np.take_along_axis(scores, np.maximum(found, 0), axis=1)
-        got[found < 0] = -np.inf
+        neighbours = search(np.ascontiguousarray(queries[rows]), deepest)
+        neighbour_scores = np.take_along_axis(scores, np.maximum(neighbours, 0), axis=1)
+        neighbour_scores[neighbours < 0] = -np.inf
         for k in ks:
             upto = min(k, deepest)
             # Sums of another order differ in the last digits of float32.
-            enough = got[:, :upto] >= best[:, upto - 1 : upto] - 1e-5
+            enough = neighbour_scores[:, :upto] >= best[:, upto - 1 : upto] - 1e-5
             recall[k][rows] = enough.mean(axis=1)
     return recall
 
 
 def _mean(scores: Scores) -> float | None:
-    known = scores[~np.isnan(scores)]
-    return round(float(known.mean()), 4) if len(known) else None
+    finite = scores[~np.isnan(scores)]
+    return round(float(finite.mean()), 4) if len(finite) else None
 
 
 def _by_k(scores: dict[int, Scores]) -> dict[str, float | None]:

@@ -92,26 +92,26 @@ class MemoryBudget:
         self._size, self._line = size, line
 
     @contextmanager
-    def reserve(self, wanted: int) -> Iterator[None]:
+    def reserve(self, n_bytes: int) -> Iterator[None]:
         """Hold room for one image.
 
         Raises:
             BadImage: it would not even fit alone.
         """
         with self._changed:
-            if self._size is not None and wanted > self._size:
+            if self._size is not None and n_bytes > self._size:
                 raise BadImage(
-                    f"the image would need {format_bytes(wanted)} of memory, WORKER_MAX_MEMORY "
+                    f"the image would need {format_bytes(n_bytes)} of memory, WORKER_MAX_MEMORY "
                     f"leaves {format_bytes(self._size)} for images: raise it, or make the image "
                     "smaller"
                 )
-            self._changed.wait_for(lambda: self._fits(wanted))
-            self._taken += wanted
+            self._changed.wait_for(lambda: self._fits(n_bytes))
+            self._taken += n_bytes
         try:
             yield
         finally:
             with self._changed:
-                self._taken -= wanted
+                self._taken -= n_bytes
                 self._changed.notify_all()
 
     @contextmanager
@@ -127,10 +127,10 @@ class MemoryBudget:
                 self._alone = None
                 self._changed.notify_all()
 
-    def _fits(self, wanted: int) -> bool:
+    def _fits(self, n_bytes: int) -> bool:
         if self._alone is not None:
             return self._alone == threading.get_ident()
-        return self._size is None or self._taken + wanted <= self._size
+        return self._size is None or self._taken + n_bytes <= self._size
 
     def over_limit(self) -> bool:
         """Tell whether this process is short of memory through no fault of the newest image."""
@@ -145,5 +145,5 @@ def _status(*names: str) -> int | None:
         lines = STATUS.read_text().splitlines()
     except OSError:
         return None
-    found = dict(line.split(":", 1) for line in lines)
-    return sum(int(found[name].split()[0]) * 1024 for name in names if name in found)
+    fields = dict(line.split(":", 1) for line in lines)
+    return sum(int(fields[name].split()[0]) * 1024 for name in names if name in fields)

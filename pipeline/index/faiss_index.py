@@ -197,8 +197,10 @@ def load(path: Path, kind: IndexSpec) -> Any:
     """Load an index whose vectors are mapped from the file, not copied into memory.
 
     Raises:
-        IndexBroken: FAISS cannot read the file.
+        IndexBroken: FAISS cannot read the file. OSError: this user may not read it.
     """
+    with path.open("rb"):  # FAISS would call a missing right a broken file
+        pass
     faiss = _faiss()
     # One flag maps inverted lists, the other flat codes; FAISS refuses both at once.
     flags = faiss.IO_FLAG_MMAP if kind.nlist else faiss.IO_FLAG_MMAP_IFC
@@ -268,11 +270,11 @@ def random_pairs(vectors: Vectors) -> dict[str, Any]:
     be more than chance.
     """
     rng = np.random.default_rng(0)
-    left = rng.integers(len(vectors), size=PAIRS)
-    right = (left + rng.integers(1, max(2, len(vectors)), size=PAIRS)) % len(vectors)
+    first = rng.integers(len(vectors), size=PAIRS)
+    right = (first + rng.integers(1, max(2, len(vectors)), size=PAIRS)) % len(vectors)
     scores = np.concatenate(
         [
-            np.einsum("nd,nd->n", vectors[left[at : at + 4096]], vectors[right[at : at + 4096]])
+            np.einsum("nd,nd->n", vectors[first[at : at + 4096]], vectors[right[at : at + 4096]])
             for at in range(0, PAIRS, 4096)
         ]
     )

@@ -58,10 +58,10 @@ class OpenIndex:
         depth = min(first, total)
         while total:
             scores, rows = self.search(vector[None, :], depth, allowed, nprobe)
-            found = int((rows[0] >= 0).sum())  # fewer where the inverted lists ran out
-            if found == depth or nprobe >= nlist:
-                yield list(zip(rows[0, :found].tolist(), scores[0, :found].tolist(), strict=True))
-            if depth >= total and (found == total or nprobe >= nlist):
+            n_rows = int((rows[0] >= 0).sum())  # fewer where the inverted lists ran out
+            if n_rows == depth or nprobe >= nlist:
+                yield list(zip(rows[0, :n_rows].tolist(), scores[0, :n_rows].tolist(), strict=True))
+            if depth >= total and (n_rows == total or nprobe >= nlist):
                 return
             nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
 

@@ -32,8 +32,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from pipeline.access import is_unavailable
 from pipeline.atomic_files import file_sha256, sync_file, sync_folder, write_atomic
-from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, WrongUse
+from pipeline.errors import Conflict, FingerprintMismatch, IndexBroken, IndexMissing, NotFound
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import read_id_map
 
@@ -156,6 +157,8 @@ class Version:
         try:
             return np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
+            if is_unavailable(error):
+                raise
             raise IndexBroken(f"{self.folder / name} cannot be read: {error}.") from error
 
     def require(self, fingerprint: str, summary: str) -> None:
@@ -224,11 +227,11 @@ class VersionStore:
         """Open a version; check its files' sizes, and the digests of those that name its rows.
 
         Raises:
-            WrongUse: no such version. IndexBroken: its files do not fit together.
+            NotFound: no such version. IndexBroken: its files do not fit together.
         """
         if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
             names = ", ".join(version.name for version in self.versions()) or "none"
-            raise WrongUse(f"There is no index version {name!r}. Available versions: {names}.")
+            raise NotFound(f"There is no index version {name!r}. Available versions: {names}.")
         folder = self.folder / name
         try:
             manifest = _manifest(folder)
@@ -243,6 +246,8 @@ class VersionStore:
             self.verify(version, NAMES)
             return version
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if is_unavailable(error):
+                raise
             raise IndexBroken(
                 f"The index version {folder} is incomplete ({error}): roll back with "
                 "'imgrec index rollback VERSION' or rebuild."
@@ -299,10 +304,10 @@ class VersionStore:
         manifest = {**manifest, "files": files}
         manifest["seal"] = seal(manifest)
         write_atomic(workspace / "manifest.json", json.dumps(manifest, indent=1).encode())
-        taken = [
+        reserved = [
             _number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
         ]
-        folder = self.folder / f"v{max(taken, default=0) + 1:04d}"
+        folder = self.folder / f"v{max(reserved, default=0) + 1:04d}"
         workspace.rename(folder)
         sync_folder(self.folder)
         return Version(folder, manifest, _sealed_ns(folder))
@@ -317,7 +322,7 @@ class VersionStore:
         A named version needs no readable pointer, so this repairs a broken one.
 
         Raises:
-            IndexMissing: nothing was published. WrongUse: nothing to go back to.
+            IndexMissing: nothing was published. Conflict: nothing to go back to.
             IndexBroken: the target's files do not match their digests.
         """
         try:
@@ -333,26 +338,28 @@ class VersionStore:
                         raise IndexMissing
                     older = [v for v in self.versions() if _number(v.name) < _number(current)]
                     if not older:
-                        raise WrongUse(f"There is no index version before {current}.")
+                        raise Conflict(f"There is no index version before {current}.")
                     name = older[-1].name
                 target = self.open(name)
                 self.verify(target)
                 self.point_to(target)
                 return current, target
         except Timeout as error:
-            raise WrongUse("An index is being published right now; try again shortly.") from error
+            raise Conflict("An index is being published right now; try again shortly.") from error
+
+    def prunable(self, keep: int, protect: Collection[str]) -> list[Version]:
+        """Return the oldest versions beyond `keep`, never the current or a protected one."""
+        current, oldest = self.current_name(), self.versions()[:-keep]
+        return [v for v in oldest if v.name != current and v.name not in protect]
 
     def prune(self, keep: int, protect: Collection[str]) -> list[str]:
-        """Delete the oldest versions beyond `keep`, never the current or a protected one."""
-        current = self.current_name()
-        pruned = []
-        for version in self.versions()[:-keep]:
-            if version.name != current and version.name not in protect:
-                # Hidden at once: a kill during the deletion leaves no half of a version.
-                hidden = version.folder.rename(self._hidden())
-                shutil.rmtree(hidden, ignore_errors=True)
-                pruned.append(version.name)
-        return pruned
+        """Delete what is `prunable`; the caller holds the lock."""
+        pruned = self.prunable(keep, protect)
+        for version in pruned:
+            # Hidden at once: a kill during the deletion leaves no half of a version.
+            hidden = version.folder.rename(self._hidden())
+            shutil.rmtree(hidden, ignore_errors=True)
+        return [version.name for version in pruned]
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

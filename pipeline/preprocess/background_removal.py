@@ -87,7 +87,7 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
     Raises:
         SetupError: the requested one cannot read the weights or computes other masks.
     """
-    model, wanted = settings.rembg_model, settings.rembg_backend
+    model, backend_name = settings.rembg_model, settings.rembg_backend
 
     @functools.cache
     def load(runtime: str) -> Network:
@@ -113,16 +113,16 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
         )
         return candidate
 
-    if wanted == "onnxruntime":
+    if backend_name == "onnxruntime":
         return load("onnxruntime")
-    if wanted in BACKENDS:
-        agreement = measure(wanted).agreement
+    if backend_name in BACKENDS:
+        agreement = measure(backend_name).agreement
         if agreement < MASK_BOUND:
             raise SetupError(
-                f"REMBG_BACKEND={wanted} computes different masks than onnxruntime here (IoU "
+                f"REMBG_BACKEND={backend_name} computes different masks than onnxruntime here (IoU "
                 f"{agreement:.3f}, at least {MASK_BOUND} is required): set REMBG_BACKEND=auto."
             )
-        return load(wanted)
+        return load(backend_name)
     candidates = []
     for name, backend in BACKENDS.items():
         if backend.can_run(model):

@@ -105,10 +105,10 @@ def _convert(weights: Path, folder: Path) -> Path:
     command = [sys.executable, "-c", CONVERT, "-f", "ONNX", "--modelFile", str(weights)]
     command += ["--MNNModel", str(converted), "--bizCode", "imgrec"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=CONVERT_TIMEOUT_S
         )
-        reason = " ".join((done.stdout + done.stderr).strip().splitlines()[-1:])
+        reason = " ".join((process.stdout + process.stderr).strip().splitlines()[-1:])
     except subprocess.TimeoutExpired:
         reason = f"its converter did not end within {CONVERT_TIMEOUT_S:g} s"
     if not converted.exists():

@@ -84,11 +84,11 @@ def prepare(image: Image.Image, spec: Preprocessing, remover: Remover | None) ->
 def implausible(mask: Image.Image) -> str | None:
     """Say in a few words what is wrong with a mask; None for a good one."""
     values = np.asarray(mask)
-    kept = float((values >= FOREGROUND).mean())
-    if kept < MIN_KEPT:
-        return f"kept almost nothing ({kept:.1%} of the pixels)"
-    if kept > MAX_KEPT:
-        return f"kept almost everything ({kept:.1%} of the pixels)"
+    foreground_share = float((values >= FOREGROUND).mean())
+    if foreground_share < MIN_KEPT:
+        return f"kept almost nothing ({foreground_share:.1%} of the pixels)"
+    if foreground_share > MAX_KEPT:
+        return f"kept almost everything ({foreground_share:.1%} of the pixels)"
     touched = values > UNSURE_LOW
     unsure = float((touched & (values < UNSURE_HIGH)).sum() / max(1, int(touched.sum())))
     if unsure > MAX_UNSURE:

@@ -57,12 +57,12 @@ def merge(
         JobFailed: no good image, or a later job has published already.
         IndexBroken: the base version or the new index contradict themselves.
     """
-    done = [v for v in versions.versions() if v.manifest["job_id"] == job.id]
+    published = [v for v in versions.versions() if v.manifest["job_id"] == job.id]
     later = next((v for v in versions.versions() if v.manifest["job_id"] in later_jobs), None)
-    if done:
+    if published:
         if later is None:
-            versions.point_to(done[-1])
-        return Merged(done[-1].name)
+            versions.point_to(published[-1])
+        return Merged(published[-1].name)
     if later is not None:
         raise JobFailed(
             f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "

@@ -18,7 +18,7 @@ from pipeline.search.relevance_feedback import Adjustment, FeedbackIndex, Logged
 Vector = NDArray[np.float32]
 
 # Part of the key of a cached result: count it up when the same query would rank otherwise.
-VERSION = 1
+VERSION = 2
 
 # Ranking by more than similarity chooses among this many of the most similar products.
 POOL, POOL_PER_MATCH = 50, 5
@@ -163,10 +163,10 @@ def diversify(
     rows = np.asarray(vectors[[candidate.row for candidate in candidates]])
     values = np.array([candidate.value for candidate in candidates])
     nearest = np.zeros(len(candidates))  # nothing was chosen yet
-    left, chosen = list(range(len(candidates))), list[Candidate]()
-    while left and len(chosen) < count:
-        marginal = (1 - strength) * values[left] - strength * nearest[left]
-        at = left.pop(int(marginal.argmax()))
+    remaining, chosen = list(range(len(candidates))), list[Candidate]()
+    while remaining and len(chosen) < count:
+        marginal = (1 - strength) * values[remaining] - strength * nearest[remaining]
+        at = remaining.pop(int(marginal.argmax()))
         candidate = candidates[at]
         candidate.parts["diversity"] = float(marginal.max() - values[at])
         chosen.append(candidate)

@@ -43,6 +43,17 @@ class Feedback:
     fingerprint: str
     vector: Vector
 
+    def object(self) -> dict[str, Any]:
+        """Return the JSON object of the command line and the HTTP API."""
+        return {
+            "query_id": self.query_id,
+            "product_id": self.product_id,
+            "action": self.action,
+            "user": self.user,
+            "rank": self.rank,
+            "index_version": self.index_version,
+        }
+
 
 @dataclass(frozen=True)
 class LoggedQuery:
@@ -218,11 +229,11 @@ def report(
         "by_rank": [
             {
                 "rank": rank,
-                "shown": shown,
-                "taken": taken,
-                "rate": round(taken / shown, 4),
+                "shown": candidate,
+                "taken": chosen,
+                "rate": round(chosen / candidate, 4),
             }
-            for rank, (shown, taken) in enumerate(
+            for rank, (candidate, chosen) in enumerate(
                 zip(n_shown.tolist(), n_taken.tolist(), strict=True), start=1
             )
         ],

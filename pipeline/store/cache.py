@@ -141,10 +141,10 @@ class Cache:
                 pipe.memory_usage(key)
                 pipe.pttl(key)
             answers = pipe.execute()
-            for used, left_ms in zip(answers[::2], answers[1::2], strict=True):
-                if used is None:
+            for idle_s, left_ms in zip(answers[::2], answers[1::2], strict=True):
+                if idle_s is None:
                     continue  # gone meanwhile
-                count, size = count + 1, size + int(used)
+                count, size = count + 1, size + int(idle_s)
                 ages.append(max(0.0, self._ttl_s[kind] - max(0, left_ms) / 1000))
         hits, misses = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
         oldest, newest = max(ages, default=None), min(ages, default=None)
@@ -196,12 +196,12 @@ class Cache:
 
     def _put(self, kind: str, values: Mapping[str, bytes]) -> None:
         life = self._ttl_s[kind]
-        named = {f"{CACHE}:{kind}:{name}": (data, life) for name, data in values.items()}
+        entries = {f"{CACHE}:{kind}:{name}": (data, life) for name, data in values.items()}
         waiting: dict[str, tuple[bytes, int]] | None = getattr(self._mine, "waiting", None)
         if waiting is None:
-            self._write(named)
+            self._write(entries)
         else:
-            waiting.update(named)
+            waiting.update(entries)
 
     def _write(self, values: Mapping[str, tuple[bytes, int]]) -> None:
         def write() -> None:

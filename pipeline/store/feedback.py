@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import WrongUse
+from pipeline.errors import NotFound, WrongUse
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
 from pipeline.store.backend import Row
 from pipeline.store.database import Database, count_change
@@ -16,6 +17,7 @@ from pipeline.store.database import Database, count_change
 NAME = "feedback"  # of the revision
 # Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.
 NEWEST = 20_000
+LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
 OPPOSITE = {"like": DISLIKE, DISLIKE: "like"}
 
 
@@ -25,7 +27,7 @@ class FeedbackLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def put_queries(self, shown: Sequence[LoggedQuery]) -> None:
+    def put_queries(self, queries: Sequence[LoggedQuery]) -> None:
         """Log answered queries; one that is there already stays as it is."""
         rows = [
             (
@@ -37,7 +39,7 @@ class FeedbackLog:
                 json.dumps(query.matches),
                 np.asarray(query.vector, "<f4").tobytes(),
             )
-            for query in shown
+            for query in queries
         ]
         with self._database.transaction() as tx:
             tx.many(
@@ -54,18 +56,34 @@ class FeedbackLog:
     def query(self, query_id: str) -> LoggedQuery | None:
         """Return a logged query, or None."""
         with self._database.transaction(read_only=True) as tx:
-            found = tx.rows("SELECT * FROM queries WHERE query_id = ?", (query_id,))
-        return _shown(found[0]) if found else None
+            rows = tx.rows("SELECT * FROM queries WHERE query_id = ?", (query_id,))
+        return _shown(rows[0]) if rows else None
+
+    def wait_for_query(self, query_id: str) -> LoggedQuery:
+        """Return a logged query, which is written a moment after its answer.
+
+        Raises:
+            NotFound: there is none.
+        """
+        deadline = time.monotonic() + LOGGED_WITHIN_S
+        while (query := self.query(query_id)) is None:
+            if time.monotonic() > deadline:
+                raise NotFound(
+                    f"There is no query {query_id} in the log: it was not answered, or more than "
+                    "QUERY_LOG_DAYS days ago."
+                )
+            time.sleep(0.1)
+        return query
 
     def queries(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[LoggedQuery]:
         """Return the newest of the log, oldest first; of a fingerprint, or all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
-            found = tx.rows(
+            rows = tx.rows(
                 f"SELECT * FROM queries {where} ORDER BY asked_at DESC, query_id DESC LIMIT ?",
                 (*values, limit),
             )
-        return [_shown(row) for row in reversed(found)]
+        return [_shown(row) for row in reversed(rows)]
 
     def add(
         self, query: LoggedQuery, product_id: str, action: str, user: str, now: float
@@ -77,11 +95,11 @@ class FeedbackLog:
         """
         products = [product for product, _ in query.matches]
         if product_id not in products:
-            known = ", ".join(products[:10]) or "nothing"
+            available = ", ".join(products[:10]) or "nothing"
             raise WrongUse(
-                f"Query {query.query_id} has no match '{product_id}'. Its matches: {known}."
+                f"Query {query.query_id} has no match '{product_id}'. Its matches: {available}."
             )
-        given = Feedback(
+        feedback = Feedback(
             query.query_id,
             product_id,
             user or query.user,
@@ -92,7 +110,7 @@ class FeedbackLog:
             query.fingerprint,
             query.vector,
         )
-        key = (given.query_id, product_id, given.user)
+        key = (feedback.query_id, product_id, feedback.user)
         with self._database.transaction() as tx:
             tx.rows(
                 "DELETE FROM feedback WHERE query_id = ? AND product_id = ? AND who = ? "
@@ -105,14 +123,14 @@ class FeedbackLog:
                     *key,
                     action,
                     now,
-                    given.rank,
-                    given.index_version,
-                    given.fingerprint,
+                    feedback.rank,
+                    feedback.index_version,
+                    feedback.fingerprint,
                     np.asarray(query.vector, "<f4").tobytes(),
                 ),
             )
             count_change(tx, NAME)
-        return given
+        return feedback
 
     def revision(self) -> int:
         """Return a number that every verdict changes."""
@@ -122,11 +140,11 @@ class FeedbackLog:
         """Return the newest verdicts, on queries of a fingerprint or on all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
-            found = tx.rows(
+            rows = tx.rows(
                 f"SELECT * FROM feedback {where} ORDER BY given_at DESC LIMIT ?",
                 (*values, limit),
             )
-        return [_given(row) for row in found]
+        return [_given(row) for row in rows]
 
 
 def _of(fingerprint: str | None) -> tuple[str, tuple[str, ...]]:

@@ -82,7 +82,7 @@ class HeartbeatStatus:
 
 def read_heartbeats(folder: Path, host: str) -> list[HeartbeatStatus]:
     """Read the signs of the workers whose processes live on this host, by name."""
-    found = []
+    heartbeats = []
     files = [*folder.glob(f"*@{host}.alive"), *folder.glob(f"*@{host}.ill")]
     for file in sorted({each.with_suffix(".alive") for each in files}):
         if _lives(file.with_suffix(".lock")):
@@ -90,8 +90,8 @@ def read_heartbeats(folder: Path, host: str) -> list[HeartbeatStatus]:
                 age_s, state = time.time() - file.stat().st_mtime, file.read_text()
             except OSError:  # ill from the start, or it ends right now
                 age_s, state = 0.0, ""
-            found.append(HeartbeatStatus(file.stem, max(0.0, age_s), state, reason(file)))
-    return found
+            heartbeats.append(HeartbeatStatus(file.stem, max(0.0, age_s), state, reason(file)))
+    return heartbeats
 
 
 def reason(alive: Path) -> str:

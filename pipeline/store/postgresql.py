@@ -172,9 +172,9 @@ def _options(url: str) -> dict[str, Any]:
     try:
         return dict(conninfo_to_dict(url))
     except psycopg.ProgrammingError:
-        known = {option.keyword.decode() for option in Conninfo.get_defaults()} | {"ssl"}
+        options = {option.keyword.decode() for option in Conninfo.get_defaults()} | {"ssl"}
         query = parse_qsl(url.rpartition("@")[2].partition("?")[2], keep_blank_values=True)
-        unknown = [name for name, _ in query if name not in known]
+        unknown = [name for name, _ in query if name not in options]
         # Without its cause, which may quote a piece of the password.
         if unknown:
             raise WrongUse(
@@ -217,31 +217,31 @@ def _close(pool: ConnectionPool[Any], process: int) -> None:
         pool.close(CLOSE_S)
 
 
-def _why(shown: str, error: psycopg.Error) -> str:
+def _why(address: str, error: psycopg.Error) -> str:
     """Say why a PostgreSQL cannot be used, and what to do."""
     reason = one_line(error)
     if isinstance(error, PoolTimeout):
         return (
-            f"The database {shown} is overloaded: all {POOL_SIZE} connections of this process have "
-            f"been in use for {WAIT_S:g} s. Try again."
+            f"The database {address} is overloaded: all {POOL_SIZE} connections of this process "
+            f"have been in use for {WAIT_S:g} s. Try again."
         )
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return (
-            f"The database {shown} gives this user too few rights ({reason}): make it the owner "
+            f"The database {address} gives this user too few rights ({reason}): make it the owner "
             "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
         )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return (
-            f"The database {shown} is read-only ({reason}): DATABASE_URL must name the "
+            f"The database {address} is read-only ({reason}): DATABASE_URL must name the "
             "primary server."
         )
     refused = REFUSED.search(reason)
     if refused:
         return (
-            f"The database {shown} refuses the login ({reason[refused.start() :]}): correct the "
+            f"The database {address} refuses the login ({reason[refused.start() :]}): correct the "
             "user, the password or the name in DATABASE_URL."
         )
-    return f"The database {shown} does not answer: {reason}. Start it, or correct DATABASE_URL."
+    return f"The database {address} does not answer: {reason}. Start it, or correct DATABASE_URL."
 
 
 @lru_cache

@@ -36,22 +36,22 @@ class RevisionCache(Generic[Held]):
         Raises:
             ServerUnavailable: the database does not answer and nothing is held yet.
         """
-        held, patient = self._held, not now or self._away
-        if held and patient and (time.monotonic() < self._look_at or self._lock.locked()):
-            return held[1]
+        value, patient = self._held, not now or self._away
+        if value and patient and (time.monotonic() < self._look_at or self._lock.locked()):
+            return value[1]
         with self._lock:
-            held = self._held
-            if held and patient and time.monotonic() < self._look_at:
-                return held[1]
+            value = self._held
+            if value and patient and time.monotonic() < self._look_at:
+                return value[1]
             try:
                 revision = self._revision()
-                if held is None or revision != held[0]:
-                    held = self._held = (revision, self._load())
+                if value is None or revision != value[0]:
+                    value = self._held = (revision, self._load())
                 self._away = False
             except ServerUnavailable as error:
                 self._away = True
-                if held is None:
+                if value is None:
                     raise
                 log.warning("The last known data stays in use: %s", error)
             self._look_at = time.monotonic() + LOOK_EVERY_S
-            return held[1]
+            return value[1]

@@ -61,8 +61,8 @@ class Fit:
     watched: list[float]  # on images that were watched only; may be empty
 
     def logits(self, vectors: Vectors) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = vectors.astype(np.float64) @ self.weight.T + self.bias
-        return found
+        values: NDArray[np.float64] = vectors.astype(np.float64) @ self.weight.T + self.bias
+        return values
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,12 @@ def split(truth: Rows, share: float, rng: np.random.Generator) -> tuple[Rows, Ro
 
     A class with one image only stays in the training part.
     """
-    held = []
+    held_out = []
     for label in np.unique(truth):
         own = rng.permutation(np.flatnonzero(truth == label))
         if len(own) > 1:
-            held.append(own[: min(max(1, round(share * len(own))), len(own) - 1)])
-    held_rows = np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
+            held_out.append(own[: min(max(1, round(share * len(own))), len(own) - 1)])
+    held_rows = np.sort(np.concatenate(held_out)) if held_out else np.zeros(0, np.int64)
     return np.setdiff1d(np.arange(len(truth)), held_rows), held_rows
 
 
@@ -178,14 +178,14 @@ def choose(
     recipe = replace(
         recipe, epochs=MAX_EPOCHS, batch_size=max(recipe.batch_size, -(-len(truth) // MAX_BATCHES))
     )
-    found = []
+    candidates = []
     for rate in RATES:
         tried = replace(recipe, learning_rate=rate)
         watched = (vectors[judge], truth[judge])
         fit = fit_head(vectors[inner], truth[inner], count, tried, watched, PATIENCE)
         epochs = int(np.argmin(fit.watched)) + 1
-        found.append((fit.watched[epochs - 1], replace(tried, epochs=epochs)))
-    return min(found, key=lambda each: each[0])[1]
+        candidates.append((fit.watched[epochs - 1], replace(tried, epochs=epochs)))
+    return min(candidates, key=lambda each: each[0])[1]
 
 
 def fit_head(
@@ -223,7 +223,7 @@ def fit_head(
     bias = torch.zeros(count, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=recipe.learning_rate)
     losses: list[float] = []
-    seen: list[float] = []
+    watched_losses: list[float] = []
     for _ in range(recipe.epochs):
         batches = torch.split(torch.randperm(len(x), generator=order), recipe.batch_size)
         total = 0.0
@@ -237,18 +237,20 @@ def fit_head(
         if watched is not None:
             with torch.no_grad():
                 rows_x, rows_y = tensors(*watched)
-                seen.append(cross_entropy(rows_x @ weight.T + bias, rows_y, weights).item())
+                watched_losses.append(
+                    cross_entropy(rows_x @ weight.T + bias, rows_y, weights).item()
+                )
         if (
             patience is not None
-            and len(seen) > patience
-            and min(seen[-patience:]) > min(seen[:-patience]) - NEW_LOW
+            and len(watched_losses) > patience
+            and min(watched_losses[-patience:]) > min(watched_losses[:-patience]) - NEW_LOW
         ):
             break
 
     # Standardisation is linear, so it goes into the weights: w (x - mean) / scale + b.
     plain = weight.detach().double().numpy() / scale
     shift = bias.detach().double().numpy() - plain @ mean
-    return Fit(plain.astype(np.float32), shift.astype(np.float32), losses, seen)
+    return Fit(plain.astype(np.float32), shift.astype(np.float32), losses, watched_losses)
 
 
 def out_of_fold(
@@ -272,6 +274,6 @@ def out_of_fold(
     return logits[rows], rows
 
 
-def clearly_better(accuracy: float, than: float, pictures: int) -> bool:
+def clearly_better(accuracy: float, than: float, n_images: int) -> bool:
     """Tell whether an accuracy on the same images is more than luck with one of them."""
-    return accuracy - than >= max(0.01, 1.5 / pictures)
+    return accuracy - than >= max(0.01, 1.5 / n_images)

@@ -77,19 +77,19 @@ def list_training(training: Path, name: HeadName) -> Listing:
     if len(classes) < 2:
         has = f"has only one class, '{classes[0]}'" if classes else "has no class"
         raise WrongUse(f"'{root}' {has}, but at least two are required: {layout}.")
-    _require_pictures(root, Counter(class_of(image.path) for image in images), classes)
+    _require_images(root, Counter(class_of(image.path) for image in images), classes)
     return Listing(root, tuple(classes), images, failures)
 
 
 def embed_training(
-    listing: Listing, embedder: Embedder, cache: VectorCache, done: Callable[[int], None]
+    listing: Listing, embedder: Embedder, cache: VectorCache, advance: Callable[[int], None]
 ) -> TrainingSet:
     """Embed the images that can be used, each content once.
 
     Raises:
         WrongUse: the same image lies in two classes, or a class has fewer than two left.
     """
-    result = embed_shard(listing.root, listing.images, embedder, cache, check=done)
+    result = embed_shard(listing.root, listing.images, embedder, cache, check=advance)
     paths = [listing.images[position].path for position in result.vectors.positions]
     rows, first = [], dict[bytes, str]()
     contradictions = []
@@ -109,7 +109,7 @@ def embed_training(
             f"classes{more}: keep the one that is right."
         )
     labels = [class_of(paths[row]) for row in rows]
-    _require_pictures(listing.root, Counter(labels), listing.classes)
+    _require_images(listing.root, Counter(labels), listing.classes)
     return TrainingSet(
         listing.classes,
         np.array([listing.classes.index(label) for label in labels]),
@@ -119,7 +119,7 @@ def embed_training(
     )
 
 
-def _require_pictures(root: Path, counts: Counter[str], classes: Sequence[str]) -> None:
+def _require_images(root: Path, counts: Counter[str], classes: Sequence[str]) -> None:
     for label in classes:
         if counts[label] < MIN_IMAGES:
             raise WrongUse(
