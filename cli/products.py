@@ -11,9 +11,9 @@ from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
-<<<<<<< HEAD
 from pipeline.feeds.columns import Type
 from pipeline.feeds.names import FORMATS
+from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from pipeline.feeds.feed import Feed
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # problems of a kind; --json lists more
 PATHS = 500  # of the index that are looked up at once
-=======
-from workers.routes import QUERY
->>>>>>> main
 
 
 class ColumnType(click.ParamType[tuple[str, Type]]):
@@ -97,10 +94,11 @@ def import_catalogue(
     from pipeline.feeds.feed import read_feed
     from pipeline.feeds.staging import Staging
 
-<<<<<<< HEAD
     with Staging() as staging:
         feed = read_feed(file, staging, form=form, encoding=encoding, identified_by=id_column)
         resources = wiring.resources
+        if not dry_run:
+            require_agreement(resources, (QUERY,), "database")
         outcome = resources.products.update(feed, dict(types), replace=replace, dry_run=dry_run)
         indexed, stranger = (None, "") if dry_run else _count_indexed(resources, staging)
     if as_json:
@@ -120,13 +118,6 @@ def import_catalogue(
 
 def _count_indexed(resources: Resources, staging: Staging) -> tuple[int | None, str]:
     """Count the products of the file that have an image in the index, and name one without."""
-=======
-    products, resources = read_products(file), wiring.resources
-    require_agreement(resources, (QUERY,), "database")
-    resources.products.put(products, replace=replace)
-    catalogue = resources.products.catalogue()
-    indexed = None
->>>>>>> main
     try:
         paths = resources.versions.current().paths
     except ImgrecError:

@@ -245,18 +245,13 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     parts = list(dict.fromkeys(name for match in matches for name in match.get("explain", {})))
     columns = ["rank", "product", *facts, "score", "distance", *parts]
     rows = []
-<<<<<<< HEAD
     for match, known in zip(matches, known_facts, strict=True):
         explained = match.get("explain", {})
-=======
-    for match in matches:
-        product, explained = match.get("product", {}), match.get("explain", {})
->>>>>>> main
         rows.append(
             [
                 match["rank"],
                 match["product_id"],
-                *(product.get(name, "") for name in facts),
+                *(known.get(name, "") for name in facts),
                 f"{match['score']:.4f}",
                 f"{match['distance']:.4f}",
                 *(f"{explained[name]:+.4f}" if name in explained else "" for name in parts),
