@@ -19,6 +19,7 @@
     ├── IndexMissing             3  no index has been published yet
     ├── ServerUnavailable        4  Redis, the database or every worker is unavailable
     │   └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
+    ├── DatabaseFailed           4  the database answers, and refuses a statement
     └── SettingsDiffer           4  the workers work with another database or folder
 
 A message is one sentence: what, which file or id, the limit, what to do next.
@@ -174,6 +175,12 @@ class ServerUnavailable(ImgrecError):
 
 class FolderUnavailable(ServerUnavailable):
     """A folder that this user may not read or write, or whose disk is full: it can be mended."""
+
+
+class DatabaseFailed(ImgrecError):
+    """The database is there and cannot do what it was asked: to wait would not help."""
+
+    exit_code = 4
 
 
 class SettingsDiffer(ImgrecError):

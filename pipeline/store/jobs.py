@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import SetupError, UnknownJob, WrongUse
+from pipeline.errors import ServerUnavailable, SetupError, UnknownJob, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
@@ -24,6 +25,8 @@ from pipeline.store.shards import Shards, StageTimings
 
 # Of a job's options. Raise it with an option that a worker of the last release must not ignore.
 FORM = 1
+
+Written = TypeVar("Written")
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class MergeClaim:
 
     job: Job
     owner: str
-    attempts: int = 0  # merges of this job that have failed before
+    attempts: int = 1  # starts of this merge that did not end well, with this one
 
     def __str__(self) -> str:
         return f"the merge of job {self.job.id}"
@@ -262,8 +265,12 @@ class Jobs:
 
     def set_waiting_reason(self, job_id: str, reason: str) -> None:
         """Tell those who watch what an open job waits for; its next finished shard clears it."""
-        with self._database.transaction() as tx:
-            tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
+
+        def write(text: str) -> None:
+            with self._database.transaction() as tx:
+                tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": text})
+
+        _with_any_text(write, reason)
 
     def add_refusal(self, job_id: str, worker: str, reason: str, within_s: float) -> Refusals:
         """Note that a worker cannot do a job, and tell those who watch.
@@ -275,13 +282,17 @@ class Jobs:
         with self._database.transaction() as tx:
             tx.rows(QUERIES["add_refusal"], values)
             (row,) = tx.rows(QUERIES["get_refusals"], {"job_id": job_id, "within_s": within_s})
-            tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
+        self.set_waiting_reason(job_id, reason)
         return Refusals(float(row["since_s"]), int(row["workers"]))
 
     def fail_refused(self, job_id: str, error: str) -> bool:
         """End a job that no worker can do; False when one is at work on it, or it has ended."""
-        with self._database.transaction() as tx:
-            return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": error}))
+
+        def write(text: str) -> bool:
+            with self._database.transaction() as tx:
+                return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": text}))
+
+        return _with_any_text(write, error)
 
     def renew_leases(
         self, shards: Mapping[str, int], merges: Collection[str], lease_s: float
@@ -323,7 +334,8 @@ class Jobs:
 
     def release_merge(self, claim: MergeClaim, *, count_attempt: bool) -> None:
         """Give a merge back unfinished."""
-        values = {"job_id": claim.job.id, "owner": claim.owner, "counted": int(count_attempt)}
+        uncounted = 0 if count_attempt else 1
+        values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
         with self._database.transaction() as tx:
             tx.rows(QUERIES["release_merge"], values)
 
@@ -344,11 +356,7 @@ class Jobs:
 
     def fail(self, job_id: str, error: str) -> bool:
         """End a job with the sentence that explains why; False when it had ended before."""
-        try:
-            return self._end(job_id, "failed", None, error)
-        except WrongUse:  # an old database of another encoding; the job must end all the same
-            ascii_only = error.encode("ascii", "backslashreplace").decode()
-            return self._end(job_id, "failed", None, ascii_only)
+        return _with_any_text(lambda text: self._end(job_id, "failed", None, text), error)
 
     def cancel(self, job_id: str) -> bool:
         """Stop a job; workers notice at their next heartbeat. False when it had ended before."""
@@ -392,3 +400,20 @@ class Jobs:
             tx.rows(QUERIES["delete_shards_of_job"], values)
             tx.rows(QUERIES["delete_refusals"], values)
             tx.rows(QUERIES["delete_job"], values)
+
+
+def _with_any_text(write: Callable[[str], Written], text: str) -> Written:
+    """Write a reason; in ASCII where the database cannot hold it: a job must end all the same.
+
+    A NUL, half of a surrogate pair from a file's name, a letter that an old database's encoding
+    lacks: each database refuses them with errors of its own.
+
+    Raises:
+        ServerUnavailable: the database does not answer.
+    """
+    try:
+        return write(text)
+    except ServerUnavailable:
+        raise
+    except Exception:
+        return write(text.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00"))

@@ -170,14 +170,15 @@ WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < n
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'));
 
 -- name: claim_merge
-UPDATE jobs SET state = 'merging', owner = :owner, lease_until = now_s() + :lease_s
+UPDATE jobs SET state = 'merging', owner = :owner, lease_until = now_s() + :lease_s,
+                merge_attempts = merge_attempts + 1
 WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < now_s()
   AND NOT EXISTS (SELECT 1 FROM shards
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'))
 RETURNING *, now_s() - created_at AS seconds;
 
 -- name: release_merge
-UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts + :counted
+UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
 WHERE id = :job_id AND owner = :owner AND state = 'merging';
 
 -- name: renew_merge_leases
