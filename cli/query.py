@@ -240,18 +240,18 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
         why = f": no score reaches {limit:.4f}" if limit is not None else ""
         echo_err(f"No good match in index {answer['index_version']}{why}.")
         return
-    known_facts = [shown_facts(match) for match in matches]
-    facts = list(dict.fromkeys(name for known in known_facts for name in known))[:SHOWN_FACTS]
+    product_facts = [shown_facts(match) for match in matches]
+    facts = list(dict.fromkeys(name for product in product_facts for name in product))[:SHOWN_FACTS]
     parts = list(dict.fromkeys(name for match in matches for name in match.get("explain", {})))
     columns = ["rank", "product", *facts, "score", "distance", *parts]
     rows = []
-    for match, known in zip(matches, known_facts, strict=True):
+    for match, product in zip(matches, product_facts, strict=True):
         explained = match.get("explain", {})
         rows.append(
             [
                 match["rank"],
                 match["product_id"],
-                *(known.get(name, "") for name in facts),
+                *(product.get(name, "") for name in facts),
                 f"{match['score']:.4f}",
                 f"{match['distance']:.4f}",
                 *(f"{explained[name]:+.4f}" if name in explained else "" for name in parts),

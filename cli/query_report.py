@@ -79,9 +79,9 @@ def _card(match: dict[str, Any], thumbnail: str | None) -> str:
 def _facts(match: dict[str, Any]) -> str:
     """List what is known about the product, and the parts of its rank where they were asked for."""
     parts = {name: f"{value:+.4f}" for name, value in match.get("explain", {}).items()}
-    known = {**shown_facts(match), **parts}
+    facts = {**shown_facts(match), **parts}
     return "".join(
-        f'<div class="fact">{escape(name)}: {escape(value)}</div>' for name, value in known.items()
+        f'<div class="fact">{escape(name)}: {escape(value)}</div>' for name, value in facts.items()
     )
 
 
