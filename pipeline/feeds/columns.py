@@ -35,6 +35,7 @@ _DATE = re.compile(
     r"[0-9]{4}-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
     r"( ?(Z|[-+][0-9]{2}:?[0-9]{2}))?)?)?"
 )
+_HUGE = re.compile(r"[-+]?([0-9]{61,}(\.[0-9]*)?|[0-9]+(\.[0-9]+)?[eE][-+]?[0-9]{3,})")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -97,6 +98,11 @@ class Column:
             fold = text_of(value).casefold()
             return fold if fold in TRUTH else None
         return fold_text(text_of(value))
+
+
+def is_huge(text: str) -> bool:
+    """Tell whether a text is a number beyond what a computer holds as one: 10^400, 1e999."""
+    return bool(_HUGE.fullmatch(text))
 
 
 def text_of(value: Value) -> str:
@@ -172,7 +178,7 @@ class TypeFinder:
         number = read_number(text)
         if number is None or (not number.either and number.value(".") is None):
             self.misfits[Type.NUMBER].add(line)
-            self._placeholders += text.casefold() in PLACEHOLDERS
+            self._placeholders += text.casefold() in PLACEHOLDERS or is_huge(text)
             if number is not None:
                 self._add_code(text, line)
         else:
@@ -230,7 +236,7 @@ class TypeFinder:
                 return kind
         numbers = self.values - self.misfits[Type.NUMBER].count
         candidates = self.values - self._placeholders
-        if self._named_amount and numbers >= NUMBERS_BY_NAME * candidates > 0:
+        if self._named_amount and numbers >= NUMBERS_BY_NAME * candidates:
             return Type.NUMBER
         if self._codes and numbers + self._codes >= NUMBERS * candidates:
             return Type.IDENTIFIER

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.errors import WrongUse, quote
-from pipeline.feeds.columns import Column, Type, TypeFinder, Value
+from pipeline.feeds.columns import Column, Type, TypeFinder, Value, is_huge
 from pipeline.feeds.encoding import open_text
 from pipeline.feeds.google_xml import xml_rows
 from pipeline.feeds.json_lines import json_rows
@@ -71,6 +71,11 @@ class Feed:
                     finder = self.finders[name] = TypeFinder(name)
                 if text:
                     finder.add(text, item.line)
+                    if is_huge(text):
+                        self.problems.warn(
+                            item.line,
+                            f"'{name}' is {quote(text)}, more than a number can hold; it is text",
+                        )
         self.staging.finish()
         for line, item_id, product in self.staging.contested():
             self.problems.refuse(
@@ -269,6 +274,8 @@ def _read(feed: Feed, file: Path, form: str, encoding: str, identified_by: str) 
     if container == "xml":
         feed.format, feed.encoding = "google", "xml"
         feed.read(google_items(xml_rows(file, feed.problems), feed.problems))
+        if not feed.n_items and not feed.problems.bad:
+            raise WrongUse("it is XML without <item> or <entry>, which a product feed has.")
         _judge(feed, feed.finders)
         return
     if container == "parquet":
@@ -278,7 +285,9 @@ def _read(feed: Feed, file: Path, form: str, encoding: str, identified_by: str) 
     stream, feed.encoding = open_text(file, encoding)
     with stream:
         if feed.encoding not in ("utf-8", "utf-8-sig") and not encoding:
-            feed.problems.note(f"The file was read as {_encoding_name(feed.encoding)}.")
+            feed.problems.note(
+                f"The file was read as {_encoding_name(feed.encoding)}; --encoding names another."
+            )
         if container == "jsonl":
             feed.format = "jsonl"
             _read_plain(feed, json_rows(stream, feed.problems), identified_by)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from pipeline.errors import WrongUse, quote
+from pipeline.feeds.cells import REPLACEMENT
 from pipeline.feeds.columns import PLACEHOLDERS
 from pipeline.feeds.names import ID_ORDER, is_picture_column, normalize
 from pipeline.feeds.picture_urls import canonical_url, is_address, split_pictures
@@ -65,6 +66,9 @@ def product_id_of(row: Row, name: str, problems: Problems) -> str:
     product_id = row.cells.get(name, "")
     if not product_id:
         problems.refuse(row.line, f"has no {name}")
+    elif REPLACEMENT in product_id:
+        problems.refuse(row.line, f"the {name} {quote(product_id)} is not valid text")
+        return ""
     elif LOST_DIGITS.fullmatch(product_id):
         problems.refuse(
             row.line,

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -205,12 +206,15 @@ def _records(lines: Lines, delimiter: str) -> Iterator[Record]:
         except csv.Error as error:
             (number, text), *rest = lines.record
             lines.push_back(rest)
-            plain = csv.reader([text], delimiter=delimiter, quoting=csv.QUOTE_NONE)
-            yield Record(number, number, next(plain, []), str(error))
+            cells = []
+            with suppress(csv.Error):  # a cell that is too long
+                plain = csv.reader([text], delimiter=delimiter, quoting=csv.QUOTE_NONE)
+                cells = next(plain, [])
+            yield Record(number, number, cells, str(error))
 
 
 def _has_text(record: Record) -> bool:
-    return any(cell.strip("\ufeff\x1a \t\r\n") for cell in record.cells)
+    return bool(record.broken) or any(cell.strip("\ufeff\x1a \t\r\n") for cell in record.cells)
 
 
 def _name(cell: str, line: int, problems: Problems) -> str:

@@ -23,6 +23,8 @@ def find(name: str, values: list[str], **options: bool) -> tuple[TypeFinder, Col
         ("unitPrice", ["05", "7"], Type.NUMBER),
         ("year", ["2023", "2024"], Type.NUMBER),
         ("width", ["1", "nan", "n/a"], Type.NUMBER),
+        ("price", ["NaN"], Type.NUMBER),
+        ("x", ["1" + "0" * 400, "1e999", "5"], Type.NUMBER),
         ("size", ["38", "40", "M", "L"], Type.TEXT),
         ("title", ["Lamp", "Lamp 2"], Type.TEXT),
         ("sku", ["10", "7"], Type.IDENTIFIER),

@@ -165,7 +165,7 @@ def test_xml_is_read_in_the_encoding_that_it_declares(tmp_path: Path, encoding: 
         (GOOGLE[:900], "is not well-formed XML"),
         ("<rss>" + "<a>" * 100, "nests elements too deeply"),
         ("<rss><item><id>1</id><title>" + "x" * 1_100_000, "more than 1,048,576 characters"),
-        ("<rss><channel/></rss>", "contains no products"),
+        ("<rss><channel/></rss>", "XML without <item> or <entry>"),
     ],
 )
 def test_xml_that_is_broken_or_hostile_is_refused_whole(

@@ -11,6 +11,7 @@ import pytest
 from catalogue_files import read
 
 from pipeline.errors import WrongUse
+from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.records import Problem, Problems
 from pipeline.feeds.table import MAX_LINE, Table
@@ -259,7 +260,9 @@ def test_a_value_that_cannot_be_used_is_told_and_the_row_is_imported(
         ("[1]\n", "p.jsonl", "line 1 is not a JSON object"),
         ('{"product_id": null}\n', "p.jsonl", "line 1 has no product_id"),
         ('{"product_id": "x", "product_id": "y"}\n', "p.jsonl", "stands twice"),
-        ("<html><body>Not found</body></html>", "p.csv", "contains no products"),
+        ("<html><body>Not found</body></html>", "p.csv", "XML without <item> or <entry>"),
+        ('{"product_id": "\\udc00x"}\n', "p.jsonl", "is not valid text"),
+        ("product_id,t\n" + '"' + "x" * 200_000 + '"\n', "p.csv", "field larger than field limit"),
     ],
 )
 def test_a_file_of_which_nothing_can_be_imported_is_refused(
@@ -289,9 +292,7 @@ def test_json_lines_keep_numbers_and_truth_and_name_what_is_none(tmp_path: Path)
         "11": {"price": "1e400", "note": "\ufffd cut"},
     }
     assert [line for line, _ in reasons(feed.problems.bad)] == [6]
-    assert sorted(line for line, _ in reasons(feed.problems.warnings)) == [3, 3, 5]
-    from pipeline.feeds.columns import Type
-
+    assert sorted(line for line, _ in reasons(feed.problems.warnings)) == [3, 3, 4, 5, 5]
     misfits = feed.finders["price"].misfits[Type.NUMBER]
     assert (misfits.count, misfits.lines) == (2, [4, 5])
 
