@@ -43,9 +43,9 @@ def open_text(file: Path, encoding: str = "") -> tuple[io.TextIOWrapper, str]:
         name = encoding or _encoding(file)
         stream = file.open(encoding=name, errors="surrogateescape", newline="")
     except OSError as error:
-        raise WrongUse(f"The file {quote(str(file))} cannot be read: {error.strerror}.") from error
+        raise WrongUse(f"it cannot be read: {error.strerror}.") from error
     except LookupError as error:
-        raise WrongUse(f"Unknown encoding {quote(encoding)}. Use e.g. utf-8 or cp1252.") from error
+        raise WrongUse(f"unknown encoding {quote(encoding)}. Use e.g. utf-8 or cp1252.") from error
     return stream, name
 
 
@@ -54,7 +54,7 @@ def _encoding(file: Path) -> str:
         head = stream.read(4096)
     for signature, reason in SIGNATURES.items():
         if head.startswith(signature):
-            raise WrongUse(f"The file {quote(str(file))} {reason}.")
+            raise WrongUse(f"it {reason}.")
     for mark, name in MARKS:
         if head.startswith(mark):
             return name
@@ -62,8 +62,8 @@ def _encoding(file: Path) -> str:
     zeros = head[1::2].count(0), head[::2].count(0)
     if max(zeros) > 0.4 * (len(head) // 2) and min(zeros) * 10 < max(zeros):
         return "utf-16-le" if zeros[0] > zeros[1] else "utf-16-be"
-    if len(CONTROL.findall(head)) > 0.05 * len(head):
-        raise WrongUse(f"The file {quote(str(file))} is not a text file.")
+    if len(CONTROL.findall(head)) > 8 + 0.05 * len(head):
+        raise WrongUse("it is not a text file.")
     valid, invalid = _utf8_letters(file)
     # A damaged file in UTF-8 is still one: Windows-1252 would read each of its letters as two.
     return "cp1252" if invalid > valid else "utf-8"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -21,6 +21,7 @@ from pipeline.index.versions import Version
 from pipeline.search.product_catalogue import Catalogue, Condition
 
 MAX_MASKS = 64  # of the most recently used conditions
+MAX_COUNTED = 200_000  # rows that are grouped by product for a mere count
 MAX_CATALOGUES = 2  # the version that serves, and the one that is being made ready
 
 
@@ -137,6 +138,28 @@ class IndexedCatalogue:
                 self._masks[key] = mask
         return mask
 
+    def count(self, conditions: Sequence[Condition], without: Collection[str] = ()) -> int | None:
+        """Count the products that meet all conditions; None where that would take seconds.
+
+        Args:
+            without: products that are not counted.
+        """
+        mask = self.allowed(conditions)
+        if mask is None:
+            if len(self.version.paths) > MAX_COUNTED:
+                return None
+            return len(self._rows.keys() - set(without))
+        rows = np.flatnonzero(mask)
+        return len({self.products[row] for row in rows.tolist()} - set(without))
+
+    def require_column(self, name: str) -> Column:
+        """Return a column that a product has.
+
+        Raises:
+            WrongUse: none has.
+        """
+        return self._column(name).column
+
     @cached_property
     def products(self) -> list[str]:
         """The product of each row."""
@@ -173,11 +196,10 @@ class IndexedCatalogue:
                     rows += self._rows[product_id]
                     keys += [key] * len(self._rows[product_id])
         kind = np.float64 if column.type in (Type.NUMBER, Type.DATE) else object
-        held = _Values(
+        self._columns[name] = _Values(
             column, np.array(rows, np.int64), np.array(keys, kind), np.array(has_value, np.int64)
         )
-        self._columns[name] = held
-        return held
+        return self._columns[name]
 
     def _no_column(self, name: str, columns: set[str]) -> str:
         if not columns:
