@@ -86,7 +86,8 @@ result_backend_max_retries = 60
 result_expires = 3600
 redis_socket_timeout = 10
 redis_socket_connect_timeout = 3
-redis_socket_keepalive = True
+# redis-py refuses it for a socket's file, and with it each result (celery 5.7.0).
+redis_socket_keepalive = not _settings.redis_url.startswith("unix://")
 redis_retry_on_timeout = True
 redis_backend_health_check_interval = 15
 

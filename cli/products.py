@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
+from workers.routes import QUERY
 
 
 @click.command("import-products")
@@ -28,6 +30,7 @@ def import_products(wiring: Wiring, file: Path, replace: bool, as_json: bool) ->
     from pipeline.search.product_catalogue import read_products
 
     products, resources = read_products(file), wiring.resources
+    require_agreement(resources, (QUERY,), "database")
     resources.products.put(products, replace=replace)
     catalogue = resources.products.catalogue()
     indexed = None

@@ -11,6 +11,7 @@ from cli import query_client
 from cli.classify import show_classes
 from cli.output import (
     echo_err,
+    echo_warnings,
     json_option,
     local_option,
     print_json,
@@ -228,6 +229,7 @@ def _shown(data: bytes, settings: Settings) -> bytes:
 
 
 def _show(answer: dict[str, Any], as_json: bool) -> None:
+    echo_warnings(answer)
     if as_json:
         print_json(answer)
         return

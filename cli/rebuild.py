@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import echo_err, json_option, local_option, print_json, print_table
-from cli.watch import job_object, show_job, to_object, wait_for_job
+from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.store.job_object import job_object, to_object
+from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
@@ -57,6 +59,7 @@ def enqueue_rebuild(
     if local:
         require_data_dir(settings)
     resources.dispatcher.require_broker()
+    resources.require_agreement((EMBED, INDEX), "database", "data")
     _tell_of_replacement(folder, resources.versions)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cli.output import duration, echo_err, print_fields, print_json
 from cli.progress import progress_bar
 from cli.wiring import Wiring
-from pipeline.errors import JobFailed, ServerUnavailable, TimedOut
+from pipeline.errors import JobFailed, ServerUnavailable, SettingsDiffer, TimedOut
+from pipeline.store.job_object import job_object
 from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 NO_WORKER_AFTER_S = 4.0
-MEASURABLE_S = 1.0  # of worker time: of less, no stage can be told from the others
+COMPARE_EVERY_S = 1.0
 WORTH_TUNING_S = 60.0  # of worker time; a shorter rebuild needs no advice
 
 
@@ -31,39 +31,6 @@ ADVICE = {
     "embed": "more embed workers, or a GPU (DEVICE)",
     "write": "faster storage for DATA_DIR, or a Redis that is nearer",
 }
-
-
-def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
-    """Return the contract's object of a job, and where its workers' time went."""
-    job = to_object(jobs.get(job_id), jobs.progress(job_id))
-    seconds = {
-        name.removesuffix("_s"): value for name, value in asdict(jobs.timings(job_id)).items()
-    }
-    total = sum(seconds.values())
-    slowest = max(seconds, key=lambda stage: seconds[stage])
-    return {
-        **job,
-        "stage_seconds": {stage: round(value, 1) for stage, value in seconds.items()},
-        "bottleneck": {"stage": slowest, "share": round(seconds[slowest] / total, 2)}
-        if total >= MEASURABLE_S
-        else None,
-    }
-
-
-def to_object(job: Job, progress: Progress) -> dict[str, Any]:
-    """Return the contract's object of a job with its counts."""
-    return {
-        "job_id": job.id,
-        "state": job.state,
-        "images": progress.images,
-        "embedded": progress.embedded,
-        "reused": progress.reused,
-        "skipped": progress.skipped,
-        "warnings": progress.warnings,
-        "index_version": job.index_version,
-        "seconds": round(job.seconds, 1),
-        "error": job.error,
-    }
 
 
 def show_job(jobs: Jobs, job_id: str) -> None:
@@ -107,7 +74,7 @@ def wait_for_job(
         resources, work = wiring.local.resources, wiring.local.work_at(job_id)
     try:
         job = _watch(resources, job_id, timeout, as_json, work)
-    except (KeyboardInterrupt, TimedOut):
+    except (KeyboardInterrupt, SettingsDiffer, TimedOut):
         if work is not None:
             work.stop()
             echo_err(f"Stopped. 'imgrec status {job_id} --wait --local' continues the job.")
@@ -152,6 +119,7 @@ def _watch(
                 if job.error:
                     helper.say(f"Waiting: {job.error}")
                 if work is None:
+                    helper.compare(job_id)
                     helper.step(progress)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not finished after {timeout:g} s.")
@@ -167,6 +135,7 @@ class _Reconciler:
         self._resources = resources
         self._next = time.monotonic() + NO_WORKER_AFTER_S
         self._looked_at = -1
+        self._compare_next = 0.0
         self._said: set[str] = set()
 
     def step(self, progress: Progress) -> None:
@@ -188,6 +157,35 @@ class _Reconciler:
                     )
         except ServerUnavailable as error:
             self.wait_for(error)
+
+    def compare(self, job_id: str) -> None:
+        """End the wait where no worker works with this job's database and folder; else say which.
+
+        Raises:
+            SettingsDiffer: none of them.
+        """
+        from workers.roll_call import Dispute, require_agreement
+
+        roll_call = self._resources.dispatcher.roll_call
+        if roll_call is None or time.monotonic() < self._compare_next:
+            return
+        self._compare_next = time.monotonic() + COMPARE_EVERY_S
+        try:
+            report = roll_call.unknown_job(job_id)
+            present = roll_call.present()
+        except ServerUnavailable as error:
+            self.wait_for(error)
+            return
+        queues, parts = (EMBED, INDEX), ("database", "data")
+        mine = self._resources.identifier.read(*parts) if present else None
+        dispute = Dispute.find(mine, present, queues, parts) if mine else None
+        told = " ".join(str(each) for each in (report, dispute) if each)
+        if mine is not None and dispute is not None and dispute.unanimous:
+            if report is not None:
+                raise SettingsDiffer(told)
+            require_agreement(roll_call, mine, queues, parts, present)
+        elif told:
+            self.say(told)
 
     def wait_for(self, error: ServerUnavailable) -> None:
         """Say once that a server is away, and that it is waited for."""

@@ -2,7 +2,12 @@
 
     ImgrecError                  1  tried and failed
     ├── WrongUse                 2  the request cannot work: a missing folder, an invalid option
+    │   ├── NotFound             2  no job, product, query or index version has this name
+    │   │   └── UnknownJob       2  the database has no job of this id
+    │   ├── Conflict             2  not in the state that things are in now; later it may work
     │   └── BadImage             2  an image cannot be used (in a rebuild: one of its failures)
+    │       ├── UnsupportedImage 2  it is of no format that is read here
+    │       ├── ImageTooLarge    2  it has more bytes or pixels than the limits allow
     │       └── ImageOutOfMemory 2  an image needs more memory than this process has left
     ├── SetupError               1  a model, its weights or a library cannot be loaded
     ├── FingerprintMismatch      1  vectors of different models would be compared
@@ -12,8 +17,9 @@
     ├── TimedOut                 1  the result did not arrive in time; the work continues
     ├── Overloaded               1  the workers have more queries than they can answer in time
     ├── IndexMissing             3  no index has been published yet
-    └── ServerUnavailable        4  Redis, the database or every worker is unavailable
-        └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
+    ├── ServerUnavailable        4  Redis, the database or every worker is unavailable
+    │   └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
+    └── SettingsDiffer           4  the workers work with another database or folder
 
 A message is one sentence: what, which file or id, the limit, what to do next.
 """
@@ -75,6 +81,18 @@ class WrongUse(ImgrecError):
     exit_code = 2
 
 
+class NotFound(WrongUse):
+    """Nothing has the name that the request gives."""
+
+
+class UnknownJob(NotFound):
+    """A job that this database does not have."""
+
+
+class Conflict(WrongUse):
+    """The request does not fit the state that things are in now."""
+
+
 class BadImage(WrongUse):
     """One image that cannot be used, with the stage that found out: find, read, decode, ..."""
 
@@ -85,6 +103,14 @@ class BadImage(WrongUse):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class UnsupportedImage(BadImage):
+    """An image of a format that is not read here, or no image at all."""
+
+
+class ImageTooLarge(BadImage):
+    """An image that exceeds MAX_IMAGE_BYTES or MAX_IMAGE_PIXELS."""
 
 
 class ImageOutOfMemory(BadImage):
@@ -148,3 +174,9 @@ class ServerUnavailable(ImgrecError):
 
 class FolderUnavailable(ServerUnavailable):
     """A folder that this user may not read or write, or whose disk is full: it can be mended."""
+
+
+class SettingsDiffer(ImgrecError):
+    """The workers that would take the work do not work with the same database or folder."""
+
+    exit_code = 4

@@ -40,6 +40,11 @@ class ToyPipeline:
         rows = np.array(small) + 0.5
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
+    has_words = True
+
+    def text_warnings(self, texts: list[str]) -> list[str]:
+        return []
+
     def get(self, digest: str) -> None:
         """An empty cache."""
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import redis
 
 from pipeline.errors import WrongUse
-from pipeline.store.redis_client import PREFIX, connect, trouble
+from pipeline.store.redis_client import PREFIX, connect, require_fit, trouble
+from workers.roll_call import RollCall
 from workers.routes import FORM, FORM_HEADER, QUEUE_OF, QUEUES
 
 PAUSE_S = 3.0
@@ -22,6 +23,8 @@ class Dispatcher(Protocol):
 
     # Seconds in which another worker may join that can do what those that are there cannot.
     join_s: float
+    # What the workers have said that may take the tasks; None where this process runs them.
+    roll_call: RollCall | None
 
     def send(self, task: str, *args: object) -> None:
         """Send a task.
@@ -57,6 +60,7 @@ class CeleryDispatcher:
 
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
+        self.roll_call: RollCall | None = RollCall(redis_url)
 
     def send(self, task: str, *args: object) -> None:
         from workers.celery_app import app
@@ -78,6 +82,7 @@ class CeleryDispatcher:
 
     def require_broker(self) -> None:
         with self._broker(), closing(connect(self._redis_url, 2)) as client:
+            require_fit(self._redis_url, client)
             client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
@@ -105,6 +110,7 @@ class InlineDispatcher:
     """Keeps tasks in this process for whoever runs them here: `--local`, and tests."""
 
     join_s = 0.0
+    roll_call: RollCall | None = None
 
     def __init__(self) -> None:
         self.messages: deque[tuple[str, tuple[object, ...]]] = deque()

@@ -17,7 +17,13 @@ from PIL import Image
 from pipeline.atomic_files import write_atomic
 from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
 from pipeline.embed.shards import write_shard
-from pipeline.errors import BadImage, FingerprintMismatch, ServerUnavailable, SetupError
+from pipeline.errors import (
+    BadImage,
+    FingerprintMismatch,
+    ServerUnavailable,
+    SetupError,
+    UnknownJob,
+)
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.find import require_allowed
@@ -26,7 +32,7 @@ from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
 from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide
 from workers.lease import Lease
-from workers.reconcile import advance
+from workers.reconcile import advance, report_unknown_job
 from workers.resources import HOST, Resources
 from workers.routes import EMBED, EMBED_SHARD
 
@@ -44,6 +50,8 @@ def embed(resources: Resources, job_id: str, n: int) -> None:
         job = resources.jobs.get(job_id)
         if job.open:
             _embed_shard(resources, job, n)
+    except UnknownJob:
+        report_unknown_job(resources, job_id)
     except ServerUnavailable as error:
         # The lease or the reconciler brings the shard back when the server answers again.
         log.error("Shard %d of job %s: %s", n, job_id, error)

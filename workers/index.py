@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ServerUnavailable, SetupError
+from pipeline.errors import ServerUnavailable, SetupError, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
@@ -16,7 +16,7 @@ from workers.dispatch import require_names
 from workers.error_policy import Attempt, Drop, Fail, Release, Stage, Wait, decide
 from workers.lease import Lease
 from workers.prune import prune_after_publishing
-from workers.reconcile import advance
+from workers.reconcile import advance, report_unknown_job
 from workers.resources import HOST, Resources
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ def merge_shards(resources: Resources, job_id: str) -> None:
         claim = _claim(resources, job_id)
         if claim is not None:
             _merge(resources, claim)
+    except UnknownJob:
+        report_unknown_job(resources, job_id)
     except ServerUnavailable as error:
         # The reconciler sends the merge again when the server answers again.
         log.error("The merge of job %s: %s", job_id, error)

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import redis
+
 from pipeline.failpoints import failpoint
 from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS
 
@@ -48,6 +50,23 @@ def reconcile(resources: Resources) -> None:
         if resources.dispatcher.queue_length(EMBED) == 0:
             _send_shards(resources, job.id, jobs.shards.requeue_lost(job.id, LOST_AFTER_S))
         advance(resources, job.id)
+
+
+def report_unknown_job(resources: Resources, job_id: str) -> None:
+    """Say at once, in the log and to whoever waits, that a message names a job of elsewhere."""
+    identity = resources.identifier.read("database")
+    sentence = (
+        f"A worker on {identity.host} was sent job {job_id}, which its database "
+        f"{identity.database.where} does not have: the command that planned it has another "
+        "DATABASE_URL (a relative path is another file in each folder), or the database was "
+        "replaced since."
+    )
+    log.error("%s The message is dropped.", sentence)
+    if resources.dispatcher.roll_call is not None:
+        try:
+            resources.dispatcher.roll_call.report_unknown_job(job_id, sentence)
+        except redis.RedisError as error:
+            log.warning("That could not be told over Redis: %s", error)
 
 
 def _send_shards(resources: Resources, job_id: str, numbers: Sequence[int]) -> None:

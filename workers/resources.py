@@ -31,9 +31,11 @@ from pipeline.search.catalogue_filter import IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
 from pipeline.settings import Settings, load_settings
+from pipeline.store.api_keys import ApiKeys, KeyRing
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
+from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
@@ -43,6 +45,7 @@ from workers.known_vectors import KnownTexts, KnownVectors
 from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
 from workers.query_log import QueryLog
+from workers.roll_call import require_agreement, serving
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -121,6 +124,21 @@ class Resources:
         return Database(self.settings.database_url)
 
     @once
+    def identifier(self) -> Identifier:
+        return Identifier(self.settings, self.database)
+
+    def require_agreement(self, queues: Sequence[str], *parts: str) -> None:
+        """Compare this process's database and folders with those of the workers on some queues.
+
+        Raises:
+            SettingsDiffer: they differ. ServerUnavailable: Redis does not answer.
+        """
+        roll_call = self.dispatcher.roll_call
+        present = roll_call.present() if roll_call is not None else []
+        if roll_call is not None and serving(present, queues):
+            require_agreement(roll_call, self.identifier.read(*parts), queues, parts, present)
+
+    @once
     def jobs(self) -> Jobs:
         return Jobs(self.database)
 
@@ -131,6 +149,14 @@ class Resources:
         return Leases(
             self.jobs, settings.lease_s, settings.hung_after_s, self.stopping, self.watchdog
         )
+
+    @once
+    def api_keys(self) -> ApiKeys:
+        return ApiKeys(self.database)
+
+    @once
+    def key_ring(self) -> RevisionCache[KeyRing]:
+        return RevisionCache(self.api_keys.revision, self.api_keys.key_ring)
 
     @once
     def products(self) -> Products:

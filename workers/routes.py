@@ -11,6 +11,8 @@ THUMBNAILS = "imgrec.thumbnails"
 # The name of THUMBNAILS up to 0.1. Workers answer to both. Clients go on sending this one for a
 # release: a worker of 0.1 on the same queue refuses the new name, and the query fails.
 PICTURES = "imgrec.pictures"
+PRODUCT = "imgrec.product"
+PRODUCT_IMAGE = "imgrec.product_image"
 
 # Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
 # addition that it may ignore needs none.
@@ -24,4 +26,6 @@ QUEUE_OF = {
     CLASSIFY_IMAGE: QUERY,
     THUMBNAILS: QUERY,
     PICTURES: QUERY,
+    PRODUCT: QUERY,
+    PRODUCT_IMAGE: QUERY,
 }

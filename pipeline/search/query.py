@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, Field, ModelWrapValidatorHandler, ValidationError
 from pydantic import model_validator as validate_model
 
+from pipeline.embed.unread_text import has_words
 from pipeline.errors import WrongUse, first_invalid, quote
 from pipeline.search.product_catalogue import Condition
 
@@ -50,7 +51,14 @@ def _condition(text: str) -> str:
     return text
 
 
+def _not_blank(text: str) -> str:
+    if text and not has_words(text):
+        raise ValueError("contains no word: it has no letter, digit or pictogram")
+    return text
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_nul)]
+Words = Annotated[Text, AfterValidator(_not_blank)]
 Share = Annotated[float, _between(0, 1)]
 
 
@@ -74,8 +82,8 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
     """
 
     top_k: Annotated[int, _between(1, 1000)]
-    text: Text = ""
-    without: Text = ""
+    text: Words = ""
+    without: Words = ""
     weight: Share = 0.5
     product: Text = ""
     where: Annotated[

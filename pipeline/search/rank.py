@@ -18,7 +18,7 @@ from pipeline.search.relevance_feedback import Adjustment, FeedbackIndex, Logged
 Vector = NDArray[np.float32]
 
 # Part of the key of a cached result: count it up when the same query would rank otherwise.
-VERSION = 1
+VERSION = 2
 
 # Ranking by more than similarity chooses among this many of the most similar products.
 POOL, POOL_PER_MATCH = 50, 5

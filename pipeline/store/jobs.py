@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import SetupError, WrongUse
+from pipeline.errors import SetupError, UnknownJob, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
@@ -191,12 +191,12 @@ class Jobs:
         """Return a job.
 
         Raises:
-            WrongUse: there is none with this id.
+            UnknownJob: there is none with this id.
         """
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
-            raise WrongUse(
+            raise UnknownJob(
                 f"There is no job {job_id!r}: 'imgrec jobs' lists the newest KEEP_JOBS of them."
             )
         return Job.from_row(rows[0])
