@@ -59,12 +59,12 @@ def cache(context: CheckContext) -> str:
 
 def database(context: CheckContext) -> str:
     """The database takes changes."""
-    from pipeline.store.database import UNICODE
+    from pipeline.store.database import UNICODE, schema_version
     from pipeline.store.file_system import file_system, shares_memory
     from pipeline.urls import without_password
 
     with context.resources.database.transaction() as tx:
-        schema = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
+        schema = schema_version(tx)
         tx.rows("DELETE FROM revisions WHERE name = ?", ("check",))
         encoding = tx.encoding()
     if encoding not in UNICODE:

@@ -98,14 +98,15 @@ def test_a_right_that_is_missing_is_one_sentence_with_code_4_and_loses_nothing(
     shop.environment["DATABASE_URL"] = f"sqlite:///{shop.folder}/db/app.db"
     assert imgrec(shop, "jobs").returncode == 0
     (shop.folder / "list.csv").write_text("product_id,price\nkind0/product-000,3\n")
-    open_elsewhere = sqlite3.connect(shop.folder / "db/app.db")  # its logs stay while it is open
-    open_elsewhere.execute("SELECT COUNT(*) FROM jobs").fetchone()
+    open_elsewhere = sqlite3.connect(shop.folder / "db/app.db")
+    if "app.db-" in folder:  # its logs are there while it is open
+        open_elsewhere.execute("SELECT COUNT(*) FROM jobs").fetchone()
     before = tree(shop.folder)
     denied = shop.folder / folder
     denied.chmod(mode)
     done = imgrec(shop, *command)
-    open_elsewhere.close()
     denied.chmod(0o700)
+    open_elsewhere.close()
     assert "Traceback" not in done.stderr
     assert "a bug" not in done.stderr
     assert done.returncode == 4, done.stderr
@@ -195,5 +196,5 @@ def test_a_worker_answers_a_query_of_an_unreadable_index_with_the_sentence(
     done = stand.imgrec("query", image, "--wait", "--timeout", "100")
     index.chmod(0o755)
     assert done.returncode == 4, done.stderr
-    assert f"list the folder {index}" in done.stderr
+    assert f"enter the folder {index}" in done.stderr
     until(lambda: stand.imgrec("query", image, "--wait").returncode == 0, "it is mended", 60)
