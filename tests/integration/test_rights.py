@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_stack import BIN, LiveStack, draw_folder, draw_product, until
+from live_stack import BARE, BIN, LiveStack, draw_folder, draw_product, until
 
-# Root passes every permission bit; without its capabilities it is a user like any other.
-BARE = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
 pytestmark = pytest.mark.skipif(
     bool(BARE) and shutil.which("setpriv") is None, reason="root without setpriv passes all rights"
 )
@@ -181,16 +179,7 @@ def test_a_worker_answers_a_query_of_an_unreadable_index_with_the_sentence(
     draw_folder(stand.products, 3)
     stand.answer("enqueue-rebuild", str(stand.products), "--local")
     index = stand.data / "faiss_index" / "v0001"
-    with (stand.folder / "query-0.log").open("wb") as log:
-        worker = subprocess.Popen(
-            [*BARE, BIN / "celery", "worker", "-Q", "query"],
-            cwd=Path(__file__).parents[2],
-            env=stand.env(),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    stand.processes.append(worker)
+    stand.bare_worker("query")
     image = str(stand.products / "kind0" / "product-000.jpg")
     index.chmod(0)
     done = stand.imgrec("query", image, "--wait", "--timeout", "100")

@@ -1,4 +1,4 @@
-"""The working folder is not code, and imgrec finds its own packages beside others of their names."""
+"""No code is taken from the working folder, and imgrec finds its own packages beside others."""
 
 from __future__ import annotations
 
