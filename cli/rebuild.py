@@ -13,7 +13,8 @@ from cli.output import echo_err, json_option, local_option, print_json, print_ta
 from cli.watch import job_object, show_job, to_object, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
-from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.errors import ImgrecError, ServerUnavailable, quote
+from pipeline.images.exclude import Exclude
 from pipeline.rebuild.plan import check_folder, plan_rebuild
 from workers.routes import EMBED, INDEX
 
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
     help="Save what the model sees as images below DATA_DIR/preprocessed; reads every image.",
 )
 @click.option(
+    "--exclude",
+    "patterns",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out files and folders that match, as in a .gitignore. Can be repeated.",
+)
+@click.option(
     "--wait", is_flag=True, help="Show the progress and wait until the index is published."
 )
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job continues.")
@@ -41,6 +49,7 @@ def enqueue_rebuild(
     folder: Path,
     full: bool,
     save_preprocessed: bool,
+    patterns: tuple[str, ...],
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -51,7 +60,8 @@ def enqueue_rebuild(
     Unchanged images keep their vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
-    check_folder(folder, settings)
+    exclude = Exclude(patterns)
+    check_folder(folder, settings, exclude)
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
@@ -68,8 +78,11 @@ def enqueue_rebuild(
             resources.versions,
             full=full,
             save_preprocessed=save_preprocessed,
+            exclude=exclude,
             listed=listed,
         )
+    for pattern in exclude.unused:
+        echo_err(f"--exclude {quote(pattern)} matched no file or folder below {folder}.")
     try:
         advance(resources, job_id)
     except ServerUnavailable as error:  # the plan stands, and the reconciler sends it

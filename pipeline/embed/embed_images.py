@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from pipeline.embed.shards import ShardVectors
 from pipeline.embed.stage_times import StageTimes
 from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, Limits, decode, read_image, sha256
+from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, read_image, sha256
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, confined
 from pipeline.preprocess.background_removal import load_remover
@@ -261,9 +261,14 @@ class Reader:
             if prepared is not None:
                 return prepared
         with self._timed("decode"):
-            image = decode(data, embedder.limits, embedder.bg_color, embedder.decode_side)
+            decoded = decode_with_warnings(
+                data, embedder.limits, embedder.bg_color, embedder.decode_side
+            )
         with self._timed("cut_out"):
-            prepared = embedder.prepare(image)
+            prepared = embedder.prepare(decoded.image)
+        if decoded.warnings:
+            warnings = [*decoded.warnings, *([prepared.warning] if prepared.warning else [])]
+            prepared = replace(prepared, warning="; ".join(warnings))
         if embedder.prepared:
             with self._timed("write"):
                 embedder.prepared.put(digest, prepared)

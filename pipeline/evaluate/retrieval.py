@@ -84,7 +84,7 @@ def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
         if isinstance(image, ImageFile):
             images.append(image)
         else:
-            failures.append(Failure(image[0], image[1].stage, image[1].reason))
+            failures.append(image)
     return images, failures
 
 

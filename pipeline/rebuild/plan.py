@@ -14,8 +14,10 @@ from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.embed.shards import cut
 from pipeline.errors import ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
+from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
-from pipeline.images.find import SUFFIXES, ImageFile, find_images, require_allowed
+from pipeline.images.find import ImageFile, LeftOut, find_images, require_allowed
+from pipeline.images.formats import COMMON
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
 from pipeline.store.jobs import Jobs
@@ -25,7 +27,7 @@ SHARDS_AT_ONCE = 64  # shards written in one transaction
 PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead; slow disks take time
 
 
-def check_folder(folder: Path, settings: Settings) -> Path:
+def check_folder(folder: Path, settings: Settings, exclude: Exclude | None = None) -> Path:
     """Return the folder's real path.
 
     Raises:
@@ -41,11 +43,14 @@ def check_folder(folder: Path, settings: Settings) -> Path:
         raise WrongUse(f"'{folder}' is a file: name the folder that holds the product images.")
     root = folder.resolve()
     require_allowed(root, settings)
-    if next(find_images(root), None) is None:
-        kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in SUFFIXES))
-        what = "is empty" if next(root.iterdir(), None) is None else "contains no images"
-        raise WrongUse(f"The folder '{folder}' {what}: put product images there ({kinds}).")
-    return root
+    left_out = LeftOut()
+    for item in find_images(root, exclude, left_out):
+        if isinstance(item, ImageFile) or not item.warning:
+            return root
+    what = "is empty" if next(root.iterdir(), None) is None else "contains no images"
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.by_reason().items())
+    also = f" Left out: {counts}." if counts else ""
+    raise WrongUse(f"The folder '{folder}' {what}: put product images there ({COMMON}, ...).{also}")
 
 
 def plan_rebuild(
@@ -56,18 +61,20 @@ def plan_rebuild(
     *,
     full: bool = False,
     save_preprocessed: bool = False,
+    exclude: Exclude | None = None,
     listed: Callable[[int], None] = lambda count: None,
 ) -> str:
     """Write the plan of a rebuild to the job table; return the job's id.
 
     Args:
         full: embed everything again.
+        exclude: what to leave out besides.
         listed: called with the number of images listed so far.
 
     Raises:
         WrongUse: the folder cannot be used, see `check_folder`.
     """
-    root = check_folder(folder, settings)
+    root = check_folder(folder, settings, exclude)
     fingerprint = find_fingerprint(settings)
     base = None if full or save_preprocessed else _base(versions, fingerprint)
     lease_s = PLAN_LEASES * settings.lease_s
@@ -79,7 +86,7 @@ def plan_rebuild(
         base_version=base.name if base else None,
         lease_s=lease_s,
     )
-    detector = ChangeDetector(root, base)
+    detector = ChangeDetector(root, base, exclude)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
 
@@ -102,7 +109,7 @@ def plan_rebuild(
                 write(last=False)
         write(last=True)
         failpoint("plan.before_finish")
-        jobs.finish_plan(job_id)
+        jobs.finish_plan(job_id, detector.left_out.by_reason())
         failpoint("plan.after_finish")
     except BaseException as error:
         with contextlib.suppress(ImgrecError):  # then its lease ends it
@@ -128,8 +135,10 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
 class ChangeDetector:
     """Split a stream of listed images into changed ones, rows of the base, and failures."""
 
-    def __init__(self, root: Path, base: Version | None) -> None:
+    def __init__(self, root: Path, base: Version | None, exclude: Exclude | None = None) -> None:
         self._root = root
+        self._exclude = exclude
+        self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
         same_folder = base is not None and base.manifest["root"] == str(root)
         self._cursor = BaseCursor(base) if base and same_folder else None
@@ -139,12 +148,12 @@ class ChangeDetector:
 
     def changed(self) -> Iterator[ImageFile]:
         """Yield the images to embed; keep the rest for `take_rows` and `take_failures`."""
-        for image in find_images(self._root):
-            self.count += 1
-            if isinstance(image, tuple):
-                path, error = image
-                self._failures.append(Failure(path, error.stage, error.reason))
+        for image in find_images(self._root, self._exclude, self.left_out):
+            if isinstance(image, Failure):
+                self.count += not image.warning
+                self._failures.append(image)
                 continue
+            self.count += 1
             row = self._cursor.row_of(image) if self._cursor else None
             if row is None:
                 yield image

@@ -33,6 +33,7 @@ class Job:
     plan_done: bool
     full: bool
     save_preprocessed: bool
+    left_out: dict[str, int]  # files and folders left out on purpose, by reason; known once planned
     fingerprint: str | None
     fingerprint_summary: str | None
     base_version: str | None
@@ -52,6 +53,7 @@ class Job:
             plan_done=bool(row["plan_done"]),
             full=bool(options["full"]),
             save_preprocessed=bool(options["save_preprocessed"]),
+            left_out=options.get("left_out", {}),  # absent in jobs of older releases
             fingerprint=row["fingerprint"],
             fingerprint_summary=row["fingerprint_summary"],
             base_version=row["base_version"],
@@ -157,10 +159,18 @@ class Jobs:
             )
         return job_id
 
-    def finish_plan(self, job_id: str) -> None:
-        """Release the plan to the workers."""
+    def finish_plan(self, job_id: str, left_out: dict[str, int] | None = None) -> None:
+        """Release the plan to the workers.
+
+        Args:
+            left_out: how many files and folders the listing left out on purpose, by reason.
+        """
         with self._database.transaction() as tx:
-            tx.rows(QUERIES["finish_plan"], {"job_id": job_id})
+            (row,) = tx.rows(QUERIES["get_job"], {"job_id": job_id})
+            options = json.loads(row["options"])
+            if left_out:
+                options["left_out"] = left_out
+            tx.rows(QUERIES["finish_plan"], {"job_id": job_id, "options": json.dumps(options)})
 
     def fail_abandoned_plans(self) -> None:
         """End jobs whose planner died before the plan was whole."""

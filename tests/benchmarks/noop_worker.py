@@ -55,7 +55,7 @@ def plan(count: int, folder: Path) -> None:
     from cli.wiring import Wiring
     from workers.reconcile import advance
 
-    pipeline.rebuild.plan.find_images = lambda root: names(count)
+    pipeline.rebuild.plan.find_images = lambda root, *more: names(count)
     current_app.loader.import_default_modules()
     resources = Wiring().resources
     start, cpu = time.perf_counter(), time.process_time()
