@@ -43,6 +43,7 @@ LAYERS = (
     "embed",
     "preprocess",
     "images",
+    "storage",
 )
 
 

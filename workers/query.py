@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, WrongUse
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import decode, encode_jpeg, read_image, sha256
-from pipeline.images.find import confined, require_allowed
+from pipeline.images.decode import decode, encode_jpeg, sha256
+from pipeline.images.find import ImageFile
+from pipeline.images.source import open_source
 from pipeline.index.versions import Version
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import Query
@@ -217,17 +217,17 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     opened = resources.versions.current()
     if opened.name != version:
         opened = resources.versions.open(version)
-    root = Path(opened.manifest["root"])
-    require_allowed(root, resources.settings)
+    source = open_source(opened.manifest["root"], resources.settings)
     names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
+    files = [ImageFile(name, 0, 0) for name in sorted(names) if opened.has_path(name)]
     limits, jpegs = resources.limits, {}
-    for filename in sorted(name for name in names if opened.has_path(name)):
-        try:
-            data = read_image(confined(root, filename), limits)
-            image = decode(data, limits, resources.settings.preprocess_bg_color)
-        except BadImage as error:
-            log.info("No thumbnail of %s: %s", filename, error)
-            continue
-        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        jpegs[filename] = base64.b64encode(encode_jpeg(image, 85)).decode()
+    with source.reading(files, limits) as read:
+        for file in files:
+            try:
+                image = decode(read(file), limits, resources.settings.preprocess_bg_color)
+            except BadImage as error:
+                log.info("No thumbnail of %s: %s", file.path, error)
+                continue
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            jpegs[file.path] = base64.b64encode(encode_jpeg(image, 85)).decode()
     return jpegs

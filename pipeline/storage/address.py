@@ -1,4 +1,4 @@
-"""The address of an object store: told from a folder, checked, and never with a credential in it."""
+"""The address of an object store: checked, and without any credential."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import UnknownJob, WrongUse
@@ -28,7 +27,7 @@ class Job:
     """One rebuild; times are seconds since the epoch by the database's clock."""
 
     id: str
-    root: Path
+    root: str  # the products folder, or the address of a store
     state: str
     plan_done: bool
     full: bool
@@ -48,7 +47,7 @@ class Job:
         options = json.loads(row["options"])
         return cls(
             id=row["id"],
-            root=Path(row["root"]),
+            root=row["root"],
             state=row["state"],
             plan_done=bool(row["plan_done"]),
             full=bool(options["full"]),
@@ -118,7 +117,7 @@ class Jobs:
 
     def create(
         self,
-        root: Path,
+        root: str,
         *,
         full: bool,
         save_preprocessed: bool,
@@ -148,7 +147,7 @@ class Jobs:
                 {
                     "id": job_id,
                     "sequence": created["sequence"],
-                    "root": str(root),
+                    "root": root,
                     "options": options,
                     "fingerprint": fingerprint.id if fingerprint else None,
                     "fingerprint_summary": fingerprint.summary if fingerprint else None,
