@@ -10,13 +10,11 @@ import click
 from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import ImgrecError, WrongUse
+from pipeline.errors import ImgrecError, NotFound, WrongUse
 from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from workers.resources import Resources
-
-LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
 
 
 class FeedbackGroup(click.Group):
@@ -66,27 +64,14 @@ def add(
     if len(actions) != 1:
         raise WrongUse("Give exactly one of --like, --dislike, --click and --purchase.")
     log = wiring.resources.feedback_log
-    deadline = time.monotonic() + LOGGED_WITHIN_S
-    while (query := log.query(query_id)) is None:
-        if time.monotonic() > deadline:
-            require_agreement(wiring.resources, (QUERY,), "database")
-            raise WrongUse(
-                f"There is no query {query_id} in the log: it was not answered, or more than "
-                "QUERY_LOG_DAYS days ago."
-            )
-        time.sleep(0.1)
+    try:
+        query = log.wait_for_query(query_id)
+    except NotFound:
+        require_agreement(wiring.resources, (QUERY,), "database")
+        raise
     entry = log.add(query, product_id, actions[0], user, time.time())
     if as_json:
-        print_json(
-            {
-                "query_id": entry.query_id,
-                "product_id": entry.product_id,
-                "action": entry.action,
-                "user": entry.user,
-                "rank": entry.rank,
-                "index_version": entry.index_version,
-            }
-        )
+        print_json(entry.object())
     else:
         by = f" by {entry.user}" if entry.user else ""
         echo_err(f"Recorded: {entry.action}{by} for match {entry.rank} of query {query_id}.")

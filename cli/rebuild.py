@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import echo_err, json_option, local_option, print_json, print_table
-from cli.watch import job_object, show_job, to_object, wait_for_job
+from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
 from pipeline.errors import ImgrecError, ServerUnavailable, quote
 from pipeline.images.exclude import Exclude
 from pipeline.rebuild.plan import check_source, plan_rebuild
+from pipeline.store.job_object import job_object, to_object
 from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:

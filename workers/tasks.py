@@ -56,6 +56,20 @@ def pictures(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
         return query.thumbnails(resources, version, filenames)
 
 
+@shared_task(name=routes.PRODUCT, bind=True, throws=(ImgrecError,))
+def product(self: Task, product_id: str) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.product(resources, product_id)
+
+
+@shared_task(name=routes.PRODUCT_IMAGE, bind=True, throws=(ImgrecError,))
+def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.product_image(resources, product_id, side)
+
+
 @contextmanager
 def _deadline(task: Task, resources: Resources) -> Iterator[None]:
     """Watch a query, and explain a folder that it may not read.

@@ -101,12 +101,12 @@ def _plain_side(processor: Any) -> int | None:
         return None
     if getattr(processor, "do_pad", None) or getattr(processor, "do_flip_channel_order", None):
         return None
-    wanted = []
+    lengths = []
     if getattr(processor, "do_resize", False):
         size = processor.size
         shortest = size.get("shortest_edge")
-        wanted += [shortest, shortest] if shortest else [size.get("height"), size.get("width")]
+        lengths += [shortest, shortest] if shortest else [size.get("height"), size.get("width")]
     if getattr(processor, "do_center_crop", False):
-        wanted += [processor.crop_size.get("height"), processor.crop_size.get("width")]
-    sides = set(wanted)
+        lengths += [processor.crop_size.get("height"), processor.crop_size.get("width")]
+    sides = set(lengths)
     return int(sides.pop()) if len(sides) == 1 and None not in sides else None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from pipeline.errors import BadImage, ImageOutOfMemory, one_line
+from pipeline.errors import BadImage, ImageOutOfMemory, ImageTooLarge, UnsupportedImage, one_line
 from pipeline.images.color import to_srgb
 from pipeline.images.decode_cost import (
     BYTES_PER_PIXEL,
@@ -69,7 +69,7 @@ def read_image(path: Path, limits: Limits) -> bytes:
     try:
         size = path.stat().st_size
         if size > limits.max_bytes:
-            raise BadImage(
+            raise ImageTooLarge(
                 f"the file has {size:,} bytes, more than MAX_IMAGE_BYTES ({limits.max_bytes:,})",
                 "read",
             )
@@ -166,7 +166,7 @@ def _decode(
     except UnidentifiedImageError as error:
         if data.startswith(PNG_START):  # a chunk behind the header may be the reason
             raise _CorruptError("the image is corrupt: its chunks cannot be read") from error
-        raise BadImage(unsupported(data)) from error
+        raise UnsupportedImage(unsupported(data)) from error
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
         raise _broken(error) from error
     with image:
@@ -201,7 +201,7 @@ def _decode(
 def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise BadImage(
+        raise ImageTooLarge(
             f"the image has {width}x{height} = {width * height:,} pixels, "
             f"more than MAX_IMAGE_PIXELS ({limits.max_pixels:,})"
         )

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
 
-from pipeline.errors import BadImage, ObjectMissing, StoreRefused, WrongUse
+from pipeline.errors import BadImage, ImageTooLarge, ObjectMissing, StoreRefused, WrongUse
 from pipeline.images.decode import Limits
 from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
@@ -86,7 +86,7 @@ class ObjectSource:
         except ObjectMissing:
             raise BadImage("the store has no such object any more", "read") from None
         except TooLarge as error:
-            raise BadImage(
+            raise ImageTooLarge(
                 f"the file has {error.size:,} bytes, more than MAX_IMAGE_BYTES "
                 f"({limits.max_bytes:,})",
                 "read",

@@ -74,6 +74,7 @@ def plan_rebuild(
     save_preprocessed: bool = False,
     exclude: Exclude | None = None,
     listed: Callable[[int], None] = lambda count: None,
+    created: Callable[[str], None] = lambda job_id: None,
 ) -> str:
     """Write the plan of a rebuild to the job table; return the job's id.
 
@@ -81,6 +82,7 @@ def plan_rebuild(
         full: embed everything again.
         exclude: what to leave out besides.
         listed: called with the number of images listed so far.
+        created: called with the job's id before the folder is listed.
 
     Raises:
         WrongUse: the folder cannot be used, see `check_source`.
@@ -97,6 +99,7 @@ def plan_rebuild(
         base_version=base.name if base else None,
         lease_s=lease_s,
     )
+    created(job_id)
     detector = ChangeDetector(source, base, exclude)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
