@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.embed.shards import write_shard
 from pipeline.images.decode import Limits
-from pipeline.images.source import open_source
+from pipeline.images.roots import open_source
 from pipeline.index.versions import VersionStore
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.rebuild.merge import Merged, merge

@@ -25,7 +25,7 @@ from pipeline.errors import (
 )
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
-from pipeline.images.source import open_source
+from pipeline.images.roots import open_source
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names

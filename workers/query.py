@@ -15,7 +15,7 @@ from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quot
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import WORK_SIDE, decode, encode_jpeg, sha256
 from pipeline.images.find import ImageFile
-from pipeline.images.source import open_source
+from pipeline.images.roots import open_source
 from pipeline.index.versions import Version
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import Query

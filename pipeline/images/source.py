@@ -1,24 +1,17 @@
-"""Where images come from: a folder of this host, or a prefix of an object store."""
+"""What a source of images can do, and the one that is a folder of this host."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import SetupError, WrongUse
+from pipeline.errors import SetupError
 from pipeline.images.decode import Limits, read_image
 from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, LeftOut, confined, find_images
-from pipeline.settings import Settings
-from pipeline.storage.address import Address, is_address
-
-# Folders and addresses separated by colons; an address has colons of its own.
-ROOT = re.compile(r"[a-z][a-z0-9+.-]*://[^:]*(?::\d+(?=[/:]|$)[^:]*)?|[^:]+", re.IGNORECASE)
 
 Read = Callable[[ImageFile], bytes]
 
@@ -74,53 +67,3 @@ class ImageFolder:
     def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
         folder = self.folder
         return nullcontext(lambda image: read_image(confined(folder, image.path), limits))
-
-
-def parse_root(root: str | Path | Address) -> Path | Address:
-    """Return what a root names: a folder, also as file:///PATH, or a prefix of a store.
-
-    Raises:
-        WrongUse: an address that names neither.
-    """
-    if not isinstance(root, str) or not is_address(root):
-        return Path(root) if isinstance(root, str) else root
-    if not root.lower().startswith("file:"):
-        return Address.parse(root)
-    parts = urlsplit(root)
-    if parts.netloc not in ("", "localhost") or not parts.path:
-        raise WrongUse(f"The address {root!r} names no folder of this host: write file:///PATH.")
-    return Path(unquote(parts.path))
-
-
-def open_source(root: str | Path | Address, settings: Settings) -> ImageSource:
-    """Return the images below a folder or an address, where IMAGE_ROOTS allows it.
-
-    Raises:
-        WrongUse: outside of IMAGE_ROOTS, or an address that names no store.
-    """
-    place = parse_root(root)
-    if isinstance(place, Path):
-        place = place.resolve()
-    _require_allowed(place, settings)
-    if isinstance(place, Path):
-        return ImageFolder(place)
-    from pipeline.images.object_source import ObjectSource  # needs a library that few commands do
-
-    return ObjectSource(place)
-
-
-def _require_allowed(place: Path | Address, settings: Settings) -> None:
-    try:
-        roots = [parse_root(root) for root in ROOT.findall(settings.image_roots)]
-    except WrongUse as error:
-        raise WrongUse(f"The setting IMAGE_ROOTS cannot be used: {error}") from error
-    if not roots or any(_lies_in(place, root) for root in roots):
-        return
-    what = "folder" if isinstance(place, Path) else "store"
-    raise WrongUse(f"The {what} '{place}' is outside of IMAGE_ROOTS ({settings.image_roots}).")
-
-
-def _lies_in(place: Path | Address, root: Path | Address) -> bool:
-    if isinstance(place, Path) and isinstance(root, Path):
-        return place.is_relative_to(root.resolve())
-    return type(place) is type(root) and f"{place}/".startswith(f"{root}/")

@@ -18,7 +18,8 @@ from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, LeftOut
 from pipeline.images.formats import COMMON
-from pipeline.images.source import ImageFolder, ImageSource, open_source, parse_root
+from pipeline.images.roots import open_source, parse_root
+from pipeline.images.source import ImageFolder, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
 from pipeline.store.jobs import Jobs

@@ -22,7 +22,7 @@ from pipeline.images.decode import Limits
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, LeftOut, find_images
 from pipeline.images.object_source import ObjectSource
-from pipeline.images.source import open_source, parse_root
+from pipeline.images.roots import open_source, parse_root
 from pipeline.settings import Settings
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectInfo, ObjectStore
