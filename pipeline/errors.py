@@ -22,6 +22,7 @@
     ├── StoreRefused             4  an object store refuses the credentials, or lacks what is needed
     ├── ObjectMissing            1  an object store has no object of this key
     ├── ObjectConflict           1  an object was changed by another process meanwhile
+    ├── DatabaseFailed           4  the database answers, and refuses a statement
     └── SettingsDiffer           4  the workers work with another database or folder
 
 A message is one sentence: what, which file or id, the limit, what to do next.
@@ -177,6 +178,12 @@ class ServerUnavailable(ImgrecError):
 
 class FolderUnavailable(ServerUnavailable):
     """A folder that this user may not read or write, or whose disk is full: it can be mended."""
+
+
+class DatabaseFailed(ImgrecError):
+    """The database is there and cannot do what it was asked: to wait would not help."""
+
+    exit_code = 4
 
 
 class SettingsDiffer(ImgrecError):

@@ -222,6 +222,23 @@ class Settings(BaseSettings):
     keep_versions: int = Field(
         3, ge=2, description="Number of index versions kept on disk for rollback"
     )
+    keep_jobs: int = Field(
+        1000,
+        ge=1,
+        description="Number of ended rebuilds that `imgrec jobs` lists; older ones are deleted",
+    )
+    keep_job_rows: int = Field(
+        1_000_000,
+        ge=1,
+        description="Number of shards and failures of ended rebuilds that the database keeps; "
+        "beyond it, the oldest rebuilds are deleted",
+    )
+    up_log_bytes: Size = Field(
+        ByteSize(10 * MIB),
+        ge=1024,
+        description="Size of the log of `imgrec up --detach`, e.g. 10MiB, at which a new one is "
+        "begun; the one before is kept",
+    )
     flat_max_vectors: int = Field(
         50_000,
         ge=1,
@@ -372,6 +389,10 @@ class Settings(BaseSettings):
     @property
     def index_dir(self) -> Path:
         return self.data_dir / "faiss_index"
+
+    @property
+    def cutout_dir(self) -> Path:
+        return self.data_dir / "prepared"
 
     @property
     def training_dir(self) -> Path:

@@ -6,7 +6,6 @@ Read downward: claim -> embed (read, preprocess, embed, collect) -> write -> rec
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -29,9 +28,10 @@ from pipeline.images.roots import open_source
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide
+from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide, describe
 from workers.lease import Lease
 from workers.reconcile import advance, report_unknown_job
+from workers.refusal import refuse
 from workers.resources import HOST, Resources
 from workers.routes import EMBED, EMBED_SHARD
 
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
-REFUSAL_COUNTS_S = 60.0  # a worker that has refused a job and was silent since may be gone
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -54,6 +53,11 @@ def embed(resources: Resources, job_id: str, n: int) -> None:
     except ServerUnavailable as error:
         # The lease or the reconciler brings the shard back when the server answers again.
         log.error("Shard %d of job %s: %s", n, job_id, error)
+    except Exception as error:  # met before the shard was claimed, or while its error was recorded
+        log.exception("Shard %d of job %s", n, job_id)
+        refuse(
+            resources, job_id, EMBED, f"Worker embed@{HOST} cannot do this job: {describe(error)}"
+        )
 
 
 def _embed_shard(resources: Resources, job: Job, n: int) -> None:
@@ -94,6 +98,7 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
 
 
 def _load(resources: Resources, job: Job) -> None:
+    job.require_known_form()
     open_source(job.root, resources.settings).require()
     _ = resources.embedder
     resources.memory_guard.apply_limit(EMBED)
@@ -206,16 +211,11 @@ def _release(resources: Resources, claim: Claim | None, *, count_attempt: bool) 
         resources.jobs.shards.release(claim, count_attempt=count_attempt)
 
 
-def _refuse(resources: Resources, job: Job, n: int, reason: str) -> None:
+def _refuse(resources: Resources, job: Job, n: int, why: str) -> None:
     """Give a shard back to workers that can do it; end the job when there are none."""
-    log.error("Shard %d of job %s is refused: %s", n, job.id, reason)
-    resources.watchdog.refusal = reason
-    worker = f"{HOST}:{os.getpid()}"
-    refusals = resources.jobs.add_refusal(job.id, worker, reason, REFUSAL_COUNTS_S)
-    if refusals.since_s >= resources.dispatcher.join_s:
-        nobody_left = refusals.workers >= resources.dispatcher.workers()[EMBED]
-        if nobody_left and resources.jobs.fail_refused(job.id, reason):
-            return
+    log.error("Shard %d of job %s is refused: %s", n, job.id, why)
+    if refuse(resources, job.id, EMBED, why):
+        return
     resources.dispatcher.send(EMBED_SHARD, job.id, n)
     resources.dispatcher.pause_for_others(resources.stopping)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
@@ -111,6 +112,7 @@ class Resources:
         self.watchdog = Watchdog()
         self.consumer = ConsumerWatchdog(settings, self.watchdog)
         self.memory_guard = MemoryGuard(settings, self.stopping, self.watchdog)
+        self.failed_looks: Counter[str] = Counter()  # of the reconciler, by job
         self._verified: set[str] = set()  # versions whose vectors this process has read whole
         if cache is not None:
             vars(self)["cache"] = cache

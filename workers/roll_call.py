@@ -208,9 +208,9 @@ class Dispute:
         for part in parts:
             groups = _groups(processes, part)
             if len(groups) > 1:
+                groups.sort(key=lambda group: (me, mine) not in group)  # mine first
                 sides[part] = groups
-                (my_group,) = [group for group in groups if (me, mine) in group]
-                dissenters |= {name for group in groups for name, _ in group if group != my_group}
+                dissenters |= {name for group in groups[1:] for name, _ in group}
         if not sides:
             return None
         return cls([w for w in workers if f"worker {w.worker}" in dissenters], len(workers), sides)

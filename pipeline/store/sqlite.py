@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pipeline.access import require_usable_file, require_writable
-from pipeline.errors import FolderUnavailable, ServerUnavailable
+from pipeline.errors import DatabaseFailed, FolderUnavailable, ServerUnavailable
 from pipeline.store.backend import Row, Values
 
 LOCKED_S = 30.0  # patience with another process that writes
@@ -18,6 +18,16 @@ NOT_RETRYABLE = (
     *(sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError),
     *(sqlite3.InternalError, sqlite3.NotSupportedError),
 )
+# Errors of the file, its disk or its lock, which every transaction meets: all work waits. Whatever
+# else an OperationalError says, like a table that is gone, is counted.
+OUTAGES = frozenset(
+    {
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOLFS),
+    }
+)
+PRIMARY = 0xFF  # https://sqlite.org/rescode.html: extended codes have the primary one in a byte
 
 
 class SqliteTransaction:
@@ -53,6 +63,7 @@ class Sqlite:
 
         Raises:
             ServerUnavailable: the file cannot be opened, is locked for too long, or is broken.
+            DatabaseFailed: it can, and does not do this.
         """
         file = self._file
         try:
@@ -74,7 +85,10 @@ class Sqlite:
             except NOT_RETRYABLE:
                 raise
             except sqlite3.OperationalError as error:
-                raise self._trouble(error) from error
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & PRIMARY
+                if code in OUTAGES:
+                    raise self._trouble(error) from error
+                raise DatabaseFailed(f"The database {file} cannot do this: {error}.") from error
             except sqlite3.DatabaseError as error:
                 raise ServerUnavailable(
                     f"The file {file} is not a usable database: {error}."
