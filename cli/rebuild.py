@@ -55,8 +55,9 @@ def enqueue_rebuild(
     as_json: bool,
     local: bool,
 ) -> None:
-    """Index the product images of a folder or an object store, e.g. s3://bucket/prefix.
+    """Index a folder of product images.
 
+    Instead of a folder, the address of an object store, e.g. s3://bucket/prefix.
     Unchanged images keep their vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
