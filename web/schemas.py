@@ -182,7 +182,9 @@ class Job(BaseModel):
     reused: int
     skipped: int
     warnings: int
-    left_out: dict[str, int]
+    left_out: dict[str, int] = Field(
+        description="Files and folders that were left out on purpose, by reason."
+    )
     index_version: str | None
     seconds: float
     error: str | None

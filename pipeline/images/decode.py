@@ -10,10 +10,18 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.errors import BadImage, ImageOutOfMemory, ImageTooLarge, UnsupportedImage, one_line
+from pipeline.errors import (
+    BadImage,
+    ImageOutOfMemory,
+    ImageTooLarge,
+    UnsupportedImage,
+    one_line,
+)
 from pipeline.images.color import to_srgb
 from pipeline.images.decode_cost import (
     BYTES_PER_PIXEL,
@@ -39,7 +47,13 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF
 SETTING_LIKE = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b")
+
+# Of 1,500 photos of clothing, white on white among them, the plainest has a range of 88 between its
+# darkest and its brightest part; a blank JPEG or a scanned sheet has 0 to 6.
+BLANK_SIDE, BLANK_RANGE = 64, 10
+BLANK = "the image is blank, all of one color: it will be similar to any other blank image only"
 
 # Text and profiles of a PNG: Photoshop writes profiles and histories of 1 MiB and more. What is
 # larger is cut away, see `without_metadata`.
@@ -185,17 +199,27 @@ def _decode(
             with budget.reserve(decode_cost(image, width * height)):
                 image.load()
                 profile = image.info.get("icc_profile")
+                gray = _gray_range(image)
                 # Before the modes change: converting drops the EXIF block that holds the rotation.
                 # In one go: a name for the image in between would keep it while it is scaled.
                 rgb, warning = _to_rgb(
-                    _turn_upright(_whole_blocks(image, width, height)), background, profile
+                    _turn_upright(_whole_blocks(image, width, height)), background, profile, gray
                 )
                 rgb.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
         except BadImage:
             raise
         except Exception as error:  # as above
             raise _broken(error) from error
-    return Decoded(rgb, (warning,) if warning else ())
+    warnings = [warning] if warning else []
+    if _is_blank(rgb):
+        warnings.append(BLANK)
+    return Decoded(rgb, tuple(warnings))
+
+
+def _is_blank(rgb: Image.Image) -> bool:
+    small = rgb.resize((BLANK_SIDE, BLANK_SIDE), Image.Resampling.BOX, reducing_gap=1.0)
+    channels = cast(tuple[tuple[int, int], ...], small.getextrema())
+    return max(highest - lowest for lowest, highest in channels) <= BLANK_RANGE
 
 
 def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
@@ -242,12 +266,27 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def _gray_range(image: Image.Image) -> tuple[float, float] | None:
+    """Return the values of black and white in a TIFF with gray of 9 to 16 bits.
+
+    Pillow neither scales 12 bits nor turns WhiteIsZero where a pixel has more than 8 bits.
+    """
+    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
+        return None
+    (bits, *_) = image.tag_v2.get(BITS_PER_SAMPLE, (16,))
+    white = float(2 ** min(16, int(bits)) - 1)
+    return (white, 0.0) if image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0.0, white)
+
+
 def _to_rgb(
-    image: Image.Image, background: tuple[int, int, int], profile: bytes | None
+    image: Image.Image,
+    background: tuple[int, int, int],
+    profile: bytes | None,
+    gray: tuple[float, float] | None,
 ) -> tuple[Image.Image, str | None]:
     """Return the image in sRGB with its alpha laid on the background, and a warning or None."""
     if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, gray)
     if _is_transparent(image):
         image = image.convert("RGBA")
     elif image.mode in ("RGBA", "RGBX", "P", "PA"):
@@ -270,8 +309,11 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.format not in ("BMP", "DIB") or image.getchannel("A").getextrema() != (0, 0)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, gray: tuple[float, float] | None) -> Image.Image:
     """Scale 16- or 32-bit gray to 0..255; the type does not say how much of its range is used.
+
+    Args:
+        gray: the values of black and white, where they are known.
 
     A large one is thinned out to at most twice `WORK_SIDE`: in float64 it would cost gigabytes.
     """
@@ -280,6 +322,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     step = math.ceil(max(pixels.shape) / (2 * WORK_SIDE))
     values = np.nan_to_num(pixels[::step, ::step].astype(np.float64))
+    if gray is not None and (gray[0] > gray[1] or gray[1] < 65_535):
+        values = (values - gray[0]) * (255.0 / (gray[1] - gray[0]))
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     top = float(values.max(initial=0))
     if top <= 1.0 and pixels.dtype.kind == "f":
         scale = 255.0
