@@ -174,8 +174,8 @@ class Settings(BaseSettings):
     )
     image_roots: str = Field(
         "",
-        description="Folders that workers may read images from, separated by `:`; empty: the "
-        "folder of any job",
+        description="Folders and stores that workers may read images from, separated by `:`, e.g. "
+        "`/data/products:s3://shop/photos`; empty: the folder or store of any job",
     )
     database_url: str = Field(
         "sqlite:///./data/app.db",

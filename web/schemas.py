@@ -166,7 +166,9 @@ class FeedbackAnswer(BaseModel):
 
 class JobBody(Body):
     folder: str = Field(
-        min_length=1, max_length=4096, description="Folder of the product images, on the server."
+        min_length=1,
+        max_length=4096,
+        description="Folder of the product images, on the server, or a store, e.g. s3://shop/photos.",
     )
     full: bool = Field(False, description="Embed every image again; reuse no vector.")
     save_preprocessed: bool = Field(False, description="Save what the model sees as images.")

@@ -15,7 +15,6 @@ from pipeline.errors import BadImage, WrongUse
 from pipeline.images.exclude import EXCLUDE_FILE, Exclude, FolderExclude, read_exclude_file
 from pipeline.images.failure import Failure
 from pipeline.images.formats import SUFFIXES
-from pipeline.settings import Settings
 
 # Folders that other programs keep among photos: thumbnails, deleted files, archive metadata. In
 # lower case. Hidden ones need no name here.
@@ -41,7 +40,10 @@ ONE_FOLDER = (
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image below a folder: its posix path from there, bytes, modification time in ns."""
+    """One image below a root: its posix path from there, bytes, modification time in ns.
+
+    Of an object in a store, the time is a number that stands for its ETag.
+    """
 
     path: str
     size: int
@@ -240,17 +242,6 @@ def _unreadable(folder: str, error: OSError) -> WrongUse:
     place = error.filename or folder
     what = "folder" if os.path.isdir(place) else "file"
     return WrongUse(f"The {what} {place} cannot be read: {error.strerror}.")
-
-
-def require_allowed(root: Path, settings: Settings) -> None:
-    """Refuse a folder outside of IMAGE_ROOTS, where that is set.
-
-    Raises:
-        WrongUse: the folder is outside.
-    """
-    allowed = [Path(part).resolve() for part in settings.image_roots.split(":") if part]
-    if allowed and not any(root.is_relative_to(place) for place in allowed):
-        raise WrongUse(f"The folder '{root}' is outside of IMAGE_ROOTS ({settings.image_roots}).")
 
 
 def confined(root: Path, path: str) -> Path:

@@ -16,8 +16,10 @@ from pipeline.errors import ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
-from pipeline.images.find import ImageFile, LeftOut, find_images, require_allowed
+from pipeline.images.find import ImageFile, LeftOut
 from pipeline.images.formats import COMMON
+from pipeline.images.roots import open_source, parse_root
+from pipeline.images.source import ImageFolder, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
 from pipeline.store.jobs import Jobs
@@ -27,12 +29,32 @@ SHARDS_AT_ONCE = 64  # shards written in one transaction
 PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead; slow disks take time
 
 
-def check_folder(folder: Path, settings: Settings, exclude: Exclude | None = None) -> Path:
-    """Return the folder's real path.
+def check_source(
+    root: Path | str, settings: Settings, exclude: Exclude | None = None
+) -> ImageSource:
+    """Return the images below a folder or the address of a store.
 
     Raises:
         WrongUse: missing, not a folder, outside IMAGE_ROOTS, empty, or without any image.
+        ServerUnavailable, StoreRefused: the store cannot be listed.
     """
+    place = parse_root(root)
+    if isinstance(place, Path):
+        _check_folder(place)
+    source = open_source(place, settings)
+    left_out = LeftOut()
+    for item in source.find(exclude, left_out):
+        if isinstance(item, ImageFile) or not item.warning:
+            return source
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.by_reason().items())
+    also = f" Left out: {counts}." if counts else ""
+    if not isinstance(source, ImageFolder):
+        raise WrongUse(f"There are no images below {source.name} ({COMMON}, ...).{also}")
+    what = "is empty" if next(source.folder.iterdir(), None) is None else "contains no images"
+    raise WrongUse(f"The folder '{root}' {what}: put product images there ({COMMON}, ...).{also}")
+
+
+def _check_folder(folder: Path) -> None:
     try:
         exists = folder.exists()
     except OSError as error:  # a name that no file can have
@@ -41,20 +63,10 @@ def check_folder(folder: Path, settings: Settings, exclude: Exclude | None = Non
         raise WrongUse(f"No such file or directory: '{folder}'.")
     if not folder.is_dir():
         raise WrongUse(f"'{folder}' is a file: name the folder that holds the product images.")
-    root = folder.resolve()
-    require_allowed(root, settings)
-    left_out = LeftOut()
-    for item in find_images(root, exclude, left_out):
-        if isinstance(item, ImageFile) or not item.warning:
-            return root
-    what = "is empty" if next(root.iterdir(), None) is None else "contains no images"
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.by_reason().items())
-    also = f" Left out: {counts}." if counts else ""
-    raise WrongUse(f"The folder '{folder}' {what}: put product images there ({COMMON}, ...).{also}")
 
 
 def plan_rebuild(
-    folder: Path,
+    root: Path | str,
     settings: Settings,
     jobs: Jobs,
     versions: VersionStore,
@@ -74,14 +86,14 @@ def plan_rebuild(
         created: called with the job's id before the folder is listed.
 
     Raises:
-        WrongUse: the folder cannot be used, see `check_folder`.
+        WrongUse: the folder cannot be used, see `check_source`.
     """
-    root = check_folder(folder, settings, exclude)
+    source = check_source(root, settings, exclude)
     fingerprint = find_fingerprint(settings)
     base = None if full or save_preprocessed else _base(versions, fingerprint)
     lease_s = PLAN_LEASES * settings.lease_s
     job_id = jobs.create(
-        root,
+        source.name,
         full=full,
         save_preprocessed=save_preprocessed,
         fingerprint=fingerprint,
@@ -89,7 +101,7 @@ def plan_rebuild(
         lease_s=lease_s,
     )
     created(job_id)
-    detector = ChangeDetector(root, base, exclude)
+    detector = ChangeDetector(source, base, exclude)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
 
@@ -138,12 +150,14 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
 class ChangeDetector:
     """Split a stream of listed images into changed ones, rows of the base, and failures."""
 
-    def __init__(self, root: Path, base: Version | None, exclude: Exclude | None = None) -> None:
-        self._root = root
+    def __init__(
+        self, source: ImageSource, base: Version | None, exclude: Exclude | None = None
+    ) -> None:
+        self._source = source
         self._exclude = exclude
         self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
-        same_folder = base is not None and base.manifest["root"] == str(root)
+        same_folder = base is not None and base.manifest["root"] == source.name
         self._cursor = BaseCursor(base) if base and same_folder else None
         self._rows: list[int] = []
         self._failures: list[Failure] = []
@@ -151,7 +165,7 @@ class ChangeDetector:
 
     def changed(self) -> Iterator[ImageFile]:
         """Yield the images to embed; keep the rest for `take_rows` and `take_failures`."""
-        for image in find_images(self._root, self._exclude, self.left_out):
+        for image in self._source.find(self._exclude, self.left_out):
             if isinstance(image, Failure):
                 self.count += not image.warning
                 self._failures.append(image)

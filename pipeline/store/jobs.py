@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
@@ -34,7 +33,7 @@ class Job:
     """One rebuild; times are seconds since the epoch by the database's clock."""
 
     id: str
-    root: Path
+    root: str  # the products folder, or the address of a store
     state: str
     plan_done: bool
     form: int  # of the options
@@ -55,7 +54,7 @@ class Job:
         options = json.loads(row["options"])
         return cls(
             id=row["id"],
-            root=Path(row["root"]),
+            root=row["root"],
             state=row["state"],
             plan_done=bool(row["plan_done"]),
             form=int(options.get("form", FORM)),
@@ -138,7 +137,7 @@ class Jobs:
 
     def create(
         self,
-        root: Path,
+        root: str,
         *,
         full: bool,
         save_preprocessed: bool,
@@ -168,7 +167,7 @@ class Jobs:
                 {
                     "id": job_id,
                     "sequence": created["sequence"],
-                    "root": str(root),
+                    "root": root,
                     "options": options,
                     "fingerprint": fingerprint.id if fingerprint else None,
                     "fingerprint_summary": fingerprint.summary if fingerprint else None,

@@ -12,6 +12,7 @@ import pytest
 from toy_pipeline import ToyPipeline
 
 from pipeline.errors import WrongUse
+from pipeline.images import source
 from pipeline.images.find import ImageFile, find_images
 from pipeline.rebuild import plan
 from pipeline.rebuild.plan import plan_rebuild
@@ -101,7 +102,7 @@ def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_wh
             assert isinstance(found, ImageFile)
             yield found
 
-    monkeypatch.setattr(plan, "find_images", half)
+    monkeypatch.setattr(source, "find_images", half)
     with pytest.raises(type(error)):
         shop.plan()
     ((job, _),) = shop.jobs.list_with_progress()
