@@ -30,7 +30,11 @@ def create_app(web: Web) -> FastAPI:
 
     settings = web.settings
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
-    middleware = [Middleware(SecureHeaders), Middleware(Patient), Middleware(ProductPaths)]
+    middleware = [
+        Middleware(SecureHeaders),
+        Middleware(Patient, max_body=int(settings.web_max_body)),
+        Middleware(ProductPaths),
+    ]
     if origins:
         cors = Middleware(
             CORSMiddleware,
@@ -49,7 +53,6 @@ def create_app(web: Web) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=middleware,
-        max_body_size=int(settings.web_max_body),
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.web = web

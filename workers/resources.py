@@ -38,6 +38,7 @@ from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
+from pipeline.store.webhooks import Webhooks
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.dispatch import CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
@@ -132,6 +133,10 @@ class Resources:
         return Leases(
             self.jobs, settings.lease_s, settings.hung_after_s, self.stopping, self.watchdog
         )
+
+    @once
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self.database)
 
     @once
     def api_keys(self) -> ApiKeys:

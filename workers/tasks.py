@@ -11,7 +11,7 @@ from celery.app.task import Task
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError
-from workers import embed, index, query, routes
+from workers import embed, index, query, routes, webhooks
 from workers.resources import Resources, process_resources
 
 
@@ -23,6 +23,11 @@ def embed_shard(job_id: str, n: int) -> None:
 @shared_task(name=routes.MERGE_SHARDS, throws=(ImgrecError,))
 def merge_shards(job_id: str) -> None:
     index.merge_shards(process_resources(), job_id)
+
+
+@shared_task(name=routes.SEND_WEBHOOK, throws=(ImgrecError,))
+def send_webhook(job_id: str) -> None:
+    webhooks.send_webhook(process_resources(), job_id)
 
 
 @shared_task(name=routes.QUERY_IMAGE, bind=True, throws=(ImgrecError,))
