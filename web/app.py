@@ -10,9 +10,10 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from web import health, index, jobs, problems, search
+from web import docs, health, index, jobs, metrics, problems, search, system
 from web.context import Web
 from web.headers import Patient, SecureHeaders
+from web.process_metrics import Measured
 from web.product_urls import ProductPaths
 
 DESCRIPTION = """\
@@ -34,6 +35,7 @@ def create_app(web: Web) -> FastAPI:
         Middleware(SecureHeaders),
         Middleware(Patient, max_body=int(settings.web_max_body)),
         Middleware(ProductPaths),
+        Middleware(Measured),
     ]
     if origins:
         cors = Middleware(
@@ -57,6 +59,14 @@ def create_app(web: Web) -> FastAPI:
     )
     app.state.web = web
     problems.add_handlers(app)
-    for router in (search.router, jobs.router, index.router, health.router):
+    for router in (
+        search.router,
+        jobs.router,
+        index.router,
+        health.router,
+        metrics.router,
+        docs.router,
+        system.router,
+    ):
         app.include_router(router)
     return app

@@ -35,7 +35,7 @@ def query_image(
     self: Task, data: bytes, top_k: int, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self, resources), resources.metrics.query("total"):
         return query.query_image(resources, data, top_k, options, query_id=self.request.id)
 
 

@@ -272,6 +272,20 @@ class Jobs:
             rows = tx.rows(QUERIES["list_referenced_versions"])
         return {row["base_version"] for row in rows}
 
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Count, over all jobs: jobs by state, images by outcome, failures by stage."""
+        with self._database.transaction(read_only=True) as tx:
+            states = tx.rows("SELECT state AS name, COUNT(*) AS n FROM jobs GROUP BY state")
+            (images,) = tx.rows(QUERIES["count_images"])
+            stages = tx.rows(
+                "SELECT stage AS name, COUNT(*) AS n FROM failures WHERE warning = 0 GROUP BY stage"
+            )
+        return {
+            "jobs": {row["name"]: int(row["n"]) for row in states},
+            "images": {name: int(count) for name, count in images.items()},
+            "failures": {row["name"]: int(row["n"]) for row in stages},
+        }
+
     # -- work ------------------------------------------------------------------------------------
 
     def set_fingerprint(self, job_id: str, fingerprint: Fingerprint) -> Job:

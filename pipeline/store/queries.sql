@@ -131,6 +131,12 @@ WHERE id = :job_id AND state IN ('cancelled', 'failed') RETURNING id;
 UPDATE shards SET items = '[]'
 WHERE items <> '[]' AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL);
 
+-- name: count_images
+SELECT (SELECT COALESCE(SUM(embedded), 0) FROM shards) AS embedded,
+       (SELECT COALESCE(SUM(reused), 0) FROM shards) AS reused,
+       (SELECT COUNT(*) FROM failures WHERE warning = 0) AS skipped,
+       (SELECT COUNT(*) FROM failures WHERE warning = 1) AS warnings;
+
 -- name: get_job_request
 SELECT digest, job_id FROM job_requests WHERE client = :client AND key = :key;
 
