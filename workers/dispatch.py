@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -71,7 +72,8 @@ class CeleryDispatcher:
                 args=args,
                 queue=QUEUE_OF[task],
                 ignore_result=True,
-                headers={FORM_HEADER: FORM},
+                # The time of sending gives the age of the oldest message, a metric.
+                headers={FORM_HEADER: FORM, "sent_at": time.time()},
             )
 
     def queue_length(self, queue: str) -> int:

@@ -40,11 +40,13 @@ from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
+from pipeline.store.webhooks import Webhooks
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.dispatch import CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
 from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
+from workers.metrics import NoMetrics, serve_metrics
 from workers.query_log import QueryLog
 from workers.roll_call import require_agreement, serving
 from workers.watchdog import Watchdog
@@ -153,6 +155,15 @@ class Resources:
         )
 
     @once
+    def metrics(self) -> NoMetrics:
+        settings = self.settings
+        return serve_metrics(settings.metrics_host, settings.metrics_port)
+
+    @once
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self.database)
+
+    @once
     def api_keys(self) -> ApiKeys:
         return ApiKeys(self.database)
 
@@ -238,7 +249,8 @@ class Resources:
     def embedder(self) -> Embedder:
         """Everything that embedding a shard needs."""
         encoder = self.clip  # first: torch brings the CUDA libraries that onnxruntime looks for
-        return replace(build_embedder(self.settings, encoder), limits=self.limits)
+        embedder = build_embedder(self.settings, encoder)
+        return replace(embedder, limits=self.limits, observe=self.metrics.stage)
 
     @once
     def remover(self) -> Remover:
