@@ -31,7 +31,7 @@ setup: .venv/.installed ## Install everything into .venv
 	@echo "Installing into .venv (about two minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(INDEX) $(CONSTRAINTS) \
-		-e '.[$(EXTRA),local,dev]' || { \
+		-e '.[$(EXTRA),local,web,dev]' || { \
 		echo "The install failed. If pip named an nvidia-... or cuda-... conflict: your platform's"; \
 		echo "default torch is a CUDA build, and this machine has no NVIDIA driver. Run make again"; \
 		echo "with TORCH_INDEX=URL, the CPU wheel index that PyTorch's install page shows."; exit 1; }

@@ -1,34 +1,23 @@
-"""A question's way to the workers and back: Celery's protocol, spoken by redis-py alone.
+"""A question's way to the workers and back on a connection of redis-py.
 
-`imgrec query` is started anew for each question, and Celery's client is most of what it would do:
-0.2 s of imports, then for each question a new connection object and five looks at the channel of
-the answer. A message and a stored result have a shape that Celery documents for clients in other
-languages (Message Protocol, version 2), in the envelope that kombu's virtual transports share.
-Whatever is not on the way of a question, from a worker to the job table, stays with Celery.
+`imgrec query` is started anew for each question, so whatever is not on the way of a question, from
+a worker to the job table, stays with Celery.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import socket
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import msgpack
 import redis
 
-from pipeline import errors
 from pipeline.settings import load_settings
-from pipeline.store.redis_client import PREFIX, connect, refuses, trouble
-from workers.routes import QUERY
+from pipeline.store.redis_client import connect, refuses, trouble
+from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
 
 if TYPE_CHECKING:
     from redis.client import PubSub
@@ -39,7 +28,6 @@ AWAY_S = 10.0  # a server that comes back within so long, as after a restart, wa
 RETRY_S = 0.2
 OUTAGES = (redis.ConnectionError, redis.TimeoutError)
 _idle: deque[PubSub] = deque()  # subscribed to nothing
-READY = ("SUCCESS", "FAILURE", "REVOKED")  # celery.states.READY_STATES
 
 
 def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> None:
@@ -48,60 +36,16 @@ def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> N
     Raises:
         ServerUnavailable: Redis does not answer, refuses us, or takes nothing more.
     """
-    body = msgpack.packb(
-        [args, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
-    )
-    headers = {
-        "lang": "py",
-        "task": task,
-        "id": query_id,
-        "root_id": query_id,
-        "parent_id": None,
-        "group": None,
-        "eta": None,
-        "expires": (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat(),
-        "retries": 0,
-        "timelimit": [None, None],
-        "ignore_result": False,
-        "argsrepr": "(<image>)",  # or a kilobyte of it stands in every log line
-        "kwargsrepr": "{}",
-        "origin": f"{os.getpid()}@{socket.gethostname()}",
-    }
-    message = {
-        "body": base64.b64encode(body).decode(),
-        "content-encoding": "binary",
-        "content-type": "application/x-msgpack",
-        "headers": headers,
-        "properties": {
-            "correlation_id": query_id,
-            "reply_to": "",
-            "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": QUERY},
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": str(uuid.uuid4()),
-        },
-    }
+    message = query_message(task, query_id, args, expires_s)
     with _server():
-        _client().lpush(f"{PREFIX}{QUERY}", json.dumps(message))
-
-
-class RemoteError(Exception):
-    """An unexpected error in a worker: a bug, whose traceback is the worker's."""
-
-    def __init__(self, name: str, message: str, traceback: str) -> None:
-        super().__init__(name, message, traceback)
-        self.name, self.message, self.traceback = name, message, traceback
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message}" if self.message else self.name
+        _client().lpush(QUEUE_KEY, message)
 
 
 class Listener:
     """Hears of one question's answer, on a connection that is its own meanwhile."""
 
     def __init__(self, query_id: str) -> None:
-        self._name = f"{PREFIX}celery-task-meta-{query_id}"
+        self._name = result_key(query_id)
         self._pubsub: PubSub | None = None
 
     def close(self) -> None:
@@ -124,7 +68,7 @@ class Listener:
         while True:
             try:
                 meta = self._wait_until(end)
-                return None if meta is None else _open(meta)
+                return None if meta is None else open_result(meta)
             except redis.RedisError as error:
                 self._drop()
                 now = time.monotonic()
@@ -146,10 +90,10 @@ class Listener:
             heard = self._pubsub.get_message(timeout=remaining_s)
             if heard is None or heard["channel"] != self._name.encode():
                 continue  # a word about the question before
-            meta = _read(heard["data"] if heard["type"] == "message" else self._stored())
+            meta = read_result(heard["data"] if heard["type"] == "message" else self._stored())
             if meta is not None:
                 return meta
-        return _read(self._stored())
+        return read_result(self._stored())
 
     def _stored(self) -> Any:
         return _client().get(self._name)
@@ -168,31 +112,6 @@ def listening(query_id: str) -> Iterator[Listener]:
     """Open a listener for a block."""
     with closing(Listener(query_id)) as listener:
         yield listener
-
-
-def _read(data: bytes | None) -> dict[str, Any] | None:
-    """Return what a finished task has stored; None where there is nothing, or no end yet."""
-    meta = None if data is None else json.loads(data)
-    return meta if meta and meta["status"] in READY else None
-
-
-def _open(meta: dict[str, Any]) -> Any:
-    """Return a task's result, or raise its error again.
-
-    Only errors of ours become what they were: the name of any other class comes from outside.
-
-    Raises:
-        RemoteError: the task raised anything else.
-    """
-    result = meta["result"]
-    if meta["status"] == "SUCCESS":
-        return result
-    name, words = str(result["exc_type"]), result["exc_message"]
-    words = words if isinstance(words, list) else [words]
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, errors.ImgrecError):
-        raise kind(*words)
-    raise RemoteError(name, ", ".join(map(str, words)), str(meta.get("traceback") or ""))
 
 
 @contextmanager

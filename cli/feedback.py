@@ -14,8 +14,6 @@ from pipeline.errors import ImgrecError, WrongUse
 if TYPE_CHECKING:
     from workers.resources import Resources
 
-LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
-
 
 class FeedbackGroup(click.Group):
     """`feedback QUERY_ID PRODUCT_ID --like` is short for `feedback add ...`."""
@@ -64,26 +62,10 @@ def add(
     if len(actions) != 1:
         raise WrongUse("Give exactly one of --like, --dislike, --click and --purchase.")
     log = wiring.resources.feedback_log
-    deadline = time.monotonic() + LOGGED_WITHIN_S
-    while (query := log.query(query_id)) is None:
-        if time.monotonic() > deadline:
-            raise WrongUse(
-                f"There is no query {query_id} in the log: it was not answered, or more than "
-                "QUERY_LOG_DAYS days ago."
-            )
-        time.sleep(0.1)
+    query = log.wait_for_query(query_id)
     entry = log.add(query, product_id, actions[0], user, time.time())
     if as_json:
-        print_json(
-            {
-                "query_id": entry.query_id,
-                "product_id": entry.product_id,
-                "action": entry.action,
-                "user": entry.user,
-                "rank": entry.rank,
-                "index_version": entry.index_version,
-            }
-        )
+        print_json(entry.object())
     else:
         by = f" by {entry.user}" if entry.user else ""
         echo_err(f"Recorded: {entry.action}{by} for match {entry.rank} of query {query_id}.")

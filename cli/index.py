@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
-
-if TYPE_CHECKING:
-    from pipeline.index.versions import Version
 
 
 @click.group()
@@ -24,10 +20,12 @@ def index() -> None:
 @pass_wiring
 def list_versions(wiring: Wiring, as_json: bool) -> None:
     """List the index versions."""
+    from pipeline.index.version_object import version_object
+
     store = wiring.resources.versions
     current, versions = store.current_name(), store.versions()
     if as_json:
-        objects = [_object(version, current) for version in versions]
+        objects = [version_object(version, current) for version in versions]
         print_json({"current": current, "versions": objects})
         return
     if not versions:
@@ -58,10 +56,12 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
 
     Default: the published version.
     """
+    from pipeline.index.version_object import version_object
+
     store = wiring.resources.versions
     opened = store.open(version) if version else store.current()
     store.verify(opened)
-    answer = _object(opened, store.current_name())
+    answer = version_object(opened, store.current_name())
     if as_json:
         print_json(answer)
         return
@@ -89,28 +89,3 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _object(version: Version, current: str | None) -> dict[str, Any]:
-    from pipeline.index.choose import IndexSpec
-
-    manifest = version.manifest
-    kind = IndexSpec.of(manifest["index"])
-    return {
-        "version": version.name,
-        "published": version.name == current,
-        "images": manifest["images"],
-        "dimension": manifest["dimension"],
-        "index": manifest["index"]["factory"],
-        "nprobe": manifest["index"]["nprobe"],
-        "recall_at_10": manifest["index"]["recall_at_10"],
-        "rerank": kind.rerank,
-        "memory": kind.memory,
-        "reason": kind.reason,
-        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
-        "fingerprint": manifest["fingerprint"]["id"],
-        "made_with": manifest["fingerprint"]["summary"],
-        "job_id": manifest["job_id"],
-        "root": manifest["root"],
-        "created_at": manifest["created_at"],
-    }

@@ -50,6 +50,8 @@ COMMANDS = {
     ),
     "cache": ("cli.cache", "cache", "List, clear or fill the shared cache."),
     "serve": ("cli.shell", "serve", "Open an interactive shell with these commands."),
+    "web": ("cli.web", "web", "Serve the HTTP API and the page."),
+    "keys": ("cli.keys", "keys", "Create, list and revoke keys of the HTTP API."),
     "evaluate": (
         "cli.evaluate",
         "evaluate",
@@ -157,8 +159,8 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
 
 def _show_remote_traceback(error: Exception) -> bool:
     """Show the traceback of an error in a worker; False where the error is this process's own."""
-    from cli.celery_protocol import RemoteError
     from pipeline.urls import without_password
+    from workers.query_messages import RemoteError
 
     if not isinstance(error, RemoteError) or not error.traceback:
         return False
@@ -173,8 +175,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImgrecError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
-    from cli.celery_protocol import RemoteError
     from pipeline.urls import without_password
+    from workers.query_messages import RemoteError
 
     if isinstance(error, RemoteError):
         click.echo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +9,13 @@ from typing import Any
 
 from cli import celery_protocol
 from cli.wiring import Wiring
-from pipeline.errors import BadImage, IndexMissing, ServerUnavailable, TimedOut
-from pipeline.images.decode import MIN_SIDE, WORK_SIDE, Limits, decode, encode_jpeg, read_image
+from pipeline.errors import BadImage, ServerUnavailable
+from pipeline.images.decode import Limits, read_image
+from pipeline.images.message_image import message_image
 from pipeline.settings import Settings
+from workers.patience import LAST_LOOK_S, RESENDS, Patience, nobody_answers
 from workers.routes import QUERY
 
-# A message of at most this many bytes carries the file as it is, so that its content hash finds
-# cached vectors; a larger one carries the image at the size that workers reduce it to anyway.
-MESSAGE_BYTES = 512 * 1024
-# A worker that was just started on a busy machine takes ten seconds to be there; one that loads its
-# model may be mute for a second.
-LAST_LOOK_S = 8.0
-LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can still be answered
-# Sent again after 5 s, after 10 more, 20 more: a worker that still loads its model may take two of
-# them and be lost with both. No more: an image that ends its worker would end them all.
-RESENDS = 3
 KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
 
 
@@ -36,13 +27,9 @@ def message(image: Path, settings: Settings) -> bytes:
     """
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     try:
-        data = read_image(image, limits)
-        large = len(data) > MESSAGE_BYTES
-        side = WORK_SIDE if large else MIN_SIDE  # what is sent as it is needs only the check
-        decoded = decode(data, limits, settings.preprocess_bg_color, side)
+        return message_image(read_image(image, limits), limits, settings.preprocess_bg_color)
     except BadImage as error:
         raise BadImage(f"The image '{image}' cannot be used: {error}.", error.stage) from error
-    return encode_jpeg(decoded) if large else data
 
 
 class PendingQuery:
@@ -94,43 +81,26 @@ def wait_for(
         TimedOut: no answer in time. ServerUnavailable: Redis is away, or no worker serves queries.
         ImgrecError: what the worker raised.
     """
-    deadline = time.monotonic() + timeout
-    resends, pause = (RESENDS if resend else 0), LOOK_AGAIN_S
-    again_at = time.monotonic() + pause
+    patience = Patience(query_id, timeout, resends=RESENDS if resend else 0)
     with celery_protocol.listening(query_id) as listener:
         while True:
-            remaining_s = deadline - time.monotonic()
-            answer: dict[str, Any] | None = listener.wait(min(remaining_s, LOOK_AGAIN_S))
+            answer: dict[str, Any] | None = listener.wait(patience.pause())
             if answer is not None:
                 return answer
-            late = time.monotonic() >= deadline
+            late = patience.late  # before the looks, which take seconds
             try:
                 dispatcher = wiring.dispatcher  # only now: it brings Celery with it
                 served = dispatcher.workers()[QUERY] or dispatcher.workers(LAST_LOOK_S)[QUERY]
-                # While others still wait to be taken, the workers are behind and nothing is lost:
-                # to send it again would only make them slower.
-                due = resends > 0 and time.monotonic() >= again_at
-                if served and not late and due and resend and not dispatcher.queue_length(QUERY):
+                due = resend and served and not late and patience.due
+                if due and resend and not dispatcher.queue_length(QUERY):
                     resend()
-                    resends, pause = resends - 1, 2 * pause
-                    again_at = time.monotonic() + pause
+                    patience.resent()
             except ServerUnavailable:
                 if late:
                     raise
                 continue  # the listener hears whether Redis comes back
             if not served:
-                raise _nobody_answers(wiring, needs_index)
+                missing = needs_index and wiring.resources.versions.current_name() is None
+                raise nobody_answers(missing)
             if late:
-                raise TimedOut(
-                    f"No result for query {query_id} after {timeout:g} s. 'imgrec result "
-                    f"{query_id}' may show it later; results are kept for 1 hour."
-                )
-
-
-def _nobody_answers(wiring: Wiring, needs_index: bool) -> ServerUnavailable | IndexMissing:
-    if needs_index and wiring.resources.versions.current_name() is None:
-        return IndexMissing()  # the first thing to mend on a machine that has neither
-    return ServerUnavailable(
-        "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "
-        "'imgrec up'."
-    )
+                raise patience.timed_out()

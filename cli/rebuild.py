@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import echo_err, json_option, local_option, print_json, print_table
-from cli.watch import job_object, show_job, to_object, wait_for_job
+from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.store.job_object import job_object, to_object
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore

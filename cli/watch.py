@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cli.output import duration, echo_err, print_fields, print_json
 from cli.progress import progress_bar
 from cli.wiring import Wiring
 from pipeline.errors import JobFailed, ServerUnavailable, TimedOut
+from pipeline.store.job_object import job_object
 from workers.routes import EMBED, INDEX
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 NO_WORKER_AFTER_S = 4.0
-MEASURABLE_S = 1.0  # of worker time: of less, no stage can be told from the others
 WORTH_TUNING_S = 60.0  # of worker time; a shorter rebuild needs no advice
 
 
@@ -31,39 +30,6 @@ ADVICE = {
     "embed": "more embed workers, or a GPU (DEVICE)",
     "write": "faster storage for DATA_DIR, or a Redis that is nearer",
 }
-
-
-def job_object(jobs: Jobs, job_id: str) -> dict[str, Any]:
-    """Return the contract's object of a job, and where its workers' time went."""
-    job = to_object(jobs.get(job_id), jobs.progress(job_id))
-    seconds = {
-        name.removesuffix("_s"): value for name, value in asdict(jobs.timings(job_id)).items()
-    }
-    total = sum(seconds.values())
-    slowest = max(seconds, key=lambda stage: seconds[stage])
-    return {
-        **job,
-        "stage_seconds": {stage: round(value, 1) for stage, value in seconds.items()},
-        "bottleneck": {"stage": slowest, "share": round(seconds[slowest] / total, 2)}
-        if total >= MEASURABLE_S
-        else None,
-    }
-
-
-def to_object(job: Job, progress: Progress) -> dict[str, Any]:
-    """Return the contract's object of a job with its counts."""
-    return {
-        "job_id": job.id,
-        "state": job.state,
-        "images": progress.images,
-        "embedded": progress.embedded,
-        "reused": progress.reused,
-        "skipped": progress.skipped,
-        "warnings": progress.warnings,
-        "index_version": job.index_version,
-        "seconds": round(job.seconds, 1),
-        "error": job.error,
-    }
 
 
 def show_job(jobs: Jobs, job_id: str) -> None:

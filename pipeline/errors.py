@@ -2,7 +2,11 @@
 
     ImgrecError                  1  tried and failed
     ├── WrongUse                 2  the request cannot work: a missing folder, an invalid option
+    │   ├── NotFound             2  no job, product, query or index version has this name
+    │   ├── Conflict             2  not in the state that things are in now; later it may work
     │   └── BadImage             2  an image cannot be used (in a rebuild: one of its failures)
+    │       ├── UnsupportedImage 2  it is of no format that is read here
+    │       ├── ImageTooLarge    2  it has more bytes or pixels than the limits allow
     │       └── ImageOutOfMemory 2  an image needs more memory than this process has left
     ├── SetupError               1  a model, its weights or a library cannot be loaded
     ├── FingerprintMismatch      1  vectors of different models would be compared
@@ -74,6 +78,14 @@ class WrongUse(ImgrecError):
     exit_code = 2
 
 
+class NotFound(WrongUse):
+    """Nothing has the name that the request gives."""
+
+
+class Conflict(WrongUse):
+    """The request does not fit the state that things are in now."""
+
+
 class BadImage(WrongUse):
     """One image that cannot be used, with the stage that found out: find, read, decode, ..."""
 
@@ -84,6 +96,14 @@ class BadImage(WrongUse):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class UnsupportedImage(BadImage):
+    """An image of a format that is not read here, or no image at all."""
+
+
+class ImageTooLarge(BadImage):
+    """An image that exceeds MAX_IMAGE_BYTES or MAX_IMAGE_PIXELS."""
 
 
 class ImageOutOfMemory(BadImage):

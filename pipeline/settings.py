@@ -269,6 +269,61 @@ class Settings(BaseSettings):
         description="Days that answered queries are kept for feedback; 0: queries are not logged",
     )
 
+    # Web server
+    web_timeout_s: float = Field(
+        30,
+        gt=0,
+        le=600,
+        description="Seconds that the web server waits for the answer of a query",
+    )
+    web_max_queries: int = Field(
+        128,
+        ge=1,
+        description="Number of queries that the web server serves concurrently; more are refused "
+        "with status 503",
+    )
+    web_max_body: Size = Field(
+        ByteSize(20 * MIB),
+        ge=1024,
+        description="Maximum size of the body of a request to the web server, e.g. 20MiB",
+    )
+    rate_limit: float = Field(
+        50,
+        ge=0,
+        description="Requests a second that one API key may send on average; 0: unlimited",
+    )
+    rate_burst: int = Field(
+        100, ge=1, description="Requests that one API key may send at once after a pause"
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins whose pages may call the API from a browser, separated by commas, "
+        "e.g. `https://shop.example`; empty: none",
+    )
+    image_url_hosts: str = Field(
+        "",
+        description="Hosts that images of queries may be fetched from, separated by commas, e.g. "
+        "`cdn.shop.example,*.images.example`; networks such as `10.1.0.0/16` allow private "
+        "addresses; empty: no image is fetched",
+    )
+    webhook_hosts: str = Field(
+        "",
+        description="Hosts that may be told about the end of a job, as in `IMAGE_URL_HOSTS`; "
+        "empty: no webhooks",
+    )
+    webhook_secret: str = Field(
+        "",
+        description="Secret that signs webhooks, at least 24 characters; required with "
+        "`WEBHOOK_HOSTS`",
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Port on which each worker serves its metrics; `imgrec up` counts up from it; "
+        "0: none",
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import BadImage, ImageOutOfMemory, WrongUse
+from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import decode, encode_jpeg, read_image, sha256
+from pipeline.images.decode import WORK_SIDE, decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
 from pipeline.index.versions import Version
 from pipeline.search.catalogue_filter import IndexedCatalogue
@@ -211,17 +211,65 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     opened = resources.versions.current()
     if opened.name != version:
         opened = resources.versions.open(version)
-    root = Path(opened.manifest["root"])
-    require_allowed(root, resources.settings)
     names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
+    return _jpegs(resources, opened, sorted(names), THUMBNAIL_SIDE)
+
+
+def _jpegs(
+    resources: Resources, version: Version, filenames: list[str], side: int
+) -> dict[str, str]:
+    root = Path(version.manifest["root"])
+    require_allowed(root, resources.settings)
     limits, jpegs = resources.limits, {}
-    for filename in sorted(name for name in names if opened.has_path(name)):
+    for filename in filter(version.has_path, filenames):
         try:
             data = read_image(confined(root, filename), limits)
-            image = decode(data, limits, resources.settings.preprocess_bg_color)
+            image = decode(data, limits, resources.settings.preprocess_bg_color, side)
         except BadImage as error:
             log.info("No thumbnail of %s: %s", filename, error)
             continue
-        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        image.thumbnail((side, side))
         jpegs[filename] = base64.b64encode(encode_jpeg(image, 85)).decode()
     return jpegs
+
+
+def product(resources: Resources, product_id: str) -> dict[str, Any]:
+    """Return a product of the published index: its images and what was imported about it.
+
+    Raises:
+        NotFound: the index has no such product.
+    """
+    indexed = _indexed(resources)
+    return {
+        "product_id": product_id,
+        "index_version": indexed.version.name,
+        "filenames": _filenames(indexed, product_id),
+        "product": indexed.catalogue.facts(product_id),
+    }
+
+
+def product_image(resources: Resources, product_id: str, side: int) -> dict[str, str]:
+    """Return the first image of a product as JPEG, base64, `side` pixels on its longer side.
+
+    Raises:
+        NotFound: the index has no such product, or its file is gone.
+    """
+    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
+        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
+    indexed = _indexed(resources)
+    filename = _filenames(indexed, product_id)[0]
+    jpegs = _jpegs(resources, indexed.version, [filename], side)
+    if filename not in jpegs:
+        raise NotFound(f"The image of product {quote(product_id)} cannot be read.")
+    return {"filename": filename, "jpeg": jpegs[filename]}
+
+
+def _indexed(resources: Resources) -> IndexedCatalogue:
+    return resources.indexed_catalogues.of(resources.live_index.current().version)
+
+
+def _filenames(indexed: IndexedCatalogue, product_id: Any) -> list[str]:
+    names = indexed.filenames_of(product_id) if isinstance(product_id, str) else []
+    if not names:
+        raise NotFound(f"Index {indexed.version.name} has no product {quote(product_id)}.")
+    return names

@@ -31,6 +31,7 @@ from pipeline.search.catalogue_filter import IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
 from pipeline.settings import Settings, load_settings
+from pipeline.store.api_keys import ApiKeys, KeyRing
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
@@ -131,6 +132,14 @@ class Resources:
         return Leases(
             self.jobs, settings.lease_s, settings.hung_after_s, self.stopping, self.watchdog
         )
+
+    @once
+    def api_keys(self) -> ApiKeys:
+        return ApiKeys(self.database)
+
+    @once
+    def key_ring(self) -> RevisionCache[KeyRing]:
+        return RevisionCache(self.api_keys.revision, self.api_keys.key_ring)
 
     @once
     def products(self) -> Products:

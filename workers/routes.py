@@ -11,6 +11,8 @@ THUMBNAILS = "imgrec.thumbnails"
 # The name of THUMBNAILS up to 0.1. Workers answer to both. Clients go on sending this one for a
 # release: a worker of 0.1 on the same queue refuses the new name, and the query fails.
 PICTURES = "imgrec.pictures"
+PRODUCT = "imgrec.product"
+PRODUCT_IMAGE = "imgrec.product_image"
 
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
@@ -19,4 +21,6 @@ QUEUE_OF = {
     CLASSIFY_IMAGE: QUERY,
     THUMBNAILS: QUERY,
     PICTURES: QUERY,
+    PRODUCT: QUERY,
+    PRODUCT_IMAGE: QUERY,
 }

@@ -54,6 +54,20 @@ def pictures(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
         return query.thumbnails(resources, version, filenames)
 
 
+@shared_task(name=routes.PRODUCT, bind=True, throws=(ImgrecError,))
+def product(self: Task, product_id: str) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.product(resources, product_id)
+
+
+@shared_task(name=routes.PRODUCT_IMAGE, bind=True, throws=(ImgrecError,))
+def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.product_image(resources, product_id, side)
+
+
 def _deadline(task: Task, resources: Resources) -> Deadline:
     """Watch a query; a shard has its lease, and a merge no limit."""
     return resources.watchdog.deadline(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import BadImage, ImageOutOfMemory
+from pipeline.errors import BadImage, ImageOutOfMemory, ImageTooLarge, UnsupportedImage
 from pipeline.images.decode_cost import (
     BYTES_PER_PIXEL,
     decode_cost,
@@ -57,7 +57,7 @@ def read_image(path: Path, limits: Limits) -> bytes:
     try:
         size = path.stat().st_size
         if size > limits.max_bytes:
-            raise BadImage(
+            raise ImageTooLarge(
                 f"the file has {size:,} bytes, more than MAX_IMAGE_BYTES ({limits.max_bytes:,})",
                 "read",
             )
@@ -102,7 +102,7 @@ def _decode(
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise BadImage(
+        raise UnsupportedImage(
             f"the file is not an image of a supported format ({', '.join(FORMATS)})"
         ) from error
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
@@ -136,7 +136,7 @@ def _decode(
 def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise BadImage(
+        raise ImageTooLarge(
             f"the image has {width}x{height} = {width * height:,} pixels, "
             f"more than MAX_IMAGE_PIXELS ({limits.max_pixels:,})"
         )

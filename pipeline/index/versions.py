@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.atomic_files import file_sha256, sync_file, sync_folder, write_atomic
-from pipeline.errors import FingerprintMismatch, IndexBroken, IndexMissing, WrongUse
+from pipeline.errors import Conflict, FingerprintMismatch, IndexBroken, IndexMissing, NotFound
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import read_id_map
 
@@ -224,11 +224,11 @@ class VersionStore:
         """Open a version; check its files' sizes, and the digests of those that name its rows.
 
         Raises:
-            WrongUse: no such version. IndexBroken: its files do not fit together.
+            NotFound: no such version. IndexBroken: its files do not fit together.
         """
         if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
             names = ", ".join(version.name for version in self.versions()) or "none"
-            raise WrongUse(f"There is no index version {name!r}. Available versions: {names}.")
+            raise NotFound(f"There is no index version {name!r}. Available versions: {names}.")
         folder = self.folder / name
         try:
             manifest = _manifest(folder)
@@ -317,7 +317,7 @@ class VersionStore:
         A named version needs no readable pointer, so this repairs a broken one.
 
         Raises:
-            IndexMissing: nothing was published. WrongUse: nothing to go back to.
+            IndexMissing: nothing was published. Conflict: nothing to go back to.
             IndexBroken: the target's files do not match their digests.
         """
         try:
@@ -333,14 +333,14 @@ class VersionStore:
                         raise IndexMissing
                     older = [v for v in self.versions() if _number(v.name) < _number(current)]
                     if not older:
-                        raise WrongUse(f"There is no index version before {current}.")
+                        raise Conflict(f"There is no index version before {current}.")
                     name = older[-1].name
                 target = self.open(name)
                 self.verify(target)
                 self.point_to(target)
                 return current, target
         except Timeout as error:
-            raise WrongUse("An index is being published right now; try again shortly.") from error
+            raise Conflict("An index is being published right now; try again shortly.") from error
 
     def prune(self, keep: int, protect: Collection[str]) -> list[str]:
         """Delete the oldest versions beyond `keep`, never the current or a protected one."""

@@ -57,12 +57,14 @@ def plan_rebuild(
     full: bool = False,
     save_preprocessed: bool = False,
     listed: Callable[[int], None] = lambda count: None,
+    created: Callable[[str], None] = lambda job_id: None,
 ) -> str:
     """Write the plan of a rebuild to the job table; return the job's id.
 
     Args:
         full: embed everything again.
         listed: called with the number of images listed so far.
+        created: called with the job's id before the folder is listed.
 
     Raises:
         WrongUse: the folder cannot be used, see `check_folder`.
@@ -79,6 +81,7 @@ def plan_rebuild(
         base_version=base.name if base else None,
         lease_s=lease_s,
     )
+    created(job_id)
     detector = ChangeDetector(root, base)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []

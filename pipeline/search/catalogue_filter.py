@@ -85,6 +85,10 @@ class IndexedCatalogue:
         unit: NDArray[np.float32] = (mean / np.linalg.norm(mean)).astype(np.float32)
         return unit
 
+    def filenames_of(self, product_id: str) -> list[str]:
+        """Return a product's images; none for one that is not indexed."""
+        return [self.version.paths[row] for row in self._rows.get(product_id, ())]
+
     def allowed(self, conditions: Sequence[Condition]) -> NDArray[np.bool_] | None:
         """Return the (n,) rows whose product meets all conditions; None where there are none.
 

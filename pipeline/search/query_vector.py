@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.embed.embed_images import VectorCache
-from pipeline.errors import WrongUse
+from pipeline.errors import NotFound, WrongUse
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import Query
 
@@ -68,7 +68,7 @@ def compose(
         image: the (d,) unit vector of the query's image, if it has one.
 
     Raises:
-        WrongUse: the product is not indexed, or the vectors cancel out.
+        NotFound: the product is not indexed. WrongUse: the vectors cancel out.
     """
     subject = image if image is not None else _product_vector(query.product, indexed)
     terms: list[tuple[str, float, Vector]] = []
@@ -97,7 +97,7 @@ def _product_vector(product_id: str, indexed: IndexedCatalogue) -> Vector | None
         return None
     vector = indexed.vector_of(product_id)
     if vector is None:
-        raise WrongUse(
+        raise NotFound(
             f"Index {indexed.version.name} has no product '{product_id}': a product is named like "
             "its image without the suffix, or as it was imported."
         )

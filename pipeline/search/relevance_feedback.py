@@ -43,6 +43,17 @@ class Feedback:
     fingerprint: str
     vector: Vector
 
+    def object(self) -> dict[str, Any]:
+        """Return the JSON object of the command line and the HTTP API."""
+        return {
+            "query_id": self.query_id,
+            "product_id": self.product_id,
+            "action": self.action,
+            "user": self.user,
+            "rank": self.rank,
+            "index_version": self.index_version,
+        }
+
 
 @dataclass(frozen=True)
 class LoggedQuery:

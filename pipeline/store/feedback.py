@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import WrongUse
+from pipeline.errors import NotFound, WrongUse
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
 from pipeline.store.backend import Row
 from pipeline.store.database import Database, count_change
@@ -16,6 +17,7 @@ from pipeline.store.database import Database, count_change
 NAME = "feedback"  # of the revision
 # Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.
 NEWEST = 20_000
+LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
 OPPOSITE = {"like": DISLIKE, DISLIKE: "like"}
 
 
@@ -56,6 +58,22 @@ class FeedbackLog:
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows("SELECT * FROM queries WHERE query_id = ?", (query_id,))
         return _shown(rows[0]) if rows else None
+
+    def wait_for_query(self, query_id: str) -> LoggedQuery:
+        """Return a logged query, which is written a moment after its answer.
+
+        Raises:
+            NotFound: there is none.
+        """
+        deadline = time.monotonic() + LOGGED_WITHIN_S
+        while (query := self.query(query_id)) is None:
+            if time.monotonic() > deadline:
+                raise NotFound(
+                    f"There is no query {query_id} in the log: it was not answered, or more than "
+                    "QUERY_LOG_DAYS days ago."
+                )
+            time.sleep(0.1)
+        return query
 
     def queries(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[LoggedQuery]:
         """Return the newest of the log, oldest first; of a fingerprint, or all."""

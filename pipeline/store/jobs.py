@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import WrongUse
+from pipeline.errors import NotFound, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
@@ -174,12 +174,12 @@ class Jobs:
         """Return a job.
 
         Raises:
-            WrongUse: there is none with this id.
+            NotFound: there is none with this id.
         """
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
-            raise WrongUse(f"There is no job {job_id!r}: 'imgrec jobs' lists them.")
+            raise NotFound(f"There is no job {job_id!r}: 'imgrec jobs' lists them.")
         return Job.from_row(rows[0])
 
     def list_with_progress(self, limit: int = 50) -> list[tuple[Job, Progress]]:

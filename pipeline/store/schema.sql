@@ -149,3 +149,36 @@ CREATE TABLE refusals (
 
 -- Merges that ended in an error which counts.
 ALTER TABLE jobs ADD COLUMN merge_attempts INTEGER NOT NULL DEFAULT 0;
+
+-- version 6
+-- Keys of the HTTP API; the secret itself is stored nowhere.
+CREATE TABLE api_keys (
+    id         TEXT PRIMARY KEY,              -- part of the key, not secret
+    name       TEXT NOT NULL,
+    scope      TEXT NOT NULL,                 -- search feedback admin
+    sha256     TEXT NOT NULL,                 -- of the secret: 32 random bytes need no slow hash
+    created_at DOUBLE PRECISION NOT NULL,
+    revoked_at DOUBLE PRECISION
+);
+
+CREATE UNIQUE INDEX active_api_keys ON api_keys (name) WHERE revoked_at IS NULL;
+
+-- Idempotency-Key of requests that created a job.
+CREATE TABLE job_requests (
+    client     TEXT NOT NULL,                 -- the id of the API key; empty: without keys
+    key        TEXT NOT NULL,
+    digest     TEXT NOT NULL,                 -- SHA-256 of what was requested
+    job_id     TEXT NOT NULL REFERENCES jobs(id),
+    created_at DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (client, key)
+);
+
+-- Whom to tell when a job has ended.
+CREATE TABLE webhooks (
+    job_id   TEXT PRIMARY KEY REFERENCES jobs(id),
+    url      TEXT NOT NULL,
+    state    TEXT NOT NULL DEFAULT 'pending', -- pending delivered failed
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_at  DOUBLE PRECISION NOT NULL DEFAULT 0,
+    error    TEXT
+);

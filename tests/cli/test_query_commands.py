@@ -16,9 +16,11 @@ from live_stack import draw_product
 from PIL import Image
 
 from cli import query_client
-from cli.celery_protocol import RemoteError
 from pipeline.errors import FingerprintMismatch, IndexMissing, Overloaded, ServerUnavailable
 from pipeline.images.decode import WORK_SIDE
+from pipeline.images.message_image import MESSAGE_BYTES
+from workers import patience
+from workers.query_messages import RemoteError
 
 Run = Callable[..., Any]
 
@@ -65,7 +67,7 @@ class Queue:
 def queue(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(query_client, "celery_protocol", queue)
-    monkeypatch.setattr(query_client, "time", queue)
+    monkeypatch.setattr(patience, "time", queue)
     return queue
 
 
@@ -99,7 +101,7 @@ def test_a_large_file_is_sent_at_the_size_that_workers_reduce_it_to(
     dice = np.random.default_rng(1)
     pixels = dice.integers(0, 256, (1500, 1600, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
-    assert (tmp_path / "large.png").stat().st_size > 10 * query_client.MESSAGE_BYTES
+    assert (tmp_path / "large.png").stat().st_size > 10 * MESSAGE_BYTES
     imgrec("query", tmp_path / "large.png")
     data = queue.sent[0]["args"][0]
     with Image.open(io.BytesIO(data)) as image:

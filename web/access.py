@@ -1,0 +1,216 @@
+"""Who may do what: API keys, the cookie of the page, protection against forged requests.
+
+Without any key, everybody who reaches the loopback address is the one person at this machine. From
+the first key on, revoked ones included, each request needs one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request, Response, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from pipeline.store.api_keys import ApiKey
+from web.context import Web, web_of
+from web.problems import Refusal
+
+COOKIE = "imgrec_key"
+COOKIE_LIFE_S = 30 * 86_400
+CSRF_HEADER = "X-CSRF-Token"
+CSRF_FIELD = "csrf_token"
+SAFE = ("GET", "HEAD", "OPTIONS")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOCAL_CSRF = "local"  # without keys there is no secret to derive one from; `Origin` protects
+
+bearer = HTTPBearer(
+    auto_error=False,
+    description="An API key of `imgrec keys create`. The page sends it as a cookie.",
+)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who sends a request: a key, or the person at this machine."""
+
+    key: ApiKey | None = None
+    by_cookie: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.key.id if self.key else ""
+
+    @property
+    def name(self) -> str:
+        return self.key.name if self.key else "local"
+
+    def allows(self, scope: str) -> bool:
+        return self.key is None or self.key.allows(scope)
+
+
+async def find_client(
+    request: Request, credentials: HTTPAuthorizationCredentials | None = None
+) -> Client | None:
+    """Return who sends a request; None for nobody that may.
+
+    Raises:
+        ServerUnavailable: the database does not answer and no key was read yet.
+        Refusal: without keys, the request is not addressed to the loopback address.
+    """
+    web = web_of(request)
+    ring = await asyncio.to_thread(web.resources.key_ring.get)
+    if not ring.keys:
+        _require_local(request, web)
+        return Client()
+    text, by_cookie = (credentials.credentials if credentials else ""), False
+    if not text:
+        text, by_cookie = request.cookies.get(COOKIE, ""), True
+    key = ring.find(text)
+    return Client(key, by_cookie) if key else None
+
+
+def require(scope: str) -> Callable[..., Any]:
+    """Return the dependency of an endpoint that needs a scope; it yields the client."""
+
+    async def client(
+        request: Request,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
+    ) -> Client:
+        web = web_of(request)
+        client = await find_client(request, credentials)
+        if client is None:
+            host = request.client.host if request.client else ""
+            await web.limiter.take(f"failed:{host}", web.settings.rate_limit)
+            raise Refusal(
+                401,
+                "unauthorized",
+                "A valid API key is required: send 'Authorization: Bearer KEY'. 'imgrec keys "
+                "create NAME' makes one.",
+                {"WWW-Authenticate": 'Bearer realm="imgrec"'},
+            )
+        if client.key is not None and not client.key.allows(scope):
+            raise Refusal(
+                403,
+                "forbidden",
+                f"The key '{client.name}' has the scope '{client.key.scope}'; this needs "
+                f"'{scope}'.",
+            )
+        require_own_page(request, client)
+        request.state.client = client
+        if client.key is not None:
+            await web.limiter.take(f"key:{client.id}", web.settings.rate_limit)
+        return client
+
+    return Depends(client)
+
+
+Searcher = Annotated[Client, require("search")]
+Rater = Annotated[Client, require("feedback")]
+Admin = Annotated[Client, require("admin")]
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def log_in(request: Request, response: Response, key_text: str) -> None:
+    """Keep a key that was checked with `check_key` in the page's cookie."""
+    response.set_cookie(
+        COOKIE,
+        key_text,
+        max_age=COOKIE_LIFE_S,
+        path="/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def log_out(response: Response) -> None:
+    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+
+
+async def check_key(request: Request, key_text: str) -> ApiKey | None:
+    """Return the active key of a text, e.g. of the form to log in; None for a wrong one."""
+    web = web_of(request)
+    key = (await asyncio.to_thread(web.resources.key_ring.get)).find(key_text.strip())
+    if key is None:
+        host = request.client.host if request.client else ""
+        await web.limiter.take(f"failed:{host}", web.settings.rate_limit)
+    return key
+
+
+def csrf_token(request: Request) -> str:
+    """Return the token that forms and scripts of the page send back."""
+    text = request.cookies.get(COOKIE, "")
+    if not text:
+        return LOCAL_CSRF
+    return hmac.new(text.encode(), b"csrf", hashlib.sha256).hexdigest()
+
+
+def require_csrf(request: Request, token: str) -> None:
+    """Refuse a form of the page whose token is wrong.
+
+    Raises:
+        Refusal: it is.
+    """
+    if not hmac.compare_digest(token.encode(), csrf_token(request).encode()):
+        raise Refusal(
+            403, "forged", "The form is out of date, or not of this page: load the page again."
+        )
+
+
+def require_own_page(request: Request, client: Client) -> None:
+    """Refuse a change that another site's page makes a browser send.
+
+    A key in the `Authorization` header is proof enough: no browser adds that by itself.
+
+    Raises:
+        Refusal: the request comes from elsewhere, or with the cookie alone.
+    """
+    if request.method in SAFE or (client.key is not None and not client.by_cookie):
+        return
+    require_same_origin(request)
+    if client.by_cookie:
+        require_csrf(request, request.headers.get(CSRF_HEADER, ""))
+
+
+def require_same_origin(request: Request) -> None:
+    """Refuse a request that a browser sends for another site's page.
+
+    Raises:
+        Refusal: it does.
+    """
+    site = request.headers.get("sec-fetch-site", "none")
+    origin = request.headers.get("origin")
+    own = origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+    if site not in ("none", "same-origin") or not own:
+        raise Refusal(403, "forged", "The request comes from a page of another site.")
+
+
+def _require_local(request: Request, web: Web) -> None:
+    """Without keys, answer only who calls this machine by a loopback name.
+
+    A page of another site can point its own name at 127.0.0.1 (DNS rebinding), and a proxy may
+    forward the world.
+    """
+    if web.public:
+        raise Refusal(
+            401,
+            "unauthorized",
+            "There is no API key yet: 'imgrec keys create NAME --scope admin' makes one.",
+            {"WWW-Authenticate": 'Bearer realm="imgrec"'},
+        )
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    if host not in LOOPBACK:
+        raise Refusal(
+            403,
+            "forbidden",
+            "Without API keys only this machine is answered, at http://127.0.0.1: 'imgrec keys "
+            "create NAME --scope admin' makes a key.",
+        )

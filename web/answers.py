@@ -1,0 +1,237 @@
+"""Questions to the query workers and their answers, for any number of requests at once.
+
+All requests share one subscribed connection: a question costs two commands on it, and no thread
+waits. `cli/query_client.py` does the same for one question of one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import redis.asyncio
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from pipeline.errors import ImgrecError, Overloaded, ServerUnavailable
+from pipeline.store.redis_client import PREFIX, trouble
+from workers.patience import LAST_LOOK_S, Patience, nobody_answers
+from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
+from workers.routes import QUERY
+
+CONNECT_S = 2.0
+COMMAND_S = 5.0  # half a MiB may have to travel
+HEALTH_S = 5.0  # a connection that is silent for so long is asked whether it lives
+RECONNECT_S = 0.2
+AWAY_S = 10.0  # a server that comes back within so long, as after a restart, was never away
+KEPT_S = 3600.0  # Celery's result_expires
+LOOK_S = 1.0  # how long workers are waited for that say what they serve
+LOOK_KEPT_S = 2.0
+
+Look = Callable[[float], Counter[str]]
+
+
+class Answers:
+    """Sends questions and hears of their answers. Use it from one event loop."""
+
+    def __init__(self, url: str, look: Look, has_index: Callable[[], bool], most: int) -> None:
+        """Hold nothing yet, see `run`.
+
+        Args:
+            look: counts the workers on each queue that answer within some seconds; it blocks.
+            has_index: tells whether an index was published.
+            most: questions that may wait at once.
+        """
+        self._url = url
+        self._look = look
+        self._has_index = has_index
+        self._most = most
+        self._waiting: dict[str, asyncio.Future[Any]] = {}  # by channel
+        self._subscribed: dict[str, asyncio.Event] = {}
+        self._pubsub: PubSub | None = None
+        self._down_since: float | None = time.monotonic()
+        self._writing = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._last_look: tuple[float, Counter[str]] | None = None
+        self._client = redis.asyncio.Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_S,
+            socket_timeout=COMMAND_S,
+            health_check_interval=HEALTH_S,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=None,
+        )
+        self._own = f"{PREFIX}web:{uuid.uuid4().hex}"  # so that something is always subscribed
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for their answer."""
+        return len(self._waiting)
+
+    async def run(self) -> None:
+        """Listen until cancelled; connect again whenever the connection is lost."""
+        while True:
+            try:
+                await self._listen()
+            except (redis.RedisError, OSError) as error:
+                self._lost(error)
+            await asyncio.sleep(RECONNECT_S)
+
+    async def close(self) -> None:
+        with contextlib.suppress(redis.RedisError, OSError):
+            await self._client.aclose()
+
+    def end_all(self, error: ImgrecError) -> None:
+        """Answer everything that waits with an error."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+    async def ask(
+        self, task: str, args: tuple[Any, ...], timeout_s: float, *, needs_index: bool = True
+    ) -> tuple[str, Any]:
+        """Send a question and wait; return its id and the task's result.
+
+        Raises:
+            Overloaded: too many wait already. TimedOut: no answer in time.
+            ServerUnavailable, IndexMissing: none can come.
+            ImgrecError, RemoteError: what the task raised.
+        """
+        if len(self._waiting) >= self._most:
+            raise Overloaded(
+                f"The web server already serves {self._most} queries (WEB_MAX_QUERIES): try again "
+                "in a moment."
+            )
+        query_id = uuid.uuid4().hex
+        channel = result_key(query_id)
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[channel], self._subscribed[channel] = future, asyncio.Event()
+        try:
+            patience = Patience(query_id, timeout_s)
+            message = await asyncio.to_thread(
+                query_message, task, query_id, args, max(timeout_s, 60.0) + KEPT_S
+            )
+            await self._subscribe(channel)
+            await self._command(self._client.lpush(QUEUE_KEY, message))
+            while True:
+                done, _ = await asyncio.wait({future}, timeout=patience.pause())
+                if done:
+                    return query_id, open_result(future.result())
+                await self._look_after(patience, message, needs_index)
+        finally:
+            self._waiting.pop(channel, None)
+            self._subscribed.pop(channel, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # retrieved, so that asyncio does not complain
+            await self._unsubscribe(channel)
+
+    async def _look_after(self, patience: Patience, message: str, needs_index: bool) -> None:
+        """Look whether a silent question can still be answered; send it again if it was lost."""
+        late = patience.late  # before the looks, which take seconds
+        try:
+            served = (await self.workers())[QUERY] or (await self.workers(LAST_LOOK_S))[QUERY]
+            due = served and not late and patience.due
+            if due and not await self._command(self._client.llen(QUEUE_KEY)):
+                await self._command(self._client.lpush(QUEUE_KEY, message))
+                patience.resent()
+        except ServerUnavailable:
+            if late:
+                raise
+            return  # the listener hears whether Redis comes back
+        if not served:
+            raise nobody_answers(needs_index and not await asyncio.to_thread(self._has_index))
+        if late:
+            raise patience.timed_out()
+
+    async def workers(self, patience_s: float = LOOK_S) -> Counter[str]:
+        """Count the workers on each queue; requests that ask at the same time share one look.
+
+        Raises:
+            ServerUnavailable: Redis does not answer.
+        """
+        async with self._looking:
+            last = self._last_look
+            if last and time.monotonic() - last[0] < LOOK_KEPT_S and patience_s <= LOOK_S:
+                return last[1]
+            counts = await asyncio.to_thread(self._look, patience_s)
+            self._last_look = (time.monotonic(), counts)
+            return counts
+
+    async def ping(self) -> None:
+        """Check that Redis takes commands.
+
+        Raises:
+            ServerUnavailable: it does not.
+        """
+        await self._command(self._client.delete(f"{PREFIX}check"))  # not PING: any user may
+
+    # -- the connection ----------------------------------------------------------------------------
+
+    async def _command(self, command: Awaitable[Any]) -> Any:
+        try:
+            return await command
+        except (redis.RedisError, OSError) as error:
+            raise trouble(self._url, error) from error
+
+    async def _subscribe(self, channel: str) -> None:
+        """Subscribe and wait for the confirmation: an answer that comes after it is heard."""
+        event = self._subscribed[channel]
+        if self._pubsub is not None:
+            # Otherwise `_listen` subscribes to all that wait when the connection is there.
+            with contextlib.suppress(redis.RedisError, OSError):
+                async with self._writing:
+                    await self._pubsub.subscribe(channel)
+        try:
+            await asyncio.wait_for(event.wait(), COMMAND_S)
+        except TimeoutError:
+            raise trouble(self._url, None) from None
+
+    async def _unsubscribe(self, channel: str) -> None:
+        if self._pubsub is not None:
+            with contextlib.suppress(redis.RedisError, OSError):
+                async with self._writing:
+                    await self._pubsub.unsubscribe(channel)
+
+    async def _listen(self) -> None:
+        pubsub = self._client.pubsub()
+        try:
+            await pubsub.subscribe(self._own, *self._waiting)
+            self._pubsub, self._down_since = pubsub, None
+            # What was stored while nobody listened was not heard.
+            waiting = list(self._waiting)
+            stored = await self._client.mget(waiting) if waiting else []
+            for channel, data in zip(waiting, stored, strict=True):
+                self._heard(channel, data)
+            while True:
+                message = await pubsub.get_message(timeout=HEALTH_S)
+                if message is None:
+                    await pubsub.ping()
+                    continue
+                channel = cast(bytes, message["channel"] or b"").decode()
+                if message["type"] == "subscribe" and channel in self._subscribed:
+                    self._subscribed[channel].set()
+                elif message["type"] == "message":
+                    self._heard(channel, message["data"])
+        finally:
+            self._pubsub = None
+            with contextlib.suppress(redis.RedisError, OSError):
+                await pubsub.aclose()
+
+    def _heard(self, channel: str, data: bytes | None) -> None:
+        meta = read_result(data)
+        future = self._waiting.get(channel)
+        if meta is not None and future is not None and not future.done():
+            future.set_result(meta)
+
+    def _lost(self, error: BaseException) -> None:
+        """Note that the connection is lost; after a while, end what waits for it."""
+        now = time.monotonic()
+        self._down_since = self._down_since or now
+        if now - self._down_since >= AWAY_S:
+            self.end_all(trouble(self._url, error))

@@ -1,0 +1,94 @@
+"""What the web server's requests share, made once for its process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from fastapi import FastAPI, Request
+
+from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.images.decode import Limits
+from pipeline.images.memory_budget import MemoryBudget
+from pipeline.settings import Settings, cores
+from web.answers import Answers
+from web.rate_limit import RateLimiter
+from workers.resources import Resources
+
+PLANNERS = 4  # folders that are listed at the same time
+DRAIN_S = 2.5  # queries that wait when the server is asked to stop get so long
+
+
+class Web:
+    """The resources of one web server."""
+
+    def __init__(self, resources: Resources, *, public: bool = False) -> None:
+        """Hold nothing yet but what costs nothing.
+
+        Args:
+            public: whether the server listens on more than a loopback address.
+        """
+        self.resources = resources
+        self.settings: Settings = resources.settings
+        self.public = public
+        self.stopping = asyncio.Event()
+        self.answers = Answers(
+            self.settings.redis_url,
+            resources.dispatcher.workers,
+            self.has_index,
+            self.settings.web_max_queries,
+        )
+        self.limiter = RateLimiter(self.settings.redis_url, self.settings.rate_burst)
+        # Images are verified beside each other on few threads: each may take 200 MB.
+        self.decoders = ThreadPoolExecutor(max(2, cores()), "decode")
+        self.planners = ThreadPoolExecutor(PLANNERS, "plan")
+        self.limits = Limits(
+            self.settings.max_image_pixels, self.settings.max_image_bytes, MemoryBudget()
+        )
+
+    def has_index(self) -> bool:
+        try:
+            return self.resources.versions.current_name() is not None
+        except ImgrecError:
+            return True  # a broken pointer is another error, which a worker explains
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen for answers within a block."""
+        listener = asyncio.create_task(self.answers.run(), name="answers")
+        drain = asyncio.create_task(self._drain(), name="drain")
+        try:
+            yield
+        finally:
+            for task in (listener, drain):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await self.answers.close()
+            await self.limiter.close()
+            for pool in (self.decoders, self.planners):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the server is asked to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+
+    async def _drain(self) -> None:
+        """End what still waits a moment after the server was asked to stop."""
+        await self.stopping.wait()
+        await asyncio.sleep(DRAIN_S)
+        while True:
+            self.answers.end_all(
+                ServerUnavailable("The web server is stopping: send the request again.")
+            )
+            await asyncio.sleep(0.1)
+
+
+def web_of(request: Request) -> Web:
+    """Return what the requests of this server share."""
+    app: FastAPI = request.app
+    web: Web = app.state.web
+    return web

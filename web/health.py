@@ -1,0 +1,66 @@
+"""Whether this process lives, and whether it can serve queries."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from pipeline.errors import ImgrecError
+from web.context import Web, web_of
+from web.schemas import Health, Readiness
+from workers.routes import QUERY
+
+router = APIRouter()
+CHECK_S = 8.0
+
+
+@router.get("/healthz", response_model=Health)
+async def healthz() -> dict[str, str]:
+    """Say that this process lives; looks at nothing else."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+async def readyz(request: Request) -> JSONResponse:
+    """Say whether queries can be served, and what is missing."""
+    web = web_of(request)
+    names = ("redis", "database", "query_worker", "index")
+    looks = (_redis(web), _database(web), _query_worker(web), asyncio.to_thread(_index, web))
+    results = await asyncio.gather(*(_within(look) for look in looks))
+    checks = dict(zip(names, results, strict=True))
+    missing = [name for name, ok in checks.items() if not ok]
+    if web.stopping.is_set():
+        missing.append("web")
+    answer = {"ready": not missing, "checks": checks, "missing": missing}
+    headers = {"Cache-Control": "no-store"} | ({"Retry-After": "5"} if missing else {})
+    return JSONResponse(answer, 503 if missing else 200, headers)
+
+
+async def _within(look: object) -> bool:
+    try:
+        return bool(await asyncio.wait_for(look, CHECK_S))  # type: ignore[arg-type]
+    except (TimeoutError, ImgrecError):
+        return False
+
+
+async def _redis(web: Web) -> bool:
+    await web.answers.ping()
+    return True
+
+
+async def _database(web: Web) -> bool:
+    await asyncio.to_thread(web.resources.database.revision, "jobs")
+    return True
+
+
+async def _query_worker(web: Web) -> bool:
+    return bool((await web.answers.workers())[QUERY])
+
+
+def _index(web: Web) -> bool:
+    try:
+        return web.resources.versions.current_name() is not None
+    except (ImgrecError, OSError):
+        return False

@@ -1,0 +1,140 @@
+"""The image of a request: uploaded, in base64, or at an address; verified as the terminal does."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from pipeline.errors import BadImage, ImageTooLarge, WrongUse
+from pipeline.images.message_image import message_image
+from web.context import Web, web_of
+from web.problems import Refusal, invalid_sentence
+from web.schemas import ImageBody
+
+LISTS = ("where", "fields")  # form fields that may be repeated
+BodyT = TypeVar("BodyT", bound=ImageBody)
+
+
+async def read_body(request: Request, model: type[BodyT]) -> tuple[BodyT, bytes]:
+    """Return the values of a request and the bytes of its image; empty without one.
+
+    The body is JSON, or multipart/form-data with the file `image` and the same names as fields.
+
+    Raises:
+        Refusal: it is neither, or broken. WrongUse, BadImage: a value or the image is invalid.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    upload: UploadFile | None = None
+    if media_type == "multipart/form-data":
+        values, upload = _form_values(await request.form(max_files=1, max_fields=60))
+    elif media_type == "application/json":
+        values = await _json_values(request)
+    else:
+        raise Refusal(
+            415,
+            "unsupported-media-type",
+            "Send application/json, or multipart/form-data with the file 'image'.",
+        )
+    try:
+        body = model.model_validate(values)
+    except ValidationError as error:
+        raise WrongUse(invalid_sentence(error)) from None
+    return body, await _image(web_of(request), body, upload)
+
+
+async def _json_values(request: Request) -> Any:
+    data = await request.body()
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "bad-request", "The body is not valid JSON.") from None
+
+
+def _form_values(form: FormData) -> tuple[dict[str, Any], UploadFile | None]:
+    upload, values = None, dict[str, Any]()
+    for name in form:
+        if name == "image":
+            (image,) = form.getlist(name)[:1]
+            if not isinstance(image, UploadFile):
+                raise WrongUse("The field 'image' must be a file.")
+            upload = image if image.filename or image.size else None
+            continue
+        items = form.getlist(name)
+        if any(isinstance(item, UploadFile) for item in items):
+            raise WrongUse(f"The field '{name[:80]}' must not be a file.")
+        if name in LISTS:
+            values[name] = items
+        elif len(items) > 1:
+            raise WrongUse(f"The field '{name[:80]}' is given twice.")
+        elif name == "products":
+            values[name] = _json_field(name, str(items[0]))
+        elif name == "box":
+            values[name] = [part.strip() for part in str(items[0]).split(",")]
+        elif items[0] != "" or name in ("text", "not", "user"):
+            values[name] = items[0]
+    return values, upload
+
+
+def _json_field(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise WrongUse(f"The field '{name}' is not valid JSON.") from None
+
+
+async def _image(web: Web, body: ImageBody, upload: UploadFile | None) -> bytes:
+    sources = [upload, body.image_base64, body.image_url]
+    if sum(source is not None for source in sources) > 1:
+        raise WrongUse("Send one image: a file, image_base64 or image_url.")
+    if upload is not None:
+        data = await upload.read()
+        name = f"'{upload.filename}'" if upload.filename else "of the request"
+    elif body.image_base64 is not None:
+        data, name = _decode_base64(body.image_base64), "in image_base64"
+    elif body.image_url is not None:
+        raise WrongUse(
+            "image_url is not allowed here: IMAGE_URL_HOSTS names the hosts that images are "
+            "fetched from."
+        )
+    else:
+        return b""
+    return await verified(web, data, name)
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise WrongUse("Invalid image_base64: it is not base64.") from None
+
+
+async def verified(web: Web, data: bytes, name: str) -> bytes:
+    """Verify an image; return the bytes for a message.
+
+    Raises:
+        BadImage: it cannot be used; the sentence contains `name`.
+    """
+    if not data:
+        raise BadImage(f"The image {name} cannot be used: the file is empty (0 bytes).", "read")
+    limits = web.limits
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(
+            f"The image {name} cannot be used: the file has {len(data):,} bytes, more than "
+            f"MAX_IMAGE_BYTES ({limits.max_bytes:,}).",
+            "read",
+        )
+    background = web.settings.preprocess_bg_color
+    try:
+        return await asyncio.get_running_loop().run_in_executor(
+            web.decoders, message_image, data, limits, background
+        )
+    except BadImage as error:
+        sentence = f"The image {name} cannot be used: {error}."
+        raise type(error)(sentence, error.stage) from error

@@ -1,0 +1,41 @@
+"""Endpoints about index versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from pipeline.index.version_object import version_object
+from web import schemas
+from web.access import Admin, Searcher
+from web.context import web_of
+from web.responses import problems
+
+router = APIRouter(prefix="/v1/index")
+
+
+@router.get("", response_model=schemas.Version, responses=problems(503))
+def current(request: Request, client: Searcher) -> dict[str, Any]:
+    """Describe the published index version."""
+    version = web_of(request).resources.versions.current()
+    return version_object(version, version.name)
+
+
+@router.get("/versions", response_model=schemas.VersionList, responses=problems(503))
+def versions(request: Request, client: Admin) -> dict[str, Any]:
+    """List the index versions that are kept, oldest first."""
+    store = web_of(request).resources.versions
+    name = store.current_name()
+    return {"current": name, "versions": [version_object(v, name) for v in store.versions()]}
+
+
+@router.post(
+    "/rollback",
+    response_model=schemas.RollbackAnswer,
+    responses=problems(400, 404, 408, 409, 413, 415, 422, 503),
+)
+def rollback(request: Request, body: schemas.RollbackBody, client: Admin) -> dict[str, Any]:
+    """Publish an earlier version again."""
+    old, new = web_of(request).resources.versions.rollback(body.version)
+    return {"from": old, "to": new.name}

@@ -1,0 +1,202 @@
+"""Endpoints about rebuilds: start, watch, look into, cancel, try again."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.store.job_object import job_object, to_object
+from pipeline.store.jobs import Job, Progress
+from web import schemas
+from web.access import Admin
+from web.context import Web, web_of
+from web.responses import problems
+from workers.dispatch import require_names
+from workers.reconcile import advance
+
+router = APIRouter(prefix="/v1/jobs")
+
+POLL_S = 0.5
+
+
+def _object(job: Job, progress: Progress) -> dict[str, Any]:
+    return {
+        **to_object(job, progress),
+        "folder": str(job.root),
+        "created_at": job.created_at,
+        "looked_at": progress.looked_at,
+    }
+
+
+def _details(web: Web, job_id: str) -> dict[str, Any]:
+    require_names(job_id)
+    jobs = web.resources.jobs
+    job, progress = jobs.get(job_id), jobs.progress(job_id)
+    return {**job_object(jobs, job_id), **_object(job, progress)}
+
+
+@router.get("", response_model=schemas.JobList, responses=problems(422, 503))
+def list_jobs(
+    request: Request,
+    client: Admin,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> dict[str, Any]:
+    """List the rebuilds, newest first."""
+    rows = web_of(request).resources.jobs.list_with_progress(limit)
+    return {"jobs": [_object(job, progress) for job, progress in rows]}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=schemas.JobDetails,
+    responses=problems(400, 408, 409, 413, 415, 422, 503),
+)
+async def create_job(
+    request: Request,
+    response: Response,
+    body: schemas.JobBody,
+    client: Admin,
+) -> dict[str, Any]:
+    """Index a folder of product images. The answer comes when the folder is being listed."""
+    web = web_of(request)
+    request.state.values = body.folder
+    folder = Path(body.folder)
+    await asyncio.to_thread(check_folder, folder, web.settings)
+    await asyncio.to_thread(web.resources.dispatcher.require_broker)
+    options = {"full": body.full, "save_preprocessed": body.save_preprocessed}
+    job_id = await start_plan(web, folder, options)
+    response.headers["Location"] = f"/v1/jobs/{job_id}"
+    return await asyncio.to_thread(_details, web, job_id)
+
+
+@router.get("/{job_id}", response_model=schemas.JobDetails, responses=problems(404, 422, 503))
+def get_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
+    """Show the progress of a rebuild."""
+    return _details(web_of(request), job_id)
+
+
+@router.post(
+    "/{job_id}/cancel", response_model=schemas.JobDetails, responses=problems(404, 422, 503)
+)
+def cancel_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
+    """Cancel a rebuild; the published index stays. One that has ended stays as it is."""
+    web = web_of(request)
+    require_names(job_id)
+    web.resources.jobs.get(job_id)
+    web.resources.jobs.cancel(job_id)
+    return _details(web, job_id)
+
+
+@router.get(
+    "/{job_id}/failures",
+    response_model=schemas.FailureList,
+    responses={200: {"content": {"text/csv": {}}}, **problems(404, 422, 503)},
+)
+def failures(
+    request: Request,
+    job_id: str,
+    client: Admin,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    format: Annotated[Literal["json", "csv"], Query()] = "json",
+) -> Any:
+    """List the images that a rebuild left out or warned about; as CSV, all of them."""
+    jobs = web_of(request).resources.jobs
+    require_names(job_id)
+    job_id = jobs.get(job_id).id
+    rows = jobs.failures(job_id)
+    if format == "csv":
+        headers = {"Content-Disposition": f'attachment; filename="failures-{job_id}.csv"'}
+        return StreamingResponse(_csv(rows), headers=headers, media_type="text/csv; charset=utf-8")
+    shown = [
+        {"path": row.path, "stage": row.stage, "reason": row.reason, "warning": row.warning}
+        for row in rows[offset : offset + limit]
+    ]
+    return {"job_id": job_id, "total": len(rows), "failures": shown}
+
+
+def _csv(rows: Any) -> Iterator[str]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["path", "stage", "reason", "warning"])
+    for row in rows:
+        writer.writerow([row.path, row.stage, row.reason, int(row.warning)])
+        if buffer.tell() > 65_536:
+            yield buffer.getvalue()
+            buffer.seek(0)
+            buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _existing(request: Request, job_id: str, client: Admin) -> str:
+    """Return the id of a job that there is: when a stream has begun, it is too late for a 404."""
+    require_names(job_id)
+    return web_of(request).resources.jobs.get(job_id).id
+
+
+@router.get(
+    "/{job_id}/events", response_class=EventSourceResponse, responses=problems(404, 422, 503)
+)
+async def events(
+    request: Request, job_id: Annotated[str, Depends(_existing)], client: Admin
+) -> AsyncIterator[ServerSentEvent]:
+    """Follow a rebuild: `progress` events with the object of a job, `end` with the last one."""
+    web = web_of(request)
+    before: dict[str, Any] | None = None
+    while not web.stopping.is_set():
+        try:
+            job = await asyncio.to_thread(_details, web, job_id)
+        except ServerUnavailable:
+            job = before or {}  # the job outlives a database that restarts; so does this
+        if job and job != before:
+            ended = job["state"] in ("published", "failed", "cancelled")
+            yield ServerSentEvent(event="end" if ended else "progress", data=job)
+            if ended:
+                return
+            before = job
+        await web.pause(POLL_S)
+
+
+async def start_plan(web: Web, folder: Path, options: dict[str, Any]) -> str:
+    """Plan a rebuild in a thread; return its id as soon as it has one.
+
+    Raises:
+        ImgrecError: it cannot be planned.
+    """
+    loop = asyncio.get_running_loop()
+    created: asyncio.Future[str] = loop.create_future()
+    resources = web.resources
+
+    def tell(job_id: str) -> None:
+        loop.call_soon_threadsafe(lambda: created.done() or created.set_result(job_id))
+
+    def fail(error: Exception) -> None:
+        loop.call_soon_threadsafe(lambda: created.done() or created.set_exception(error))
+
+    def plan() -> None:
+        try:
+            job_id = plan_rebuild(
+                folder,
+                resources.settings,
+                resources.jobs,
+                resources.versions,
+                created=tell,
+                **options,
+            )
+            advance(resources, job_id)
+        except ImgrecError as error:
+            fail(error)
+
+    web.planners.submit(plan)
+    return await created

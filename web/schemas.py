@@ -1,0 +1,233 @@
+"""The bodies of requests and answers: what is documented is what is checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.search.query import Query
+from pipeline.settings import Settings
+
+MAX_TEXT = 1000
+MAX_ID = 4096
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+ProductId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+
+
+class Body(BaseModel):
+    """A body of a request: an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class ImageBody(Body):
+    image_base64: str | None = Field(None, description="The image, in base64.")
+    image_url: str | None = Field(
+        None,
+        max_length=2048,
+        description="Address of the image. Hosts must be allowed by IMAGE_URL_HOSTS.",
+    )
+
+
+class SearchBody(ImageBody):
+    """A query: an image, `text` or `products`, or several of them."""
+
+    text: Text = Field("", description="Find products that match this text, or move towards it.")
+    not_: Text = Field("", alias="not", description="Move the query away from this text.")
+    weight: float = Field(0.5, ge=0, le=1, description="Weight of the texts beside an image.")
+    products: dict[ProductId, float] = Field(
+        {},
+        max_length=20,
+        description="Query with these products; each with its weight, -1 to 1.",
+    )
+    where: list[Text] = Field(
+        [], max_length=20, description="Conditions that all must hold, e.g. `price<50`."
+    )
+    min_score: float | Literal["auto"] | None = Field(
+        None, description="Leave out matches below this score."
+    )
+    diverse: float = Field(
+        0.0, ge=0, le=1, description="How strongly to prefer matches that differ from each other."
+    )
+    user: Text = Field("", description="Rank by this user's feedback.")
+    demote_disliked: bool = Field(False, description="Demote products that several users disliked.")
+    explain: bool = Field(False, description="Return the parts of each match's value.")
+    limit: int | None = Field(None, ge=1, le=1000, description="Number of matches; default TOP_K.")
+
+    def query(self, settings: Settings) -> Query:
+        """Return the query that a message carries.
+
+        Raises:
+            WrongUse: a value is invalid.
+        """
+        return Query(
+            top_k=self.limit or settings.top_k,
+            text=self.text,
+            without=self.not_,
+            weight=self.weight,
+            product=next(iter(self.products), ""),
+            where=tuple(self.where),
+            diverse=self.diverse,
+            min_score=self.min_score,
+            user=self.user,
+            feedback=self.demote_disliked,
+            explain=self.explain,
+        )
+
+
+class ClassifyBody(ImageBody):
+    use_trained: bool = Field(False, description="Use the trained heads where there are any.")
+
+
+class Match(BaseModel):
+    rank: int
+    product_id: str
+    filename: str
+    score: float = Field(description="Cosine similarity.")
+    distance: float = Field(description="1 - score.")
+    image: str = Field(description="Address of the product's image on this server.")
+    product: dict[str, Any] | None = Field(None, description="Its imported data.")
+    explain: dict[str, float] | None = None
+
+
+class SearchAnswer(BaseModel):
+    query_id: str
+    index_version: str
+    matches: list[Match]
+    min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
+    took_ms: float
+
+
+class Product(BaseModel):
+    product_id: str
+    index_version: str
+    filenames: list[str] = Field(description="Its images, below the products folder.")
+    product: dict[str, Any] = Field(description="Its imported data.")
+    image: str
+
+
+class Label(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    label: str
+    confidence: float
+
+
+class Attribute(Label):
+    name: str
+    source: str
+
+
+class Classes(BaseModel):
+    category: Label
+    attributes: list[Attribute]
+
+
+class FeedbackBody(Body):
+    query_id: str = Field(min_length=1, max_length=100)
+    product_id: ProductId
+    action: Literal["like", "dislike", "click", "purchase"]
+    user: Text = ""
+
+
+class FeedbackAnswer(BaseModel):
+    query_id: str
+    product_id: str
+    action: str
+    user: str
+    rank: int
+    index_version: str
+
+
+class JobBody(Body):
+    folder: str = Field(
+        min_length=1, max_length=4096, description="Folder of the product images, on the server."
+    )
+    full: bool = Field(False, description="Embed every image again; reuse no vector.")
+    save_preprocessed: bool = Field(False, description="Save what the model sees as images.")
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="Address that is told when the job has ended."
+    )
+
+
+class Job(BaseModel):
+    job_id: str
+    state: Literal["planned", "running", "merging", "published", "failed", "cancelled"]
+    images: int
+    embedded: int
+    reused: int
+    skipped: int
+    warnings: int
+    index_version: str | None
+    seconds: float
+    error: str | None
+    folder: str = Field(description="The folder, as far as it is below the allowed ones.")
+    created_at: float
+    looked_at: int = Field(description="Images that were looked at so far.")
+
+
+class JobDetails(Job):
+    stage_seconds: dict[str, float]
+    bottleneck: dict[str, Any] | None
+
+
+class JobList(BaseModel):
+    jobs: list[Job]
+
+
+class Failure(BaseModel):
+    path: str
+    stage: str
+    reason: str
+    warning: bool = Field(description="Whether it was indexed all the same.")
+
+
+class FailureList(BaseModel):
+    job_id: str
+    total: int
+    failures: list[Failure]
+
+
+class Version(BaseModel):
+    version: str
+    published: bool
+    images: int
+    dimension: int
+    index: str
+    nprobe: int
+    recall_at_10: float | None
+    rerank: int
+    memory: Any
+    reason: str | None
+    bytes: int
+    fingerprint: str | None
+    made_with: str | None
+    job_id: str
+    created_at: float
+
+
+class VersionList(BaseModel):
+    current: str | None
+    versions: list[Version]
+
+
+class RollbackBody(Body):
+    version: str | None = Field(
+        None, max_length=20, description="Default: the version before the current one."
+    )
+
+
+class RollbackAnswer(BaseModel):
+    from_: str | None = Field(alias="from")
+    to: str
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    ready: bool
+    checks: dict[str, bool] = Field(description="redis, database, query_worker, index.")
+    missing: list[str]

@@ -1,0 +1,185 @@
+"""Endpoints that ask the query workers: search, products, classify; and feedback on matches."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi import Query as QueryParameter
+
+from pipeline.errors import NotFound
+from pipeline.search.query import Query
+from web.access import Rater, Searcher
+from web.context import Web, web_of
+from web.images import read_body
+from web.product_urls import product_id_of, product_url
+from web.responses import problems
+from web.schemas import (
+    Classes,
+    ClassifyBody,
+    FeedbackAnswer,
+    FeedbackBody,
+    Product,
+    SearchAnswer,
+    SearchBody,
+)
+from workers.routes import CLASSIFY_IMAGE, PRODUCT, PRODUCT_IMAGE, QUERY_IMAGE
+
+router = APIRouter(prefix="/v1")
+
+IMAGE_MAX_AGE_S = 300
+ProductPath = Annotated[
+    str, Path(max_length=12_288, description="The product's id; a slash in it is written %2F.")
+]
+
+
+def _image_request(model: str) -> dict[str, Any]:
+    """Document a body that is JSON or a form with a file."""
+    schema = {"$ref": f"#/components/schemas/{model}"}
+    form = {
+        "allOf": [
+            schema,
+            {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}},
+        ]
+    }
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post(
+    "/search",
+    response_model=SearchAnswer,
+    response_model_exclude_unset=True,
+    responses=problems(400, 404, 408, 413, 415, 422, 503, 504),
+    openapi_extra=_image_request("SearchBody"),
+)
+async def search(request: Request, client: Searcher) -> dict[str, Any]:
+    """Find the products that look like an image, match a text, or resemble products."""
+    start = time.perf_counter()
+    web = web_of(request)
+    body, data = await read_body(request, SearchBody)
+    return await _search(web, body.query(web.settings), data, start)
+
+
+async def _search(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+    query.require_subject(bool(data))
+    args: tuple[Any, ...] = (data, query.top_k)
+    if query.options:
+        args += (query.options,)
+    _, answer = await web.answers.ask(QUERY_IMAGE, args, web.settings.web_timeout_s)
+    for match in answer["matches"]:
+        match["image"] = product_url(match["product_id"], "image")
+    answer["took_ms"] = round(1000 * (time.perf_counter() - start), 1)
+    return dict(answer)
+
+
+@router.get(
+    "/products/{product_id}",
+    response_model=Product,
+    responses=problems(404, 422, 503, 504),
+)
+async def product(request: Request, product_id: ProductPath, client: Searcher) -> dict[str, Any]:
+    """Show a product of the index and its imported data."""
+    web = web_of(request)
+    name = _product_id(product_id)
+    _, answer = await web.answers.ask(PRODUCT, (name,), web.settings.web_timeout_s)
+    return {**answer, "image": product_url(name, "image")}
+
+
+@router.get(
+    "/products/{product_id}/similar",
+    response_model=SearchAnswer,
+    response_model_exclude_unset=True,
+    responses=problems(404, 422, 503, 504),
+)
+async def similar(
+    request: Request,
+    product_id: ProductPath,
+    client: Searcher,
+    limit: Annotated[int | None, QueryParameter(ge=1, le=1000)] = None,
+    where: Annotated[list[str] | None, QueryParameter(max_length=20)] = None,
+) -> dict[str, Any]:
+    """Find the products that are similar to one."""
+    start = time.perf_counter()
+    web = web_of(request)
+    body = SearchBody(products={_product_id(product_id): 1.0}, limit=limit, where=where or [])
+    return await _search(web, body.query(web.settings), b"", start)
+
+
+@router.get(
+    "/products/{product_id}/image",
+    responses={
+        200: {"content": {"image/jpeg": {}}, "description": "The image, made small."},
+        304: {"description": "It is the one that the client has."},
+        **problems(404, 422, 503, 504),
+    },
+    response_class=Response,
+)
+async def image(
+    request: Request,
+    product_id: ProductPath,
+    client: Searcher,
+    size: Annotated[
+        int, QueryParameter(ge=16, le=1024, description="Longer side in pixels.")
+    ] = 256,
+) -> Response:
+    """Show a product's image, encoded again as JPEG."""
+    web = web_of(request)
+    name = _product_id(product_id)
+    _, answer = await web.answers.ask(PRODUCT_IMAGE, (name, size), web.settings.web_timeout_s)
+    data = base64.b64decode(answer["jpeg"])
+    etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": f"private, max-age={IMAGE_MAX_AGE_S}"}
+    if etag in [part.strip() for part in request.headers.get("if-none-match", "").split(",")]:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type="image/jpeg", headers=headers)
+
+
+@router.post(
+    "/classify",
+    response_model=Classes,
+    responses=problems(400, 408, 413, 415, 422, 503, 504),
+    openapi_extra=_image_request("ClassifyBody"),
+)
+async def classify(request: Request, client: Searcher) -> dict[str, Any]:
+    """Name the category and attributes of a product."""
+    web = web_of(request)
+    body, data = await read_body(request, ClassifyBody)
+    if not data:
+        from pipeline.errors import WrongUse
+
+        raise WrongUse("Name an image: send a file, image_base64 or image_url.")
+    args = (data, True) if body.use_trained else (data,)
+    _, answer = await web.answers.ask(
+        CLASSIFY_IMAGE, args, web.settings.web_timeout_s, needs_index=False
+    )
+    return dict(answer)
+
+
+@router.post(
+    "/feedback",
+    status_code=201,
+    response_model=FeedbackAnswer,
+    responses=problems(400, 404, 408, 413, 415, 422, 503),
+)
+async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[str, Any]:
+    """Record what somebody thought of a match."""
+    log = web_of(request).resources.feedback_log
+
+    def add() -> dict[str, Any]:
+        query = log.wait_for_query(body.query_id)
+        entry = log.add(query, body.product_id, body.action, body.user, time.time())
+        return entry.object()
+
+    return await asyncio.to_thread(add)
+
+
+def _product_id(segment: str) -> str:
+    name = product_id_of(segment)
+    if not name or "\0" in name:
+        raise NotFound("No product has this id.")
+    return name

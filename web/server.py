@@ -1,0 +1,98 @@
+"""Run the application until it is asked to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from pipeline.errors import WrongUse
+from web.app import create_app
+from web.context import Web
+from workers.resources import Resources
+
+KEEP_ALIVE_S = 15
+STOP_S = 4  # connections that are open then are closed
+
+
+class Server(uvicorn.Server):
+    """Tells open event streams and waiting queries of a signal: uvicorn waits for them."""
+
+    def __init__(self, config: uvicorn.Config, web: Web) -> None:
+        super().__init__(config)
+        self._web = web
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._web.stopping.set()
+        # Not uvicorn's own: it would end this process by the same signal when all is done.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address to listen on is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    resources: Resources, host: str, port: int, tell: Callable[[str], None] = lambda url: None
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        tell: called with the address when connections are accepted.
+
+    Raises:
+        WrongUse: the address cannot be used, or is reached from elsewhere and there is no key.
+        ServerUnavailable: the database does not answer.
+    """
+    public = not is_loopback(host)
+    if public and not any(key.revoked_at is None for key in resources.api_keys.all()):
+        raise WrongUse(
+            f"Without an API key only this machine may be served, not {host}: 'imgrec keys create "
+            "NAME --scope admin' makes one."
+        )
+    listener = _listen(host, port)
+    web = Web(resources, public=public)
+    config = uvicorn.Config(
+        create_app(web),
+        http="h11",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_S,
+        lifespan="on",
+    )
+    name = f"[{host}]" if ":" in host else host
+    tell(f"http://{name}:{listener.getsockname()[1]}")
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    Server(config, web).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WrongUse(
+            f"Cannot listen on {host}:{port}: {reason}. Choose another with --host and --port."
+        ) from error
+    return listener
