@@ -175,6 +175,14 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImgrecError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
+    from pipeline.access import explain, is_unavailable
+
+    if isinstance(error, OSError) and is_unavailable(error):
+        from pipeline.settings import load_settings
+
+        trouble = explain(error, load_settings())
+        click.echo(f"Error: {trouble}", err=True)
+        return trouble.exit_code
     from pipeline.urls import without_password
     from workers.query_messages import RemoteError
 

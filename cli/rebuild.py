@@ -12,6 +12,7 @@ import click
 from cli.output import echo_err, json_option, local_option, print_json, print_table
 from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
+from pipeline.access import require_data_dir
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.rebuild.plan import check_folder, plan_rebuild
 from pipeline.store.job_object import job_object, to_object
@@ -54,6 +55,8 @@ def enqueue_rebuild(
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
+    if local:
+        require_data_dir(settings)
     resources.dispatcher.require_broker()
     _tell_of_replacement(folder, resources.versions)
     with _listing(as_json) as listed:
@@ -95,6 +98,8 @@ def status(
     jobs = wiring.resources.jobs
     if wait:
         jobs.get(job)
+        if local:
+            require_data_dir(wiring.settings)
         wait_for_job(wiring, job, timeout, as_json, local)
     elif as_json:
         print_json(job_object(jobs, job))

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import image_bar
 from cli.wiring import Wiring, pass_wiring
+from pipeline.access import require_readable, require_writable
 from pipeline.errors import HeadBroken, WrongUse
 
 if TYPE_CHECKING:
@@ -104,7 +105,10 @@ def train(
     settings = wiring.settings
     from pipeline.train.training_set import list_training
 
-    listing = list_training(settings.training_dir, name)  # before any model is loaded
+    # Before any model is loaded.
+    require_readable(settings.training_dir, "DATA_DIR")
+    listing = list_training(settings.training_dir, name)
+    require_writable(settings.models_dir / name.folder, "MODELS_DIR")
 
     from pipeline.classify.head_store import LOSS, MODEL, save_head
     from pipeline.train.train_head import Recipe

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from cli.output import echo_err
 from cli.wiring import Wiring, pass_wiring
+from pipeline.access import require_data_dir
 from pipeline.atomic_files import write_atomic
 from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.settings import Settings
@@ -43,6 +44,7 @@ def up(wiring: Wiring, embed_workers: int, detach: bool) -> None:
     or hang are restarted. Ctrl-C stops everything.
     """
     settings = wiring.settings
+    require_data_dir(settings)
     run = settings.data_dir / "run"
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / "up.lock", timeout=0)

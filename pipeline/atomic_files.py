@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import uuid
 from pathlib import Path
 
 from pipeline.failpoints import failpoint
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -50,17 +46,3 @@ def file_sha256(path: Path) -> str:
     """Return the digest of a file's content, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def disk_trouble(error: OSError, folder: Path) -> str:
-    """Return the sentence for a disk that is full or denies writing, with what to do about it."""
-    reason = error.strerror or str(error)
-    if error.errno in DISK_FULL:
-        advice = "Free space there; the rebuild then continues automatically."
-    else:
-        place = Path(error.filename).parent if error.filename else folder
-        advice = (
-            f"Give the user of the worker (uid {os.geteuid()}) write permission to {place}; the "
-            "rebuild then continues automatically."
-        )
-    return f"DATA_DIR ({folder}) cannot be written: {reason}. {advice}"

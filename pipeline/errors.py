@@ -17,6 +17,7 @@
     ├── Overloaded               1  the workers have more queries than they can answer in time
     ├── IndexMissing             3  no index has been published yet
     └── ServerUnavailable        4  Redis, the database or every worker is unavailable
+        └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
 
 A message is one sentence: what, which file or id, the limit, what to do next.
 """
@@ -163,3 +164,7 @@ class ServerUnavailable(ImgrecError):
     """Redis, the database or all workers of a queue do not answer."""
 
     exit_code = 4
+
+
+class FolderUnavailable(ServerUnavailable):
+    """A folder that this user may not read or write, or whose disk is full: it can be mended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from pipeline.atomic_files import write_atomic
+
+log = logging.getLogger(__name__)
 
 FASTER = 1.15  # a smaller gain is within the noise of a busy machine
 ROUNDS = 3
@@ -92,12 +95,17 @@ def remembered(file: Path, key: str, measure: Callable[[], list[Candidate]]) -> 
 
     The file is a cache: one that is damaged, or of an earlier format, is measured anew.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{file}.lock")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout:  # measuring twice is better than not working
         return measure()
+    except OSError as error:  # a query needs no folder that it may write to
+        measurements = _read(file)
+        if key not in measurements:
+            log.warning("What is measured now cannot be stored in %s: %s", file, error)
+        return measurements.get(key) or measure()
     try:
         measurements = _read(file)
         if key not in measurements:

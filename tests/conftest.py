@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,28 @@ from tiny_clip import make_tiny_clip
 
 from pipeline.settings import Settings
 from pipeline.store.database import Database
+
+LONG = {"faults", "integration", "web"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every process of pytest-xdist begin with tests that start servers and workers.
+
+    `--dist worksteal` hands each process one contiguous part of the list at first. Long tests at
+    the end of it would keep one core busy while the others are idle.
+    """
+    n_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    files: dict[bool, list[list[pytest.Item]]] = {True: [], False: []}
+    for file, tests in itertools.groupby(items, key=lambda item: item.path):
+        files[file.parent.name in LONG].append(list(tests))
+    parts = [list(itertools.chain(*files[True][n::n_processes])) for n in range(n_processes)]
+    short = list(itertools.chain(*files[False]))
+    size = -(-len(items) // n_processes)
+    for part in parts:
+        n_short = max(0, size - len(part))
+        part += short[:n_short]
+        del short[:n_short]
+    items[:] = [*itertools.chain(*parts), *short]
 
 
 @pytest.fixture(scope="session")

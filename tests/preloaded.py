@@ -14,6 +14,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
@@ -46,13 +47,20 @@ class Process:
     """A child with the methods of `subprocess.Popen`, the leader of a session of its own."""
 
     def __init__(
-        self, args: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: Path, stderr: Path
+        self,
+        args: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: Path,
+        stderr: Path,
+        stdin: Path = Path(os.devnull),
     ) -> None:
         """Start `celery ...` or `imgrec ...`; what it writes is appended to the two files."""
         self.args = list(args)
         self._process = _context.Process(
             target=_main,
-            args=(self.args, str(cwd), dict(env), str(stdout), str(stderr)),
+            args=(self.args, str(cwd), dict(env), str(stdin), str(stdout), str(stderr)),
             daemon=True,
         )
         with _lock:  # starting a process polls the others
@@ -87,15 +95,34 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-def _main(args: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: str) -> None:
+def run(
+    args: Sequence[str], *, cwd: Path, env: Mapping[str, str], typed: str = "", timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as `subprocess.run` does with `capture_output`."""
+    with tempfile.TemporaryDirectory(prefix="imgrec-") as folder:
+        stdin, stdout, stderr = (Path(folder, name) for name in ("in", "out", "err"))
+        stdin.write_text(typed)
+        process = Process(args, cwd=cwd, env=env, stdout=stdout, stderr=stderr, stdin=stdin)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(list(args), code, stdout.read_text(), stderr.read_text())
+
+
+def _main(
+    args: list[str], cwd: str, env: dict[str, str], stdin: str, stdout: str, stderr: str
+) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    for number, file in ((1, stdout), (2, stderr)):
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number, file, flags in ((0, stdin, os.O_RDONLY), (1, stdout, write), (2, stderr, write)):
+        descriptor = os.open(file, flags)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    sys.stdin = os.fdopen(0)
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     # What Python would do at its start with this environment.

@@ -30,7 +30,8 @@ EXAMPLE_HEAD = """\
 # change what you need. Variables of the environment take precedence over the file.
 """
 HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
-SHIPPED = ("cli", "workers", "pipeline")
+HTTP = {"fastapi", "starlette", "uvicorn", "jinja2"}
+SHIPPED = ("cli", "web", "workers", "pipeline")
 # The packages of pipeline/, uppermost first; below them are its modules that are in no package.
 LAYERS = (
     "rebuild",
@@ -142,11 +143,20 @@ def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_
 
 
 def test_the_pipeline_knows_neither_celery_nor_who_uses_it() -> None:
-    assert offenders("pipeline", {"cli", "workers", "celery", "kombu"}) == []
+    assert offenders("pipeline", {"cli", "web", "workers", "celery", "kombu"}) == []
 
 
-def test_workers_do_not_know_the_command_line() -> None:
-    assert offenders("workers", {"cli", "click"}) == []
+def test_workers_know_neither_the_command_line_nor_the_web_server() -> None:
+    assert offenders("workers", {"cli", "click", "web", *HTTP}) == []
+
+
+def test_the_web_server_knows_no_command_and_computes_nothing() -> None:
+    assert offenders("web", {"cli", "click", *HEAVY}) == []
+
+
+def test_the_command_line_imports_the_web_server_in_its_own_command_only() -> None:
+    assert offenders("cli", HTTP) == []
+    assert offenders("cli", {"web"}) == [str(ROOT / "cli" / "web.py")]
 
 
 def test_the_command_line_never_imports_a_model_library() -> None:

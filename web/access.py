@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -75,7 +74,7 @@ async def find_client(
     return Client(key, by_cookie) if key else None
 
 
-def require(scope: str) -> Callable[..., Any]:
+def require(scope: str) -> Any:
     """Return the dependency of an endpoint that needs a scope; it yields the client."""
 
     async def client(

@@ -221,9 +221,9 @@ class Answers:
         finally:
             self._pubsub = None
             with contextlib.suppress(redis.RedisError, OSError):
-                await pubsub.aclose()
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
 
-    def _heard(self, channel: str, data: bytes | None) -> None:
+    def _heard(self, channel: str, data: Any) -> None:
         meta = read_result(data)
         future = self._waiting.get(channel)
         if meta is not None and future is not None and not future.done():

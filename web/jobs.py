@@ -179,10 +179,10 @@ async def start_plan(web: Web, folder: Path, options: dict[str, Any]) -> str:
     resources = web.resources
 
     def tell(job_id: str) -> None:
-        loop.call_soon_threadsafe(lambda: created.done() or created.set_result(job_id))
+        loop.call_soon_threadsafe(_settle, created, job_id)
 
-    def fail(error: Exception) -> None:
-        loop.call_soon_threadsafe(lambda: created.done() or created.set_exception(error))
+    def fail(error: ImgrecError) -> None:
+        loop.call_soon_threadsafe(_settle, created, error)
 
     def plan() -> None:
         try:
@@ -200,3 +200,12 @@ async def start_plan(web: Web, folder: Path, options: dict[str, Any]) -> str:
 
     web.planners.submit(plan)
     return await created
+
+
+def _settle(created: asyncio.Future[str], result: str | ImgrecError) -> None:
+    if created.done():
+        return
+    if isinstance(result, str):
+        created.set_result(result)
+    else:
+        created.set_exception(result)

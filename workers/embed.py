@@ -166,7 +166,7 @@ def _after_error(
     attempt = Attempt(
         stage=Stage.LOAD if claim is None else Stage.EMBED,
         description=f"Worker embed@{HOST}: shard {n}",
-        data_dir=resources.settings.data_dir,
+        settings=resources.settings,
         number=claim.attempts if claim else 0,
         limit=resources.settings.shard_max_attempts,
         lacks_memory=guard.shutting_down.is_set() or guard.budget.over_limit(),

@@ -6,7 +6,7 @@ with its reason:
     the worker is asked to end       released uncounted: nothing is wrong with the work
     the lease is lost                dropped: another worker has the work, or the job has ended
     a server is unavailable          waits: it comes back, and no work is to blame
-    a disk is full or read-only      waits: somebody has to mend it, and the sentence says how
+    a folder is full or denied       waits: somebody has to mend it, and the sentence says how
     the index is locked              waits: another merge or a rollback ends sooner or later
     the models cannot be loaded      refused: another worker may be set up as the job needs it
 """
@@ -16,12 +16,12 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from filelock import Timeout
 
-from pipeline.atomic_files import DENIED, DISK_FULL, disk_trouble
+from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.settings import Settings
 from workers.lease import LeaseLost, Stopped
 
 
@@ -41,7 +41,7 @@ class Attempt:
 
     stage: Stage
     description: str  # e.g. "embed@host, shard 3"
-    data_dir: Path
+    settings: Settings
     number: int = 1
     limit: int = 0
     lacks_memory: bool = False
@@ -104,8 +104,8 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
                 f"Another process, a merge or a rollback, holds the lock {error.lock_file}. The "
                 "merge is retried automatically."
             )
-        case OSError() if error.errno in DISK_FULL | DENIED:
-            return Wait(disk_trouble(error, attempt.data_dir))
+        case OSError() if is_unavailable(error):
+            return Wait(str(explain(error, attempt.settings)))
     if attempt.stage is Stage.LOAD:
         return Refuse(_reason(error))
     if attempt.stage is Stage.EMBED and attempt.lacks_memory:

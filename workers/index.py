@@ -95,7 +95,7 @@ def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> N
     attempt = Attempt(
         stage=Stage.MERGE,
         description=f"Worker index@{HOST}: the merge",
-        data_dir=resources.settings.data_dir,
+        settings=resources.settings,
         number=claim.attempts + 1,
         limit=resources.settings.shard_max_attempts,
     )

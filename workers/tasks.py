@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import shared_task
 from celery.app.task import Task
 
+from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError
 from workers import embed, index, query, routes
 from workers.resources import Resources, process_resources
-from workers.watchdog import Deadline
 
 
 @shared_task(name=routes.EMBED_SHARD, throws=(ImgrecError,))
@@ -68,8 +70,17 @@ def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
         return query.product_image(resources, product_id, side)
 
 
-def _deadline(task: Task, resources: Resources) -> Deadline:
-    """Watch a query; a shard has its lease, and a merge no limit."""
-    return resources.watchdog.deadline(
-        f"{task.name} {task.request.id}", resources.settings.hung_after_s
-    )
+@contextmanager
+def _deadline(task: Task, resources: Resources) -> Iterator[None]:
+    """Watch a query, and explain a folder that it may not read.
+
+    A shard has its lease, a merge no limit, and both the table of `error_policy`.
+    """
+    name = f"{task.name} {task.request.id}"
+    with resources.watchdog.deadline(name, resources.settings.hung_after_s):
+        try:
+            yield
+        except OSError as error:
+            if not is_unavailable(error):
+                raise
+            raise explain(error, resources.settings) from error

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from pipeline.access import is_unavailable
 from pipeline.atomic_files import write_atomic
 from pipeline.classify.head import CATEGORY, CATEGORY_HEAD, Head, HeadName
 from pipeline.classify.labels import NAME
-from pipeline.errors import HeadBroken, SetupError
+from pipeline.errors import HeadBroken
 from pipeline.failpoints import failpoint
 
 MODEL, CLASSES, LOSS = "model.pt", "classes.json", "loss.png"
@@ -34,22 +35,13 @@ TIME = "%Y-%m-%dT%H:%M:%S.%fZ"  # of one length, so that later is greater as tex
 
 
 def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> Head:
-    """Write the head, classes.json and its loss curve (a PNG); return it with its time.
-
-    Raises:
-        SetupError: the folder cannot be written to.
-    """
+    """Write the head, classes.json and its loss curve (a PNG); return it with its time."""
     folder = models / name.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Two trainings of one head take turns, so that a later time is a later file.
-        with FileLock(folder / ".lock"):
-            head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
-            _write(folder, head, loss_curve)
-    except OSError as error:
-        raise SetupError(
-            f"The head cannot be written to '{folder}': {error.strerror or error}."
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two trainings of one head take turns, so that a later time is a later file.
+    with FileLock(folder / ".lock"):
+        head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
+        _write(folder, head, loss_curve)
     return head
 
 
@@ -169,6 +161,8 @@ def _read_classes(file: Path, name: HeadName) -> tuple[list[str], str] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if is_unavailable(error):
+            raise
         raise _broken(file, name, f"it cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:
         raise _broken(
@@ -183,6 +177,8 @@ def _read_model(file: Path, name: HeadName) -> Head:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
+        if is_unavailable(error):
+            raise
         raise _broken(file, name, f"it cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a broken or hostile file does to torch
         raise _broken(file, name, "it is not a file of tensors and plain values") from error

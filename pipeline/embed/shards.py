@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.access import is_unavailable
 from pipeline.atomic_files import write_atomic
 from pipeline.errors import IndexBroken
 from pipeline.images.find import ImageFile
@@ -82,6 +83,8 @@ def read_shard(folder: Path, name: str, digest: str) -> ShardVectors:
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
+        if is_unavailable(error):  # of another user: to make it again would not help
+            raise
         raise IndexBroken(f"The shard file {name} cannot be read: {error.strerror}.") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise IndexBroken(f"The shard file {name} does not match its digest in the job table.")

@@ -19,6 +19,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.access import is_unavailable
 from pipeline.errors import IndexBroken
 
 BLOCK_ROWS = 4096  # decoded at once
@@ -51,6 +52,8 @@ def read_id_map(folder: Path) -> Sequence[str]:
         names = json.loads(file.read_bytes())
         return [names[str(row)] for row in range(len(names))]
     except (OSError, ValueError, LookupError, TypeError) as error:
+        if is_unavailable(error):
+            raise
         raise IndexBroken(f"The id map {file} cannot be read: {error}.") from error
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from pipeline.access import is_unavailable
 from pipeline.atomic_files import file_sha256, sync_file, sync_folder, write_atomic
 from pipeline.errors import Conflict, FingerprintMismatch, IndexBroken, IndexMissing, NotFound
 from pipeline.index.faiss_index import random_pairs
@@ -156,6 +157,8 @@ class Version:
         try:
             return np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
+            if is_unavailable(error):
+                raise
             raise IndexBroken(f"{self.folder / name} cannot be read: {error}.") from error
 
     def require(self, fingerprint: str, summary: str) -> None:
@@ -243,6 +246,8 @@ class VersionStore:
             self.verify(version, NAMES)
             return version
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if is_unavailable(error):
+                raise
             raise IndexBroken(
                 f"The index version {folder} is incomplete ({error}): roll back with "
                 "'imgrec index rollback VERSION' or rebuild."

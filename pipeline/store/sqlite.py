@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pipeline.errors import ServerUnavailable
+from pipeline.access import require_usable_file, require_writable
+from pipeline.errors import FolderUnavailable, ServerUnavailable
 from pipeline.store.backend import Row, Values
 
 LOCKED_S = 30.0  # patience with another process that writes
@@ -58,7 +59,7 @@ class Sqlite:
             file.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
-            raise ServerUnavailable(f"The database {file} cannot be opened: {error}.") from error
+            raise self._trouble(error) from error
         with closing(connection):
             connection.row_factory = sqlite3.Row
             connection.create_function("now_s", 0, time.time)
@@ -73,11 +74,23 @@ class Sqlite:
             except NOT_RETRYABLE:
                 raise
             except sqlite3.OperationalError as error:
-                raise ServerUnavailable(f"The database {file} does not work: {error}.") from error
+                raise self._trouble(error) from error
             except sqlite3.DatabaseError as error:
                 raise ServerUnavailable(
                     f"The file {file} is not a usable database: {error}."
                 ) from error
+
+    def _trouble(self, error: Exception) -> ServerUnavailable:
+        """Return the sentence for an error of the file: most come from a right that is missing."""
+        file, setting = self._file, "DATABASE_URL"
+        logs = [file.with_name(f"{file.name}{suffix}") for suffix in ("-wal", "-shm")]
+        try:
+            require_writable(file.parent, setting)  # SQLite makes and deletes its logs there
+            for each in filter(Path.exists, (file, *logs)):
+                require_usable_file(each, setting)
+        except FolderUnavailable as missing_right:
+            return missing_right
+        return ServerUnavailable(f"The database {file} does not work: {error}.")
 
     def keep_open(self) -> None:
         """Hold one connection that does nothing.
@@ -90,9 +103,7 @@ class Sqlite:
             # Only a connection that has read counts as one.
             self._open.execute("SELECT MAX(version) FROM schema_version").fetchone()
         except sqlite3.Error as error:
-            raise ServerUnavailable(
-                f"The database {self._file} cannot be opened: {error}."
-            ) from error
+            raise self._trouble(error) from error
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

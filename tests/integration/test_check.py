@@ -11,7 +11,8 @@ import pytest
 import torch
 from live_stack import LiveStack, draw_folder
 
-from cli.checks import CheckFailed, Checks
+from cli.checks import models
+from cli.checks.row import CheckContext, CheckFailed
 from cli.wiring import Wiring
 from pipeline.preprocess import onnx_runtime
 from pipeline.settings import Settings
@@ -26,7 +27,10 @@ def read(done: subprocess.CompletedProcess[str]) -> tuple[int, Rows]:
     found = json.loads(done.stdout)
     assert done.returncode == (0 if found["ok"] else 4)
     rows = {row["name"]: row for row in found["checks"]}
-    assert all(row["ok"] == (not row["next"]) for row in rows.values())
+    for row in rows.values():
+        assert row["state"] in ("ok", "warning", "error")
+        assert row["ok"] == (row["state"] != "error")
+        assert (row["state"] == "ok") == (not row["next"])
     return done.returncode, rows
 
 
@@ -82,8 +86,8 @@ def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(
     assert shown.returncode == 4
     lines = shown.stdout.splitlines()
     assert [line for line in lines if not line.startswith("ok   ")] == [
-        "FAIL worker on embed: no worker answers",
-        "     next: celery worker -Q embed, or all with: imgrec up",
+        "FAIL worker on embed:    no worker answers",
+        "                         next: celery worker -Q embed, or all with: imgrec up",
     ]
 
 
@@ -149,28 +153,28 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
     with pytest.raises(
         CheckFailed, match=r"an NVIDIA driver is installed, but torch .* finds no GPU"
     ) as found:
-        checks_of(settings).device()
+        models.device(context_of(settings))
     assert "imgrec[gpu]" in found.value.next
     left_alone = settings.model_copy(update={"device": "cpu"})
-    assert checks_of(left_alone).device().startswith("DEVICE=cpu: no GPU found")
+    assert models.device(context_of(left_alone)).startswith("DEVICE=cpu: no GPU found")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
-    assert "a GPU is available but not used" in checks_of(left_alone).device()
-    assert checks_of(settings).device() == "a GPU is used"
+    assert "a GPU is available but not used" in models.device(context_of(left_alone))
+    assert models.device(context_of(settings)) == "a GPU is used"
     cutting = settings.model_copy(update={"use_bg_removal": True})
     monkeypatch.setattr(onnx_runtime, "sees_gpu", lambda: False)
     with pytest.raises(CheckFailed, match="onnxruntime does not find it"):
-        checks_of(cutting).device()
+        models.device(context_of(cutting))
 
 
-def checks_of(settings: Settings) -> Checks:
-    return Checks(Wiring(Resources(settings, InlineDispatcher())))
+def context_of(settings: Settings) -> CheckContext:
+    return CheckContext(Wiring(Resources(settings, InlineDispatcher())))
 
 
 def in_process(stand: LiveStack, change: str) -> tuple[int, Rows]:
     """Run `imgrec check --no-model --json` after a line that changes its code."""
-    program = f"import cli.checks; {change}; from cli.main import main; main()"
+    program = f"from cli.checks import folders, table; {change}; from cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "check", "--no-model", "--json"],
         cwd=stand.folder,
@@ -183,13 +187,15 @@ def in_process(stand: LiveStack, change: str) -> tuple[int, Rows]:
 
 
 def test_a_disk_without_room_for_a_rebuild_is_a_failure(stand: LiveStack) -> None:
-    _, rows = in_process(stand, "cli.checks.LEAST_FREE = 2 ** 60")
+    _, rows = in_process(stand, "folders.LEAST_FREE = 2 ** 60")
     assert "but a rebuild needs 1073741824.0 GiB" in rows["disk"]["found"]
     assert "DATA_DIR" in rows["disk"]["next"]
 
 
 def test_a_bug_in_one_line_is_that_line_and_code_4(stand: LiveStack) -> None:
-    _, rows = in_process(stand, "cli.checks.Checks.database = lambda self: 1 / 0")
+    _, rows = in_process(
+        stand, "table.CHECKS = (table.Check('database', lambda context: 1 / 0), *table.CHECKS[3:])"
+    )
     assert rows["database"]["found"] == "unexpected ZeroDivisionError: division by zero"
     assert rows["disk"]["ok"]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from live_stack import BIN, FAILPOINTS, ROOT, draw_product, free_port, until
+from preloaded import run
 
 from tools.drawing import Product, draw
 
@@ -62,15 +63,8 @@ class Laptop:
     def imgrec(
         self, *args: object, typed: str = "", **more: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli.main", *map(str, args)],
-            cwd=ROOT,
-            env={**self.environment, **more},
-            input=typed,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = ["imgrec", *map(str, args)]
+        return run(command, cwd=ROOT, env=self.environment | more, typed=typed, timeout_s=300)
 
     def answer(self, *args: object, **more: str) -> dict[str, Any]:
         done = self.imgrec(*args, "--json", **more)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from live_stack import ROOT, LiveStack
+from sample_images import MINI
 
 from tools.drawing import Product, draw
 from tools.drawing.catalogue import write_training
@@ -96,9 +97,9 @@ def np_sum(rows: list[list[int]]) -> int:
     ],
 )
 def test_wrong_use_is_a_sentence_before_any_model_is_loaded(
-    trained: LiveStack, args: list[str], words: str
+    tmp_path: Path, args: list[str], words: str
 ) -> None:
-    done = trained.imgrec("train", *args)
+    done = LiveStack(tmp_path, MINI).imgrec("train", *args)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
