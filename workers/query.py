@@ -24,6 +24,7 @@ from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.cache import result_key
+from workers.dispatch import require_names
 from workers.known_vectors import KnownVectors
 from workers.resources import Resources
 from workers.routes import QUERY
@@ -220,17 +221,25 @@ def _jpegs(
 ) -> dict[str, str]:
     root = Path(version.manifest["root"])
     require_allowed(root, resources.settings)
-    limits, jpegs = resources.limits, {}
+    jpegs = {}
     for filename in filter(version.has_path, filenames):
-        try:
-            data = read_image(confined(root, filename), limits)
-            image = decode(data, limits, resources.settings.preprocess_bg_color, side)
-        except BadImage as error:
-            log.info("No thumbnail of %s: %s", filename, error)
-            continue
-        image.thumbnail((side, side))
-        jpegs[filename] = base64.b64encode(encode_jpeg(image, 85)).decode()
+        jpeg = _jpeg(resources, root, filename, side)
+        if jpeg is not None:
+            jpegs[filename] = jpeg
     return jpegs
+
+
+def _jpeg(resources: Resources, root: Path, filename: str, side: int) -> str | None:
+    """Return an image as a small JPEG, base64; None for one that cannot be read."""
+    limits = resources.limits
+    try:
+        data = read_image(confined(root, filename), limits)
+        image = decode(data, limits, resources.settings.preprocess_bg_color, side)
+    except BadImage as error:
+        log.info("No thumbnail of %s: %s", filename, error)
+        return None
+    image.thumbnail((side, side))
+    return base64.b64encode(encode_jpeg(image, 85)).decode()
 
 
 def product(resources: Resources, product_id: str) -> dict[str, Any]:
@@ -254,14 +263,38 @@ def product_image(resources: Resources, product_id: str, side: int) -> dict[str,
     Raises:
         NotFound: the index has no such product, or its file is gone.
     """
-    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
-        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
+    _require_side(side)
     indexed = _indexed(resources)
     filename = _filenames(indexed, product_id)[0]
     jpegs = _jpegs(resources, indexed.version, [filename], side)
     if filename not in jpegs:
         raise NotFound(f"The image of product {quote(product_id)} cannot be read.")
     return {"filename": filename, "jpeg": jpegs[filename]}
+
+
+def failure_image(
+    resources: Resources, job_id: str, path: str, side: int
+) -> dict[str, str | None]:
+    """Return an image that a rebuild left out or warned about as JPEG, base64.
+
+    Opens only files that the job's failures name, below the job's folder. `jpeg` is None for one
+    that still cannot be read.
+
+    Raises:
+        NotFound: there is no such job, or it has no such failure.
+    """
+    _require_side(side)
+    require_names(job_id)
+    job = resources.jobs.get(job_id)
+    if path not in {failure.path for failure in resources.jobs.failures(job_id)}:
+        raise NotFound(f"Job {job_id} has no failure of {quote(path)}.")
+    require_allowed(job.root, resources.settings)
+    return {"jpeg": _jpeg(resources, job.root, path, side)}
+
+
+def _require_side(side: Any) -> None:
+    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
+        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
 
 
 def _indexed(resources: Resources) -> IndexedCatalogue:

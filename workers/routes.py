@@ -13,6 +13,7 @@ THUMBNAILS = "imgrec.thumbnails"
 PICTURES = "imgrec.pictures"
 PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
+FAILURE_IMAGE = "imgrec.failure_image"
 
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
@@ -23,4 +24,5 @@ QUEUE_OF = {
     PICTURES: QUERY,
     PRODUCT: QUERY,
     PRODUCT_IMAGE: QUERY,
+    FAILURE_IMAGE: QUERY,
 }
