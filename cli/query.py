@@ -48,6 +48,21 @@ class Score(click.ParamType[float | str]):
             self.fail(f"'{value}' is not a number, nor 'auto'.", param, ctx)
 
 
+class Box(click.ParamType[tuple[float, ...]]):
+    """Four numbers with commas between them."""
+
+    name = "x,y,w,h"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 4:
+            self.fail(f"'{value}' is not x,y,width,height, e.g. 0.1,0.2,0.5,0.5.", param, ctx)
+        return numbers
+
+
 class QueryCommand(click.Command):
     """A command that accepts the old names of its options in this release."""
 
@@ -106,6 +121,18 @@ def _current_name(arg: str) -> str:
 @click.option(
     "--demote-disliked", is_flag=True, help="Demote products that several users disliked."
 )
+@click.option(
+    "--box",
+    type=Box(),
+    help="Search for this part of the image: x,y,width,height, each 0 to 1 of the upright image.",
+)
+@click.option(
+    "--sort",
+    default="",
+    metavar="COLUMN",
+    help="Order the 1,000 best matches by a column of the product data; -COLUMN is descending.",
+)
+@click.option("--offset", default=0, help="Number of matches to skip.", metavar="N")
 @click.option("--explain", is_flag=True, help="Show what each match's rank is made of.")
 @wait_option
 @timeout_option
@@ -130,6 +157,9 @@ def query(
     min_score: float | str | None,
     user: str,
     demote_disliked: bool,
+    box: tuple[float, ...] | None,
+    sort: str,
+    offset: int,
     explain: bool,
     wait: bool,
     timeout: float,
@@ -154,6 +184,9 @@ def query(
         user=user,
         feedback=demote_disliked,
         explain=explain,
+        box=box,
+        sort=sort,
+        offset=offset,
     )
     question.require_subject(image is not None)
     data = query_client.message(image, settings) if image else b""
