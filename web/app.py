@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from web import health, index, jobs, problems, search
 from web.context import Web
 from web.headers import Patient, SecureHeaders
+from web.pages import add_pages
 from web.product_urls import ProductPaths
 
 DESCRIPTION = """\
@@ -56,4 +57,5 @@ def create_app(web: Web) -> FastAPI:
     problems.add_handlers(app)
     for router in (search.router, jobs.router, index.router, health.router):
         app.include_router(router)
+    add_pages(app)
     return app

@@ -38,7 +38,12 @@ def _object(job: Job, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _details(web: Web, job_id: str) -> dict[str, Any]:
+def details(web: Web, job_id: str) -> dict[str, Any]:
+    """Return the object of a job.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
     require_names(job_id)
     jobs = web.resources.jobs
     job, progress = jobs.get(job_id), jobs.progress(job_id)
@@ -52,8 +57,13 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> dict[str, Any]:
     """List the rebuilds, newest first."""
-    rows = web_of(request).resources.jobs.list_with_progress(limit)
-    return {"jobs": [_object(job, progress) for job, progress in rows]}
+    return {"jobs": newest(web_of(request), limit)}
+
+
+def newest(web: Web, limit: int) -> list[dict[str, Any]]:
+    """Return the objects of the newest jobs first."""
+    rows = web.resources.jobs.list_with_progress(limit)
+    return [_object(job, progress) for job, progress in rows]
 
 
 @router.post(
@@ -83,7 +93,7 @@ async def create_job(
 @router.get("/{job_id}", response_model=schemas.JobDetails, responses=problems(404, 422, 503))
 def get_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
     """Show the progress of a rebuild."""
-    return _details(web_of(request), job_id)
+    return details(web_of(request), job_id)
 
 
 @router.post(
@@ -95,7 +105,7 @@ def cancel_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
     require_names(job_id)
     web.resources.jobs.get(job_id)
     web.resources.jobs.cancel(job_id)
-    return _details(web, job_id)
+    return details(web, job_id)
 
 
 @router.get(

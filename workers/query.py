@@ -287,9 +287,7 @@ def product_image(resources: Resources, product_id: str, side: int) -> dict[str,
     return {"filename": filename, "jpeg": jpegs[filename]}
 
 
-def failure_image(
-    resources: Resources, job_id: str, path: str, side: int
-) -> dict[str, str | None]:
+def failure_image(resources: Resources, job_id: str, path: str, side: int) -> dict[str, str | None]:
     """Return an image that a rebuild left out or warned about as JPEG, base64.
 
     Opens only files that the job's failures name, below the job's folder. `jpeg` is None for one

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pipeline.errors import ImgrecError
+from pipeline.errors import Conflict, ImgrecError
 from pipeline.rebuild.plan import check_folder
 from web import jobs as api
 from web.access import Client
@@ -112,14 +112,24 @@ async def job_page(
 @router.post("/{job_id}/cancel")
 async def cancel(request: Request, job_id: str, client: AdminVisitor) -> Response:
     """Cancel a rebuild, and show it."""
-    await asyncio.to_thread(api.cancel, web_of(request), job_id)
+    require_names(job_id)
+    jobs = web_of(request).resources.jobs
+    await asyncio.to_thread(jobs.get, job_id)
+    await asyncio.to_thread(jobs.cancel, job_id)
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
 
 @router.post("/{job_id}/retry")
 async def retry(request: Request, job_id: str, client: AdminVisitor) -> Response:
     """Try again what failed, as a new rebuild; go to it."""
-    new = await api.retry(web_of(request), job_id)
+    web = web_of(request)
+    require_names(job_id)
+    job = await asyncio.to_thread(web.resources.jobs.get, job_id)
+    if job.open:
+        raise Conflict(f"Job {job_id} has not ended yet: cancel it, or wait for its end.")
+    await asyncio.to_thread(web.resources.dispatcher.require_broker)
+    # What was indexed keeps its vectors, so only what failed, or was changed since, is embedded.
+    new = await api.start_plan(web, job.root, {"full": False, "save_preprocessed": False})
     return RedirectResponse(f"/jobs/{new}", 303)
 
 

@@ -32,11 +32,15 @@ def render(
     request: Request, template: str, client: Client | None, status: int = 200, **context: Any
 ) -> HTMLResponse:
     """Return a page; `client` is None where nobody is logged in."""
-    text = _environment().get_template(template).render(
-        client=client,
-        csrf_token=csrf_token(request),
-        path=request.url.path,
-        **context,
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            client=client,
+            csrf_token=csrf_token(request),
+            path=request.url.path,
+            **context,
+        )
     )
     return HTMLResponse(text, status)
 
