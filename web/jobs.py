@@ -87,7 +87,7 @@ async def create_job(
     options = {"full": body.full, "save_preprocessed": body.save_preprocessed}
     job_id = await start_plan(web, folder, options)
     response.headers["Location"] = f"/v1/jobs/{job_id}"
-    return await asyncio.to_thread(_details, web, job_id)
+    return await asyncio.to_thread(details, web, job_id)
 
 
 @router.get("/{job_id}", response_model=schemas.JobDetails, responses=problems(404, 422, 503))
@@ -166,7 +166,7 @@ async def events(
     before: dict[str, Any] | None = None
     while not web.stopping.is_set():
         try:
-            job = await asyncio.to_thread(_details, web, job_id)
+            job = await asyncio.to_thread(details, web, job_id)
         except ServerUnavailable:
             job = before or {}  # the job outlives a database that restarts; so does this
         if job and job != before:
