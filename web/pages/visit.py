@@ -77,7 +77,7 @@ def error_page(request: Request, status: int, sentence: str) -> Response:
     """Return an error as a page, or as a part of one."""
     template = "error_panel.html" if is_fragment(request) else "error.html"
     client: Client | None = getattr(request.state, "client", None)
-    return render(request, template, client, status, status=status, sentence=sentence)
+    return render(request, template, client, status, code=status, sentence=sentence)
 
 
 def visitor(scope: str) -> Any:
