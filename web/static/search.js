@@ -11,6 +11,11 @@ let image = null; // the file that is searched for
 let box = null; // {x, y, w, h}, each 0 to 1 of the upright image
 let running = null;
 
+// On a phone the matches come first; what is filtered by stands above them.
+if (results.querySelector(".cards") && matchMedia("(max-width: 56rem)").matches) {
+  form.querySelector("details.filters").open = false;
+}
+
 // -- the image -------------------------------------------------------------------------------------
 
 function choose(file) {
@@ -93,9 +98,9 @@ function setBox(value) {
   const element = part("box");
   element.hidden = !box;
   part("remove-box").hidden = !box;
-  part("add-box").textContent = box ? "Adjust the box" : "Draw a box";
+  part("add-box").textContent = box ? "Adjust box" : "Draw a box";
   part("box-hint").textContent = box
-    ? "Arrow keys move the box, with Shift they resize it; Delete removes it."
+    ? "Drag the box to move it, or draw another. Arrow keys move it, with Shift they resize it."
     : "Drag over the image to search for a part of it.";
   if (!box) return;
   const percent = (share) => `${(100 * share).toFixed(2)}%`;
@@ -280,7 +285,7 @@ results.addEventListener("click", async (event) => {
     error.className = "field-error vote-error";
     error.setAttribute("role", "alert");
     error.textContent = problem?.detail ?? "The server does not answer.";
-    card.querySelector(".acts").before(error);
+    card.querySelector(".words").prepend(error);
   }
   button.focus();
 });
