@@ -21,7 +21,7 @@ from cli.output import (
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
-from pipeline.search.query import AUTO, Query
+from pipeline.search.query import AUTO, Box, Query
 from pipeline.settings import Settings
 from workers.routes import PICTURES, QUERY_IMAGE
 
@@ -48,19 +48,17 @@ class Score(click.ParamType[float | str]):
             self.fail(f"'{value}' is not a number, nor 'auto'.", param, ctx)
 
 
-class Box(click.ParamType[tuple[float, ...]]):
+class BoxParameter(click.ParamType[Box]):
     """Four numbers with commas between them."""
 
     name = "x,y,w,h"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> Box:
         try:
-            numbers = tuple(float(part) for part in str(value).split(","))
+            x, y, width, height = (float(part) for part in str(value).split(","))
         except ValueError:
-            numbers = ()
-        if len(numbers) != 4:
             self.fail(f"'{value}' is not x,y,width,height, e.g. 0.1,0.2,0.5,0.5.", param, ctx)
-        return numbers
+        return x, y, width, height
 
 
 class QueryCommand(click.Command):
@@ -123,7 +121,7 @@ def _current_name(arg: str) -> str:
 )
 @click.option(
     "--box",
-    type=Box(),
+    type=BoxParameter(),
     help="Search for this part of the image: x,y,width,height, each 0 to 1 of the upright image.",
 )
 @click.option(
@@ -157,7 +155,7 @@ def query(
     min_score: float | str | None,
     user: str,
     demote_disliked: bool,
-    box: tuple[float, ...] | None,
+    box: Box | None,
     sort: str,
     offset: int,
     explain: bool,

@@ -369,6 +369,22 @@ class Settings(BaseSettings):
     def _known_redis(cls, value: str) -> str:
         return redis_address(value) if value else value
 
+    @field_validator("image_url_hosts", "webhook_hosts")
+    @classmethod
+    def _known_hosts(cls, value: str) -> str:
+        if value:
+            from pipeline.outbound import AllowedHosts  # not at the top: most need no HTTP
+
+            AllowedHosts.parse(value)
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _long_secret(cls, value: str) -> str:
+        if value and len(value) < 24:
+            raise ValueError("at least 24 characters are required")
+        return value
+
     @property
     def index_dir(self) -> Path:
         return self.data_dir / "faiss_index"
@@ -435,6 +451,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         path, reason, value = first_invalid(error)
         name, shown = str(path[0]).upper(), without_password(repr(value))
+        if name.endswith("_SECRET"):
+            shown = "not shown, because it is a secret"
         if name.endswith("_URL") and "://" not in shown:
             shown = "not shown, because it may contain a password"
         # Without its cause, which quotes the value with its password.

@@ -25,6 +25,7 @@ VERSION = 2
 # Within a block, feedback and diversity may change the order. So the rank of a product depends on
 # nothing that differs from page to page.
 BLOCK, BLOCK_GROWTH = 50, 5
+SCORE_DIGITS = 6  # what float32 sums of some hundred products carry
 SORTED = 1000  # `sort` orders so many of the best matches
 # For --min-score auto: the share of random pairs that a match must be more similar than. Measured
 # with imgrec-mini on 200 drawn products and on 400 photos of clothing: of images of the same kind,
@@ -191,7 +192,7 @@ class Listing:
         depth = count + 1
         while True:
             candidates = self._search(depth)
-            if self.complete or candidates[count - 1].score > candidates[-1].score:
+            if self.complete or _by_score(candidates[count - 1])[0] < _by_score(candidates[-1])[0]:
                 break
             depth *= 2
         self.complete = self.complete and len(candidates) <= count
@@ -213,8 +214,13 @@ class Listing:
                 self.complete = False
                 break
         # Equal scores come in any order from the search.
-        candidates = sorted(by_product.values(), key=lambda each: (-each.score, each.product_id))
+        candidates = sorted(by_product.values(), key=_by_score)
         return candidates if self.complete else candidates[:count]
+
+
+def _by_score(candidate: Candidate) -> tuple[float, str]:
+    """Sort by score, then id; in the last digits equal vectors differ by their place in a file."""
+    return -round(candidate.score, SCORE_DIGITS), candidate.product_id
 
 
 def _block_end(count: int) -> int:
@@ -248,7 +254,7 @@ def _sorted_by_column(
     numbers: list[tuple[float, Candidate]] = []
     texts: list[tuple[str, Candidate]] = []
     missing: list[Candidate] = []
-    for candidate in candidates:  # by rank: sorting is stable, also in reverse
+    for candidate in sorted(candidates, key=_by_score):  # sorting is stable, also in reverse
         value: Value | None = candidate.product_id
         if column != PRODUCT_ID:
             value = indexed.catalogue.facts(candidate.product_id).get(column)
@@ -295,8 +301,7 @@ def diversify(
 def _match(
     rank: int, candidate: Candidate, indexed: IndexedCatalogue, query: Query
 ) -> dict[str, Any]:
-    # Six digits: what float32 sums of some hundred products carry.
-    score = round(candidate.score, 6)
+    score = round(candidate.score, SCORE_DIGITS)
     match: dict[str, Any] = {
         "rank": rank,
         "product_id": candidate.product_id,
