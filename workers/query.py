@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 EMBED_TIMEOUT_S = 120.0
 THUMBNAIL_SIDE = 256  # pixels of a match's image on the result page
 MAX_THUMBNAILS = 100
+JPEG_END = b"\xff\xd9"  # behind a JPEG that is cut off, it makes the rest gray
 
 
 def query_image(
@@ -302,7 +304,20 @@ def failure_image(resources: Resources, job_id: str, path: str, side: int) -> di
     if path not in {failure.path for failure in resources.jobs.failures(job_id)}:
         raise NotFound(f"Job {job_id} has no failure of {quote(path)}.")
     require_allowed(job.root, resources.settings)
-    return {"jpeg": _jpeg(resources, job.root, path, side)}
+    return {"jpeg": _preview(resources, job.root, path, side)}
+
+
+def _preview(resources: Resources, root: Path, path: str, side: int) -> str | None:
+    """Return what can be seen of an image that failed, also of one that is tiny or cut off."""
+    limits, background = resources.limits, resources.settings.preprocess_bg_color
+    with contextlib.suppress(BadImage):
+        data = read_image(confined(root, path), limits)
+        for attempt in (data, data + JPEG_END):
+            with contextlib.suppress(BadImage):
+                image = decode(attempt, limits, background, side, min_side=1)
+                image.thumbnail((side, side))
+                return base64.b64encode(encode_jpeg(image, 85)).decode()
+    return None
 
 
 def _require_side(side: Any) -> None:

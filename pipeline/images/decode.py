@@ -75,7 +75,11 @@ def sha256(data: bytes) -> str:
 
 
 def decode(
-    data: bytes, limits: Limits, background: tuple[int, int, int], side: int = WORK_SIDE
+    data: bytes,
+    limits: Limits,
+    background: tuple[int, int, int],
+    side: int = WORK_SIDE,
+    min_side: int = MIN_SIDE,
 ) -> Image.Image:
     """Decode to 8-bit RGB, turned upright, at most `WORK_SIDE` pixels on the longer side.
 
@@ -92,12 +96,17 @@ def decode(
     if declared is not None:
         _require_pixels(declared, limits)
         with limits.budget.reserve(BYTES_PER_PIXEL * declared[0] * declared[1]):
-            return _decode(data, limits, background, side, MemoryBudget())
-    return _decode(data, limits, background, side, limits.budget)
+            return _decode(data, limits, background, side, min_side, MemoryBudget())
+    return _decode(data, limits, background, side, min_side, limits.budget)
 
 
 def _decode(
-    data: bytes, limits: Limits, background: tuple[int, int, int], side: int, budget: MemoryBudget
+    data: bytes,
+    limits: Limits,
+    background: tuple[int, int, int],
+    side: int,
+    min_side: int,
+    budget: MemoryBudget,
 ) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -110,9 +119,9 @@ def _decode(
     with image:
         _require_pixels(image.size, limits)
         width, height = image.size
-        if min(width, height) < MIN_SIDE:
+        if min(width, height) < min_side:
             raise BadImage(
-                f"the image is {width}x{height} pixels, but each side must have at least {MIN_SIDE}"
+                f"the image is {width}x{height} pixels, but each side must have at least {min_side}"
             )
         try:
             reject_decompression_bomb(image, data, limits.max_pixels)

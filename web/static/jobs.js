@@ -13,7 +13,7 @@ const STREAMS = 2; // browsers open six connections to a host, and these stay op
 const number = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 1 });
 
 function duration(seconds) {
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 10 && !Number.isInteger(seconds)) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
@@ -41,7 +41,9 @@ function follow(root) {
     while (samples.length > 2 && now - samples[0].at > WINDOW_S) samples.shift();
     set("state", STATES[job.state] ?? job.state);
     parts.get("state").className = `state ${job.state}`;
-    for (const name of ["images", "embedded", "reused", "skipped", "warnings"]) {
+    const ended = !["planned", "running"].includes(job.state);
+    set("images", ended ? number(job.images) : `${number(job.looked_at)} of ${number(job.images)}`);
+    for (const name of ["embedded", "reused", "skipped", "warnings"]) {
       set(name, number(job[name]));
     }
     set("index_version", job.index_version ?? "–");
@@ -55,7 +57,7 @@ function follow(root) {
     const rate = seconds > 0 ? (job.looked_at - samples[0].images) / seconds : 0;
     const open = job.state === "running" && rate > 0;
     set("rate", open ? `${number(rate)}/s` : "–");
-    set("left", open ? `about ${duration(Math.max(1, (job.images - job.looked_at) / rate))}` : "–");
+    set("left", open ? `about ${duration(Math.ceil((job.images - job.looked_at) / rate) || 1)}` : "–");
     if (parts.has("waiting") && !job.error && performance.now() - movedAt < 1000 * STALLED_S) {
       parts.get("waiting").replaceChildren();
     }
