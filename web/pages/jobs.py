@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -14,7 +14,7 @@ from pipeline.errors import Conflict, ImgrecError
 from pipeline.rebuild.plan import check_folder
 from web import jobs as api
 from web.access import Client
-from web.context import Web, web_of
+from web.context import web_of
 from web.pages.view import render
 from web.pages.visit import AdminVisitor, PageRoute, fields, problem_of
 from workers.dispatch import require_names
@@ -137,22 +137,20 @@ async def retry(request: Request, job_id: str, client: AdminVisitor) -> Response
 async def waiting(request: Request, job_id: str, client: AdminVisitor) -> Response:
     """Say why a rebuild does not move, as far as that is known."""
     web = web_of(request)
-    job = await asyncio.to_thread(api.details, web, job_id)
-    sentence = job["error"] or ""
-    if job["state"] in ("running", "merging") and not sentence:
-        queue = await _missing_queue(web, job)
-        if queue:
+    require_names(job_id)
+    job = await asyncio.to_thread(web.resources.jobs.get, job_id)
+    progress = await asyncio.to_thread(web.resources.jobs.progress, job_id)
+    sentence = job.error or ""
+    if job.open and not job.plan_done:
+        sentence = f"Listing the folder: {progress.images:,} images so far."
+    elif job.open and not sentence:
+        queue = INDEX if progress.shards_done == progress.shards else EMBED
+        if not (await web.answers.workers())[queue]:
             sentence = (
                 f"No worker listens on queue '{queue}': start one with 'celery worker -Q {queue}', "
                 "or all with 'imgrec up'."
             )
     return render(request, "waiting.html", client, sentence=sentence)
-
-
-async def _missing_queue(web: Web, job: dict[str, Any]) -> str:
-    workers = await web.answers.workers()
-    queues = (INDEX,) if job["looked_at"] >= job["images"] else (EMBED,)
-    return next((queue for queue in queues if not workers[queue]), "")
 
 
 @router.get("/{job_id}/image")

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent.parent
 FRAGMENT_HEADER = "X-Fragment"  # scripts ask for a part of a page
 TITLES = ("title", "name")  # columns that name a product
 STATES = {
-    "planned": "Listing the folder",
+    "planned": "Planned",
     "running": "Embedding",
     "merging": "Building the index",
     "published": "Published",

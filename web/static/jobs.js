@@ -3,7 +3,7 @@
 import { fragment } from "./page.js";
 
 const STATES = {
-  planned: "Listing the folder", running: "Embedding", merging: "Building the index",
+  planned: "Planned", running: "Embedding", merging: "Building the index",
   published: "Published", failed: "Failed", cancelled: "Cancelled",
 };
 const WINDOW_S = 15; // the rate is that of the last seconds
