@@ -61,6 +61,7 @@ class Stack:
     settings: Settings
     embed_workers: int
     say: Say
+    web: tuple[str, int] | None = None  # the address of `imgrec web`
     children: list[Child] = field(default_factory=list)
 
     def start(self) -> None:
@@ -75,6 +76,10 @@ class Stack:
             self.children.append(server)
             redis_server.wait_for(self.settings.redis_url, server.process)
         self.children += self._worker_children()
+        if self.web is not None:
+            host, port = self.web
+            command = [sys.executable, "-m", "cli.main", "web", "--host", host, "--port", str(port)]
+            self.children.append(Child("web", command, {"METRICS_PORT": "0"}))
         for child in self.children:
             if child.process is None:
                 self._spawn(child)
@@ -169,7 +174,7 @@ class Stack:
         names = [("index", "index"), ("query", "query")]
         numbers = range(1, self.embed_workers + 1)
         names += [("embed" if number == 1 else f"embed{number}", "embed") for number in numbers]
-        children = []
+        children: list[Child] = []
         for name, queue in names:
             node = f"{name}@{socket.gethostname()}"
             command = [sys.executable, "-m", "celery", "--quiet", "worker", "-Q", queue, "-n", node]
@@ -177,6 +182,8 @@ class Stack:
             # A share that the user has set holds for all.
             threads = self.settings.cpu_threads or shares[queue]
             environment = {"CPU_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+            if self.settings.metrics_port:  # one for each worker, counted up
+                environment["METRICS_PORT"] = str(self.settings.metrics_port + len(children))
             heartbeat = self.settings.data_dir / "run" / f"{node}.alive"
             heartbeat.unlink(missing_ok=True)
             children.append(Child(name, command, environment, heartbeat=heartbeat))

@@ -316,6 +316,11 @@ class Settings(BaseSettings):
         description="Secret that signs webhooks, at least 24 characters; required with "
         "`WEBHOOK_HOSTS`",
     )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address on which a worker serves its metrics; `0.0.0.0` in a container",
+    )
     metrics_port: int = Field(
         0,
         ge=0,

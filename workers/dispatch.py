@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -65,7 +66,13 @@ class CeleryDispatcher:
         from celery import current_app
 
         with self._broker():
-            current_app.send_task(task, args=args, queue=QUEUE_OF[task], ignore_result=True)
+            current_app.send_task(
+                task,
+                args=args,
+                queue=QUEUE_OF[task],
+                ignore_result=True,
+                headers={"sent_at": time.time()},  # the age of the oldest message is a metric
+            )
 
     def queue_length(self, queue: str) -> int:
         from celery import current_app

@@ -72,9 +72,11 @@ def query_image(
         vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
-            image = _vector(resources, data, digest, vectors, query.box) if data else None
-            query_vector = compose(query, image, resources.text_vector, indexed)
-            answer = recommend(query, index, indexed, query_vector, feedback)
+            with resources.metrics.query("vector"):
+                image = _vector(resources, data, digest, vectors, query.box) if data else None
+                query_vector = compose(query, image, resources.text_vector, indexed)
+            with resources.metrics.query("search"):
+                answer = recommend(query, index, indexed, query_vector, feedback)
             if not query.uses_feedback:  # each new feedback may change such a result
                 resources.cache.put_result(key, _pack(answer))
     log.info(

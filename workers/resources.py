@@ -39,11 +39,13 @@ from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
+from pipeline.store.webhooks import Webhooks
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.dispatch import CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
 from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
+from workers.metrics import NoMetrics, serve_metrics
 from workers.query_log import QueryLog
 from workers.watchdog import Watchdog
 
@@ -133,6 +135,15 @@ class Resources:
         return Leases(
             self.jobs, settings.lease_s, settings.hung_after_s, self.stopping, self.watchdog
         )
+
+    @once
+    def metrics(self) -> NoMetrics:
+        settings = self.settings
+        return serve_metrics(settings.metrics_host, settings.metrics_port)
+
+    @once
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self.database)
 
     @once
     def api_keys(self) -> ApiKeys:
@@ -225,7 +236,8 @@ class Resources:
     def embedder(self) -> Embedder:
         """Everything that embedding a shard needs."""
         encoder = self.clip  # first: torch brings the CUDA libraries that onnxruntime looks for
-        return replace(build_embedder(self.settings, encoder), limits=self.limits)
+        embedder = build_embedder(self.settings, encoder)
+        return replace(embedder, limits=self.limits, observe=self.metrics.stage)
 
     @once
     def remover(self) -> Remover:

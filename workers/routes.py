@@ -5,6 +5,7 @@ QUEUES = (EMBED, INDEX, QUERY)
 
 EMBED_SHARD = "imgrec.embed_shard"
 MERGE_SHARDS = "imgrec.merge_shards"
+SEND_WEBHOOK = "imgrec.send_webhook"
 QUERY_IMAGE = "imgrec.query_image"
 CLASSIFY_IMAGE = "imgrec.classify_image"
 THUMBNAILS = "imgrec.thumbnails"
@@ -18,6 +19,7 @@ FAILURE_IMAGE = "imgrec.failure_image"
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
     MERGE_SHARDS: INDEX,
+    SEND_WEBHOOK: INDEX,
     QUERY_IMAGE: QUERY,
     CLASSIFY_IMAGE: QUERY,
     THUMBNAILS: QUERY,

@@ -18,7 +18,7 @@ from pipeline.images.failure import Failure
 from pipeline.images.find import SUFFIXES, ImageFile, find_images, require_allowed
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
-from pipeline.store.jobs import Jobs
+from pipeline.store.jobs import JobRequest, Jobs
 
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
@@ -58,6 +58,8 @@ def plan_rebuild(
     save_preprocessed: bool = False,
     listed: Callable[[int], None] = lambda count: None,
     created: Callable[[str], None] = lambda job_id: None,
+    request: JobRequest | None = None,
+    webhook_url: str | None = None,
 ) -> str:
     """Write the plan of a rebuild to the job table; return the job's id.
 
@@ -65,6 +67,7 @@ def plan_rebuild(
         full: embed everything again.
         listed: called with the number of images listed so far.
         created: called with the job's id before the folder is listed.
+        request, webhook_url: see `Jobs.create`.
 
     Raises:
         WrongUse: the folder cannot be used, see `check_folder`.
@@ -80,6 +83,8 @@ def plan_rebuild(
         fingerprint=fingerprint,
         base_version=base.name if base else None,
         lease_s=lease_s,
+        request=request,
+        webhook_url=webhook_url,
     )
     created(job_id)
     detector = ChangeDetector(root, base)

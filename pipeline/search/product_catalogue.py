@@ -8,6 +8,7 @@ import json
 import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ Value = str | int | float | bool
 Facts = dict[str, Value]
 
 PRODUCT_ID, IMAGE = "product_id", "image"
+MAX_CHOICES = 50  # of a column whose values are listed
 MAX_TEXT = 10_000  # characters of one value
 # Spaces are stripped afterwards: a pattern that skips them tries every split of a long blank text.
 CONDITION = re.compile(r"([^<>=!]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
@@ -128,6 +130,29 @@ class Condition:
             return found
         text = self.value.casefold()
         return np.array([t is not None and bool(compare(t, text)) for t in texts], bool)
+
+
+def columns(catalogue: Catalogue) -> list[dict[str, Any]]:
+    """Describe the columns, by name: numbers by their range, text by its values where few."""
+    counts: dict[str, Counter[str]] = {}
+    ranges: dict[str, list[float]] = {}
+    for facts_json in catalogue.facts_json.values():
+        for name, value in json.loads(facts_json).items():
+            counts.setdefault(name, Counter())[str(value)] += 1
+            number = to_number(value)
+            if number is not None:
+                low, high = ranges.get(name, [number, number])
+                ranges[name] = [min(low, number), max(high, number)]
+    described = []
+    for name, values in sorted(counts.items()):
+        if name in ranges and all(to_number(value) is not None for value in values):
+            low, high = ranges[name]
+            described.append({"name": name, "kind": "number", "min": low, "max": high})
+            continue
+        few = len(values) <= MAX_CHOICES
+        choices = [value for value, _ in values.most_common()] if few else None
+        described.append({"name": name, "kind": "text", "values": choices})
+    return described
 
 
 def to_number(value: Value) -> float | None:

@@ -131,6 +131,42 @@ WHERE id = :job_id AND state IN ('cancelled', 'failed') RETURNING id;
 UPDATE shards SET items = '[]'
 WHERE items <> '[]' AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL);
 
+-- name: count_images
+SELECT (SELECT COALESCE(SUM(embedded), 0) FROM shards) AS embedded,
+       (SELECT COALESCE(SUM(reused), 0) FROM shards) AS reused,
+       (SELECT COUNT(*) FROM failures WHERE warning = 0) AS skipped,
+       (SELECT COUNT(*) FROM failures WHERE warning = 1) AS warnings;
+
+-- name: get_job_request
+SELECT digest, job_id FROM job_requests WHERE client = :client AND key = :key;
+
+-- name: add_job_request
+INSERT INTO job_requests (client, key, digest, job_id, created_at)
+VALUES (:client, :key, :digest, :job_id, now_s()) ON CONFLICT DO NOTHING RETURNING job_id;
+
+-- name: forget_job_requests
+DELETE FROM job_requests WHERE created_at < now_s() - 86400;
+
+-- webhooks ------------------------------------------------------------------------------------------
+
+-- name: add_webhook
+INSERT INTO webhooks (job_id, url) VALUES (:job_id, :url);
+
+-- name: take_due_webhooks
+-- Sent again if its worker does not record an attempt within `lease_s`.
+UPDATE webhooks SET next_at = now_s() + :lease_s
+WHERE state = 'pending' AND next_at < now_s()
+  AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL)
+RETURNING job_id;
+
+-- name: get_webhook
+SELECT url, state, attempts, error FROM webhooks WHERE job_id = :job_id;
+
+-- name: record_webhook
+UPDATE webhooks SET state = :state, attempts = attempts + 1, error = :error,
+                    next_at = now_s() + :pause_s
+WHERE job_id = :job_id AND state = 'pending';
+
 -- the merge -----------------------------------------------------------------------------------------
 -- Not `state <> 'done'`: that reads through all rows that are, after each shard.
 

@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pipeline.classify.head import CATEGORY_HEAD
+from pipeline.classify.head_store import list_heads
 from pipeline.errors import ImgrecError, ServerUnavailable
-from pipeline.index.compare import changes
+from pipeline.index.changes import changes
 from pipeline.index.version_object import version_object
 from pipeline.settings import Settings
 from pipeline.store.heartbeat import READY, read_heartbeats
@@ -77,17 +77,13 @@ def _versions(web: Web) -> tuple[list[dict[str, Any]], str | None]:
 
 def _difference(web: Web, old: str, new: str) -> list[tuple[str, int, list[str]]]:
     store = web.resources.versions
-    result = changes(store.open(old), store.open(new))
-    kinds = {"Added": result.added, "Removed": result.removed, "Changed": result.changed}
-    return [(kind, len(paths), paths[:PATHS]) for kind, paths in kinds.items()]
+    result = changes(store.open(old), store.open(new), PATHS)
+    return [(kind, each["total"], each["paths"]) for kind, each in result.items()]
 
 
 def _heads(settings: Settings) -> list[str]:
     """Name the trained heads; whether they can be read, a worker finds out."""
-    files = sorted(settings.models_dir.glob("*/model.pt"))
-    files += sorted(settings.models_dir.glob("*/*/model.pt"))
-    names = [file.parent.relative_to(settings.models_dir).as_posix() for file in files]
-    return ["category" if name == CATEGORY_HEAD else name for name in names]
+    return [head.folder.as_posix() for head in list_heads(settings.models_dir)]
 
 
 @router.post("/rollback")

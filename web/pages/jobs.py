@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pipeline.errors import Conflict, ImgrecError
-from pipeline.rebuild.plan import check_folder
+from pipeline.errors import ImgrecError
+from pipeline.rebuild.plan import check_folder, plan_rebuild
 from web import jobs as api
 from web.access import Client
 from web.context import web_of
@@ -74,8 +75,16 @@ async def start(request: Request, client: AdminVisitor) -> Response:
     try:
         await asyncio.to_thread(check_folder, Path(folder), web.settings)
         await asyncio.to_thread(web.resources.dispatcher.require_broker)
-        options = {"full": full, "save_preprocessed": False}
-        job_id = await api.start_plan(web, Path(folder), options)
+        resources = web.resources
+        plan = partial(
+            plan_rebuild,
+            Path(folder),
+            web.settings,
+            resources.jobs,
+            resources.versions,
+            full=full,
+        )
+        job_id = await api.start_plan(web, plan)
     except ImgrecError as problem:
         status, error = problem_of(problem, folder)
         return await _jobs_page(
@@ -122,14 +131,7 @@ async def cancel(request: Request, job_id: str, client: AdminVisitor) -> Respons
 @router.post("/{job_id}/retry")
 async def retry(request: Request, job_id: str, client: AdminVisitor) -> Response:
     """Try again what failed, as a new rebuild; go to it."""
-    web = web_of(request)
-    require_names(job_id)
-    job = await asyncio.to_thread(web.resources.jobs.get, job_id)
-    if job.open:
-        raise Conflict(f"Job {job_id} has not ended yet: cancel it, or wait for its end.")
-    await asyncio.to_thread(web.resources.dispatcher.require_broker)
-    # What was indexed keeps its vectors, so only what failed, or was changed since, is embedded.
-    new = await api.start_plan(web, job.root, {"full": False, "save_preprocessed": False})
+    new = await api.start_retry(web_of(request), job_id)
     return RedirectResponse(f"/jobs/{new}", 303)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.search.facets import MAX_CHOICES, Facet, facets
-from pipeline.search.product_catalogue import Catalogue
+from pipeline.search.facets import Facet, facets
+from pipeline.search.product_catalogue import MAX_CHOICES, Catalogue
 
 
 def of(*rows: dict[str, Any]) -> list[Facet]:
@@ -15,11 +15,11 @@ def of(*rows: dict[str, Any]) -> list[Facet]:
 
 def test_numbers_are_a_range_and_few_texts_are_choices() -> None:
     columns = of({"price": "12.5", "color": "red"}, {"price": 7, "color": "Blue"}, {"price": -1})
-    assert columns == [Facet("price", -1, 12.5), Facet("color", choices=("Blue", "red"))]
+    assert columns == [Facet("color", choices=("Blue", "red")), Facet("price", -1, 12.5)]
 
 
 def test_choices_are_told_apart_without_regard_to_case_as_filters_do() -> None:
-    columns = of({"color": "Red"}, {"color": "red"}, {"color": "blue"})
+    columns = of({"color": "Red"}, {"color": "red"}, {"color": "Red"}, {"color": "blue"})
     assert columns == [Facet("color", choices=("blue", "Red"))]
 
 
