@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from web import docs, health, index, jobs, metrics, problems, search, system
 from web.context import Web
 from web.headers import Patient, SecureHeaders
+from web.pages import add_pages
 from web.process_metrics import Measured
 from web.product_urls import ProductPaths
 
@@ -69,4 +70,5 @@ def create_app(web: Web) -> FastAPI:
         system.router,
     ):
         app.include_router(router)
+    add_pages(app)
     return app

@@ -44,7 +44,12 @@ def _object(job: Job, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _details(web: Web, job_id: str) -> dict[str, Any]:
+def details(web: Web, job_id: str) -> dict[str, Any]:
+    """Return the object of a job.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
     require_names(job_id)
     jobs = web.resources.jobs
     job, progress = jobs.get(job_id), jobs.progress(job_id)
@@ -58,8 +63,13 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> dict[str, Any]:
     """List the rebuilds, newest first."""
-    rows = web_of(request).resources.jobs.list_with_progress(limit)
-    return {"jobs": [_object(job, progress) for job, progress in rows]}
+    return {"jobs": newest(web_of(request), limit)}
+
+
+def newest(web: Web, limit: int) -> list[dict[str, Any]]:
+    """Return the objects of the newest jobs first."""
+    rows = web.resources.jobs.list_with_progress(limit)
+    return [_object(job, progress) for job, progress in rows]
 
 
 @router.post(
@@ -112,7 +122,7 @@ async def create_job(
     except AlreadyRequested as repeated:
         job_id = repeated.job_id
     response.headers["Location"] = f"/v1/jobs/{job_id}"
-    return await asyncio.to_thread(_details, web, job_id)
+    return await asyncio.to_thread(details, web, job_id)
 
 
 def _require_webhook(web: Web, url: str) -> None:
@@ -135,19 +145,15 @@ async def retry_job(
 ) -> dict[str, Any]:
     """Try again only what failed: the images that a job left out, as a new job."""
     web = web_of(request)
-    require_names(job_id)
-    await asyncio.to_thread(web.resources.dispatcher.require_broker)
-    resources = web.resources
-    plan = partial(plan_retry, job_id, web.settings, resources.jobs, resources.versions)
-    retry_id = await start_plan(web, plan)
+    retry_id = await start_retry(web, job_id)
     response.headers["Location"] = f"/v1/jobs/{retry_id}"
-    return await asyncio.to_thread(_details, web, retry_id)
+    return await asyncio.to_thread(details, web, retry_id)
 
 
 @router.get("/{job_id}", response_model=schemas.JobDetails, responses=problems(404, 422, 503))
 def get_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
     """Show the progress of a rebuild."""
-    return _details(web_of(request), job_id)
+    return details(web_of(request), job_id)
 
 
 @router.post(
@@ -159,7 +165,7 @@ def cancel_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
     require_names(job_id)
     web.resources.jobs.get(job_id)
     web.resources.jobs.cancel(job_id)
-    return _details(web, job_id)
+    return details(web, job_id)
 
 
 @router.get(
@@ -220,7 +226,7 @@ async def events(
     before: dict[str, Any] | None = None
     while not web.stopping.is_set():
         try:
-            job = await asyncio.to_thread(_details, web, job_id)
+            job = await asyncio.to_thread(details, web, job_id)
         except ServerUnavailable:
             job = before or {}  # the job outlives a database that restarts; so does this
         if job and job != before:
@@ -230,6 +236,19 @@ async def events(
                 return
             before = job
         await web.pause(POLL_S)
+
+
+async def start_retry(web: Web, job_id: str) -> str:
+    """Plan a job that tries again what another one left out; return its id.
+
+    Raises:
+        ImgrecError: it cannot be planned.
+    """
+    require_names(job_id)
+    resources = web.resources
+    await asyncio.to_thread(resources.dispatcher.require_broker)
+    plan = partial(plan_retry, job_id, web.settings, resources.jobs, resources.versions)
+    return await start_plan(web, plan)
 
 
 async def start_plan(web: Web, write_plan: Callable[..., str]) -> str:

@@ -63,10 +63,11 @@ async def search(request: Request, client: Searcher) -> dict[str, Any]:
     start = time.perf_counter()
     web = web_of(request)
     body, data = await read_body(request, SearchBody)
-    return await _search(web, body.query(web.settings), data, start)
+    return await find_matches(web, body.query(web.settings), data, start)
 
 
-async def _search(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+    """Ask a query worker; `start` is when the request came, by `time.perf_counter`."""
     query.require_subject(bool(data))
     args: tuple[Any, ...] = (data, query.top_k)
     if query.options:
@@ -121,7 +122,7 @@ async def similar(
         index_version=index_version,
         total=True,
     )
-    return await _search(web, query, b"", start)
+    return await find_matches(web, query, b"", start)
 
 
 @router.get(

@@ -29,6 +29,7 @@ from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, Remover, prepare
 from pipeline.search.catalogue_filter import IndexedCatalogues
+from pipeline.search.facets import Facet, facets
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
 from pipeline.settings import Settings, load_settings
@@ -178,6 +179,11 @@ class Resources:
     @once
     def catalogue(self) -> RevisionCache[Catalogue]:
         return RevisionCache(self.products.revision, self.products.catalogue)
+
+    @once
+    def facets(self) -> RevisionCache[list[Facet]]:
+        """What the products can be filtered by; the catalogue itself is not kept."""
+        return RevisionCache(self.products.revision, lambda: facets(self.products.catalogue()))
 
     @once
     def feedback_log(self) -> FeedbackLog:

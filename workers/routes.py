@@ -14,6 +14,7 @@ THUMBNAILS = "imgrec.thumbnails"
 PICTURES = "imgrec.pictures"
 PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
+FAILURE_IMAGE = "imgrec.failure_image"
 
 # Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
 # addition that it may ignore needs none.
@@ -30,4 +31,5 @@ QUEUE_OF = {
     PICTURES: QUERY,
     PRODUCT: QUERY,
     PRODUCT_IMAGE: QUERY,
+    FAILURE_IMAGE: QUERY,
 }

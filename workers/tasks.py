@@ -75,6 +75,13 @@ def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
         return query.product_image(resources, product_id, side)
 
 
+@shared_task(name=routes.FAILURE_IMAGE, bind=True, throws=(ImgrecError,))
+def failure_image(self: Task, job_id: str, path: str, side: int) -> dict[str, str | None]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.failure_image(resources, job_id, path, side)
+
+
 @contextmanager
 def _deadline(task: Task, resources: Resources) -> Iterator[None]:
     """Watch a query, and explain a folder that it may not read.

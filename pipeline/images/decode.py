@@ -67,11 +67,12 @@ Image.MAX_IMAGE_PIXELS = None
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image may cost; `room` is shared by all that are decoded at the same time."""
+    """What an image may cost; `budget` is shared by all that are decoded at the same time."""
 
     max_pixels: int
     max_bytes: int
     budget: MemoryBudget = field(default_factory=MemoryBudget, compare=False)
+    min_side: int = MIN_SIDE
 
 
 def read_image(path: Path, limits: Limits) -> bytes:
@@ -186,9 +187,10 @@ def _decode(
     with image:
         _require_pixels(image.size, limits)
         width, height = image.size
-        if min(width, height) < MIN_SIDE:
+        if min(width, height) < limits.min_side:
             raise BadImage(
-                f"the image is {width}x{height} pixels, but each side must have at least {MIN_SIDE}"
+                f"the image is {width}x{height} pixels, but each side must have at least "
+                f"{limits.min_side}"
             )
         try:
             reject_decompression_bomb(image, data, limits.max_pixels)
