@@ -73,9 +73,9 @@ def import_feed(
             outcome = plan.make()
         if replace and feed.problems.bad_rows:
             raise WrongUse(
-                f"--replace would remove the products of the {feed.problems.bad_rows} bad rows, "
-                f"e.g. line {feed.problems.bad[0].line} ({feed.problems.bad[0].reason}). Correct "
-                "them, or import without --replace."
+                f"--replace would remove the products of bad rows ({feed.problems.bad_rows}, e.g. "
+                f"line {feed.problems.bad[0].line}: {feed.problems.bad[0].reason}). Correct them, "
+                "or import without --replace."
             )
         if dry_run:
             return outcome
@@ -96,7 +96,13 @@ class _Plan:
         self._tx = tx
         self._feed = feed
         self._replace = replace
-        stored = {} if replace else _stored_columns(tx) or _found_columns(tx)
+        stored = _stored_columns(tx)
+        if replace:  # what the user said still holds
+            stored = {
+                n: column for n, column in stored.items() if column.chosen and n in feed.finders
+            }
+        elif not stored:
+            stored = _found_columns(tx)
         columns = _decide(tx, feed, stored, types)
         self._outcome = Outcome(columns)
         self._names = feed.column_names(columns)
