@@ -182,10 +182,8 @@ def _show(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -> N
     if outcome.removed:
         counts += f", {outcome.removed:,} removed"
     index = f", {indexed:,} of them in the index" if indexed is not None else ""
-    click.echo(
-        f"{'Would import' if dry_run else 'Imported'} {counted(outcome.products, 'product')} ({counts})"
-        f"{index}. Products in total: {outcome.total:,}."
-    )
+    verb, products = "Would import" if dry_run else "Imported", counted(outcome.products, "product")
+    click.echo(f"{verb} {products} ({counts}){index}. Products in total: {outcome.total:,}.")
     if outcome.images or outcome.urls:
         click.echo(
             f"Images: {counted(outcome.images, 'file')}, {counted(outcome.urls, 'address', 'es')}."
@@ -230,8 +228,8 @@ def _tell(feed: Feed, outcome: Outcome, dry_run: bool) -> None:
         names = ", ".join(outcome.unknown[:SHOWN])
         more = ", ..." if outcome.n_unknown > SHOWN else ""
         echo_err(
-            f"Left out {counted(outcome.n_unknown, 'row')}, because the catalogue does not have the "
-            f"product: {names}{more}."
+            f"Left out {counted(outcome.n_unknown, 'row')}, because the catalogue does not have "
+            f"the product: {names}{more}."
         )
     elif outcome.n_new and outcome.n_new < outcome.products:
         names = ", ".join(outcome.new[:SHOWN])
