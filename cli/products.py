@@ -91,7 +91,7 @@ def import_catalogue(
     results and can be used with --where. An import changes the columns that the file has and leaves
     the rest.
     """
-    from pipeline.feeds.feed import read_feed
+    from pipeline.feeds.read_feed import read_feed
     from pipeline.feeds.staging import Staging
 
     with Staging() as staging:
