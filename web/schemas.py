@@ -166,7 +166,9 @@ class FeedbackAnswer(BaseModel):
 
 class JobBody(Body):
     folder: str = Field(
-        min_length=1, max_length=4096, description="Folder of the product images, on the server."
+        min_length=1,
+        max_length=4096,
+        description="Folder of the product images, on the server, or a store, e.g. s3://shop/photos.",
     )
     full: bool = Field(False, description="Embed every image again; reuse no vector.")
     save_preprocessed: bool = Field(False, description="Save what the model sees as images.")
@@ -183,6 +185,9 @@ class Job(BaseModel):
     reused: int
     skipped: int
     warnings: int
+    left_out: dict[str, int] = Field(
+        description="Files and folders that were left out on purpose, by reason."
+    )
     index_version: str | None
     seconds: float
     error: str | None

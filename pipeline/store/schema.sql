@@ -1,5 +1,6 @@
 -- The one schema, for SQLite and PostgreSQL. Each section runs once, in order; never edit a
--- section that was released: add the next one.
+-- section that was released: add the next one. "only adds" marks one that the last release can live
+-- with, because it changes nothing that its statements read or write; docs/operations.md says so.
 
 -- version 1
 CREATE TABLE jobs (
@@ -150,7 +151,7 @@ CREATE TABLE refusals (
 -- Merges that ended in an error which counts.
 ALTER TABLE jobs ADD COLUMN merge_attempts INTEGER NOT NULL DEFAULT 0;
 
--- version 6
+-- version 6, only adds
 -- Keys of the HTTP API; the secret itself is stored nowhere.
 CREATE TABLE api_keys (
     id         TEXT PRIMARY KEY,              -- part of the key, not secret
