@@ -79,6 +79,11 @@ def _print(title: str, grid: Table, rows: list[list[Any]]) -> None:
     console.print(grid)
 
 
+def counted(count: int, noun: str, plural: str = "s") -> str:
+    """Write a number of things: 1 value, 1,203 values."""
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
 def duration(seconds: float) -> str:
     """Write seconds as people read them: 4.2 s, 3 min 5 s, 2 h 10 min."""
     if seconds < 60:
