@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.agreement import require_agreement
-from cli.output import echo_err, json_option, print_json
+from cli.output import echo, echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 from workers.routes import QUERY
@@ -60,7 +60,7 @@ def import_products(wiring: Wiring, file: Path, replace: bool, as_json: bool) ->
         print_json(answer)
         return
     shown = f", {indexed} of them in the index" if indexed is not None else ""
-    click.echo(
+    echo(
         f"Imported {len(products)} products{shown}; columns: {', '.join(columns) or 'none'}. "
         f"Products in total: {answer['total']}."
     )

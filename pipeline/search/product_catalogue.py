@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import WrongUse, quote
+from pipeline.names import nfc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +61,7 @@ class Catalogue:
         suffix, else the one that is called like the nearest folder that it lies in; an image that
         no product claims is a product of its own.
         """
+        filename = nfc(filename)
         listed = self.by_image.get(filename)
         if listed is not None:
             return listed
@@ -76,7 +78,7 @@ class Catalogue:
 
     def facts(self, product_id: str) -> Facts:
         """Return what is known about a product; nothing, if it was not imported."""
-        found: Facts = json.loads(self.facts_json.get(product_id, "{}"))
+        found: Facts = json.loads(self.facts_json.get(nfc(product_id), "{}"))
         return found
 
 
@@ -243,13 +245,13 @@ def _product_id(value: Any, line: int) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise _Mistake(f"line {line} has no {PRODUCT_ID}")
-    return _text(value.strip(), PRODUCT_ID, line)
+    return nfc(_text(value.strip(), PRODUCT_ID, line))
 
 
 def _image(value: Any, line: int) -> str:
     if not isinstance(value, str):
         raise _Mistake(f"line {line}: '{IMAGE}' is not a string")
-    path = PurePosixPath(_text(value.strip(), IMAGE, line).replace("\\", "/"))
+    path = PurePosixPath(nfc(_text(value.strip(), IMAGE, line)).replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise _Mistake(f"line {line}: the image '{path}' is not below the products folder")
     return str(path)
