@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.agreement import require_agreement
-from cli.output import counted, echo_err, json_option, print_json
+from cli.output import counted, echo, echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 from pipeline.feeds.columns import Type
@@ -183,9 +183,9 @@ def _show(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -> N
         counts += f", {outcome.removed:,} removed"
     index = f", {indexed:,} of them in the index" if indexed is not None else ""
     verb, products = "Would import" if dry_run else "Imported", counted(outcome.products, "product")
-    click.echo(f"{verb} {products} ({counts}){index}. Products in total: {outcome.total:,}.")
+    echo(f"{verb} {products} ({counts}){index}. Products in total: {outcome.total:,}.")
     if outcome.images or outcome.urls:
-        click.echo(
+        echo(
             f"Images: {counted(outcome.images, 'file')}, {counted(outcome.urls, 'address', 'es')}."
         )
     width = max((len(name) for name in outcome.columns), default=0)
@@ -200,7 +200,7 @@ def _show(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -> N
             line += f", {count:,} not {column.type}s: rows {', '.join(map(str, lines))}{more}"
         if column.type == Type.IDENTIFIER and not finder.named_identifier and finder.code:
             line += f", such as {finder.code[0]} in row {finder.code[1]}"
-        click.echo(line)
+        echo(line)
 
 
 def _tell(feed: Feed, outcome: Outcome, dry_run: bool) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import WrongUse, quote
 from pipeline.feeds.columns import Column, Type, TypeFinder, Value, text_of
 from pipeline.feeds.numbers import read_number
+from pipeline.names import nfc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +58,7 @@ class Catalogue:
         suffix, else the one that is called like the nearest folder that it lies in; an image that
         no product claims is a product of its own.
         """
+        filename = nfc(filename)
         listed = self.by_image.get(filename)
         if listed is not None:
             return listed
@@ -73,7 +75,7 @@ class Catalogue:
 
     def facts(self, product_id: str) -> Facts:
         """Return what is known about a product; nothing, if it was not imported."""
-        facts: Facts = json.loads(self.facts_json.get(product_id, "{}"))
+        facts: Facts = json.loads(self.facts_json.get(nfc(product_id), "{}"))
         return facts
 
     def values(self, product_id: str) -> dict[str, list[Value]]:
