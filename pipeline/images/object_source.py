@@ -20,6 +20,7 @@ from pipeline.images.formats import SUFFIXES
 from pipeline.images.source import Read
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectInfo, ObjectStore, TooLarge
+from pipeline.storage.parallel_list import list_objects
 
 # Fetched at the same time; of one image more, where it is larger than that.
 FETCH_THREADS = 16
@@ -102,7 +103,7 @@ class ObjectSource:
         return data
 
     def _images(self, exclude: Exclude, left_out: LeftOut) -> Iterator[ObjectInfo]:
-        for each in self._store.list():
+        for each in list_objects(self._store):
             reason = _reason_to_leave_out(each.key, exclude)
             if reason:
                 left_out.add(reason)
