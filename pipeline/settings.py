@@ -28,6 +28,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pipeline.cgroup import cpu_limit
 from pipeline.errors import WrongUse, first_invalid
 from pipeline.urls import database_address, redis_address, without_password
 
@@ -153,6 +154,13 @@ class Settings(BaseSettings):
         description="Memory limit of one worker process, e.g. 4GiB; images that need more are "
         "rejected, and a worker that leaks is restarted; 0: unlimited; empty: half of the "
         "machine's memory, or most of the container's",
+    )
+
+    memory_shares: int = Field(
+        1,
+        ge=1,
+        description="Number of worker processes that share the memory limit of their container; "
+        "`imgrec up` sets it for its workers",
     )
 
     # Places
@@ -456,8 +464,11 @@ def _accept_old_names(sources: list[EnvSettingsSource]) -> None:
 def cores() -> int:
     """Return the number of CPU cores that this process may use; a container may have fewer."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        n_cores = len(os.sched_getaffinity(0))
+    else:
+        n_cores = os.cpu_count() or 1
+    quota = cpu_limit()
+    return n_cores if quota is None else min(n_cores, max(1, int(quota)))
 
 
 @lru_cache(maxsize=1)

@@ -41,6 +41,7 @@ LAYERS = (
     "classify",
     "evaluate",
     "search",
+    "feeds",
     "index",
     "embed",
     "preprocess",

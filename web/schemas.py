@@ -108,6 +108,9 @@ class Match(BaseModel):
     distance: float = Field(description="1 - score.")
     image: str = Field(description="Address of the product's image on this server.")
     product: dict[str, Any] | None = Field(None, description="Its imported data.")
+    variants: dict[str, list[Any]] | None = Field(
+        None, description="Values of the columns in which its variants differ."
+    )
     explain: dict[str, float] | None = None
 
 

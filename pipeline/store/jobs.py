@@ -408,6 +408,8 @@ class Jobs:
             tx.rows(QUERIES["delete_failures_of_job"], values)
             tx.rows(QUERIES["delete_shards_of_job"], values)
             tx.rows(QUERIES["delete_refusals"], values)
+            tx.rows(QUERIES["delete_request_of_job"], values)
+            tx.rows(QUERIES["delete_webhook_of_job"], values)
             tx.rows(QUERIES["delete_job"], values)
 
 

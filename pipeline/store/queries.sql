@@ -133,7 +133,8 @@ WHERE items <> '[]' AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT 
 
 -- name: list_ended_jobs
 -- Newest first, with the rows below each. Not those whose order still decides which index is newer
--- (created after the oldest open job), nor those that a worker has not let go of.
+-- (created after the oldest open job), nor those that a worker has not let
+-- go of, nor those whose end has still to be told.
 SELECT jobs.id,
        (SELECT COUNT(*) FROM shards WHERE job_id = jobs.id)
        + (SELECT COUNT(*) FROM failures WHERE job_id = jobs.id) AS n_rows
@@ -143,6 +144,7 @@ WHERE finished_at IS NOT NULL
                   AND (older.sequence < jobs.sequence OR older.created_at <= jobs.created_at))
   AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = jobs.id AND state = 'running'
                   AND lease_until >= now_s())
+  AND NOT EXISTS (SELECT 1 FROM webhooks WHERE job_id = jobs.id AND state = 'pending')
 ORDER BY sequence DESC, created_at DESC, id DESC;
 
 -- name: delete_suspects_of_job
@@ -156,6 +158,12 @@ DELETE FROM failures WHERE job_id = :job_id;
 
 -- name: delete_shards_of_job
 DELETE FROM shards WHERE job_id = :job_id;
+
+-- name: delete_request_of_job
+DELETE FROM job_requests WHERE job_id = :job_id;
+
+-- name: delete_webhook_of_job
+DELETE FROM webhooks WHERE job_id = :job_id;
 
 -- name: delete_job
 DELETE FROM jobs WHERE id = :job_id;
