@@ -65,7 +65,7 @@ class ObjectSource:
                     yield ImageFile(path, size, tag)
 
     def require(self) -> None:
-        next(self._store.list(), None)
+        next(self._store.objects(), None)
 
     @contextmanager
     def reading(self, images: Sequence[ImageFile], limits: Limits) -> Iterator[Read]:
@@ -114,7 +114,7 @@ class ObjectSource:
 
     def _gives_others(self, path: str) -> bool:
         """Tell whether other objects can be read: then this one alone is refused."""
-        for each in islice((item for item in self._store.list() if item.key != path), PROBES):
+        for each in islice((item for item in self._store.objects() if item.key != path), PROBES):
             try:
                 self._store.size(each.key)
             except (StoreRefused, ObjectMissing):

@@ -70,7 +70,7 @@ class ObjectStore:
         with _mapped(self.name, ""):
             self._library = _open(address)
 
-    def list(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
         """Yield all objects, below a prefix if one is given, in the order of the store."""
         for page in self.pages(prefix):
             yield from page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from pipeline.storage.object_store import KEYS_A_PAGE, ObjectInfo, ObjectStore
 
@@ -29,7 +30,7 @@ def list_objects(store: ObjectStore) -> Iterator[ObjectInfo]:
         return
     prefixes, objects = store.first_level()
     yield from objects
-    for page in _side_by_side([lambda name=name: store.pages(name) for name in prefixes]):
+    for page in _side_by_side([partial(store.pages, name) for name in prefixes]):
         yield from page
 
 

@@ -41,24 +41,24 @@ KEYS = ["a.jpg", "a-b/c.jpg", "a/b c.jpg", "per%20cent.jpg", "q?x#y&z.jpg", "ü/
 def test_objects_are_listed_read_and_deleted_under_any_name(store: ObjectStore) -> None:
     for key in KEYS:
         store.put(key, key.encode())
-    assert sorted(item.key for item in store.list()) == sorted(KEYS)
-    assert {item.size for item in store.list()} == {len(key.encode()) for key in KEYS}
+    assert sorted(item.key for item in store.objects()) == sorted(KEYS)
+    assert {item.size for item in store.objects()} == {len(key.encode()) for key in KEYS}
     assert [store.get(key).data.decode() for key in KEYS] == KEYS
     store.delete(KEYS[:2])
     store.delete([*KEYS[:2], "never there"])
-    assert sorted(item.key for item in store.list()) == sorted(KEYS[2:])
+    assert sorted(item.key for item in store.objects()) == sorted(KEYS[2:])
 
 
 def test_a_prefix_ends_at_a_slash(store: ObjectStore) -> None:
     store.put("one/a.jpg", b"1")
     store.put("one-more/a.jpg", b"2")
-    assert [item.key for item in open_store(f"{store.name}/one").list()] == ["a.jpg"]
+    assert [item.key for item in open_store(f"{store.name}/one").objects()] == ["a.jpg"]
 
 
 def test_more_than_a_page_of_keys_is_listed(store: ObjectStore) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: store.put(f"{n:05d}.jpg", b"x"), range(1_100)))
-    assert [item.key for item in store.list()] == [f"{n:05d}.jpg" for n in range(1_100)]
+    assert [item.key for item in store.objects()] == [f"{n:05d}.jpg" for n in range(1_100)]
 
 
 def test_a_part_is_read_and_what_is_too_large_is_not(store: ObjectStore) -> None:
@@ -94,7 +94,7 @@ def refused(address: str, doing: str) -> ImgrecError:
         if doing == "put":
             store.put("x", b"x")
         else:
-            next(store.list())
+            next(store.objects())
 
     with pytest.raises(ImgrecError) as error:
         run()
