@@ -62,6 +62,8 @@ class S3Server:
         command = [str(WEED), "-logtostderr=true", "server", f"-ip={self._address}"]
         command += [f"-ip.bind={self._address}", f"-dir={self._folder}", "-volume.max=50"]
         command += ["-master.telemetry=false", "-filer", "-s3"]
+        # Two catalogues listen on fixed ports, where a second server would end.
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         command += [f"-s3.config={self._folder}/s3.json", "-master.volumeSizeLimitMB=64"]
         for name in PORTS:
             command += [f"-{name}.port={self._ports[name]}"]
@@ -83,6 +85,8 @@ class S3Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self._folder / "log").read_text()[-2000:]
         url = f"http://{self._address}:{self.port}/healthz"
         try:
             with urllib.request.urlopen(url, timeout=1) as response:

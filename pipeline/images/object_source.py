@@ -20,6 +20,7 @@ from pipeline.images.formats import SUFFIXES
 from pipeline.images.source import Read
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectInfo, ObjectStore, TooLarge
+from pipeline.storage.parallel_list import list_objects
 
 # Fetched at the same time; of one image more, where it is larger than that.
 FETCH_THREADS = 16
@@ -64,7 +65,7 @@ class ObjectSource:
                     yield ImageFile(path, size, tag)
 
     def require(self) -> None:
-        next(self._store.list(), None)
+        next(self._store.objects(), None)
 
     @contextmanager
     def reading(self, images: Sequence[ImageFile], limits: Limits) -> Iterator[Read]:
@@ -102,7 +103,7 @@ class ObjectSource:
         return data
 
     def _images(self, exclude: Exclude, left_out: LeftOut) -> Iterator[ObjectInfo]:
-        for each in self._store.list():
+        for each in list_objects(self._store):
             reason = _reason_to_leave_out(each.key, exclude)
             if reason:
                 left_out.add(reason)
@@ -113,7 +114,7 @@ class ObjectSource:
 
     def _gives_others(self, path: str) -> bool:
         """Tell whether other objects can be read: then this one alone is refused."""
-        for each in islice((item for item in self._store.list() if item.key != path), PROBES):
+        for each in islice((item for item in self._store.objects() if item.key != path), PROBES):
             try:
                 self._store.size(each.key)
             except (StoreRefused, ObjectMissing):

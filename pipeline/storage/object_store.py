@@ -28,6 +28,7 @@ from pipeline.storage.address import Address
 from pipeline.storage.credentials import aws_profile
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore as Library
 
 KEYS_A_PAGE = 1000
@@ -69,13 +70,22 @@ class ObjectStore:
         with _mapped(self.name, ""):
             self._library = _open(address)
 
-    def list(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
         """Yield all objects, below a prefix if one is given, in the order of the store."""
+        for page in self.pages(prefix):
+            yield from page
+
+    def pages(self, prefix: str | None = None) -> Iterator[list[ObjectInfo]]:
+        """Yield the same in lists of up to KEYS_A_PAGE."""
         with _mapped(self.name, ""):
             for page in self._library.list(prefix, chunk_size=KEYS_A_PAGE):
-                for each in page:
-                    etag = each["e_tag"] or each["last_modified"].isoformat()
-                    yield ObjectInfo(each["path"], each["size"], etag)
+                yield [_info(each) for each in page]
+
+    def first_level(self) -> tuple[list[str], list[ObjectInfo]]:
+        """Return the prefixes that end at the first slash, and the objects without a slash."""
+        with _mapped(self.name, ""):
+            level = self._library.list_with_delimiter()
+            return list(level["common_prefixes"]), [_info(each) for each in level["objects"]]
 
     def size(self, key: str) -> int:
         """Return an object's bytes."""
@@ -128,6 +138,11 @@ class TooLarge(ImgrecError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the object has {size:,} bytes")
         self.size = size
+
+
+def _info(meta: ObjectMeta) -> ObjectInfo:
+    etag = meta["e_tag"] or meta["last_modified"].isoformat()
+    return ObjectInfo(meta["path"], meta["size"], etag)
 
 
 def _open(address: Address) -> Library:

@@ -74,7 +74,7 @@ def test_any_order_of_a_store_becomes_the_order_of_paths(
     keys = [f"{kind}/{n:03d}.jpg" for kind in "abc" for n in range(300)]
     mixed = random.Random(1).sample(keys, len(keys))
     monkeypatch.setattr(
-        ObjectStore, "list", lambda self: (ObjectInfo(key, 1, f'"{key}"') for key in mixed)
+        ObjectStore, "pages", lambda self: iter([[ObjectInfo(k, 1, f'"{k}"') for k in mixed]])
     )
     items = list(source_of(store).find())
     assert names(iter(items)) == keys

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,7 +22,8 @@ from pipeline.errors import (
 )
 from pipeline.storage import object_store
 from pipeline.storage.address import Address
-from pipeline.storage.object_store import ObjectStore, TooLarge
+from pipeline.storage.object_store import ObjectInfo, ObjectStore, TooLarge
+from pipeline.storage.parallel_list import list_objects
 
 
 def open_store(address: str) -> ObjectStore:
@@ -38,24 +41,24 @@ KEYS = ["a.jpg", "a-b/c.jpg", "a/b c.jpg", "per%20cent.jpg", "q?x#y&z.jpg", "ü/
 def test_objects_are_listed_read_and_deleted_under_any_name(store: ObjectStore) -> None:
     for key in KEYS:
         store.put(key, key.encode())
-    assert sorted(item.key for item in store.list()) == sorted(KEYS)
-    assert {item.size for item in store.list()} == {len(key.encode()) for key in KEYS}
+    assert sorted(item.key for item in store.objects()) == sorted(KEYS)
+    assert {item.size for item in store.objects()} == {len(key.encode()) for key in KEYS}
     assert [store.get(key).data.decode() for key in KEYS] == KEYS
     store.delete(KEYS[:2])
     store.delete([*KEYS[:2], "never there"])
-    assert sorted(item.key for item in store.list()) == sorted(KEYS[2:])
+    assert sorted(item.key for item in store.objects()) == sorted(KEYS[2:])
 
 
 def test_a_prefix_ends_at_a_slash(store: ObjectStore) -> None:
     store.put("one/a.jpg", b"1")
     store.put("one-more/a.jpg", b"2")
-    assert [item.key for item in open_store(f"{store.name}/one").list()] == ["a.jpg"]
+    assert [item.key for item in open_store(f"{store.name}/one").objects()] == ["a.jpg"]
 
 
 def test_more_than_a_page_of_keys_is_listed(store: ObjectStore) -> None:
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda n: store.put(f"{n:05d}.jpg", b"x"), range(2_100)))
-    assert [item.key for item in store.list()] == [f"{n:05d}.jpg" for n in range(2_100)]
+        list(pool.map(lambda n: store.put(f"{n:05d}.jpg", b"x"), range(1_100)))
+    assert [item.key for item in store.objects()] == [f"{n:05d}.jpg" for n in range(1_100)]
 
 
 def test_a_part_is_read_and_what_is_too_large_is_not(store: ObjectStore) -> None:
@@ -91,7 +94,7 @@ def refused(address: str, doing: str) -> ImgrecError:
         if doing == "put":
             store.put("x", b"x")
         else:
-            next(store.list())
+            next(store.objects())
 
     with pytest.raises(ImgrecError) as error:
         run()
@@ -151,3 +154,66 @@ def test_a_store_that_does_not_answer_is_unavailable(
     error = refused("s3://shop", doing)
     assert isinstance(error, ServerUnavailable)
     assert str(error) == "The store s3://shop does not answer: no connection."
+
+
+def test_eight_racing_publishers_have_one_winner_in_each_round(store: ObjectStore) -> None:
+    """Readers see one whole value after the other, and no round is lost or won twice."""
+    etag = store.put_if("CURRENT", b"0", None)
+    n_rounds, seen, ended = 50, [], threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            seen.append(store.get("CURRENT").data)
+
+    def publish(etag: str, content: bytes) -> str | None:
+        try:
+            return store.put_if("CURRENT", content, etag)
+        except ObjectConflict:
+            return None
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    values = [b"0"]
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(n_rounds):
+            contents = [f"{n}-{publisher}".encode() for publisher in range(8)]
+            etags = list(pool.map(publish, [etag] * 8, contents))
+            winners = [place for place, new in enumerate(etags) if new is not None]
+            assert len(winners) == 1
+            etag = str(etags[winners[0]])
+            assert store.get("CURRENT").data == contents[winners[0]]
+            values.append(contents[winners[0]])
+    ended.set()
+    reader.join()
+    places = [values.index(value) for value in seen]  # each is a winner's
+    assert places == sorted(places)
+
+
+KINDS = [f"kind{n:02d}" for n in range(11)]
+
+
+def test_many_prefixes_are_listed_side_by_side_and_each_key_once(store: ObjectStore) -> None:
+    keys = [f"{kind}/{n:03d}.jpg" for kind in KINDS for n in range(95)] + ["a.jpg", "z.jpg"]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: store.put(key, b"x"), keys))
+    assert sorted(item.key for item in list_objects(store)) == sorted(keys)
+    listing = list_objects(store)
+    next(listing)
+    listing.close()  # as where a command only asks for the first image
+
+
+def test_a_prefix_that_cannot_be_listed_ends_the_whole_listing(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passed over in silence, its products would leave the index."""
+    page = [ObjectInfo(f"{kind}/{n}.jpg", 1, "1") for kind in KINDS for n in range(100)][:1000]
+
+    def pages(self: ObjectStore, prefix: str | None = None) -> Iterator[list[ObjectInfo]]:
+        if prefix == "kind07":
+            raise ServerUnavailable("away")
+        yield page
+
+    monkeypatch.setattr(ObjectStore, "pages", pages)
+    monkeypatch.setattr(ObjectStore, "first_level", lambda self: (KINDS, []))
+    with pytest.raises(ServerUnavailable):
+        list(list_objects(store))
