@@ -52,7 +52,6 @@ REFUSED = re.compile(
 OUTAGES = (
     "08",  # connection exceptions
     "28",  # the login is refused
-    "3D",  # there is no such database
     "57P",  # the server shuts down or starts
     "53300",  # too many connections
     "25006",  # read-only, as a replica is that takes over
