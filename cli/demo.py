@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+import imgrec
 from pipeline.settings import cores
 
 DATA = Path("data/demo")
@@ -65,7 +66,7 @@ def main() -> None:
 def _run(environment: dict[str, str], *command: str) -> None:
     click.secho(f"\n$ imgrec {shlex.join(command)}", bold=True)
     sys.stdout.flush()
-    process = subprocess.run([sys.executable, "-m", "cli.main", *command], env=environment)
+    process = subprocess.run([sys.executable, "-P", imgrec.__file__, *command], env=environment)
     if process.returncode:
         sys.exit(process.returncode)
 

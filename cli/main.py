@@ -63,6 +63,11 @@ COMMANDS = {
         "Measure the recall of the published index against exact search.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
+    "prune": (
+        "cli.prune",
+        "prune",
+        "Delete old rebuilds, index versions and cached cut-outs.",
+    ),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are healthy."),
 }

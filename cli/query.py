@@ -22,7 +22,7 @@ from cli.output import (
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
-from pipeline.search.query import AUTO, Query
+from pipeline.search.query import AUTO, Box, Query
 from pipeline.settings import Settings
 from workers.routes import PICTURES, QUERY_IMAGE
 
@@ -47,6 +47,19 @@ class Score(click.ParamType[float | str]):
             return float(value)
         except ValueError:
             self.fail(f"'{value}' is not a number, nor 'auto'.", param, ctx)
+
+
+class BoxParameter(click.ParamType[Box]):
+    """Four numbers with commas between them."""
+
+    name = "x,y,w,h"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Box:
+        try:
+            x, y, width, height = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not x,y,width,height, e.g. 0.1,0.2,0.5,0.5.", param, ctx)
+        return x, y, width, height
 
 
 class QueryCommand(click.Command):
@@ -107,6 +120,18 @@ def _current_name(arg: str) -> str:
 @click.option(
     "--demote-disliked", is_flag=True, help="Demote products that several users disliked."
 )
+@click.option(
+    "--box",
+    type=BoxParameter(),
+    help="Search for this part of the image: x,y,width,height, each 0 to 1 of the upright image.",
+)
+@click.option(
+    "--sort",
+    default="",
+    metavar="COLUMN",
+    help="Order the 1,000 best matches by a column of the product data; -COLUMN is descending.",
+)
+@click.option("--offset", default=0, help="Number of matches to skip.", metavar="N")
 @click.option("--explain", is_flag=True, help="Show what each match's rank is made of.")
 @wait_option
 @timeout_option
@@ -131,6 +156,9 @@ def query(
     min_score: float | str | None,
     user: str,
     demote_disliked: bool,
+    box: Box | None,
+    sort: str,
+    offset: int,
     explain: bool,
     wait: bool,
     timeout: float,
@@ -155,6 +183,9 @@ def query(
         user=user,
         feedback=demote_disliked,
         explain=explain,
+        box=box,
+        sort=sort,
+        offset=offset,
     )
     question.require_subject(image is not None)
     data = query_client.message(image, settings) if image else b""

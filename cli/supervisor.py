@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import imgrec
 from cli import die_with_parent, redis_server
 from pipeline.settings import Settings, cores
 from pipeline.store.heartbeat import READY, reason
@@ -186,7 +187,8 @@ class Stack:
         children = []
         for name, queue in names:
             node = f"{name}@{socket.gethostname()}"
-            command = [sys.executable, "-m", "celery", "--quiet", "worker", "-Q", queue, "-n", node]
+            command = [sys.executable, "-P", imgrec.__file__, "celery", "--quiet", "worker"]
+            command += ["-Q", queue, "-n", node]
             command += ["--without-gossip", "--without-mingle", "-l", "INFO"]
             # A share that the user has set holds for all.
             threads = self.settings.cpu_threads or shares[queue]

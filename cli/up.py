@@ -14,6 +14,7 @@ from types import FrameType
 import click
 from filelock import FileLock, Timeout
 
+import imgrec
 from cli.output import echo_err
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
@@ -115,7 +116,7 @@ def _detach(run: Path, embed_workers: int) -> None:
     (run / "up.json").unlink(missing_ok=True)
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "up", "--embed-workers", str(embed_workers)],
+            [sys.executable, "-P", imgrec.__file__, "up", "--embed-workers", str(embed_workers)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -39,12 +39,7 @@ def explain(error: OSError, settings: Settings) -> FolderUnavailable:
     """Return the sentence for an error of `DENIED` or `DISK_FULL`."""
     path = _path(error) or settings.data_dir
     name, folder = _setting_of(path, settings)
-    if error.errno in DISK_FULL:
-        return FolderUnavailable(
-            f"{name} ({folder}) cannot be written: {error.strerror}. Free space there; a running "
-            "rebuild then continues automatically."
-        )
-    return FolderUnavailable(_denied(path, name, folder, error.strerror or str(error)))
+    return _unavailable(error, path, name, folder)
 
 
 def require_readable(path: Path, name: str) -> None:
@@ -56,10 +51,10 @@ def require_readable(path: Path, name: str) -> None:
     try:
         with os.scandir(path):
             pass
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     except OSError as error:
-        raise FolderUnavailable(_denied(path, name, path, error.strerror or str(error))) from error
+        raise _unavailable(error, path, name, path) from error
 
 
 def require_writable(path: Path, name: str) -> None:
@@ -80,12 +75,7 @@ def require_writable(path: Path, name: str) -> None:
             stream.write(b"\0")
             stream.flush()
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise FolderUnavailable(
-                f"{name} ({path}) cannot be written: {error.strerror}. Free space there."
-            ) from error
-        reason = error.strerror or str(error)
-        raise FolderUnavailable(_denied(place, name, path, reason)) from error
+        raise _unavailable(error, place, name, path) from error
 
 
 def require_usable_file(file: Path, name: str) -> None:
@@ -98,8 +88,7 @@ def require_usable_file(file: Path, name: str) -> None:
         with file.open("r+b"):
             pass
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise FolderUnavailable(_denied(file, name, file.parent, reason)) from error
+        raise _unavailable(error, file, name, file.parent) from error
 
 
 def require_data_dir(settings: Settings) -> None:
@@ -120,6 +109,18 @@ def user_name() -> str:
     return _user(os.geteuid())
 
 
+def _unavailable(error: OSError, path: Path, name: str, folder: Path) -> FolderUnavailable:
+    reason = error.strerror or str(error)
+    if error.errno in DENIED:
+        return FolderUnavailable(_denied(path, name, folder, reason))
+    if error.errno in DISK_FULL:
+        return FolderUnavailable(
+            f"{name} ({folder}) cannot be written: {reason}. Free space there; a running rebuild "
+            "then continues automatically."
+        )
+    return FolderUnavailable(f"{name} ({folder}) cannot be used: {reason}: correct {name}.")
+
+
 def _denied(path: Path, name: str, folder: Path, reason: str) -> str:
     place, right, verb = _missing_right(path.absolute())
     failure = f"{name} ({folder}) cannot be {'read' if verb == 'read' else 'written'}: {reason}."
@@ -128,10 +129,14 @@ def _denied(path: Path, name: str, folder: Path, reason: str) -> str:
             f"{failure} The file system of {place} is mounted read-only: mount it writable, or "
             f"set {name} to another folder."
         )
-    owner = f", which belongs to {_owner(place)}" if place.exists() else ""
+    facts, me = place.stat(), os.geteuid()
+    if facts.st_uid == me:
+        way = f"give it that right (chmod -R u+rwX {folder})"
+    else:
+        way = f"give it that right as root (chown -R {me} {folder}), or run imgrec as the owner"
     return (
-        f"{failure} The {user_name()} may not {right} {place}{owner}: as its owner or as root, "
-        f"give that right (chown -R {os.geteuid()} {folder}), or run imgrec as the owner."
+        f"{failure} The {user_name()} may not {right} {place}, which belongs to the "
+        f"{_user(facts.st_uid)} and has the mode {stat.filemode(facts.st_mode)}: {way}."
     )
 
 
@@ -163,11 +168,6 @@ def _is_read_only(place: Path) -> bool:
         return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
     except OSError:
         return False
-
-
-def _owner(place: Path) -> str:
-    facts = place.stat()
-    return f"{_user(facts.st_uid)}, mode {stat.filemode(facts.st_mode)}"
 
 
 def _user(uid: int) -> str:

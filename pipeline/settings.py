@@ -222,6 +222,23 @@ class Settings(BaseSettings):
     keep_versions: int = Field(
         3, ge=2, description="Number of index versions kept on disk for rollback"
     )
+    keep_jobs: int = Field(
+        1000,
+        ge=1,
+        description="Number of ended rebuilds that `imgrec jobs` lists; older ones are deleted",
+    )
+    keep_job_rows: int = Field(
+        1_000_000,
+        ge=1,
+        description="Number of shards and failures of ended rebuilds that the database keeps; "
+        "beyond it, the oldest rebuilds are deleted",
+    )
+    up_log_bytes: Size = Field(
+        ByteSize(10 * MIB),
+        ge=1024,
+        description="Size of the log of `imgrec up --detach`, e.g. 10MiB, at which a new one is "
+        "begun; the one before is kept",
+    )
     flat_max_vectors: int = Field(
         50_000,
         ge=1,
@@ -369,9 +386,29 @@ class Settings(BaseSettings):
     def _known_redis(cls, value: str) -> str:
         return redis_address(value) if value else value
 
+    @field_validator("image_url_hosts", "webhook_hosts")
+    @classmethod
+    def _known_hosts(cls, value: str) -> str:
+        if value:
+            from pipeline.outbound import AllowedHosts  # not at the top: most need no HTTP
+
+            AllowedHosts.parse(value)
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _long_secret(cls, value: str) -> str:
+        if value and len(value) < 24:
+            raise ValueError("at least 24 characters are required")
+        return value
+
     @property
     def index_dir(self) -> Path:
         return self.data_dir / "faiss_index"
+
+    @property
+    def cutout_dir(self) -> Path:
+        return self.data_dir / "prepared"
 
     @property
     def training_dir(self) -> Path:
@@ -435,6 +472,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         path, reason, value = first_invalid(error)
         name, shown = str(path[0]).upper(), without_password(repr(value))
+        if name.endswith("_SECRET"):
+            shown = "not shown, because it is a secret"
         if name.endswith("_URL") and "://" not in shown:
             shown = "not shown, because it may contain a password"
         # Without its cause, which quotes the value with its password.

@@ -32,6 +32,7 @@ EXAMPLE_HEAD = """\
 HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
 HTTP = {"fastapi", "starlette", "uvicorn", "jinja2"}
 SHIPPED = ("cli", "web", "workers", "pipeline")
+MODULES = ("celeryconfig.py", "imgrec.py")
 # The packages of pipeline/, uppermost first; below them are its modules that are in no package.
 LAYERS = (
     "rebuild",
@@ -122,7 +123,7 @@ def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_
     tree, skipped = tmp_path / "tree", shutil.ignore_patterns("__pycache__", "*.egg-info")
     for package in SHIPPED:
         shutil.copytree(ROOT / package, tree / package, ignore=skipped)
-    for file in ("pyproject.toml", "celeryconfig.py", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", *MODULES, "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
     (tree / "tools").mkdir()
     (tree / "tools" / "__init__.py").touch()
@@ -131,14 +132,14 @@ def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_
     assert done.returncode == 0, done.stderr
     (wheel,) = tree.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name.split("/")[0] for name in names} == {*SHIPPED, "celeryconfig.py"}
+    assert {name.split("/")[0] for name in names} == {*SHIPPED, *MODULES}
     files = {
         str(file.relative_to(tree))
         for package in SHIPPED
         for file in (tree / package).rglob("*")
         if file.is_file()
     }
-    assert names == files | {"celeryconfig.py"}
+    assert names == files | set(MODULES)
     assert len([name for name in names if name.startswith("pipeline/probe_images/")]) == 12
 
 

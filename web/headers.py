@@ -78,32 +78,56 @@ class Patient:
             )
             await response(scope, receive, send)
             return
-        loop = asyncio.get_running_loop()
-        deadline, whole, started = loop.time() + BODY_S, False, False
+        await Exchange(self._app, scope, receive, send).run()
 
-        async def receive_soon() -> Message:
-            nonlocal whole
-            if whole:  # only the end of the connection is still to come
-                return await receive()
-            left = min(BODY_SILENCE_S, deadline - loop.time())
-            message = await asyncio.wait_for(receive(), left)
-            whole = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
 
-        async def send_soon(message: Message) -> None:
-            nonlocal started
-            started = True
-            await asyncio.wait_for(send(message), SEND_S)
+class Exchange:
+    """One request and its answer, each piece within a time."""
 
+    def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self._app, self._scope, self._receive, self._send = app, scope, receive, send
+        self._deadline = asyncio.get_running_loop().time() + BODY_S
+        self._whole = False  # the body has arrived
+        self._late = False  # the body has not arrived in time
+        self._stalled = False  # the client takes no answer
+        self._started = False  # the answer has begun
+
+    async def run(self) -> None:
         try:
-            await self._app(scope, receive_soon, send_soon)
-        except TimeoutError:
-            if started:
+            await self._app(self._scope, self.receive, self.send)
+        except Exception:
+            if not (self._late or self._stalled):
                 raise
-            response = problem_response(
-                408,
-                "request-timeout",
-                "The body of the request did not arrive in time.",
-                {"Connection": "close"},
-            )
-            await response(scope, receive, send)
+        if self._late and not self._started:
+            await self._refuse()
+
+    async def receive(self) -> Message:
+        if self._whole:  # only the end of the connection is still to come
+            return await self._receive()
+        left = min(BODY_SILENCE_S, self._deadline - asyncio.get_running_loop().time())
+        try:
+            message = await asyncio.wait_for(self._receive(), left)
+        except TimeoutError:
+            self._late = True
+            raise
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._late and not self._started:
+            return  # the framework calls it a broken body
+        self._started = True
+        try:
+            await asyncio.wait_for(self._send(message), SEND_S)
+        except TimeoutError:
+            self._stalled = True
+            raise
+
+    async def _refuse(self) -> None:
+        response = problem_response(
+            408,
+            "request-timeout",
+            "The body of the request did not arrive in time.",
+            {"Connection": "close"},
+        )
+        await response(self._scope, self._receive, self._send)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.search.query import Query
+from pipeline.search.query import MAX_OFFSET, Query
 from pipeline.settings import Settings
 
 MAX_TEXT = 1000
@@ -54,6 +54,20 @@ class SearchBody(ImageBody):
     demote_disliked: bool = Field(False, description="Demote products that several users disliked.")
     explain: bool = Field(False, description="Return the parts of each match's value.")
     limit: int | None = Field(None, ge=1, le=1000, description="Number of matches; default TOP_K.")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="Number of matches to skip.")
+    sort: Text = Field(
+        "",
+        description="A column: the 1,000 best matches in its order; descending after `-`.",
+    )
+    fields: list[Text] | None = Field(
+        None, max_length=100, description="Columns to return in `product`; default: all."
+    )
+    box: tuple[float, float, float, float] | None = Field(
+        None, description="Part of the image: x, y, width, height, each 0 to 1 of the upright one."
+    )
+    index_version: str = Field(
+        "", max_length=20, description="Ask this version; default: the published one."
+    )
 
     def query(self, settings: Settings) -> Query:
         """Return the query that a message carries.
@@ -66,13 +80,19 @@ class SearchBody(ImageBody):
             text=self.text,
             without=self.not_,
             weight=self.weight,
-            product=next(iter(self.products), ""),
+            products=self.products,
             where=tuple(self.where),
             diverse=self.diverse,
             min_score=self.min_score,
             user=self.user,
             feedback=self.demote_disliked,
             explain=self.explain,
+            offset=self.offset,
+            sort=self.sort,
+            fields=None if self.fields is None else tuple(self.fields),
+            box=self.box,
+            index_version=self.index_version,
+            total=True,
         )
 
 
@@ -95,6 +115,7 @@ class SearchAnswer(BaseModel):
     query_id: str
     index_version: str
     matches: list[Match]
+    total: int | None = Field(None, description="All matches, where their number is known.")
     min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
     took_ms: float
 

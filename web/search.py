@@ -12,13 +12,14 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi import Query as QueryParameter
 
 from pipeline.errors import NotFound
-from pipeline.search.query import Query
+from pipeline.search.query import MAX_OFFSET, Query
 from web.access import Rater, Searcher
 from web.context import Web, web_of
 from web.images import read_body
 from web.product_urls import product_id_of, product_url
 from web.responses import problems
 from web.schemas import (
+    MAX_TEXT,
     Classes,
     ClassifyBody,
     FeedbackAnswer,
@@ -101,13 +102,26 @@ async def similar(
     product_id: ProductPath,
     client: Searcher,
     limit: Annotated[int | None, QueryParameter(ge=1, le=1000)] = None,
+    offset: Annotated[int, QueryParameter(ge=0, le=MAX_OFFSET)] = 0,
     where: Annotated[list[str] | None, QueryParameter(max_length=20)] = None,
+    sort: Annotated[str, QueryParameter(max_length=MAX_TEXT)] = "",
+    fields: Annotated[list[str] | None, QueryParameter(max_length=100)] = None,
+    index_version: Annotated[str, QueryParameter(max_length=20)] = "",
 ) -> dict[str, Any]:
     """Find the products that are similar to one."""
     start = time.perf_counter()
     web = web_of(request)
-    body = SearchBody(products={_product_id(product_id): 1.0}, limit=limit, where=where or [])
-    return await _search(web, body.query(web.settings), b"", start)
+    query = Query(
+        top_k=limit or web.settings.top_k,
+        product=_product_id(product_id),
+        where=tuple(where or ()),
+        offset=offset,
+        sort=sort,
+        fields=None if fields is None else tuple(fields),
+        index_version=index_version,
+        total=True,
+    )
+    return await _search(web, query, b"", start)
 
 
 @router.get(

@@ -13,7 +13,7 @@ import redis
 from pipeline.errors import WrongUse
 from pipeline.store.redis_client import PREFIX, connect, require_fit, trouble
 from workers.roll_call import RollCall
-from workers.routes import QUEUE_OF, QUEUES
+from workers.routes import FORM, FORM_HEADER, QUEUE_OF, QUEUES
 
 PAUSE_S = 3.0
 
@@ -63,15 +63,21 @@ class CeleryDispatcher:
         self.roll_call: RollCall | None = RollCall(redis_url)
 
     def send(self, task: str, *args: object) -> None:
-        from celery import current_app
+        from workers.celery_app import app
 
         with self._broker():
-            current_app.send_task(task, args=args, queue=QUEUE_OF[task], ignore_result=True)
+            app().send_task(
+                task,
+                args=args,
+                queue=QUEUE_OF[task],
+                ignore_result=True,
+                headers={FORM_HEADER: FORM},
+            )
 
     def queue_length(self, queue: str) -> int:
-        from celery import current_app
+        from workers.celery_app import app
 
-        with self._broker(), current_app.connection_for_write() as connection:
+        with self._broker(), app().connection_for_write() as connection:
             return int(connection.default_channel.client.llen(queue))
 
     def require_broker(self) -> None:
@@ -80,10 +86,10 @@ class CeleryDispatcher:
             client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
-        from celery import current_app
+        from workers.celery_app import app
 
         with self._broker():
-            replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
+            replies = app().control.inspect(timeout=patience_s).active_queues() or {}
         return Counter(queue["name"] for queues in replies.values() for queue in queues)
 
     def pause_for_others(self, stopping: threading.Event) -> None:

@@ -99,6 +99,7 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
 
 
 def _load(resources: Resources, job: Job) -> None:
+    job.require_known_form()
     require_allowed(job.root, resources.settings)
     if not job.root.is_dir():
         raise SetupError(

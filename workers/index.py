@@ -1,6 +1,6 @@
 """The task of queue `index`: the shards of a job become the next published version.
 
-Read downward: claim -> publish (lock, merge, prune) -> record.
+Read downward: claim -> publish (lock, merge) -> record -> prune.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ServerUnavailable, UnknownJob
+from pipeline.errors import ServerUnavailable, SetupError, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
@@ -25,7 +25,8 @@ from workers.error_policy import (
     give_up,
 )
 from workers.lease import Lease
-from workers.reconcile import advance, remove_leftovers, report_unknown_job
+from workers.prune import prune_after_publishing
+from workers.reconcile import advance, report_unknown_job
 from workers.refusal import refuse
 from workers.resources import HOST, Resources
 from workers.routes import INDEX
@@ -56,11 +57,14 @@ def merge_shards(resources: Resources, job_id: str) -> None:
 
 
 def _claim(resources: Resources, job_id: str) -> MergeClaim | None:
+    try:
+        resources.jobs.get(job_id).require_known_form()
+    except SetupError as error:  # a newer index worker takes it
+        log.error("The merge of job %s is left alone: %s", job_id, error)
+        resources.jobs.set_waiting_reason(job_id, str(error))
+        return None
     owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
-    claim = resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
-    if claim is None:
-        resources.jobs.get(job_id)  # an unknown job is an error, not a merge that is done
-    return claim
+    return resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
 
 
 def _merge(resources: Resources, claim: MergeClaim) -> None:
@@ -75,15 +79,16 @@ def _merge(resources: Resources, claim: MergeClaim) -> None:
         _record(resources, claim.job.id, merged)
     except Exception as error:
         _after_error(resources, claim, error)
-    else:
-        remove_leftovers(resources)
+    else:  # outside of what counts as an attempt: the job is done
+        if merged.version:
+            prune_after_publishing(resources)
 
 
 def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = resources.jobs, resources.settings, resources.versions
     guard = resources.memory_guard
     with versions.lock().acquire(timeout=LOCK_WAIT_S), guard.expect_high_usage():
-        merged = merge(
+        return merge(
             job,
             jobs.shards.done(job.id),
             settings,
@@ -92,9 +97,6 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
             later_jobs=jobs.created_after(job.id),
             require_fit=guard.require_fit,
         )
-        if merged.version:
-            versions.prune(settings.keep_versions, jobs.referenced_versions())
-    return merged
 
 
 def _record(resources: Resources, job_id: str, merged: Merged) -> None:

@@ -14,11 +14,11 @@ from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, decode, encode_jpeg, read_image, sha256
+from pipeline.images.decode import WORK_SIDE, crop, decode, encode_jpeg, read_image, sha256
 from pipeline.images.find import confined, require_allowed
 from pipeline.index.versions import Version
 from pipeline.search.catalogue_filter import IndexedCatalogue
-from pipeline.search.query import Query
+from pipeline.search.query import Box, Query
 from pipeline.search.query_vector import compose, embed_image
 from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
@@ -56,12 +56,12 @@ def query_image(
     start = time.monotonic()
     failpoint("query.start")
     query = _checked(resources, data, top_k, options)
-    index = resources.live_index.current()
+    index = resources.live_index.version(query.index_version)
     fingerprint = resources.fingerprint
     index.version.require(fingerprint.id, fingerprint.summary)
     # A user who filters may have imported the products within the same second.
     indexed = resources.indexed_catalogues.of(index.version, at_once=bool(query.conditions))
-    digest = sha256(data) if data else ""
+    digest = _digest(data, query.box) if data else ""
     key = _result_key(query, index.version, fingerprint.id, digest, indexed)
     answer = None if query.uses_feedback else _unpack(resources.cache.get_result(key))
     cached = answer is not None
@@ -69,7 +69,7 @@ def query_image(
         vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
-            image = _vector(resources, data, digest, vectors) if data else None
+            image = _vector(resources, data, digest, vectors, query.box) if data else None
             query_vector = compose(query, image, resources.text_vector, indexed)
             answer = recommend(query, index, indexed, query_vector, feedback)
             if not query.uses_feedback:  # each new feedback may change such a result
@@ -93,6 +93,8 @@ def query_image(
         response["min_score"] = answer.min_score
     if texts := [text for text in (query.text, query.without) if text]:
         response |= _told(resources.clip.text_warnings(texts))
+    if query.total:
+        response["total"] = answer.total
     return response
 
 
@@ -138,6 +140,7 @@ def _record(
             index_version=index_version,
             fingerprint=fingerprint,
             matches=tuple((match["product_id"], match["score"]) for match in answer.matches),
+            first_rank=query.offset + 1,
             vector=answer.vector,
         )
     )
@@ -145,13 +148,14 @@ def _record(
 
 def _pack(answer: Answer) -> dict[str, Any]:
     vector = base64.b64encode(np.asarray(answer.vector, "<f4").tobytes()).decode()
-    return {"matches": answer.matches, "min_score": answer.min_score, "vector": vector}
+    facts = {"matches": answer.matches, "min_score": answer.min_score, "total": answer.total}
+    return {**facts, "vector": vector}
 
 
 def _unpack(result: Any) -> Answer | None:
     try:
         vector = np.frombuffer(base64.b64decode(result["vector"]), "<f4").astype(np.float32)
-        return Answer(list(result["matches"]), result["min_score"], vector)
+        return Answer(list(result["matches"]), result["min_score"], vector, result["total"])
     except (TypeError, ValueError, KeyError):
         return None  # not written by this module
 
@@ -183,24 +187,35 @@ def _require_size(resources: Resources, data: bytes) -> None:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
 
+def _digest(data: bytes, box: Box | None) -> str:
+    """Return the content hash of an image, or of a part of it."""
+    return sha256(data if box is None else f"{box} of {sha256(data)}".encode())
+
+
 def _vector(
-    resources: Resources, data: bytes, digest: str, vectors: KnownVectors
+    resources: Resources,
+    data: bytes,
+    digest: str,
+    vectors: KnownVectors,
+    box: Box | None = None,
 ) -> NDArray[np.float32]:
     """Return the image's (d,) unit vector: a known one, or the model's."""
     return embed_image(
         data,
         digest,
         vectors,
-        lambda image_file: _prepare(resources, image_file),
+        lambda image_file: _prepare(resources, image_file, box),
         lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
     )
 
 
-def _prepare(resources: Resources, data: bytes) -> Image.Image:
+def _prepare(resources: Resources, data: bytes, box: Box | None) -> Image.Image:
     """Decode and preprocess a query's image; the models are loaded first."""
     prepare = resources.query_prepare
     resources.memory_guard.apply_limit(QUERY)
     image = decode(data, resources.limits, resources.settings.preprocess_bg_color)
+    if box is not None:
+        image = crop(image, box)
     try:
         return prepare(image).image
     except MemoryError as error:

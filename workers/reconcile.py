@@ -7,7 +7,6 @@ hints.
 from __future__ import annotations
 
 import logging
-import shutil
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -90,20 +89,6 @@ def report_unknown_job(resources: Resources, job_id: str) -> None:
             resources.dispatcher.roll_call.report_unknown_job(job_id, sentence)
         except redis.RedisError as error:
             log.warning("That could not be told over Redis: %s", error)
-
-
-def remove_leftovers(resources: Resources) -> None:
-    """Delete the plans and shard files of jobs that have ended."""
-    jobs, folder = resources.jobs, resources.settings.jobs_dir
-    jobs.drop_items()
-    if not folder.is_dir():
-        return
-    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
-    children = list(folder.iterdir())
-    still_open = {job.id for job in jobs.open_jobs()}
-    for child in children:
-        if child.name not in still_open:
-            shutil.rmtree(child, ignore_errors=True)
 
 
 def _send_shards(resources: Resources, job_id: str, numbers: Sequence[int]) -> None:

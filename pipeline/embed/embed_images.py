@@ -85,8 +85,7 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     prepared = None
     if settings.use_bg_removal and settings.cutout_cache_bytes:  # resizing alone costs no more
-        folder = settings.data_dir / "prepared"
-        prepared = PreparedCache(folder, spec, limits, settings.cutout_cache_bytes)
+        prepared = PreparedCache(settings.cutout_dir, spec, limits, settings.cutout_cache_bytes)
     return Embedder(
         encoder=encoder,
         prepare=lambda image: prepare(image, spec, remover),

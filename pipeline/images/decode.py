@@ -206,6 +206,24 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
 
 
+def crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """Return a part of an upright image: x, y, width and height as fractions of it.
+
+    Raises:
+        BadImage: fewer pixels are left than an image must have.
+    """
+    x, y, width, height = box
+    left, top = round(x * image.width), round(y * image.height)
+    right, bottom = round((x + width) * image.width), round((y + height) * image.height)
+    part = image.crop((left, top, min(right, image.width), min(bottom, image.height)))
+    if min(part.size) < MIN_SIDE:
+        raise BadImage(
+            f"the box holds {part.width}x{part.height} pixels of the image, but each side must "
+            f"have at least {MIN_SIDE}"
+        )
+    return part
+
+
 def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
     """Return the image as JPEG bytes."""
     buffer = io.BytesIO()

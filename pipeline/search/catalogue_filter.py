@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.index.versions import Version
 from pipeline.search.product_catalogue import PRODUCT_ID, Catalogue, Condition, Value, to_number
 
 MAX_MASKS = 64  # of the most recently used conditions
+MAX_COUNTED = 200_000  # rows that are grouped by product for a mere count
 MAX_CATALOGUES = 2  # the version that serves, and the one that is being made ready
 
 
@@ -107,6 +108,28 @@ class IndexedCatalogue:
             with self._lock:
                 self._masks[key] = mask
         return mask
+
+    def count(self, conditions: Sequence[Condition], without: Collection[str] = ()) -> int | None:
+        """Count the products that meet all conditions; None where that would take seconds.
+
+        Args:
+            without: products that are not counted.
+        """
+        mask = self.allowed(conditions)
+        if mask is None:
+            if len(self.version.paths) > MAX_COUNTED:
+                return None
+            return len(self._rows.keys() - set(without))
+        rows = np.flatnonzero(mask)
+        return len({self.products[row] for row in rows.tolist()} - set(without))
+
+    def require_column(self, name: str) -> None:
+        """Check that a product has this column.
+
+        Raises:
+            WrongUse: none has.
+        """
+        self._column(name)
 
     @cached_property
     def products(self) -> list[str]:

@@ -6,6 +6,7 @@ the clock of the PostgreSQL server, or of the machine that holds the SQLite file
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -19,6 +20,11 @@ from pipeline.errors import DatabaseFailed, ImgrecError
 from pipeline.store.backend import Backend, Transaction
 
 SQLITE = "sqlite:///"
+# The oldest schema version whose imgrec works on the newest schema here. A section of schema.sql
+# that only adds leaves it as it is: then the last release runs beside this one. One that the last
+# release cannot live with raises it to its own version, and docs/operations.md says to stop all.
+WORKS_FROM = 5
+WORKS_FROM_ROW = "schema {} works from"  # the row of `revisions` that tells older releases
 UNICODE = ("UTF8", "SQL_ASCII")  # encodings that hold any text; SQL_ASCII stores bytes as they come
 
 
@@ -117,6 +123,8 @@ def _migrate(tx: Transaction) -> None:
     have = _schema_version(tx)
     sections = _sections()
     if have > max(sections):
+        if _works_from(tx, have) <= max(sections):
+            return  # a newer imgrec has added to the schema, and this one may go on
         raise ImgrecError(
             f"The database has schema version {have}; this imgrec supports up to {max(sections)}: "
             "update imgrec."
@@ -126,6 +134,15 @@ def _migrate(tx: Transaction) -> None:
             for statement in sections[version]:
                 tx.rows(statement)
             tx.rows("INSERT INTO schema_version VALUES (?)", (version,))
+    if have < max(sections) and tx.table_exists("revisions"):
+        name = WORKS_FROM_ROW.format(max(sections))
+        tx.rows("INSERT INTO revisions VALUES (?, ?)", (name, WORKS_FROM))
+
+
+def _works_from(tx: Transaction, version: int) -> float:
+    name = WORKS_FROM_ROW.format(version)
+    rows = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
+    return float(rows[0]["n"]) if rows else math.inf
 
 
 def _sections() -> dict[int, list[str]]:

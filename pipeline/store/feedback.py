@@ -38,12 +38,13 @@ class FeedbackLog:
                 query.fingerprint,
                 json.dumps(query.matches),
                 np.asarray(query.vector, "<f4").tobytes(),
+                query.first_rank,
             )
             for query in queries
         ]
         with self._database.transaction() as tx:
             tx.many(
-                "INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (query_id) DO NOTHING",
                 rows,
             )
@@ -105,7 +106,7 @@ class FeedbackLog:
             user or query.user,
             action,
             now,
-            products.index(product_id) + 1,
+            products.index(product_id) + query.first_rank,
             query.index_version,
             query.fingerprint,
             query.vector,
@@ -165,6 +166,7 @@ def _shown(row: Row) -> LoggedQuery:
         fingerprint=row["fingerprint"],
         matches=matches,
         vector=_vector(row["vector"]),
+        first_rank=int(row["first_rank"]),
     )
 
 

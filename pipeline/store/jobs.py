@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import ServerUnavailable, UnknownJob, WrongUse
+from pipeline.errors import ServerUnavailable, SetupError, UnknownJob, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
 from pipeline.store.queries import QUERIES
 from pipeline.store.shards import Shards, StageTimings
+
+# Of a job's options. Raise it with an option that a worker of the last release must not ignore.
+FORM = 1
 
 Written = TypeVar("Written")
 
@@ -34,6 +37,7 @@ class Job:
     root: Path
     state: str
     plan_done: bool
+    form: int  # of the options
     full: bool
     save_preprocessed: bool
     fingerprint: str | None
@@ -53,6 +57,7 @@ class Job:
             root=Path(row["root"]),
             state=row["state"],
             plan_done=bool(row["plan_done"]),
+            form=int(options.get("form", FORM)),
             full=bool(options["full"]),
             save_preprocessed=bool(options["save_preprocessed"]),
             fingerprint=row["fingerprint"],
@@ -68,6 +73,18 @@ class Job:
     @property
     def open(self) -> bool:
         return self.finished_at is None
+
+    def require_known_form(self) -> None:
+        """Refuse a job whose options this release may read wrongly.
+
+        Raises:
+            SetupError: a newer release has planned it.
+        """
+        if self.form > FORM:
+            raise SetupError(
+                f"A newer imgrec planned job {self.id} (form {self.form}, known here up to "
+                f"{FORM}): update imgrec on this machine and restart its workers."
+            )
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ class Jobs:
         Raises:
             WrongUse: it is the first one of a database that cannot hold every file name.
         """
-        options = json.dumps({"full": full, "save_preprocessed": save_preprocessed})
+        options = json.dumps({"form": FORM, "full": full, "save_preprocessed": save_preprocessed})
         with self._database.transaction() as tx:
             (created,) = tx.rows(QUERIES["next_job_sequence"])
             # An old database of another encoding has served so far, and may go on.
@@ -182,7 +199,9 @@ class Jobs:
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
-            raise UnknownJob(f"There is no job {job_id!r}: 'imgrec jobs' lists them.")
+            raise UnknownJob(
+                f"There is no job {job_id!r}: 'imgrec jobs' lists the newest KEEP_JOBS of them."
+            )
         return Job.from_row(rows[0])
 
     def list_with_progress(self, limit: int = 50) -> list[tuple[Job, Progress]]:
@@ -352,6 +371,35 @@ class Jobs:
         """Drop the lists of images of jobs that have ended; their counts and failures stay."""
         with self._database.transaction() as tx:
             tx.rows(QUERIES["drop_items"])
+
+    def prunable(self, keep: int, keep_rows: int, protect: Collection[str]) -> dict[str, int]:
+        """Return the ended jobs beyond the newest ones, and the rows of each.
+
+        Args:
+            keep: the number of ended jobs that stay.
+            keep_rows: the number of their shards and failures that stay; the newest job always
+                stays whole.
+            protect: ids of jobs that stay in any case.
+        """
+        with self._database.transaction(read_only=True) as tx:
+            ended = tx.rows(QUERIES["list_ended_jobs"])
+        beyond, total = {}, 0
+        for place, row in enumerate(ended):
+            total += row["n_rows"]
+            if row["id"] not in protect and place and (place >= keep or total > keep_rows):
+                beyond[row["id"]] = row["n_rows"]
+        return beyond
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job with everything that is known of it."""
+        values = {"job_id": job_id}
+        with self._database.transaction() as tx:
+            tx.rows(QUERIES["delete_suspects_of_job"], values)
+            tx.rows(QUERIES["delete_timings_of_job"], values)
+            tx.rows(QUERIES["delete_failures_of_job"], values)
+            tx.rows(QUERIES["delete_shards_of_job"], values)
+            tx.rows(QUERIES["delete_refusals"], values)
+            tx.rows(QUERIES["delete_job"], values)
 
 
 def _with_any_text(write: Callable[[str], Written], text: str) -> Written:

@@ -131,6 +131,35 @@ WHERE id = :job_id AND state IN ('cancelled', 'failed') RETURNING id;
 UPDATE shards SET items = '[]'
 WHERE items <> '[]' AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL);
 
+-- name: list_ended_jobs
+-- Newest first, with the rows below each. Not those whose order still decides which index is newer
+-- (created after the oldest open job), nor those that a worker has not let go of.
+SELECT jobs.id,
+       (SELECT COUNT(*) FROM shards WHERE job_id = jobs.id)
+       + (SELECT COUNT(*) FROM failures WHERE job_id = jobs.id) AS n_rows
+FROM jobs
+WHERE finished_at IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM jobs AS older WHERE older.finished_at IS NULL
+                  AND (older.sequence < jobs.sequence OR older.created_at <= jobs.created_at))
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = jobs.id AND state = 'running'
+                  AND lease_until >= now_s())
+ORDER BY sequence DESC, created_at DESC, id DESC;
+
+-- name: delete_suspects_of_job
+DELETE FROM suspects WHERE job_id = :job_id;
+
+-- name: delete_timings_of_job
+DELETE FROM shard_timings WHERE job_id = :job_id;
+
+-- name: delete_failures_of_job
+DELETE FROM failures WHERE job_id = :job_id;
+
+-- name: delete_shards_of_job
+DELETE FROM shards WHERE job_id = :job_id;
+
+-- name: delete_job
+DELETE FROM jobs WHERE id = :job_id;
+
 -- the merge -----------------------------------------------------------------------------------------
 -- Not `state <> 'done'`: that reads through all rows that are, after each shard.
 

@@ -182,3 +182,6 @@ CREATE TABLE webhooks (
     next_at  DOUBLE PRECISION NOT NULL DEFAULT 0,
     error    TEXT
 );
+
+-- The rank of the first product in `shown`: a later page begins below the first.
+ALTER TABLE queries ADD COLUMN first_rank INTEGER NOT NULL DEFAULT 1;
