@@ -199,6 +199,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(
         15,
         gt=0,
+        le=900,
         description="Seconds without a heartbeat after which a worker is presumed dead and its "
         "shard is reassigned",
     )

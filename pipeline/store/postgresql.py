@@ -273,6 +273,12 @@ def _why(address: str, error: psycopg.Error) -> str:
             f"The database {address} is read-only ({reason}): DATABASE_URL must name the "
             "primary server."
         )
+    if "certificate has expired" in reason or "certificate is not yet valid" in reason:
+        return (
+            f"The certificate of the database {address} is not valid now ({reason}): the clock of "
+            f"this machine says {time.strftime('%Y-%m-%d %H:%M %Z')}. Set the clock, or renew the "
+            "certificate."
+        )
     refused = REFUSED.search(reason)
     if refused:
         return (
