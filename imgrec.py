@@ -1,8 +1,8 @@
 """The program `imgrec`, also `python -m imgrec`: it runs its own packages, whoever has others.
 
-The names cli, workers and pipeline are common. What lies in the working folder is no code of ours,
-other folders on the path do not come before our own, and files that another package has installed
-over ours are named.
+The names cli, web, workers and pipeline are common. What lies in the working folder is no code of
+ours, other folders on the path do not come before our own, and files that another package has
+installed over ours are named.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-OWN = ("cli", "workers", "pipeline", "celeryconfig")
+OWN = ("cli", "web", "workers", "pipeline", "celeryconfig")
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
 

@@ -46,7 +46,7 @@ def main() -> None:
             image = images[number * len(images) // QUERIES]
             page = DATA / f"query-{number + 1}.html"
             _run(environment, "query", str(image), "--wait", "--html", str(page))
-        _run(environment, "import-products", str(PRODUCTS / "products.csv"))
+        _run(environment, "import-catalogue", str(PRODUCTS / "products.csv"))
         _run(environment, "query", "--text", "a red shoe", "--where", "price<90", "--wait")
         _run(environment, "classify", str(images[0]), "--wait")
     finally:

@@ -60,8 +60,9 @@ def _listen(url: SplitResult) -> list[str]:
         ServerUnavailable: no socket can be there.
     """
     if url.scheme != "unix":
-        # The second address where there is IPv6.
-        return ["--port", str(url.port or 6379), "--bind", "127.0.0.1", "-::1"]
+        # The second address where the machine has it.
+        both = ("::1", "-127.0.0.1") if url.hostname == "::1" else ("127.0.0.1", "-::1")
+        return ["--port", str(url.port or 6379), "--bind", *both]
     socket = Path(unquote(url.path))
     reason = ""
     if len(os.fsencode(socket)) > SOCKET_BYTES:

@@ -192,7 +192,11 @@ class Stack:
             command += ["--without-gossip", "--without-mingle", "-l", "INFO"]
             # A share that the user has set holds for all.
             threads = self.settings.cpu_threads or shares[queue]
-            environment = {"CPU_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+            environment = {
+                "CPU_THREADS": str(threads),
+                "OMP_NUM_THREADS": str(threads),
+                "MEMORY_SHARES": str(len(names)),
+            }
             heartbeat = self.settings.data_dir / "run" / f"{node}.alive"
             heartbeat.unlink(missing_ok=True)
             children.append(Child(name, command, environment, heartbeat=heartbeat))

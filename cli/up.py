@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 import imgrec
 from cli.output import echo_err
+from cli.up_log import UpLog
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
 from pipeline.atomic_files import write_atomic
@@ -85,7 +86,8 @@ def down(wiring: Wiring) -> None:
 def _supervise(settings: Settings, embed_workers: int, run: Path) -> None:
     from cli.supervisor import Stack
 
-    stack = Stack(settings, embed_workers, lambda line: click.echo(line, color=False))
+    log = UpLog(run / "up.log", settings.up_log_bytes)
+    stack = Stack(settings, embed_workers, log.write)
     stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -114,7 +116,8 @@ def _supervise(settings: Settings, embed_workers: int, run: Path) -> None:
 def _detach(run: Path, embed_workers: int) -> None:
     log = run / "up.log"
     (run / "up.json").unlink(missing_ok=True)
-    with log.open("wb") as stream:
+    log.unlink(missing_ok=True)
+    with log.open("ab") as stream:  # to append: its content is moved away when it is large
         process = subprocess.Popen(
             [sys.executable, "-P", imgrec.__file__, "up", "--embed-workers", str(embed_workers)],
             stdin=subprocess.DEVNULL,

@@ -57,11 +57,14 @@ def require_readable(path: Path, name: str) -> None:
         raise _unavailable(error, path, name, path) from error
 
 
-def require_writable(path: Path, name: str) -> None:
+def require_writable(path: Path, name: str, root: Path | None = None) -> None:
     """Check that files can be made in a folder, or that it can be made itself.
 
     A file without a name is made, because the bits of a mode say nothing of a read-only mount, an
     immutable folder or a server that squashes root.
+
+    Args:
+        root: the folder that the setting `name` names, if `path` is below it.
 
     Raises:
         FolderUnavailable: they cannot.
@@ -75,7 +78,7 @@ def require_writable(path: Path, name: str) -> None:
             stream.write(b"\0")
             stream.flush()
     except OSError as error:
-        raise _unavailable(error, place, name, path) from error
+        raise _unavailable(error, place, name, root or path) from error
 
 
 def require_usable_file(file: Path, name: str) -> None:
@@ -101,7 +104,7 @@ def require_data_dir(settings: Settings) -> None:
     for name in WRITTEN:
         folder = settings.data_dir / name
         if folder.exists():
-            require_writable(folder, "DATA_DIR")
+            require_writable(folder, "DATA_DIR", settings.data_dir)
 
 
 def user_name() -> str:

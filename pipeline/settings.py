@@ -28,6 +28,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pipeline.cgroup import cpu_limit
 from pipeline.errors import WrongUse, first_invalid
 from pipeline.urls import database_address, redis_address, without_password
 
@@ -155,6 +156,13 @@ class Settings(BaseSettings):
         "machine's memory, or most of the container's",
     )
 
+    memory_shares: int = Field(
+        1,
+        ge=1,
+        description="Number of worker processes that share the memory limit of their container; "
+        "`imgrec up` sets it for its workers",
+    )
+
     # Places
     data_dir: Path = Field(
         Path("data"),
@@ -166,8 +174,8 @@ class Settings(BaseSettings):
     )
     image_roots: str = Field(
         "",
-        description="Folders that workers may read images from, separated by `:`; empty: the "
-        "folder of any job",
+        description="Folders and stores that workers may read images from, separated by `:`, e.g. "
+        "`/data/products:s3://shop/photos`; empty: the folder or store of any job",
     )
     database_url: str = Field(
         "sqlite:///./data/app.db",
@@ -457,8 +465,11 @@ def _accept_old_names(sources: list[EnvSettingsSource]) -> None:
 def cores() -> int:
     """Return the number of CPU cores that this process may use; a container may have fewer."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        n_cores = len(os.sched_getaffinity(0))
+    else:
+        n_cores = os.cpu_count() or 1
+    quota = cpu_limit()
+    return n_cores if quota is None else min(n_cores, max(1, int(quota)))
 
 
 @lru_cache(maxsize=1)

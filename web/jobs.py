@@ -6,7 +6,6 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -14,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pipeline.errors import ImgrecError, ServerUnavailable
-from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.store.job_object import job_object, to_object
 from pipeline.store.jobs import Job, Progress
 from web import schemas
@@ -32,7 +31,7 @@ POLL_S = 0.5
 def _object(job: Job, progress: Progress) -> dict[str, Any]:
     return {
         **to_object(job, progress),
-        "folder": str(job.root),
+        "folder": job.root,
         "created_at": job.created_at,
         "looked_at": progress.looked_at,
     }
@@ -71,11 +70,10 @@ async def create_job(
     """Index a folder of product images. The answer comes when the folder is being listed."""
     web = web_of(request)
     request.state.values = body.folder
-    folder = Path(body.folder)
-    await asyncio.to_thread(check_folder, folder, web.settings)
+    await asyncio.to_thread(check_source, body.folder, web.settings)
     await asyncio.to_thread(web.resources.dispatcher.require_broker)
     options = {"full": body.full, "save_preprocessed": body.save_preprocessed}
-    job_id = await start_plan(web, folder, options)
+    job_id = await start_plan(web, body.folder, options)
     response.headers["Location"] = f"/v1/jobs/{job_id}"
     return await asyncio.to_thread(_details, web, job_id)
 
@@ -168,7 +166,7 @@ async def events(
         await web.pause(POLL_S)
 
 
-async def start_plan(web: Web, folder: Path, options: dict[str, Any]) -> str:
+async def start_plan(web: Web, folder: str, options: dict[str, Any]) -> str:
     """Plan a rebuild in a thread; return its id as soon as it has one.
 
     Raises:

@@ -20,12 +20,11 @@ from pipeline.errors import (
     BadImage,
     FingerprintMismatch,
     ServerUnavailable,
-    SetupError,
     UnknownJob,
 )
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
-from pipeline.images.find import require_allowed
+from pipeline.images.roots import open_source
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
@@ -100,12 +99,7 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
 
 def _load(resources: Resources, job: Job) -> None:
     job.require_known_form()
-    require_allowed(job.root, resources.settings)
-    if not job.root.is_dir():
-        raise SetupError(
-            f"The folder {job.root} does not exist on this host: every embed worker must see the "
-            "products folder under the same path."
-        )
+    open_source(job.root, resources.settings).require()
     _ = resources.embedder
     resources.memory_guard.apply_limit(EMBED)
     mine = resources.fingerprint
@@ -122,13 +116,13 @@ def _load(resources: Resources, job: Job) -> None:
 def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardResult:
     vectors = resources.reusable_vectors(reuse=not job.full, verify=True)
     save = _saver(resources.settings.data_dir) if job.save_preprocessed else None
-    embedder = resources.embedder
+    embedder, source = resources.embedder, open_source(job.root, resources.settings)
     if claim.attempts <= resources.settings.shard_max_attempts:
-        return embed_shard(job.root, claim.images, embedder, vectors, check=lease.check, save=save)
+        return embed_shard(source, claim.images, embedder, vectors, check=lease.check, save=save)
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
     shards = resources.jobs.shards
     return embed_isolated(
-        job.root,
+        source,
         claim.images,
         embedder,
         vectors,

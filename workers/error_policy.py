@@ -22,7 +22,7 @@ from enum import Enum
 from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
-from pipeline.errors import DatabaseFailed, ImgrecError, ServerUnavailable
+from pipeline.errors import DatabaseFailed, ImgrecError, ServerUnavailable, StoreRefused
 from pipeline.settings import Settings
 from workers.lease import LeaseLost, Stopped
 
@@ -100,6 +100,8 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
             # What ends workers by their memory again and again must come to be tried alone.
             return Release(count_attempt=attempt.lacks_memory, at_once=True)
         case ServerUnavailable():
+            return Wait(str(error))
+        case StoreRefused() if attempt.stage is not Stage.LOAD:
             return Wait(str(error))
         case Timeout():  # an OSError, too
             return Wait(

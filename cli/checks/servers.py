@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from cli.checks.row import RECHECK, CheckContext, CheckFailed, corrected
+from cli.checks.row import RECHECK, CheckContext, CheckFailed, CheckWarning, corrected
 from workers.routes import QUEUES
 
 
@@ -58,11 +59,12 @@ def cache(context: CheckContext) -> str:
 
 def database(context: CheckContext) -> str:
     """The database takes changes."""
-    from pipeline.store.database import UNICODE
+    from pipeline.store.database import UNICODE, schema_version
+    from pipeline.store.file_system import file_system, shares_memory
     from pipeline.urls import without_password
 
     with context.resources.database.transaction() as tx:
-        schema = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
+        schema = schema_version(tx)
         tx.rows("DELETE FROM revisions WHERE name = ?", ("check",))
         encoding = tx.encoding()
     if encoding not in UNICODE:
@@ -71,6 +73,13 @@ def database(context: CheckContext) -> str:
             "createdb --encoding UTF8 --template template0 NAME, and name it in DATABASE_URL",
         )
     url = without_password(context.settings.database_url)
+    file = Path(context.settings.database_url.removeprefix("sqlite:///"))
+    if context.settings.database_url.startswith("sqlite:///") and not shares_memory(file):
+        raise CheckWarning(
+            f"{url} is on a network file system ({file_system(file)}), where SQLite is slower and "
+            "its locks depend on the server",
+            "put it on a local disk, or use PostgreSQL: correct DATABASE_URL in .env",
+        )
     return f"{url}, schema version {schema}, writable"
 
 

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
@@ -34,12 +33,13 @@ class Job:
     """One rebuild; times are seconds since the epoch by the database's clock."""
 
     id: str
-    root: Path
+    root: str  # the products folder, or the address of a store
     state: str
     plan_done: bool
     form: int  # of the options
     full: bool
     save_preprocessed: bool
+    left_out: dict[str, int]  # files and folders left out on purpose, by reason; known once planned
     fingerprint: str | None
     fingerprint_summary: str | None
     base_version: str | None
@@ -54,12 +54,13 @@ class Job:
         options = json.loads(row["options"])
         return cls(
             id=row["id"],
-            root=Path(row["root"]),
+            root=row["root"],
             state=row["state"],
             plan_done=bool(row["plan_done"]),
             form=int(options.get("form", FORM)),
             full=bool(options["full"]),
             save_preprocessed=bool(options["save_preprocessed"]),
+            left_out=options.get("left_out", {}),  # absent in jobs of older releases
             fingerprint=row["fingerprint"],
             fingerprint_summary=row["fingerprint_summary"],
             base_version=row["base_version"],
@@ -136,7 +137,7 @@ class Jobs:
 
     def create(
         self,
-        root: Path,
+        root: str,
         *,
         full: bool,
         save_preprocessed: bool,
@@ -166,7 +167,7 @@ class Jobs:
                 {
                     "id": job_id,
                     "sequence": created["sequence"],
-                    "root": str(root),
+                    "root": root,
                     "options": options,
                     "fingerprint": fingerprint.id if fingerprint else None,
                     "fingerprint_summary": fingerprint.summary if fingerprint else None,
@@ -177,10 +178,18 @@ class Jobs:
             )
         return job_id
 
-    def finish_plan(self, job_id: str) -> None:
-        """Release the plan to the workers."""
+    def finish_plan(self, job_id: str, left_out: dict[str, int] | None = None) -> None:
+        """Release the plan to the workers.
+
+        Args:
+            left_out: how many files and folders the listing left out on purpose, by reason.
+        """
         with self._database.transaction() as tx:
-            tx.rows(QUERIES["finish_plan"], {"job_id": job_id})
+            (row,) = tx.rows(QUERIES["get_job"], {"job_id": job_id})
+            options = json.loads(row["options"])
+            if left_out:
+                options["left_out"] = left_out
+            tx.rows(QUERIES["finish_plan"], {"job_id": job_id, "options": json.dumps(options)})
 
     def fail_abandoned_plans(self) -> None:
         """End jobs whose planner died before the plan was whole."""
@@ -399,6 +408,8 @@ class Jobs:
             tx.rows(QUERIES["delete_failures_of_job"], values)
             tx.rows(QUERIES["delete_shards_of_job"], values)
             tx.rows(QUERIES["delete_refusals"], values)
+            tx.rows(QUERIES["delete_request_of_job"], values)
+            tx.rows(QUERIES["delete_webhook_of_job"], values)
             tx.rows(QUERIES["delete_job"], values)
 
 

@@ -22,7 +22,7 @@ VALUES (:id, :sequence, :root, 'planned', :options, :fingerprint, :fingerprint_s
 UPDATE jobs SET lease_until = now_s() + :lease_s WHERE id = :job_id;
 
 -- name: finish_plan
-UPDATE jobs SET plan_done = 1, lease_until = 0 WHERE id = :job_id;
+UPDATE jobs SET plan_done = 1, options = :options, lease_until = 0 WHERE id = :job_id;
 
 -- name: fail_abandoned_plans
 UPDATE jobs SET state = 'failed', finished_at = now_s(), error = :error
@@ -54,7 +54,7 @@ LEFT JOIN (
 ) AS done ON done.job_id = newest.id
 LEFT JOIN (
     SELECT job_id, SUM(1 - warning) AS skipped, SUM(warning) AS warnings,
-           SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END) AS unlisted  -- found by the listing, in no shard
+           SUM(CASE WHEN n = -1 THEN 1 - warning ELSE 0 END) AS unlisted  -- in no shard
     FROM failures WHERE job_id IN (SELECT id FROM newest) GROUP BY job_id
 ) AS bad ON bad.job_id = newest.id
 ORDER BY newest.sequence DESC, newest.created_at DESC, newest.id DESC;
@@ -71,7 +71,7 @@ FROM (
     FROM shards WHERE job_id = :job_id
 ) AS done, (
     SELECT COALESCE(SUM(1 - warning), 0) AS skipped, COALESCE(SUM(warning), 0) AS warnings,
-           COALESCE(SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END), 0) AS unlisted
+           COALESCE(SUM(CASE WHEN n = -1 THEN 1 - warning ELSE 0 END), 0) AS unlisted
     FROM failures WHERE job_id = :job_id
 ) AS bad;
 
@@ -134,7 +134,8 @@ WHERE items <> '[]' AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT 
 
 -- name: list_ended_jobs
 -- Newest first, with the rows below each. Not those whose order still decides which index is newer
--- (created after the oldest open job), nor those that a worker has not let go of.
+-- (created after the oldest open job), nor those that a worker has not let
+-- go of, nor those whose end has still to be told.
 SELECT jobs.id,
        (SELECT COUNT(*) FROM shards WHERE job_id = jobs.id)
        + (SELECT COUNT(*) FROM failures WHERE job_id = jobs.id) AS n_rows
@@ -144,6 +145,7 @@ WHERE finished_at IS NOT NULL
                   AND (older.sequence < jobs.sequence OR older.created_at <= jobs.created_at))
   AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = jobs.id AND state = 'running'
                   AND lease_until BETWEEN now_s() AND now_s() + 7200)
+  AND NOT EXISTS (SELECT 1 FROM webhooks WHERE job_id = jobs.id AND state = 'pending')
 ORDER BY sequence DESC, created_at DESC, id DESC;
 
 -- name: delete_suspects_of_job
@@ -157,6 +159,12 @@ DELETE FROM failures WHERE job_id = :job_id;
 
 -- name: delete_shards_of_job
 DELETE FROM shards WHERE job_id = :job_id;
+
+-- name: delete_request_of_job
+DELETE FROM job_requests WHERE job_id = :job_id;
+
+-- name: delete_webhook_of_job
+DELETE FROM webhooks WHERE job_id = :job_id;
 
 -- name: delete_job
 DELETE FROM jobs WHERE id = :job_id;

@@ -152,5 +152,6 @@ def test_messages_name_ids_and_no_picture(monkeypatch: pytest.MonkeyPatch) -> No
             "args": ("job", 3),
             "queue": "embed",
             "ignore_result": True,
+            "headers": {"imgrec_form": 1},
         }
     ]
