@@ -74,6 +74,7 @@ COMMANDS = {
         "prune",
         "Delete old rebuilds, index versions and cached cut-outs.",
     ),
+    "models": ("cli.models", "models", "List models to choose from, and the one in use."),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are healthy."),
 }

@@ -123,8 +123,10 @@ class Answers:
         self._waiting[channel], self._subscribed[channel] = future, asyncio.Event()
         try:
             patience = Patience(query_id, timeout_s)
+            seconds, _ = await self._command(self._client.time())
+            expires_s = max(timeout_s, 60.0) + KEPT_S
             message = await asyncio.to_thread(
-                query_message, task, query_id, args, max(timeout_s, 60.0) + KEPT_S
+                query_message, task, query_id, args, expires_s, float(seconds)
             )
             await self._subscribe(channel)
             await self._command(self._client.lpush(QUEUE_KEY, message))

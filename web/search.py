@@ -187,7 +187,7 @@ async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[
 
     def add() -> dict[str, Any]:
         query = log.wait_for_query(body.query_id)
-        entry = log.add(query, body.product_id, body.action, body.user, time.time())
+        entry = log.add(query, body.product_id, body.action, body.user, log.now())
         return entry.object()
 
     return await asyncio.to_thread(add)

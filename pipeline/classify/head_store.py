@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> He
         folder.mkdir(parents=True, exist_ok=True)
         # Two trainings of one head take turns, so that a later time is a later file.
         with FileLock(folder / ".lock"):
-            head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
+            head = replace(head, trained_at=_later_than_before(folder))
             _write(folder, head, loss_curve)
     except OSError as error:
         if is_unavailable(error):
@@ -54,6 +54,17 @@ def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> He
             f"The head cannot be written to '{folder}': {error.strerror or error}."
         ) from error
     return head
+
+
+def _later_than_before(folder: Path) -> str:
+    """Return the time; later than that of the head before, whatever the clock says."""
+    now = datetime.now(UTC)
+    try:
+        before = json.loads((folder / CLASSES).read_text(encoding="utf-8"))["trained_at"]
+        previous = datetime.strptime(before, TIME).replace(tzinfo=UTC)
+    except (OSError, ValueError, TypeError, KeyError):
+        return now.strftime(TIME)
+    return max(now, previous + timedelta(microseconds=1)).strftime(TIME)
 
 
 def _write(folder: Path, head: Head, loss_curve: bytes) -> None:
