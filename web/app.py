@@ -15,6 +15,7 @@ from web.context import Web
 from web.headers import Patient, SecureHeaders
 from web.process_metrics import Measured
 from web.product_urls import ProductPaths
+from web.responses import add_schemas
 
 DESCRIPTION = """\
 Finds visually similar products. Send `Authorization: Bearer KEY` with a key of
@@ -69,4 +70,5 @@ def create_app(web: Web) -> FastAPI:
         system.router,
     ):
         app.include_router(router)
+    add_schemas(app)
     return app
