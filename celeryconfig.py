@@ -8,12 +8,27 @@ visibility timeout runs twice; a worker with a running task dies when Redis does
 and an acknowledged result waits for a Redis that is away.
 """
 
-from pipeline.settings import load_settings
-from pipeline.store.redis_client import PREFIX
-from pipeline.urls import celery_address
-from workers.routes import QUEUE_OF
+import logging
+import os
+
+from imgrec import use_own_packages
+
+use_own_packages()  # before any of them is imported
+
+from pipeline.settings import load_settings  # noqa: E402
+from pipeline.store.redis_client import PREFIX  # noqa: E402
+from pipeline.urls import celery_address  # noqa: E402
+from workers.routes import QUEUE_OF  # noqa: E402
 
 _settings = load_settings()
+
+# Celery lets these variables win over any configuration: those of another project of the user's
+# would send the workers to another broker than the commands.
+for _name in ("BROKER_URL", "BROKER_READ_URL", "BROKER_WRITE_URL", "RESULT_BACKEND"):
+    if os.environ.pop(f"CELERY_{_name}", None):
+        logging.getLogger(__name__).warning(
+            "CELERY_%s is ignored: the broker of imgrec is REDIS_URL.", _name
+        )
 
 imports = ("workers.lifecycle", "workers.tasks")
 
@@ -71,7 +86,8 @@ result_backend_max_retries = 60
 result_expires = 3600
 redis_socket_timeout = 10
 redis_socket_connect_timeout = 3
-redis_socket_keepalive = True
+# redis-py refuses it for a socket's file, and with it each result (celery 5.7.0).
+redis_socket_keepalive = not _settings.redis_url.startswith("unix://")
 redis_retry_on_timeout = True
 redis_backend_health_check_interval = 15
 

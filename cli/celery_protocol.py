@@ -17,7 +17,9 @@ import redis
 
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import connect, refuses, trouble
+from workers import roll_call
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
+from workers.roll_call import Announcement
 
 if TYPE_CHECKING:
     from redis.client import PubSub
@@ -30,15 +32,25 @@ OUTAGES = (redis.ConnectionError, redis.TimeoutError)
 _idle: deque[PubSub] = deque()  # subscribed to nothing
 
 
-def send(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> None:
+def send(
+    task: str, query_id: str, args: tuple[Any, ...], expires_s: float, *, ask_workers: bool = False
+) -> list[Announcement]:
     """Put a task into the queue of queries.
+
+    Args:
+        ask_workers: return what the workers have said they work with; it comes on the same way.
 
     Raises:
         ServerUnavailable: Redis does not answer, refuses us, or takes nothing more.
     """
     message = query_message(task, query_id, args, expires_s)
     with _server():
-        _client().lpush(QUEUE_KEY, message)
+        pipe = _client().pipeline(transaction=False)
+        if ask_workers:
+            roll_call.question(pipe)
+        pipe.lpush(QUEUE_KEY, message)
+        answers = pipe.execute()
+    return roll_call.answer(answers) if ask_workers else []
 
 
 class Listener:

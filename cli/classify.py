@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from cli import query_client
-from cli.output import echo_err, json_option, local_option, print_json, timeout_option, wait_option
+from cli.output import (
+    echo_err,
+    echo_warnings,
+    json_option,
+    local_option,
+    print_json,
+    timeout_option,
+    wait_option,
+)
 from cli.wiring import Wiring, pass_wiring
 from workers.routes import CLASSIFY_IMAGE
 
@@ -57,6 +65,7 @@ def classify(
 
 def show_classes(answer: dict[str, Any], as_json: bool) -> None:
     """Show a classify object, as JSON or for people."""
+    echo_warnings(answer)
     if as_json:
         print_json(answer)
         return

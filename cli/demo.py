@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+import imgrec
 from pipeline.settings import cores
 
 DATA = Path("data/demo")
@@ -45,7 +46,7 @@ def main() -> None:
             image = images[number * len(images) // QUERIES]
             page = DATA / f"query-{number + 1}.html"
             _run(environment, "query", str(image), "--wait", "--html", str(page))
-        _run(environment, "import-products", str(PRODUCTS / "products.csv"))
+        _run(environment, "import-catalogue", str(PRODUCTS / "products.csv"))
         _run(environment, "query", "--text", "a red shoe", "--where", "price<90", "--wait")
         _run(environment, "classify", str(images[0]), "--wait")
     finally:
@@ -65,7 +66,7 @@ def main() -> None:
 def _run(environment: dict[str, str], *command: str) -> None:
     click.secho(f"\n$ imgrec {shlex.join(command)}", bold=True)
     sys.stdout.flush()
-    process = subprocess.run([sys.executable, "-m", "cli.main", *command], env=environment)
+    process = subprocess.run([sys.executable, "-P", imgrec.__file__, *command], env=environment)
     if process.returncode:
         sys.exit(process.returncode)
 

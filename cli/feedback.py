@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import ImgrecError, WrongUse
+from pipeline.errors import ImgrecError, NotFound, WrongUse
+from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from workers.resources import Resources
@@ -62,7 +64,11 @@ def add(
     if len(actions) != 1:
         raise WrongUse("Give exactly one of --like, --dislike, --click and --purchase.")
     log = wiring.resources.feedback_log
-    query = log.wait_for_query(query_id)
+    try:
+        query = log.wait_for_query(query_id)
+    except NotFound:
+        require_agreement(wiring.resources, (QUERY,), "database")
+        raise
     entry = log.add(query, product_id, actions[0], user, time.time())
     if as_json:
         print_json(entry.object())

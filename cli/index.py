@@ -6,8 +6,10 @@ import time
 
 import click
 
+from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
+from workers.routes import QUERY
 
 
 @click.group()
@@ -79,6 +81,7 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
 
     Default: the version before the current one.
     """
+    require_agreement(wiring.resources, (QUERY,), "data")
     old, new = wiring.resources.versions.rollback(version)
     if as_json:
         print_json({"from": old, "to": new.name})

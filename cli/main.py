@@ -38,10 +38,15 @@ COMMANDS = {
     ),
     "heads": ("cli.train", "heads", "List the trained heads."),
     "result": ("cli.query", "result", "Show the result of an earlier query or classification."),
+    "import-catalogue": (
+        "cli.products",
+        "import_catalogue",
+        "Import product data from a table or a product feed.",
+    ),
     "import-products": (
         "cli.products",
-        "import_products",
-        "Import product data from a CSV or JSON Lines file.",
+        "import_catalogue",
+        "Import product data from a table or a product feed.",
     ),
     "feedback": (
         "cli.feedback",
@@ -63,6 +68,11 @@ COMMANDS = {
         "Measure the recall of the published index against exact search.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
+    "prune": (
+        "cli.prune",
+        "prune",
+        "Delete old rebuilds, index versions and cached cut-outs.",
+    ),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are healthy."),
 }

@@ -38,6 +38,12 @@ def echo_err(text: str) -> None:
     click.echo(text, err=True)
 
 
+def echo_warnings(answer: dict[str, Any]) -> None:
+    """Tell people what an answer warns of; a program finds it in the object, too."""
+    for warning in answer.get("warnings", []):
+        echo_err(f"Warning: {warning}")
+
+
 def print_table(title: str, columns: list[str], rows: list[list[Any]], numbers: set[str]) -> None:
     """Print a table on stdout; `numbers` names the columns that are set to the right."""
     from rich.table import Table

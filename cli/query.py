@@ -9,8 +9,10 @@ import click
 
 from cli import query_client
 from cli.classify import show_classes
+from cli.facts import shown_facts
 from cli.output import (
     echo_err,
+    echo_warnings,
     json_option,
     local_option,
     print_json,
@@ -259,6 +261,7 @@ def _shown(data: bytes, settings: Settings) -> bytes:
 
 
 def _show(answer: dict[str, Any], as_json: bool) -> None:
+    echo_warnings(answer)
     if as_json:
         print_json(answer)
         return
@@ -268,13 +271,13 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
         why = f": no score reaches {limit:.4f}" if limit is not None else ""
         echo_err(f"No good match in index {answer['index_version']}{why}.")
         return
-    facts = list(dict.fromkeys(name for match in matches for name in match.get("product", {})))
-    facts = facts[:SHOWN_FACTS]
+    product_facts = [shown_facts(match) for match in matches]
+    facts = list(dict.fromkeys(name for product in product_facts for name in product))[:SHOWN_FACTS]
     parts = list(dict.fromkeys(name for match in matches for name in match.get("explain", {})))
     columns = ["rank", "product", *facts, "score", "distance", *parts]
     rows = []
-    for match in matches:
-        product, explained = match.get("product", {}), match.get("explain", {})
+    for match, product in zip(matches, product_facts, strict=True):
+        explained = match.get("explain", {})
         rows.append(
             [
                 match["rank"],

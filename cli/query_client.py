@@ -13,8 +13,10 @@ from pipeline.errors import BadImage, ServerUnavailable
 from pipeline.images.decode import Limits, read_image
 from pipeline.images.message_image import message_image
 from pipeline.settings import Settings
+from pipeline.store.identity import Identifier
 from workers.patience import LAST_LOOK_S, RESENDS, Patience, nobody_answers
-from workers.routes import QUERY
+from workers.roll_call import Announcement, RollCall, require_agreement, serving
+from workers.routes import CLASSIFY_IMAGE, QUERY, QUERY_IMAGE
 
 KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
 
@@ -47,7 +49,7 @@ class PendingQuery:
         self._wiring, self._local = wiring, local
         self._task, self._args, self._timeout = task, args, timeout
         if not local:
-            self._send()
+            self._require_agreement()
 
     def answer(self, *, needs_index: bool = True) -> dict[str, Any]:
         """Wait for the answer.
@@ -61,17 +63,41 @@ class PendingQuery:
             self._wiring, self.query_id, self._timeout, self._send, needs_index=needs_index
         )
 
-    def _send(self) -> None:
-        celery_protocol.send(
-            self._task, self.query_id, self._args, max(self._timeout, 60.0) + KEPT_S
+    def _require_agreement(self) -> None:
+        """Send the question; refuse its answer where it would be that of another shop.
+
+        A question may come from a host that has neither an index nor heads. One that has them
+        expects an answer from them. It changes nothing, so it is sent before the comparison, on
+        the same way to Redis.
+        """
+        settings = self._wiring.settings
+        parts = []
+        if self._task == QUERY_IMAGE and (settings.index_dir / "CURRENT").is_file():
+            parts.append("data")
+        if self._task == CLASSIFY_IMAGE and self._args[1:] and has_heads(settings.models_dir):
+            parts.append("models")
+        present = self._send(ask_workers=bool(parts))
+        if serving(present, [QUERY]):
+            mine = Identifier(settings, None).read(*parts)
+            require_agreement(RollCall(settings.redis_url), mine, [QUERY], parts, present)
+
+    def _send(self, *, ask_workers: bool = False) -> list[Announcement]:
+        expires_s = max(self._timeout, 60.0) + KEPT_S
+        return celery_protocol.send(
+            self._task, self.query_id, self._args, expires_s, ask_workers=ask_workers
         )
+
+
+def has_heads(models: Path) -> bool:
+    """Tell whether heads were trained here."""
+    return next(models.glob("*/*/model.pt"), None) is not None
 
 
 def wait_for(
     wiring: Wiring,
     query_id: str,
     timeout: float,
-    resend: Callable[[], None] | None = None,
+    resend: Callable[[], object] | None = None,
     *,
     needs_index: bool = True,
 ) -> dict[str, Any]:

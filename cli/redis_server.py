@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.exceptions import BusyLoadingError
 
 from pipeline.errors import ServerUnavailable, SetupError
 from pipeline.settings import Settings
-from pipeline.store.redis_client import answers
+from pipeline.store.redis_client import answers, can_start_here
 from pipeline.urls import without_password
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+SOCKET_BYTES = 107  # unix(7): sun_path, without its end
 START_S = 10.0
 
 
@@ -25,17 +27,17 @@ def command(settings: Settings) -> list[str]:
         ServerUnavailable: the address is another machine's. SetupError: no server binary here.
     """
     url = urlsplit(settings.redis_url)
-    if url.scheme != "redis" or (url.hostname or "localhost") not in LOOPBACK:
+    if not can_start_here(settings.redis_url):
+        only = "without TLS" if url.scheme == "rediss" else "on this machine"
         raise ServerUnavailable(
             f"Redis does not answer at {without_password(settings.redis_url)}, and 'imgrec up' "
-            "can start one on this machine only: start it there, or correct REDIS_URL."
+            f"can start one {only} only: start it there, or correct REDIS_URL."
         )
     folder = (settings.data_dir / "redis").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     words = [
         binary(),
-        *("--port", str(url.port or 6379)),
-        *("--bind", "127.0.0.1", "-::1"),  # the second where there is IPv6
+        *_listen(url),
         *("--dir", str(folder)),
         *("--appendonly", "yes"),
         *("--save", ""),
@@ -49,6 +51,32 @@ def command(settings: Settings) -> list[str]:
         secret.write_text(_login(unquote(url.username or ""), unquote(url.password)))
         words.insert(1, str(secret))
     return words
+
+
+def _listen(url: SplitResult) -> list[str]:
+    """Return where the server listens.
+
+    Raises:
+        ServerUnavailable: no socket can be there.
+    """
+    if url.scheme != "unix":
+        # The second address where the machine has it.
+        both = ("::1", "-127.0.0.1") if url.hostname == "::1" else ("127.0.0.1", "-::1")
+        return ["--port", str(url.port or 6379), "--bind", *both]
+    socket = Path(unquote(url.path))
+    reason = ""
+    if len(os.fsencode(socket)) > SOCKET_BYTES:
+        reason = f"its path has more than {SOCKET_BYTES} bytes: choose a shorter one"
+    elif socket.exists() and not socket.is_socket():
+        reason = "something else is there, which is no socket: choose another path"
+    else:
+        try:
+            socket.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"its folder cannot be made ({error.strerror}): choose another path"
+    if reason:
+        raise ServerUnavailable(f"No Redis can be started on the socket {socket}, {reason}.")
+    return ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes] | None) -> None:
@@ -68,9 +96,11 @@ def wait_for(url: str, server: subprocess.Popen[bytes] | None) -> None:
             deadline = time.monotonic() + START_S  # it reads what it had written down
         dead = server is not None and server.poll() is not None
         if dead or time.monotonic() > deadline:
+            busy = (
+                "Can its socket be made" if url.startswith("unix") else "Is the port already in use"
+            )
             raise ServerUnavailable(
-                f"The Redis started for {without_password(url)} does not answer. Is the port "
-                "already in use?"
+                f"The Redis started for {without_password(url)} does not answer. {busy}?"
             )
         time.sleep(0.05)
 

@@ -11,7 +11,7 @@ import click
 
 from cli.output import echo_err, local_option
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import ServerUnavailable
+from pipeline.errors import ServerUnavailable, SettingsDiffer
 from pipeline.settings import Settings
 from workers.routes import QUERY
 
@@ -117,6 +117,10 @@ def _look_for_workers(wiring: Wiring) -> None:
     except ServerUnavailable as error:
         echo_err(f"{error} 'imgrec serve --local' works without Redis.")
         return
+    try:
+        wiring.resources.require_agreement((QUERY,), "data")
+    except SettingsDiffer as error:
+        echo_err(str(error))
     if not wiring.dispatcher.workers()[QUERY]:
         echo_err(
             "No worker listens on queue 'query': start all workers with 'imgrec up', or use "

@@ -14,10 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import imgrec
 from cli import die_with_parent, redis_server
 from pipeline.settings import Settings, cores
 from pipeline.store.heartbeat import READY, reason
+from pipeline.store.identity import PARTS
 from pipeline.store.redis_client import answers
+from workers.routes import QUEUES
 
 STOP_S = 30.0  # a worker gives its shard back after the current image; then it is killed
 SETTLED_S = 60.0  # a child that lived so long starts again without a pause
@@ -69,12 +72,15 @@ class Stack:
 
         Raises:
             ServerUnavailable: a foreign Redis does not answer. SetupError: no server binary here.
+            SettingsDiffer: workers with another database or folder listen there already.
         """
         if not answers(self.settings.redis_url):
             server = Child("redis", redis_server.command(self.settings), {})
             self._spawn(server)
             self.children.append(server)
             redis_server.wait_for(self.settings.redis_url, server.process)
+        else:
+            self._require_broker()
         self.children += self._worker_children()
         if self.web is not None:
             host, port = self.web
@@ -83,6 +89,15 @@ class Stack:
         for child in self.children:
             if child.process is None:
                 self._spawn(child)
+
+    def _require_broker(self) -> None:
+        """Refuse a Redis that cannot serve, or serves workers of another database or folder."""
+        from workers.dispatch import CeleryDispatcher
+        from workers.resources import Resources
+
+        dispatcher = CeleryDispatcher(self.settings.redis_url)
+        dispatcher.require_broker()
+        Resources(self.settings, dispatcher).require_agreement(QUEUES, *PARTS)
 
     def ready(self) -> bool:
         """Tell whether every worker has said since its start that it takes messages."""
@@ -177,11 +192,16 @@ class Stack:
         children: list[Child] = []
         for name, queue in names:
             node = f"{name}@{socket.gethostname()}"
-            command = [sys.executable, "-m", "celery", "--quiet", "worker", "-Q", queue, "-n", node]
+            command = [sys.executable, "-P", imgrec.__file__, "celery", "--quiet", "worker"]
+            command += ["-Q", queue, "-n", node]
             command += ["--without-gossip", "--without-mingle", "-l", "INFO"]
             # A share that the user has set holds for all.
             threads = self.settings.cpu_threads or shares[queue]
-            environment = {"CPU_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+            environment = {
+                "CPU_THREADS": str(threads),
+                "OMP_NUM_THREADS": str(threads),
+                "MEMORY_SHARES": str(len(names)),
+            }
             if self.settings.metrics_port:  # one for each worker, counted up
                 environment["METRICS_PORT"] = str(self.settings.metrics_port + len(children))
             heartbeat = self.settings.data_dir / "run" / f"{node}.alive"

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import image_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_readable, require_writable
 from pipeline.errors import HeadBroken, WrongUse
+from workers.routes import QUERY
 
 if TYPE_CHECKING:
     from pipeline.classify.head import HeadName
@@ -116,6 +118,7 @@ def train(
     from pipeline.train.training_set import embed_training
 
     resources = wiring.local.resources if local else wiring.resources
+    require_agreement(resources, (QUERY,), "models")
     with image_bar(name.folder.as_posix(), len(listing.images), as_json) as advance:
         reusable = resources.reusable_vectors()
         examples = embed_training(listing, resources.embedder, reusable, advance)
@@ -127,6 +130,7 @@ def train(
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, resources.fingerprint)
     head = save_head(settings.models_dir, name, training.head, training.loss_curve())
+    resources.identifier.create_folder("models")
     if not training.temperature_fitted:
         echo_err("No temperature could be fitted: every class has only one training image.")
     folder = settings.models_dir / name.folder
@@ -199,6 +203,7 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
         )
     for sentence in broken:
         echo_err(sentence)
+    require_agreement(wiring.resources, (QUERY,), "models")
     if broken:
         ctx.exit(HeadBroken.exit_code)
 

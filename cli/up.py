@@ -14,7 +14,9 @@ from types import FrameType
 import click
 from filelock import FileLock, Timeout
 
+import imgrec
 from cli.output import echo_err
+from cli.up_log import UpLog
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
 from pipeline.atomic_files import write_atomic
@@ -98,7 +100,8 @@ def _supervise(
 ) -> None:
     from cli.supervisor import Stack
 
-    stack = Stack(settings, embed_workers, lambda line: click.echo(line, color=False), web)
+    log = UpLog(run / "up.log", settings.up_log_bytes)
+    stack = Stack(settings, embed_workers, log.write, web)
     stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -127,9 +130,10 @@ def _supervise(
 def _detach(run: Path, options: list[str]) -> None:
     log = run / "up.log"
     (run / "up.json").unlink(missing_ok=True)
-    with log.open("wb") as stream:
+    log.unlink(missing_ok=True)
+    with log.open("ab") as stream:  # to append: its content is moved away when it is large
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "up", *options],
+            [sys.executable, "-P", imgrec.__file__, "up", *options],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

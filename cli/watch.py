@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cli.output import duration, echo_err, print_fields, print_json
 from cli.progress import progress_bar
 from cli.wiring import Wiring
-from pipeline.errors import JobFailed, ServerUnavailable, TimedOut
+from pipeline.errors import JobFailed, ServerUnavailable, SettingsDiffer, TimedOut
 from pipeline.store.job_object import job_object
 from workers.routes import EMBED, INDEX
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 NO_WORKER_AFTER_S = 4.0
+COMPARE_EVERY_S = 1.0
 WORTH_TUNING_S = 60.0  # of worker time; a shorter rebuild needs no advice
 
 
@@ -45,6 +46,7 @@ def show_job(jobs: Jobs, job_id: str) -> None:
             ("reused", job["reused"]),
             ("skipped", job["skipped"]),
             ("warnings", job["warnings"]),
+            *_left_out(job["left_out"]),
             ("time", duration(job["seconds"])),
         ],
     )
@@ -60,6 +62,12 @@ def show_job(jobs: Jobs, job_id: str) -> None:
         echo_err(f"'imgrec failures {job_id}' lists the images and the reasons.")
 
 
+def _left_out(counts: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the line about files and folders that were left out on purpose, if there are any."""
+    text = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return [("left out", text)] if counts else []
+
+
 def wait_for_job(
     wiring: Wiring, job_id: str, timeout: float | None, as_json: bool, local: bool
 ) -> None:
@@ -73,7 +81,7 @@ def wait_for_job(
         resources, work = wiring.local.resources, wiring.local.work_at(job_id)
     try:
         job = _watch(resources, job_id, timeout, as_json, work)
-    except (KeyboardInterrupt, TimedOut):
+    except (KeyboardInterrupt, SettingsDiffer, TimedOut):
         if work is not None:
             work.stop()
             echo_err(f"Stopped. 'imgrec status {job_id} --wait --local' continues the job.")
@@ -118,6 +126,7 @@ def _watch(
                 if job.error:
                     helper.say(f"Waiting: {job.error}")
                 if work is None:
+                    helper.compare(job_id)
                     helper.step(progress)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not finished after {timeout:g} s.")
@@ -133,6 +142,7 @@ class _Reconciler:
         self._resources = resources
         self._next = time.monotonic() + NO_WORKER_AFTER_S
         self._looked_at = -1
+        self._compare_next = 0.0
         self._said: set[str] = set()
 
     def step(self, progress: Progress) -> None:
@@ -154,6 +164,35 @@ class _Reconciler:
                     )
         except ServerUnavailable as error:
             self.wait_for(error)
+
+    def compare(self, job_id: str) -> None:
+        """End the wait where no worker works with this job's database and folder; else say which.
+
+        Raises:
+            SettingsDiffer: none of them.
+        """
+        from workers.roll_call import Dispute, require_agreement
+
+        roll_call = self._resources.dispatcher.roll_call
+        if roll_call is None or time.monotonic() < self._compare_next:
+            return
+        self._compare_next = time.monotonic() + COMPARE_EVERY_S
+        try:
+            report = roll_call.unknown_job(job_id)
+            present = roll_call.present()
+        except ServerUnavailable as error:
+            self.wait_for(error)
+            return
+        queues, parts = (EMBED, INDEX), ("database", "data")
+        mine = self._resources.identifier.read(*parts) if present else None
+        dispute = Dispute.find(mine, present, queues, parts) if mine else None
+        told = " ".join(str(each) for each in (report, dispute) if each)
+        if mine is not None and dispute is not None and dispute.unanimous:
+            if report is not None:
+                raise SettingsDiffer(told)
+            require_agreement(roll_call, mine, queues, parts, present)
+        elif told:
+            self.say(told)
 
     def wait_for(self, error: ServerUnavailable) -> None:
         """Say once that a server is away, and that it is waited for."""

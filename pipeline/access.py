@@ -39,12 +39,7 @@ def explain(error: OSError, settings: Settings) -> FolderUnavailable:
     """Return the sentence for an error of `DENIED` or `DISK_FULL`."""
     path = _path(error) or settings.data_dir
     name, folder = _setting_of(path, settings)
-    if error.errno in DISK_FULL:
-        return FolderUnavailable(
-            f"{name} ({folder}) cannot be written: {error.strerror}. Free space there; a running "
-            "rebuild then continues automatically."
-        )
-    return FolderUnavailable(_denied(path, name, folder, error.strerror or str(error)))
+    return _unavailable(error, path, name, folder)
 
 
 def require_readable(path: Path, name: str) -> None:
@@ -56,17 +51,20 @@ def require_readable(path: Path, name: str) -> None:
     try:
         with os.scandir(path):
             pass
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     except OSError as error:
-        raise FolderUnavailable(_denied(path, name, path, error.strerror or str(error))) from error
+        raise _unavailable(error, path, name, path) from error
 
 
-def require_writable(path: Path, name: str) -> None:
+def require_writable(path: Path, name: str, root: Path | None = None) -> None:
     """Check that files can be made in a folder, or that it can be made itself.
 
     A file without a name is made, because the bits of a mode say nothing of a read-only mount, an
     immutable folder or a server that squashes root.
+
+    Args:
+        root: the folder that the setting `name` names, if `path` is below it.
 
     Raises:
         FolderUnavailable: they cannot.
@@ -80,12 +78,7 @@ def require_writable(path: Path, name: str) -> None:
             stream.write(b"\0")
             stream.flush()
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise FolderUnavailable(
-                f"{name} ({path}) cannot be written: {error.strerror}. Free space there."
-            ) from error
-        reason = error.strerror or str(error)
-        raise FolderUnavailable(_denied(place, name, path, reason)) from error
+        raise _unavailable(error, place, name, root or path) from error
 
 
 def require_usable_file(file: Path, name: str) -> None:
@@ -98,8 +91,7 @@ def require_usable_file(file: Path, name: str) -> None:
         with file.open("r+b"):
             pass
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise FolderUnavailable(_denied(file, name, file.parent, reason)) from error
+        raise _unavailable(error, file, name, file.parent) from error
 
 
 def require_data_dir(settings: Settings) -> None:
@@ -112,12 +104,24 @@ def require_data_dir(settings: Settings) -> None:
     for name in WRITTEN:
         folder = settings.data_dir / name
         if folder.exists():
-            require_writable(folder, "DATA_DIR")
+            require_writable(folder, "DATA_DIR", settings.data_dir)
 
 
 def user_name() -> str:
     """Name the user of this process; a container's user may have a number only."""
     return _user(os.geteuid())
+
+
+def _unavailable(error: OSError, path: Path, name: str, folder: Path) -> FolderUnavailable:
+    reason = error.strerror or str(error)
+    if error.errno in DENIED:
+        return FolderUnavailable(_denied(path, name, folder, reason))
+    if error.errno in DISK_FULL:
+        return FolderUnavailable(
+            f"{name} ({folder}) cannot be written: {reason}. Free space there; a running rebuild "
+            "then continues automatically."
+        )
+    return FolderUnavailable(f"{name} ({folder}) cannot be used: {reason}: correct {name}.")
 
 
 def _denied(path: Path, name: str, folder: Path, reason: str) -> str:
@@ -128,10 +132,14 @@ def _denied(path: Path, name: str, folder: Path, reason: str) -> str:
             f"{failure} The file system of {place} is mounted read-only: mount it writable, or "
             f"set {name} to another folder."
         )
-    owner = f", which belongs to {_owner(place)}" if place.exists() else ""
+    facts, me = place.stat(), os.geteuid()
+    if facts.st_uid == me:
+        way = f"give it that right (chmod -R u+rwX {folder})"
+    else:
+        way = f"give it that right as root (chown -R {me} {folder}), or run imgrec as the owner"
     return (
-        f"{failure} The {user_name()} may not {right} {place}{owner}: as its owner or as root, "
-        f"give that right (chown -R {os.geteuid()} {folder}), or run imgrec as the owner."
+        f"{failure} The {user_name()} may not {right} {place}, which belongs to the "
+        f"{_user(facts.st_uid)} and has the mode {stat.filemode(facts.st_mode)}: {way}."
     )
 
 
@@ -163,11 +171,6 @@ def _is_read_only(place: Path) -> bool:
         return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
     except OSError:
         return False
-
-
-def _owner(place: Path) -> str:
-    facts = place.stat()
-    return f"{_user(facts.st_uid)}, mode {stat.filemode(facts.st_mode)}"
 
 
 def _user(uid: int) -> str:

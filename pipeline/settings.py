@@ -28,6 +28,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pipeline.cgroup import cpu_limit
 from pipeline.errors import WrongUse, first_invalid
 from pipeline.urls import database_address, redis_address, without_password
 
@@ -155,6 +156,13 @@ class Settings(BaseSettings):
         "machine's memory, or most of the container's",
     )
 
+    memory_shares: int = Field(
+        1,
+        ge=1,
+        description="Number of worker processes that share the memory limit of their container; "
+        "`imgrec up` sets it for its workers",
+    )
+
     # Places
     data_dir: Path = Field(
         Path("data"),
@@ -166,8 +174,8 @@ class Settings(BaseSettings):
     )
     image_roots: str = Field(
         "",
-        description="Folders that workers may read images from, separated by `:`; empty: the "
-        "folder of any job",
+        description="Folders and stores that workers may read images from, separated by `:`, e.g. "
+        "`/data/products:s3://shop/photos`; empty: the folder or store of any job",
     )
     database_url: str = Field(
         "sqlite:///./data/app.db",
@@ -221,6 +229,23 @@ class Settings(BaseSettings):
     )
     keep_versions: int = Field(
         3, ge=2, description="Number of index versions kept on disk for rollback"
+    )
+    keep_jobs: int = Field(
+        1000,
+        ge=1,
+        description="Number of ended rebuilds that `imgrec jobs` lists; older ones are deleted",
+    )
+    keep_job_rows: int = Field(
+        1_000_000,
+        ge=1,
+        description="Number of shards and failures of ended rebuilds that the database keeps; "
+        "beyond it, the oldest rebuilds are deleted",
+    )
+    up_log_bytes: Size = Field(
+        ByteSize(10 * MIB),
+        ge=1024,
+        description="Size of the log of `imgrec up --detach`, e.g. 10MiB, at which a new one is "
+        "begun; the one before is kept",
     )
     flat_max_vectors: int = Field(
         50_000,
@@ -395,6 +420,10 @@ class Settings(BaseSettings):
         return self.data_dir / "faiss_index"
 
     @property
+    def cutout_dir(self) -> Path:
+        return self.data_dir / "prepared"
+
+    @property
     def training_dir(self) -> Path:
         return self.data_dir / "training"
 
@@ -440,8 +469,11 @@ def _accept_old_names(sources: list[EnvSettingsSource]) -> None:
 def cores() -> int:
     """Return the number of CPU cores that this process may use; a container may have fewer."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        n_cores = len(os.sched_getaffinity(0))
+    else:
+        n_cores = os.cpu_count() or 1
+    quota = cpu_limit()
+    return n_cores if quota is None else min(n_cores, max(1, int(quota)))
 
 
 @lru_cache(maxsize=1)

@@ -40,6 +40,8 @@ def redis_address(url: str) -> str:
     except ValueError:  # it quotes what it took for the port
         parts, whole = urlsplit("redis://"), False
     _require(url, parts.netloc, whole)
+    if parts.scheme == "unix" and (parts.hostname or parts.path in ("", "/")):
+        raise ValueError("a socket has a whole path, e.g. unix:///run/redis/redis.sock")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     number = query.pop("db", "") or (parts.path.strip("/") if parts.scheme != "unix" else "")
     if not re.fullmatch(r"\d*", number):

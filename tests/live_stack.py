@@ -31,6 +31,8 @@ from pipeline.store.jobs import Jobs
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 FAILPOINTS = ROOT / "tests" / "faults" / "failpoints"  # on PYTHONPATH, it obeys IMGREC_FAILPOINT
+# Root passes every permission bit; without its capabilities it is a user like any other.
+BARE = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
 PATIENCE_S = 120.0  # a deadline for conditions, never a fixed sleep
 
 
@@ -172,6 +174,21 @@ class LiveStack:
                     stderr=output,
                     start_new_session=True,
                 )
+        self.processes.append(process)
+        return process
+
+    def bare_worker(self, queue: str, **more: str) -> subprocess.Popen[bytes]:
+        """Start a worker that is bound by the rights of files, as root is not."""
+        log = self.folder / f"{queue}-{len(self.processes)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*BARE, BIN / "celery", "worker", "-Q", queue, "-l", "INFO"],
+                cwd=ROOT,
+                env=self.env(**more),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         self.processes.append(process)
         return process
 

@@ -22,7 +22,7 @@ from live_stack import FAILPOINTS
 from pydantic import ByteSize
 
 from cli.supervisor import share_threads
-from pipeline.settings import Settings
+from pipeline.settings import RENAMED, Settings
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE_HEAD = """\
@@ -32,6 +32,7 @@ EXAMPLE_HEAD = """\
 HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
 HTTP = {"fastapi", "starlette", "uvicorn", "jinja2"}
 SHIPPED = ("cli", "web", "workers", "pipeline")
+MODULES = ("celeryconfig.py", "imgrec.py")
 # The packages of pipeline/, uppermost first; below them are its modules that are in no package.
 LAYERS = (
     "rebuild",
@@ -40,10 +41,12 @@ LAYERS = (
     "classify",
     "evaluate",
     "search",
+    "feeds",
     "index",
     "embed",
     "preprocess",
     "images",
+    "storage",
 )
 
 
@@ -122,7 +125,7 @@ def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_
     tree, skipped = tmp_path / "tree", shutil.ignore_patterns("__pycache__", "*.egg-info")
     for package in SHIPPED:
         shutil.copytree(ROOT / package, tree / package, ignore=skipped)
-    for file in ("pyproject.toml", "celeryconfig.py", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", *MODULES, "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
     (tree / "tools").mkdir()
     (tree / "tools" / "__init__.py").touch()
@@ -131,14 +134,14 @@ def test_a_wheel_holds_the_packages_with_their_data_and_no_development_code(tmp_
     assert done.returncode == 0, done.stderr
     (wheel,) = tree.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name.split("/")[0] for name in names} == {*SHIPPED, "celeryconfig.py"}
+    assert {name.split("/")[0] for name in names} == {*SHIPPED, *MODULES}
     files = {
         str(file.relative_to(tree))
         for package in SHIPPED
         for file in (tree / package).rglob("*")
         if file.is_file()
     }
-    assert names == files | {"celeryconfig.py"}
+    assert names == files | set(MODULES)
     assert len([name for name in names if name.startswith("pipeline/probe_images/")]) == 12
 
 
@@ -280,6 +283,30 @@ def test_env_example_and_reference_say_what_the_settings_say() -> None:
     for file, text in expected.items():
         assert file.read_text() == text, f"{file.name}: write it with IMGREC_WRITE_SETTINGS=1"
     assert reference.read_text().count("\n| `DATA_DIR` | `data` | ") == 1
+
+
+def test_sentences_name_no_setting_that_does_not_exist() -> None:
+    """Whoever reads one looks for it in .env.example."""
+    settings = {name.upper() for name in Settings.model_fields} | {name.upper() for name in RENAMED}
+    others = {
+        "SQL_ASCII",  # an encoding of PostgreSQL
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
+        *("AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT_NAME"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "U2NET_HOME"),
+    }
+    unknown = set()
+    for package in ("cli", "workers", "pipeline"):
+        for file in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                    continue
+                if id(node) in docstrings or " " not in node.value.strip():
+                    continue  # no sentence: SQL, a name, a key
+                names = re.findall(r"\b[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+\b", node.value)
+                unknown |= {(file.name, name) for name in names}
+    assert {(file, name) for file, name in unknown if name not in settings | others} == set()
 
 
 def test_the_twins_that_break_each_other_are_never_installed_together() -> None:

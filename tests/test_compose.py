@@ -27,7 +27,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name for name, service in SERVICES.items() if "build" in service}
 WORKERS = OURS - {"cli", "web"}
-THEIR_SETTINGS = {"HF_HOME"}  # of huggingface_hub
+THEIR_SETTINGS = {"HF_HOME", "NUMBA_CACHE_DIR"}  # of huggingface_hub, of numba
 
 any_service = pytest.mark.parametrize("name", sorted(SERVICES))
 any_of_ours = pytest.mark.parametrize("name", sorted(OURS))
@@ -144,6 +144,16 @@ def test_all_see_the_same_data_and_cannot_write_to_the_photos(name: str) -> None
     for setting in ("U2NET_HOME", "HF_HOME"):
         assert service["environment"][setting].startswith("/models/")
     assert "models:/models" in service["volumes"]
+
+
+@any_of_ours
+def test_only_volumes_and_memory_can_be_written(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
+    writable = ("/data", "/models", "/tmp")
+    for setting in ("DATA_DIR", "MODELS_DIR", "U2NET_HOME", "HF_HOME", "NUMBA_CACHE_DIR"):
+        assert service["environment"][setting].startswith(writable)
 
 
 @any_of_ours

@@ -9,7 +9,6 @@ import io
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -17,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pipeline.errors import ServerUnavailable, WrongUse
-from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.rebuild.retry import plan_retry
 from pipeline.store.job_object import job_object, to_object
 from pipeline.store.jobs import AlreadyRequested, Job, JobRequest, Progress
@@ -39,7 +38,7 @@ POLL_S = 0.5
 def _object(job: Job, progress: Progress) -> dict[str, Any]:
     return {
         **to_object(job, progress),
-        "folder": str(job.root),
+        "folder": job.root,
         "created_at": job.created_at,
         "looked_at": progress.looked_at,
     }
@@ -86,7 +85,7 @@ async def create_job(
     """Index a folder of product images. The answer comes when the folder is being listed."""
     web = web_of(request)
     request.state.values = body.folder
-    folder, settings = Path(body.folder), web.settings
+    settings = web.settings
     if body.webhook_url is not None:
         _require_webhook(web, body.webhook_url)
     job_request = None
@@ -96,11 +95,11 @@ async def create_job(
     try:
         if job_request is not None:
             await asyncio.to_thread(web.resources.jobs.require_new, job_request)
-        await asyncio.to_thread(check_folder, folder, settings)
+        await asyncio.to_thread(check_source, body.folder, settings)
         await asyncio.to_thread(web.resources.dispatcher.require_broker)
         plan = partial(
             plan_rebuild,
-            folder,
+            body.folder,
             settings,
             web.resources.jobs,
             web.resources.versions,

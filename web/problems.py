@@ -32,6 +32,7 @@ STATUS: dict[type[BaseException], int] = {
     errors.Overloaded: 503,
     errors.IndexMissing: 503,
     errors.ServerUnavailable: 503,
+    errors.StoreRefused: 503,
     errors.TimedOut: 504,
     errors.ImgrecError: 500,
 }

@@ -108,6 +108,9 @@ class Match(BaseModel):
     distance: float = Field(description="1 - score.")
     image: str = Field(description="Address of the product's image on this server.")
     product: dict[str, Any] | None = Field(None, description="Its imported data.")
+    variants: dict[str, list[Any]] | None = Field(
+        None, description="Values of the columns in which its variants differ."
+    )
     explain: dict[str, float] | None = None
 
 
@@ -163,7 +166,9 @@ class FeedbackAnswer(BaseModel):
 
 class JobBody(Body):
     folder: str = Field(
-        min_length=1, max_length=4096, description="Folder of the product images, on the server."
+        min_length=1,
+        max_length=4096,
+        description="Folder of the product images, on the server, or a store, e.g. s3://shop/photos.",
     )
     full: bool = Field(False, description="Embed every image again; reuse no vector.")
     save_preprocessed: bool = Field(False, description="Save what the model sees as images.")
@@ -180,6 +185,9 @@ class Job(BaseModel):
     reused: int
     skipped: int
     warnings: int
+    left_out: dict[str, int] = Field(
+        description="Files and folders that were left out on purpose, by reason."
+    )
     index_version: str | None
     seconds: float
     error: str | None

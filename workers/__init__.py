@@ -6,11 +6,15 @@ the same app.
 
 from typing import Any
 
+from imgrec import use_own_packages
+
+use_own_packages()  # Celery imports with the working folder first
+
 
 def __getattr__(name: str) -> Any:
     # At first use: a command that only names a task needs no Celery.
     if name == "app":
-        from celery import current_app
+        from workers.celery_app import app
 
-        return current_app._get_current_object()
+        return app()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

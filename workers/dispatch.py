@@ -12,8 +12,9 @@ from typing import Protocol
 import redis
 
 from pipeline.errors import WrongUse
-from pipeline.store.redis_client import PREFIX, connect, trouble
-from workers.routes import QUEUE_OF, QUEUES
+from pipeline.store.redis_client import PREFIX, connect, require_fit, trouble
+from workers.roll_call import RollCall
+from workers.routes import FORM, FORM_HEADER, QUEUE_OF, QUEUES
 
 PAUSE_S = 3.0
 
@@ -23,6 +24,8 @@ class Dispatcher(Protocol):
 
     # Seconds in which another worker may join that can do what those that are there cannot.
     join_s: float
+    # What the workers have said that may take the tasks; None where this process runs them.
+    roll_call: RollCall | None
 
     def send(self, task: str, *args: object) -> None:
         """Send a task.
@@ -58,34 +61,36 @@ class CeleryDispatcher:
 
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
+        self.roll_call: RollCall | None = RollCall(redis_url)
 
     def send(self, task: str, *args: object) -> None:
-        from celery import current_app
+        from workers.celery_app import app
 
         with self._broker():
-            current_app.send_task(
+            app().send_task(
                 task,
                 args=args,
                 queue=QUEUE_OF[task],
                 ignore_result=True,
-                headers={"sent_at": time.time()},  # the age of the oldest message is a metric
+                headers={FORM_HEADER: FORM, "sent_at": time.time()},  # the age is a metric
             )
 
     def queue_length(self, queue: str) -> int:
-        from celery import current_app
+        from workers.celery_app import app
 
-        with self._broker(), current_app.connection_for_write() as connection:
+        with self._broker(), app().connection_for_write() as connection:
             return int(connection.default_channel.client.llen(queue))
 
     def require_broker(self) -> None:
         with self._broker(), closing(connect(self._redis_url, 2)) as client:
+            require_fit(self._redis_url, client)
             client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
-        from celery import current_app
+        from workers.celery_app import app
 
         with self._broker():
-            replies = current_app.control.inspect(timeout=patience_s).active_queues() or {}
+            replies = app().control.inspect(timeout=patience_s).active_queues() or {}
         return Counter(queue["name"] for queues in replies.values() for queue in queues)
 
     def pause_for_others(self, stopping: threading.Event) -> None:
@@ -106,6 +111,7 @@ class InlineDispatcher:
     """Keeps tasks in this process for whoever runs them here: `--local`, and tests."""
 
     join_s = 0.0
+    roll_call: RollCall | None = None
 
     def __init__(self) -> None:
         self.messages: deque[tuple[str, tuple[object, ...]]] = deque()

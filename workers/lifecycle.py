@@ -5,26 +5,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from typing import Any
 
+import redis
 from celery import bootsteps, current_app, signals
 from kombu.entity import Queue
 
 from pipeline.embed.fingerprint import find_fingerprint
-from pipeline.errors import ImgrecError
+from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.failpoints import failpoint
 from pipeline.images.memory_budget import limit_malloc_arenas
 from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
+from pipeline.store.redis_client import connect, require_fit
 from workers import transport
 from workers.reconcile import reconcile
 from workers.resources import Resources, process_resources
+from workers.roll_call import Announcer
 from workers.routes import INDEX, QUERY, QUEUES
 
 log = logging.getLogger(__name__)
 
 TURN_S = 1.0
+BROKER_S = 2.0
 
 
 class WatchConsumer(bootsteps.StartStopStep):
@@ -57,6 +62,7 @@ current_app.steps["consumer"].add(WatchConsumer)
 def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Fit the configuration to the queues that this worker serves."""
     settings = process_resources().settings
+    _require_fit_broker(settings.redis_url)
     transport.install()
     limit_malloc_arenas()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
@@ -91,6 +97,19 @@ def set_query_concurrency(sender: Any, **_: Any) -> None:
 def start_heartbeat(sender: Any, **_: Any) -> None:
     """Give signs of life from here on: a worker that waits for Redis is well."""
     _thread("heartbeat", _beat, process_resources(), sender.hostname)
+
+
+@signals.worker_init.connect
+def join_roll_call(sender: Any, **_: Any) -> None:
+    """Say from here on what this worker works with; commands compare before they send."""
+    resources = process_resources()
+    roll_call = resources.dispatcher.roll_call
+    if roll_call is not None:
+        queues = sorted(sender.app.amqp.queues.consume_from)
+        announcer = Announcer(
+            roll_call, sender.hostname, queues, resources.identifier, resources.stopping
+        )
+        resources.watchdog.register_thread(_thread("roll-call", announcer.run))
 
 
 @signals.worker_init.connect
@@ -131,6 +150,17 @@ def end(**_: Any) -> None:
     """Write the last queries to their log."""
     with contextlib.suppress(ImgrecError):
         process_resources().query_log.flush()
+
+
+def _require_fit_broker(redis_url: str) -> None:
+    """End at once where the Redis can never carry queues; one that is away is waited for."""
+    try:
+        with contextlib.closing(connect(redis_url, BROKER_S)) as client:
+            require_fit(redis_url, client)
+    except redis.RedisError:
+        pass
+    except ServerUnavailable as error:
+        sys.exit(f"Error: {error}")
 
 
 def _queues(option: Any) -> set[str]:

@@ -22,9 +22,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.cgroup import memory_limit
 from pipeline.errors import JobFailed, SetupError
 from pipeline.images.decode_cost import BYTES_PER_PIXEL
 from pipeline.images.memory_budget import (
+    SHARE_OF_CONTAINER,
     MemoryBudget,
     data_segment_bytes,
     default_limit,
@@ -91,7 +93,11 @@ class MemoryGuard:
         if limit is None:
             # Nobody asked for a limit: it is never less than any allowed image needs.
             largest = BYTES_PER_PIXEL * settings.max_image_pixels
-            limit = max(default_limit(), base + int(largest / IMAGES_SHARE))
+            limit = max(default_limit(settings.memory_shares), base + int(largest / IMAGES_SHARE))
+            if (container := memory_limit()) is not None:
+                # Above it, the kernel would end the worker in place of one image.
+                room = int(SHARE_OF_CONTAINER * container)
+                limit = min(limit, max(room, base + MIN_HEADROOM))
         elif limit < base + MIN_HEADROOM:
             raise SetupError(
                 f"This worker needs {format_bytes(base)} for its models alone, so "
@@ -142,7 +148,7 @@ class MemoryGuard:
     def _watch(self) -> None:
         """Look at this process's memory until it ends; end it when it has leaked."""
         since: float | None = None
-        default = self._settings.worker_max_memory or default_limit()
+        default = self._settings.worker_max_memory or default_limit(self._settings.memory_shares)
         while not self._stopping.wait(POLL_S):
             try:
                 since = self._look(since, default)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, crop, decode, encode_jpeg, read_image, sha256
-from pipeline.images.find import confined, require_allowed
+from pipeline.images.decode import WORK_SIDE, crop, decode, encode_jpeg, sha256
+from pipeline.images.find import ImageFile
+from pipeline.images.roots import open_source
 from pipeline.index.versions import Version
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import Box, Query
@@ -93,9 +93,15 @@ def query_image(
     }
     if answer.min_score is not None:
         response["min_score"] = answer.min_score
+    if texts := [text for text in (query.text, query.without) if text]:
+        response |= _told(resources.clip.text_warnings(texts))
     if query.total:
         response["total"] = answer.total
     return response
+
+
+def _told(warnings: list[str]) -> dict[str, Any]:
+    return {"warnings": warnings} if warnings else {}
 
 
 def _checked(
@@ -235,18 +241,18 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
 def _jpegs(
     resources: Resources, version: Version, filenames: list[str], side: int
 ) -> dict[str, str]:
-    root = Path(version.manifest["root"])
-    require_allowed(root, resources.settings)
+    source = open_source(version.manifest["root"], resources.settings)
+    files = [ImageFile(name, 0, 0) for name in filter(version.has_path, filenames)]
     limits, jpegs = resources.limits, {}
-    for filename in filter(version.has_path, filenames):
-        try:
-            data = read_image(confined(root, filename), limits)
-            image = decode(data, limits, resources.settings.preprocess_bg_color, side)
-        except BadImage as error:
-            log.info("No thumbnail of %s: %s", filename, error)
-            continue
-        image.thumbnail((side, side))
-        jpegs[filename] = base64.b64encode(encode_jpeg(image, 85)).decode()
+    with source.reading(files, limits) as read:
+        for file in files:
+            try:
+                image = decode(read(file), limits, resources.settings.preprocess_bg_color, side)
+            except BadImage as error:
+                log.info("No thumbnail of %s: %s", file.path, error)
+                continue
+            image.thumbnail((side, side))
+            jpegs[file.path] = base64.b64encode(encode_jpeg(image, 85)).decode()
     return jpegs
 
 

@@ -21,7 +21,7 @@ import msgpack
 
 from pipeline import errors
 from pipeline.store.redis_client import PREFIX
-from workers.routes import QUERY
+from workers.routes import FORM, FORM_HEADER, QUERY
 
 READY = ("SUCCESS", "FAILURE", "REVOKED")  # celery.states.READY_STATES
 QUEUE_KEY = f"{PREFIX}{QUERY}"  # the list that holds the messages
@@ -52,6 +52,7 @@ def query_message(task: str, query_id: str, args: tuple[Any, ...], expires_s: fl
         "argsrepr": "(<image>)",  # or a kilobyte of it stands in every log line
         "kwargsrepr": "{}",
         "origin": f"{os.getpid()}@{socket.gethostname()}",
+        FORM_HEADER: FORM,
         "sent_at": time.time(),  # ours: the age of the oldest message is a metric
     }
     message = {

@@ -7,10 +7,13 @@ hints.
 from __future__ import annotations
 
 import logging
-import shutil
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import redis
+
+from pipeline.errors import ServerUnavailable
 from pipeline.failpoints import failpoint
 from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS, SEND_WEBHOOK
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WEBHOOK_LEASE_S = 60.0  # a webhook whose worker recorded no attempt is sent again
+MAX_FAILED_LOOKS = 10  # one after the other, by one process
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -46,26 +50,48 @@ def reconcile(resources: Resources) -> None:
     for job in jobs.open_jobs():
         if not job.plan_done:
             continue
-        freed = jobs.shards.free_expired(job.id)
-        if freed:
-            log.warning("Job %s: the workers of shards %s are gone; sending again.", job.id, freed)
-        if resources.dispatcher.queue_length(EMBED) == 0:
-            _send_shards(resources, job.id, jobs.shards.requeue_lost(job.id, LOST_AFTER_S))
-        advance(resources, job.id)
+        try:
+            _look_after(resources, job.id)
+            resources.failed_looks.pop(job.id, None)
+        except ServerUnavailable:
+            raise
+        except Exception as error:  # one job's trouble must not stop the others for ever
+            _count_failed_look(resources, job.id, error)
 
 
-def remove_leftovers(resources: Resources) -> None:
-    """Delete the plans and shard files of jobs that have ended."""
-    jobs, folder = resources.jobs, resources.settings.jobs_dir
-    jobs.drop_items()
-    if not folder.is_dir():
-        return
-    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
-    children = list(folder.iterdir())
-    still_open = {job.id for job in jobs.open_jobs()}
-    for child in children:
-        if child.name not in still_open:
-            shutil.rmtree(child, ignore_errors=True)
+def _look_after(resources: Resources, job_id: str) -> None:
+    shards = resources.jobs.shards
+    freed = shards.free_expired(job_id)
+    if freed:
+        log.warning("Job %s: the workers of shards %s are gone; sending again.", job_id, freed)
+    if resources.dispatcher.queue_length(EMBED) == 0:
+        _send_shards(resources, job_id, shards.requeue_lost(job_id, LOST_AFTER_S))
+    advance(resources, job_id)
+
+
+def _count_failed_look(resources: Resources, job_id: str, error: Exception) -> None:
+    log.exception("Job %s cannot be looked after.", job_id)
+    resources.failed_looks[job_id] += 1
+    if resources.failed_looks[job_id] > MAX_FAILED_LOOKS:
+        line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        resources.jobs.fail(job_id, f"The job could not be continued: {line}")
+
+
+def report_unknown_job(resources: Resources, job_id: str) -> None:
+    """Say at once, in the log and to whoever waits, that a message names a job of elsewhere."""
+    identity = resources.identifier.read("database")
+    sentence = (
+        f"A worker on {identity.host} was sent job {job_id}, which its database "
+        f"{identity.database.where} does not have: the command that planned it has another "
+        "DATABASE_URL (a relative path is another file in each folder), or the database was "
+        "replaced since."
+    )
+    log.error("%s The message is dropped.", sentence)
+    if resources.dispatcher.roll_call is not None:
+        try:
+            resources.dispatcher.roll_call.report_unknown_job(job_id, sentence)
+        except redis.RedisError as error:
+            log.warning("That could not be told over Redis: %s", error)
 
 
 def _send_shards(resources: Resources, job_id: str, numbers: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
@@ -35,6 +36,7 @@ from pipeline.store.api_keys import ApiKeys, KeyRing
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
+from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
@@ -46,6 +48,7 @@ from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
 from workers.metrics import NoMetrics, serve_metrics
 from workers.query_log import QueryLog
+from workers.roll_call import require_agreement, serving
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -111,6 +114,7 @@ class Resources:
         self.watchdog = Watchdog()
         self.consumer = ConsumerWatchdog(settings, self.watchdog)
         self.memory_guard = MemoryGuard(settings, self.stopping, self.watchdog)
+        self.failed_looks: Counter[str] = Counter()  # of the reconciler, by job
         self._verified: set[str] = set()  # versions whose vectors this process has read whole
         if cache is not None:
             vars(self)["cache"] = cache
@@ -122,6 +126,21 @@ class Resources:
     @once
     def database(self) -> Database:
         return Database(self.settings.database_url)
+
+    @once
+    def identifier(self) -> Identifier:
+        return Identifier(self.settings, self.database)
+
+    def require_agreement(self, queues: Sequence[str], *parts: str) -> None:
+        """Compare this process's database and folders with those of the workers on some queues.
+
+        Raises:
+            SettingsDiffer: they differ. ServerUnavailable: Redis does not answer.
+        """
+        roll_call = self.dispatcher.roll_call
+        present = roll_call.present() if roll_call is not None else []
+        if roll_call is not None and serving(present, queues):
+            require_agreement(roll_call, self.identifier.read(*parts), queues, parts, present)
 
     @once
     def jobs(self) -> Jobs:

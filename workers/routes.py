@@ -15,6 +15,11 @@ PICTURES = "imgrec.pictures"
 PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
 
+# Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
+# addition that it may ignore needs none.
+FORM = 1
+FORM_HEADER = "imgrec_form"
+
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
     MERGE_SHARDS: INDEX,

@@ -10,7 +10,7 @@ from celery import shared_task
 from celery.app.task import Task
 
 from pipeline.access import explain, is_unavailable
-from pipeline.errors import ImgrecError
+from pipeline.errors import ImgrecError, ServerUnavailable
 from workers import embed, index, query, routes, webhooks
 from workers.resources import Resources, process_resources
 
@@ -88,4 +88,5 @@ def _deadline(task: Task, resources: Resources) -> Iterator[None]:
         except OSError as error:
             if not is_unavailable(error):
                 raise
-            raise explain(error, resources.settings) from error
+            # As its parent, which a client of the last release knows, too.
+            raise ServerUnavailable(str(explain(error, resources.settings))) from error

@@ -42,7 +42,7 @@ from redis.exceptions import DataError, OutOfMemoryError
 
 from pipeline.errors import WrongUse
 from pipeline.settings import MIB
-from workers.routes import QUEUES
+from workers.routes import FORM, QUEUES
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Headers(_Part):
     replaced_task_nesting: int | None = None
     ignore_result: bool | None = None
     redelivered: bool | None = None
+    imgrec_form: int | None = None  # none: of the release that did not send it
 
 
 class Properties(_Part):
@@ -154,6 +155,12 @@ def check_envelope(message: Any, queue: str) -> None:
         len(envelope.body) <= MAX_BODY,
         f"its body has {len(envelope.body):,} bytes, the limit is {MAX_BODY:,}: send a smaller "
         "image",
+    )
+    form = envelope.headers.imgrec_form or FORM
+    _require(
+        form <= FORM,
+        f"a newer imgrec sent it in form {form}, and this worker reads up to form {FORM}: update "
+        "imgrec here and restart the worker",
     )
     message["headers"] = envelope.headers.model_dump(exclude_unset=True)
 

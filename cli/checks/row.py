@@ -16,6 +16,7 @@ from pipeline.urls import without_password
 
 if TYPE_CHECKING:
     from workers.resources import Resources
+    from workers.roll_call import RollCall
 
 RECHECK = "imgrec check"
 State = Literal["ok", "warning", "error"]
@@ -70,6 +71,11 @@ class CheckContext:
     def workers(self) -> Counter[str]:
         """The workers that answer, by queue."""
         return self._wiring.dispatcher.workers()
+
+    @property
+    def roll_call(self) -> RollCall | None:
+        """What each worker works with; None without Redis."""
+        return self._wiring.dispatcher.roll_call
 
 
 @dataclass(frozen=True)

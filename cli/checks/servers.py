@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from cli.checks.row import CheckContext, CheckFailed, corrected
+from cli.checks.row import RECHECK, CheckContext, CheckFailed, CheckWarning, corrected
+from workers.routes import QUEUES
 
 
 def redis(context: CheckContext) -> str:
     """Redis answers, takes a key and throws no task away."""
     from redis.exceptions import RedisError
 
-    from pipeline.store.redis_client import PREFIX, answers, connect, trouble
+    from pipeline.store.redis_client import PREFIX, answers, connect, require_fit, trouble
 
     url = context.settings.redis_url
     if not answers(url):
         raise CheckFailed(str(trouble(url, None)), _start_redis(url))
     try:
         client = connect(url, 5)
+        facts = require_fit(url, client)
         client.set(f"{PREFIX}check", 1, ex=60)
-        facts: Any = client.info()
     except RedisError as error:
         raise CheckFailed(str(trouble(url, error)), corrected("REDIS_URL")) from error
     context.redis_works = True
@@ -43,17 +44,27 @@ def has_cache_of_its_own(context: CheckContext) -> bool:
 
 def cache(context: CheckContext) -> str:
     """The cache of its own answers."""
+    from redis.exceptions import RedisError
+
+    from pipeline.store.redis_client import connect, require_fit, trouble
+
+    url = context.settings.cache_url
+    try:
+        require_fit(url, connect(url, 5), "CACHE_URL")
+    except RedisError as error:
+        raise CheckFailed(str(trouble(url, error, "CACHE_URL")), corrected("CACHE_URL")) from error
     _, kinds = context.resources.shared_cache.describe()
     return f"answers, {sum(kind.keys for kind in kinds)} keys"
 
 
 def database(context: CheckContext) -> str:
     """The database takes changes."""
-    from pipeline.store.database import UNICODE
+    from pipeline.store.database import UNICODE, schema_version
+    from pipeline.store.file_system import file_system, shares_memory
     from pipeline.urls import without_password
 
     with context.resources.database.transaction() as tx:
-        schema = tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"]
+        schema = schema_version(tx)
         tx.rows("DELETE FROM revisions WHERE name = ?", ("check",))
         encoding = tx.encoding()
     if encoding not in UNICODE:
@@ -62,6 +73,13 @@ def database(context: CheckContext) -> str:
             "createdb --encoding UTF8 --template template0 NAME, and name it in DATABASE_URL",
         )
     url = without_password(context.settings.database_url)
+    file = Path(context.settings.database_url.removeprefix("sqlite:///"))
+    if context.settings.database_url.startswith("sqlite:///") and not shares_memory(file):
+        raise CheckWarning(
+            f"{url} is on a network file system ({file_system(file)}), where SQLite is slower and "
+            "its locks depend on the server",
+            "put it on a local disk, or use PostgreSQL: correct DATABASE_URL in .env",
+        )
     return f"{url}, schema version {schema}, writable"
 
 
@@ -83,11 +101,33 @@ def worker(queue: str) -> Callable[[CheckContext], str]:
     return run
 
 
-def _start_redis(url: str) -> str:
-    from cli.redis_server import LOOPBACK
+def settings_of_workers(context: CheckContext) -> str:
+    """The workers work with this database, this data folder and this models folder."""
+    from pipeline.store.identity import PARTS
+    from workers.roll_call import Dispute, serving
 
-    parts = urlsplit(url)
-    if parts.scheme == "redis" and (parts.hostname or "localhost") in LOOPBACK:
+    if not context.redis_works:
+        raise CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
+    roll_call = context.roll_call
+    present = serving(roll_call.present(), QUEUES) if roll_call is not None else []
+    if not present:
+        return "no worker has said yet what it works with"
+    mine = context.resources.identifier.read()
+    dispute = Dispute.find(mine, present, QUEUES, PARTS)
+    if dispute is not None:
+        raise CheckFailed(
+            str(dispute), "set the same DATABASE_URL, DATA_DIR and MODELS_DIR everywhere"
+        )
+    return (
+        f"{len(present)} {'worker works' if len(present) == 1 else 'workers work'} with this "
+        "database, data folder and models folder"
+    )
+
+
+def _start_redis(url: str) -> str:
+    from pipeline.store.redis_client import can_start_here
+
+    if can_start_here(url):
         return "imgrec up"
     return f"start the Redis there, or {corrected('REDIS_URL')}"
 

@@ -23,14 +23,22 @@ UNKNOWN = "unknown"
 ZERO_SHOT = "zero-shot"
 TRAINED = "trained"
 
+Question = tuple[str | None, str]  # the category that prompts name, and the attribute
+CATEGORIES: Question = (None, "")
+
 
 class TextEncoder(Protocol):
     """The text side of a dual encoder: `pipeline.embed.clip.Clip`, or a test's toy."""
 
     @property
+    def has_words(self) -> bool: ...
+
+    @property
     def logit_scale(self) -> float: ...
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors: ...
+
+    def text_warnings(self, texts: Sequence[str]) -> list[str]: ...
 
 
 class TextVectors(Protocol):
@@ -66,7 +74,13 @@ class ZeroShot:
         self._labels = labels
         self._kept = cache
         self._min_confidence = min_confidence
-        self._matrices: dict[tuple[str | None, str], Vectors] = {}
+        self._matrices: dict[Question, Vectors] = {}
+        self._warnings: dict[Question, list[str]] = {}
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the model can answer at all: an image encoder alone cannot."""
+        return self._encoder.has_words
 
     def classify(self, vector: Vectors) -> dict[str, Any]:
         """Classify one (d,) unit image vector; return the classify object of the contract.
@@ -74,14 +88,24 @@ class ZeroShot:
         An attribute's prompts name the category that was found, or "product" where none was.
 
         Raises:
-            SetupError: the model has no tokenizer.
+            SetupError: the model has no words.
         """
         category = self.category(vector)
-        return {"category": category.to_json(), "attributes": self.attributes(vector, category)}
+        answer = {"category": category.to_json(), "attributes": self.attributes(vector, category)}
+        known = self.known(category)
+        questions = [CATEGORIES, *((known, name) for name in self.names(category))]
+        return self.with_warnings(answer, questions)
+
+    def with_warnings(
+        self, answer: dict[str, Any], questions: Sequence[Question]
+    ) -> dict[str, Any]:
+        """Add what the model did not read of the prompts of some questions, if anything."""
+        warnings = [each for question in questions for each in self._warnings.get(question, [])]
+        return {**answer, "warnings": list(dict.fromkeys(warnings))} if warnings else answer
 
     def category(self, vector: Vectors) -> Guess:
         """Guess the category of one (d,) unit image vector."""
-        return self._guess(vector, (None, ""), self._labels.category_prompts())
+        return self._guess(vector, CATEGORIES, self._labels.category_prompts())
 
     def attributes(self, vector: Vectors, category: Guess) -> list[dict[str, Any]]:
         """Guess the attributes that the category has."""
@@ -89,24 +113,27 @@ class ZeroShot:
 
     def names(self, category: Guess) -> tuple[str, ...]:
         """Return the attributes that the category has."""
-        return tuple(self._labels.attributes_of(self._known(category)))
+        return tuple(self._labels.attributes_of(self.known(category)))
 
     def attribute(self, vector: Vectors, category: Guess, name: str) -> dict[str, Any]:
         """Guess one attribute."""
-        label = self._known(category)
+        label = self.known(category)
         prompts = self._labels.attribute_prompts(label, name)
         guess = self._guess(vector, (label, name), prompts)
         return {"name": name, **guess.to_json(), "source": ZERO_SHOT}
 
-    def _known(self, category: Guess) -> str | None:
+    def known(self, category: Guess) -> str | None:
         """Return the category that prompts can name; a head may say one that has none."""
         is_known = category.certain and category.label in self._labels.categories
         return category.label if is_known else None
 
-    def _guess(self, vector: Vectors, question: tuple[str | None, str], prompts: Prompts) -> Guess:
+    def _guess(self, vector: Vectors, question: Question, prompts: Prompts) -> Guess:
         # Two threads may both compute a matrix at first; they come to the same one.
         matrix = self._matrices.get(question)
         if matrix is None:
+            texts = [text for group in prompts.values() for text in group]
+            warnings = self._encoder.text_warnings(texts)
+            self._warnings[question] = [f"Labels file: {warning}" for warning in warnings]
             matrix = self._matrices[question] = text_matrix(prompts, self._encoder, self._kept)
         shares = confidences(vector, matrix, self._encoder.logit_scale)
         return best(tuple(prompts), shares, self._min_confidence)
@@ -131,10 +158,11 @@ class Trained:
 
         Raises:
             HeadBroken, FingerprintMismatch: a head is there, and cannot be used.
-            SetupError: the model has no tokenizer, and a prompt is needed.
+            SetupError: the model has no words, and no head says the category.
         """
-        head = self._heads.category_head()
+        head, questions = self._heads.category_head(), []
         if head is None:
+            questions.append(CATEGORIES)
             category = self._zero_shot.category(vector)
             answer = category.to_json()
         else:
@@ -147,9 +175,12 @@ class Trained:
             if name in heads:
                 guess = self._ask(heads[name], HeadName(category.label, name), vector)
                 predictions.append({"name": name, **guess.to_json(), "source": TRAINED})
-            else:
+            elif self._zero_shot.has_words:
                 predictions.append(self._zero_shot.attribute(vector, category, name))
-        return {"category": answer, "attributes": predictions}
+                questions.append((self._zero_shot.known(category), name))
+        return self._zero_shot.with_warnings(
+            {"category": answer, "attributes": predictions}, questions
+        )
 
     def _ask(self, head: Head, name: HeadName, vector: Vectors) -> Guess:
         require_features(head, name, self._mine, len(vector))
@@ -188,4 +219,5 @@ def best(labels: Sequence[str], shares: NDArray[np.float64], min_confidence: flo
 
 
 def _digest(texts: Sequence[str]) -> str:
-    return "texts-" + hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    # "texts-" was written by versions that gave SigLIP capital letters.
+    return "texts2-" + hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

@@ -27,7 +27,7 @@ from pipeline.access import is_unavailable
 from pipeline.atomic_files import write_atomic
 from pipeline.classify.head import CATEGORY, CATEGORY_HEAD, Head, HeadName
 from pipeline.classify.labels import NAME
-from pipeline.errors import HeadBroken
+from pipeline.errors import HeadBroken, SetupError
 from pipeline.failpoints import failpoint
 
 MODEL, CLASSES, LOSS = "model.pt", "classes.json", "loss.png"
@@ -35,13 +35,24 @@ TIME = "%Y-%m-%dT%H:%M:%S.%fZ"  # of one length, so that later is greater as tex
 
 
 def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> Head:
-    """Write the head, classes.json and its loss curve (a PNG); return it with its time."""
+    """Write the head, classes.json and its loss curve (a PNG); return it with its time.
+
+    Raises:
+        SetupError: the folder is not one, or cannot be made.
+    """
     folder = models / name.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    # Two trainings of one head take turns, so that a later time is a later file.
-    with FileLock(folder / ".lock"):
-        head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
-        _write(folder, head, loss_curve)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two trainings of one head take turns, so that a later time is a later file.
+        with FileLock(folder / ".lock"):
+            head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
+            _write(folder, head, loss_curve)
+    except OSError as error:
+        if is_unavailable(error):
+            raise
+        raise SetupError(
+            f"The head cannot be written to '{folder}': {error.strerror or error}."
+        ) from error
     return head
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from pipeline.embed.unread_text import has_words
 from pipeline.errors import WrongUse, first_invalid
 
 PACKAGED = Path(__file__).parent / "labels.toml"
@@ -42,6 +43,12 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _readable(text: str) -> str:
+    if not has_words(text):
+        raise ValueError(f"'{text}' contains no word: it has no letter, digit or pictogram")
+    return text
+
+
 def _distinct(classes: tuple[str, ...]) -> tuple[str, ...]:
     for label in classes:
         if classes.count(label) > 1:
@@ -61,6 +68,7 @@ def _with_placeholders(*placeholders: str) -> AfterValidator:
 
 Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, AfterValidator(_not_blank)]
+Words = Annotated[Text, AfterValidator(_readable)]
 Classes = Annotated[tuple[Name, ...], Field(min_length=2), AfterValidator(_distinct)]
 
 
@@ -119,7 +127,7 @@ class _Category(BaseModel, extra="allow"):
 
     __pydantic_extra__: dict[str, Classes]
 
-    words: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    words: Annotated[tuple[Words, ...], Field(min_length=1)] | None = None
     attributes: tuple[str, ...] | None = None
 
 

@@ -1,4 +1,4 @@
-"""Load any transformers CLIP or SigLIP once and embed images and texts with it."""
+"""Load a vision model of transformers once; embed images with it, and texts where it has words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import json
+import pickle
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.embed import int8, numeric_precision
+from pipeline.embed import int8, numeric_precision, unread_text
+from pipeline.embed.architecture import ARCHITECTURES, Architecture, context_of, pool
 from pipeline.embed.fingerprint import model_revision
-from pipeline.embed.image_tensor import ImageToTensor
+from pipeline.embed.image_inputs import ImageToInputs, load_image_to_inputs
 from pipeline.errors import SetupError, one_line
 from pipeline.settings import Settings
 
@@ -29,7 +31,7 @@ SMALL_BATCH = 4
 
 
 class Clip:
-    """A dual encoder with its own image processor and tokenizer.
+    """An image encoder with its own image processor; a dual encoder has a text side and tokenizer.
 
     Constants and sizes come from the model's own files. Calls are serialised by a lock: one
     forward pass at a time uses all the threads that this process may use.
@@ -37,8 +39,10 @@ class Clip:
 
     def __init__(
         self,
+        name: str,
+        architecture: Architecture,
         model: Any,
-        image_processor: Any,
+        to_inputs: ImageToInputs,
         tokenizer: Any,
         device: str,
         precision: str,
@@ -50,14 +54,21 @@ class Clip:
             precision: numeric precision of the image encoder that `model` has.
             max_batch: images in one forward pass; None: as many as `embed_images` is given.
         """
+        self.name, self.architecture = name, architecture
+        self.device, self.precision = device, precision
         self._model = model
         self._max_batch = max_batch
-        self._to_tensor = ImageToTensor(image_processor)
+        self._to_inputs = to_inputs
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
-        self.device = device
-        self.precision = precision
-        self.dim = _dimension(model)
+        if architecture.has_words:
+            self._max_tokens = context_of(architecture, model.config, tokenizer)
+        self.dim = self._dimension()
+
+    @property
+    def has_words(self) -> bool:
+        """Whether texts can be embedded, too."""
+        return self.architecture.has_words and self._tokenizer is not None
 
     @property
     def logit_scale(self) -> float:
@@ -68,39 +79,72 @@ class Clip:
         """Embed RGB images -> (n, dim) float32, L2-normalised, in the same order."""
         if not images:
             return np.zeros((0, self.dim), np.float32)
-        pixels = self._to_tensor(images)
+        inputs = self._to_inputs(images)
         if self.device == "cuda":
-            pixels = pixels.pin_memory()
+            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
         bf16 = self.precision == "bf16"
-        parts = pixels.split(self._max_batch or len(pixels))
+        step = self._max_batch or len(images)
         return np.concatenate(
-            [self._forward(self._model.get_image_features, bf16, pixel_values=p) for p in parts]
+            [
+                self._forward(
+                    self._image_features,
+                    bf16,
+                    **{name: tensor[at : at + step] for name, tensor in inputs.items()},
+                )
+                for at in range(0, len(images), step)
+            ]
         )
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Embed texts -> (n, dim) float32, L2-normalised; what exceeds the context is cut off.
 
         Raises:
-            SetupError: the model's folder has no tokenizer.
+            SetupError: the model has no text side, or its folder no tokenizer.
         """
+        if not self.architecture.has_words:
+            raise SetupError(
+                f"The model {self.name} has no words: {self.architecture.name} embeds images only. "
+                "Query with an image; to classify, train heads ('imgrec train', with "
+                "--category-head for the category); or set EMBEDDING_MODEL to a model with words "
+                "('imgrec models' lists some) and rebuild."
+            )
         if self._tokenizer is None:
             raise SetupError("This model has no tokenizer: texts cannot be embedded with it.")
         if not texts:
             return np.zeros((0, self.dim), np.float32)
-        config = self._model.config
-        text_config = getattr(config, "text_config", config)
-        # SigLIP was trained on texts padded to its full context and without a mask, CLIP on texts
-        # as long as they are (their model cards).
-        siglip = "siglip" in config.model_type
+        fixed_length = self.architecture.fixed_length_lower_case
         inputs = self._tokenizer(
-            list(texts),
-            padding="max_length" if siglip else True,
-            return_attention_mask=not siglip,
+            self._as_read(texts),
+            padding="max_length" if fixed_length else True,
+            return_attention_mask=not fixed_length,
             truncation=True,
-            max_length=text_config.max_position_embeddings,
+            max_length=self._max_tokens,
             return_tensors="pt",
         )
         return self._forward(self._model.get_text_features, False, **inputs)
+
+    def text_warnings(self, texts: Sequence[str]) -> list[str]:
+        """Say what of some texts the model does not read."""
+        if not self.has_words:
+            return []
+        return unread_text.warnings(self._tokenizer, self._as_read(texts), self._max_tokens)
+
+    def _as_read(self, texts: Sequence[str]) -> list[str]:
+        lower = self.architecture.fixed_length_lower_case
+        return [text.lower() if lower else text for text in texts]
+
+    def _image_features(self, **inputs: Any) -> Any:
+        if self.architecture.has_words:
+            return self._model.get_image_features(**inputs)
+        return pool(self._model(**inputs), self.architecture.pooling)
+
+    def _dimension(self) -> int:
+        if not self.architecture.has_words:
+            return int(self.embed_images([Image.new("RGB", (224, 224))]).shape[1])
+        projection = getattr(self._model.config, "projection_dim", None)
+        if projection:
+            return int(projection)
+        return int(self._model.config.vision_config.hidden_size)  # SigLIP has no projection
 
     def _forward(self, features: Any, bf16: bool, **inputs: Any) -> Vectors:
         import torch
@@ -114,6 +158,8 @@ class Clip:
             )
             # transformers 5 returns an output object whose pooled field is the projected embedding
             tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
+            if tensor.ndim != 2:
+                raise SetupError(f"The model {self.name} does not make one vector of an image.")
             unit = torch.nn.functional.normalize(tensor.float(), dim=-1)
             vectors: Vectors = unit.cpu().numpy()
         return vectors
@@ -122,8 +168,10 @@ class Clip:
 def load_clip(settings: Settings) -> Clip:
     """Load the model that the settings name, from a folder, the hub cache or the hub.
 
+    No code of the model's own is run, and no weights that are not there are made up.
+
     Raises:
-        SetupError: not found, not readable, not a dual encoder, or the device is missing.
+        SetupError: not found, not readable, of an unknown kind, or the device is missing.
     """
     import torch
     import transformers
@@ -135,22 +183,33 @@ def load_clip(settings: Settings) -> Clip:
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    safe: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    auto: Any = transformers  # its from_pretrained methods are untyped
     try:
-        auto: Any = transformers  # its from_pretrained methods are untyped
-        model = auto.AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
-        # The Pillow processors need no torchvision and are the reference for these models.
-        image_processor = auto.AutoImageProcessor.from_pretrained(
-            source, revision=revision, backend="pil"
+        model_type = auto.AutoConfig.from_pretrained(source, **safe).model_type
+        architecture = ARCHITECTURES.get(model_type)
+        if architecture is None:
+            raise _unknown_kind(name, model_type)
+        model, loading = auto.AutoModel.from_pretrained(
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **safe,
+            **dict(architecture.options),
         )
+        to_inputs = load_image_to_inputs(source, **safe)
+    except SetupError:
+        raise
     except Exception as error:  # each model class raises its own kinds; all mean "not loadable"
         raise _not_loadable(name, error) from error
-    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+    if loading["missing_keys"]:
+        first = min(loading["missing_keys"])
         raise SetupError(
-            f"The model {name} is a {type(model).__name__}, not a CLIP or SigLIP with an image "
-            "and a text side: set EMBEDDING_MODEL to one."
+            f"The model {name} cannot be loaded: {len(loading['missing_keys'])} of its weights are "
+            f"missing, e.g. {first}. Get the checkpoint of the whole {architecture.name} model."
         )
     model.eval().to(device)
-    tokenizer = _load_tokenizer(source, revision)
+    tokenizer = _load_tokenizer(name, source, safe) if architecture.has_words else None
     small = numeric_precision.is_small(model)
     max_batch = SMALL_BATCH if device == "cpu" and small else None
 
@@ -159,8 +218,10 @@ def load_clip(settings: Settings) -> Clip:
         in_int8 = precision == "int8"
         encoder = int8.make_encoder(model, settings.threads) if in_int8 else None
         return Clip(
+            name,
+            architecture,
             model if encoder is None else _with_image_encoder(model, encoder),
-            image_processor,
+            to_inputs,
             tokenizer,
             device,
             precision,
@@ -216,44 +277,72 @@ def gpu_name() -> str | None:
     return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
 
 
-def _load_tokenizer(source: str, revision: str) -> Any:
+def _load_tokenizer(name: str, source: str, safe: dict[str, Any]) -> Any:
     import transformers
 
     auto: Any = transformers
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("*.model")):
+    files = ("*token*", "*.model", "vocab.*")
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in files):
         return None  # image search works without; asking for a text says what is missing
     try:
-        return auto.AutoTokenizer.from_pretrained(source, revision=revision)
+        return auto.AutoTokenizer.from_pretrained(source, **safe)
     except Exception as error:  # as above
-        raise _not_loadable(source, error) from error
+        raise _not_loadable(name, error) from error
 
 
-def _dimension(model: Any) -> int:
-    projection = getattr(model.config, "projection_dim", None)
-    if projection:
-        return int(projection)
-    return int(model.config.vision_config.hidden_size)  # SigLIP pools without a projection
+def _unknown_kind(name: str, model_type: str) -> SetupError:
+    known = ", ".join(sorted({each.name for each in ARCHITECTURES.values()}, key=str.lower))
+    return SetupError(
+        f"The model {name} is of type {model_type!r}, which imgrec does not know how to make "
+        f"vectors with. Set EMBEDDING_MODEL to one of these kinds: {known}; see 'imgrec models'."
+    )
 
 
 def _not_loadable(name: str, error: Exception) -> SetupError:
     folder = Path(name).expanduser()
     if folder.is_dir():
-        missing = [] if (folder / "config.json").is_file() else ["config.json"]
-        if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
-            missing.append("model.safetensors")
-        if not (folder / "preprocessor_config.json").is_file():
-            missing.append("preprocessor_config.json")
-        reason = f"the folder lacks {', '.join(missing)}" if missing else _reason(error)
-        return SetupError(f"The model in the folder {name} cannot be loaded: {reason}.")
+        return SetupError(
+            f"The model in the folder {name} cannot be loaded: {_folder_reason(folder, error)}."
+        )
     return SetupError(
         f"The model {name} cannot be loaded: it is not a folder, and the hub answered: "
         f"{_reason(error)}. Check the name and the network, or set EMBEDDING_MODEL to a folder "
-        "with a transformers CLIP or SigLIP."
+        "with a transformers model."
     )
+
+
+def _folder_reason(folder: Path, error: Exception) -> str:
+    if not (folder / "config.json").is_file():
+        if any(folder.glob("open_clip_*")):
+            return (
+                "it is in OpenCLIP's own format: take the model's transformers version, which has "
+                "a config.json"
+            )
+        inner = sorted(file.parent.name for file in folder.glob("*/config.json"))
+        if inner:
+            return f"it has no config.json, but its sub-folder {inner[0]} does: name that one"
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
+        missing.append("model.safetensors")
+    if not (folder / "preprocessor_config.json").is_file():
+        missing.append("preprocessor_config.json")
+    if missing:
+        return f"the folder lacks {', '.join(missing)}"
+    return _reason(error)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"a JSON file is broken ({error})"
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs Python code of its own, which imgrec does not run: take a model that "
+            "transformers itself knows"
+        )
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return (
+            "its weights file contains more than tensors, which could run code: take the model's "
+            "safetensors version"
+        )
     return one_line(error).rstrip(".")

@@ -13,9 +13,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -26,9 +25,10 @@ from pipeline.embed.shards import ShardVectors
 from pipeline.embed.stage_times import Observe, StageTimes
 from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, Limits, decode, read_image, sha256
+from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, sha256
 from pipeline.images.failure import Failure
-from pipeline.images.find import ImageFile, confined
+from pipeline.images.find import ImageFile
+from pipeline.images.source import ImageSource, Read
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.cutout_cache import PreparedCache
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
@@ -87,8 +87,7 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
     prepared = None
     if settings.use_bg_removal and settings.cutout_cache_bytes:  # resizing alone costs no more
-        folder = settings.data_dir / "prepared"
-        prepared = PreparedCache(folder, spec, limits, settings.cutout_cache_bytes)
+        prepared = PreparedCache(settings.cutout_dir, spec, limits, settings.cutout_cache_bytes)
     return Embedder(
         encoder=encoder,
         prepare=lambda image: prepare(image, spec, remover),
@@ -135,7 +134,7 @@ class ShardResult:
 
 
 def embed_shard(
-    root: Path,
+    source: ImageSource,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -150,7 +149,7 @@ def embed_shard(
         save: gets each preprocessed image, with its path (`--save-preprocessed`); images whose
             vector is known are then preprocessed too.
     """
-    reader = Reader(root, embedder, cache, save)
+    reader = Reader(source, embedder, cache, save)
     with closing(reader.read(enumerate(images), check)) as reads:
         result = collect(embed(reads, embedder, cache, reader.times), embedder, reader.times)
     check(len(images))
@@ -158,7 +157,7 @@ def embed_shard(
 
 
 def embed_isolated(
-    root: Path,
+    source: ImageSource,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -178,7 +177,7 @@ def embed_isolated(
             because the worker died each time when it ran alone.
         on_done: called after an image that left the worker alive.
     """
-    reader = Reader(root, embedder, cache, save)
+    reader = Reader(source, embedder, cache, save)
     items = _embed_one_by_one(reader, images, check, on_start, on_done)
     result = collect(items, embedder, reader.times)
     check(len(images))
@@ -187,9 +186,9 @@ def embed_isolated(
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads and preprocesses images below `root`."""
+    """Reads and preprocesses images of one source."""
 
-    root: Path
+    source: ImageSource
     embedder: Embedder
     cache: VectorCache
     save: Callable[[str, Image.Image], None] | None = None
@@ -208,13 +207,16 @@ class Reader:
         An image whose vector is known comes as `Embedded`. A warning comes before its image.
         """
         threads, ahead = self.embedder.threads, 2 * self.embedder.batch_size
-        with closing(_look_ahead(self._read_or_retry, images, threads, ahead)) as results:
-            for advance, items in enumerate(results):
-                check(advance)
-                yield from items
+        images = list(images)
+        with self.source.reading([image for _, image in images], self.embedder.limits) as read:
+            run = partial(self._read_or_retry, read)
+            with closing(_look_ahead(run, images, threads, ahead)) as results:
+                for advance, items in enumerate(results):
+                    check(advance)
+                    yield from items
 
     def _read_or_retry(
-        self, position: int, image: ImageFile
+        self, read: Read, position: int, image: ImageFile
     ) -> list[ReadImage | Embedded | Failure]:
         """Read one image; if memory does not suffice beside others, try it alone.
 
@@ -223,21 +225,23 @@ class Reader:
         """
         budget = self.embedder.limits.budget
         with suppress(MemoryError, ImageOutOfMemory):
-            return self._read(position, image)
+            return self._read(read, position, image)
         # An image beside it may have taken more than its header says.
         with budget.exclusive(), suppress(MemoryError, ImageOutOfMemory):
-            return self._read(position, image)
+            return self._read(read, position, image)
         # Asked after the errors are gone: their tracebacks keep the memory of the frames alive.
         if budget.over_limit():
             raise MemoryError
         error = ImageOutOfMemory(stage="preprocess")
         return [Failure(image.path, error.stage, error.reason)]
 
-    def _read(self, position: int, image: ImageFile) -> list[ReadImage | Embedded | Failure]:
+    def _read(
+        self, read: Read, position: int, image: ImageFile
+    ) -> list[ReadImage | Embedded | Failure]:
         try:
             failpoint("image", image.path)
             with self._timed("read"):
-                data = read_image(confined(self.root, image.path), self.embedder.limits)
+                data = read(image)
                 digest = sha256(data)
                 vector = self.cache.get(digest)
             if vector is not None and self.save is None:
@@ -266,9 +270,14 @@ class Reader:
             if prepared is not None:
                 return prepared
         with self._timed("decode"):
-            image = decode(data, embedder.limits, embedder.bg_color, embedder.decode_side)
+            decoded = decode_with_warnings(
+                data, embedder.limits, embedder.bg_color, embedder.decode_side
+            )
         with self._timed("cut_out"):
-            prepared = embedder.prepare(image)
+            prepared = embedder.prepare(decoded.image)
+        if decoded.warnings:
+            warnings = [*decoded.warnings, *([prepared.warning] if prepared.warning else [])]
+            prepared = replace(prepared, warning="; ".join(warnings))
         if embedder.prepared:
             with self._timed("write"):
                 embedder.prepared.put(digest, prepared)

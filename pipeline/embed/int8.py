@@ -32,6 +32,8 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
 
 def can_run(model: Any) -> bool:
     """Tell whether the image encoder is made of the layers that this module knows."""
+    if getattr(model, "vision_model", None) is None or model.config.model_type == "siglip2":
+        return False  # NaFlex's layers need the mask of each image's patches
     layers = getattr(getattr(_vision(model), "encoder", None), "layers", None)
     if not layers or _vision(model).config.hidden_act not in ACTIVATIONS:
         return False

@@ -131,4 +131,5 @@ def measure(names: Sequence[str], embed_in: Callable[[str], Embed]) -> list[Cand
 
 def is_small(model: Any) -> bool:
     """Tell whether reading an image costs more than embedding it: then there is nothing to gain."""
-    return bool(sum(each.numel() for each in model.vision_model.parameters()) < SMALL)
+    encoder = getattr(model, "vision_model", model)
+    return bool(sum(each.numel() for each in encoder.parameters()) < SMALL)

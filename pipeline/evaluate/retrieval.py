@@ -19,6 +19,7 @@ from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, find_images
+from pipeline.images.source import ImageFolder
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.str_]
@@ -84,7 +85,7 @@ def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
         if isinstance(image, ImageFile):
             images.append(image)
         else:
-            failures.append(Failure(image[0], image[1].stage, image[1].reason))
+            failures.append(image)
     return images, failures
 
 
@@ -114,7 +115,7 @@ def embed_folder(
 ) -> tuple[list[str], Vectors, list[Failure]]:
     """Embed all images of a folder -> paths, (n, d) vectors, what could not be used."""
     images, failures = list_folder(root)
-    result = embed_shard(root, images, embedder, _NoCache(), check=advance)
+    result = embed_shard(ImageFolder(root), images, embedder, _NoCache(), check=advance)
     paths = [images[position].path for position in result.vectors.positions]
     return paths, result.vectors.vectors, failures + result.failures
 

@@ -13,16 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.cgroup import memory_limit
 from pipeline.errors import BadImage
 
 STATUS = Path("/proc/self/status")
-CONTAINER = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # cgroup v1
-)
 SHARE_OF_MACHINE = 0.5  # an embed, an index and a query worker commonly share one
 M_ARENA_MAX, ARENAS = -8, 4  # malloc.h
-SHARE_OF_CONTAINER = 0.9  # a container holds one worker; its kernel kills at the limit itself
+SHARE_OF_CONTAINER = 0.9  # its kernel kills at the limit itself
 
 
 def used_bytes() -> int | None:
@@ -39,14 +36,16 @@ def data_segment_bytes() -> int | None:
     return _status("VmData")
 
 
-def default_limit() -> int:
-    """Return half of the machine's memory, or most of the container's where that is less."""
+def default_limit(n_workers: int) -> int:
+    """Return half of the machine's memory, or a worker's share of the container's if less.
+
+    Args:
+        n_workers: the number of worker processes in the container.
+    """
     limit = SHARE_OF_MACHINE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for file in CONTAINER:
-        try:
-            limit = min(limit, SHARE_OF_CONTAINER * int(file.read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
+    container = memory_limit()
+    if container is not None:
+        limit = min(limit, SHARE_OF_CONTAINER * container / n_workers)
     return int(limit)
 
 

@@ -197,8 +197,10 @@ def load(path: Path, kind: IndexSpec) -> Any:
     """Load an index whose vectors are mapped from the file, not copied into memory.
 
     Raises:
-        IndexBroken: FAISS cannot read the file.
+        IndexBroken: FAISS cannot read the file. OSError: this user may not read it.
     """
+    with path.open("rb"):  # FAISS would call a missing right a broken file
+        pass
     faiss = _faiss()
     # One flag maps inverted lists, the other flat codes; FAISS refuses both at once.
     flags = faiss.IO_FLAG_MMAP if kind.nlist else faiss.IO_FLAG_MMAP_IFC

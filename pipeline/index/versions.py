@@ -347,17 +347,19 @@ class VersionStore:
         except Timeout as error:
             raise Conflict("An index is being published right now; try again shortly.") from error
 
+    def prunable(self, keep: int, protect: Collection[str]) -> list[Version]:
+        """Return the oldest versions beyond `keep`, never the current or a protected one."""
+        current, oldest = self.current_name(), self.versions()[:-keep]
+        return [v for v in oldest if v.name != current and v.name not in protect]
+
     def prune(self, keep: int, protect: Collection[str]) -> list[str]:
-        """Delete the oldest versions beyond `keep`, never the current or a protected one."""
-        current = self.current_name()
-        pruned = []
-        for version in self.versions()[:-keep]:
-            if version.name != current and version.name not in protect:
-                # Hidden at once: a kill during the deletion leaves no half of a version.
-                hidden = version.folder.rename(self._hidden())
-                shutil.rmtree(hidden, ignore_errors=True)
-                pruned.append(version.name)
-        return pruned
+        """Delete what is `prunable`; the caller holds the lock."""
+        pruned = self.prunable(keep, protect)
+        for version in pruned:
+            # Hidden at once: a kill during the deletion leaves no half of a version.
+            hidden = version.folder.rename(self._hidden())
+            shutil.rmtree(hidden, ignore_errors=True)
+        return [version.name for version in pruned]
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

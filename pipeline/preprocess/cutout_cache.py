@@ -68,7 +68,7 @@ class PreparedCache:
             temporary.write_bytes(buffer.getvalue())
             temporary.replace(file)
             if self._new % LOOK_EVERY == 0:
-                self._shrink()
+                shrink_cache(self._root, self._max_bytes)
             self._new += 1
         except OSError as error:
             log.warning("A prepared image cannot be stored in %s: %s", file.parent, error)
@@ -78,19 +78,22 @@ class PreparedCache:
     def _file(self, digest: str) -> Path:
         return self._folder / digest[:2] / f"{digest}.png"
 
-    def _shrink(self) -> None:
-        """Delete what was not used for longest, of any kind, once the limit is passed."""
-        files = []
-        for file in self._root.rglob("*"):
-            with suppress(OSError):  # another process has deleted it
-                if file.is_file():
-                    stat = file.stat()
-                    files.append((stat.st_mtime, stat.st_size, file))
-        total = sum(size for _, size, _ in files)
-        if total <= self._max_bytes:
-            return
-        for _, size, file in sorted(files):
+
+def shrink_cache(folder: Path, max_bytes: int, *, dry_run: bool = False) -> int:
+    """Delete what was not used for longest once a cache is above its limit; return the bytes."""
+    files = []
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # another process has deleted it
+            if file.is_file():
+                stat = file.stat()
+                files.append((stat.st_mtime, stat.st_size, file))
+    total = before = sum(size for _, size, _ in files)
+    if total <= max_bytes:
+        return 0
+    for _, size, file in sorted(files):
+        if total <= SHRINK_TO * max_bytes:
+            break
+        if not dry_run:
             file.unlink(missing_ok=True)
-            total -= size
-            if total <= SHRINK_TO * self._max_bytes:
-                return
+        total -= size
+    return before - total

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, Field, ModelWrapValidatorHandler, ValidationError
 from pydantic import model_validator as validate_model
 
+from pipeline.embed.unread_text import has_words
 from pipeline.errors import WrongUse, first_invalid, quote
 from pipeline.search.product_catalogue import Condition
 
@@ -53,6 +54,12 @@ def _condition(text: str) -> str:
     return text
 
 
+def _not_blank(text: str) -> str:
+    if text and not has_words(text):
+        raise ValueError("contains no word: it has no letter, digit or pictogram")
+    return text
+
+
 def _box(value: tuple[float, ...]) -> tuple[float, ...]:
     x, y, width, height = value
     inside = x >= 0 and y >= 0 and x + width <= 1 + 1e-6 and y + height <= 1 + 1e-6
@@ -68,6 +75,7 @@ def _sort_column(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_nul)]
+Words = Annotated[Text, AfterValidator(_not_blank)]
 Share = Annotated[float, _between(0, 1)]
 Box = Annotated[tuple[float, float, float, float], AfterValidator(_box), Field(strict=False)]
 
@@ -99,8 +107,8 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
     """
 
     top_k: Annotated[int, _between(1, 1000)]
-    text: Text = ""
-    without: Text = ""
+    text: Words = ""
+    without: Words = ""
     weight: Share = 0.5
     product: Text = ""
     where: Annotated[

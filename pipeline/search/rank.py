@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.feeds.columns import Value, fold_text, text_of
+from pipeline.feeds.names import PRODUCT_ID
 from pipeline.index.live_index import OpenIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
-from pipeline.search.product_catalogue import PRODUCT_ID, Value, to_number
 from pipeline.search.query import AUTO, Query
 from pipeline.search.query_vector import QueryVector
 from pipeline.search.relevance_feedback import Adjustment, FeedbackIndex, LoggedQuery, adjust
@@ -248,23 +249,26 @@ def _rerank_blocks(
 def _sorted_by_column(
     candidates: Sequence[Candidate], sort: str, indexed: IndexedCatalogue
 ) -> list[Candidate]:
-    """Order by a fact: numbers, then text; products without it come last in either direction."""
-    column, descending = sort.removeprefix("-"), sort.startswith("-")
-    indexed.require_column(column)
+    """Order by a fact as its column's type says, then by what does not fit the type.
+
+    Products without it come last in either direction.
+    """
+    name, descending = sort.removeprefix("-"), sort.startswith("-")
+    column = indexed.require_column(name)
     numbers: list[tuple[float, Candidate]] = []
     texts: list[tuple[str, Candidate]] = []
     missing: list[Candidate] = []
     for candidate in sorted(candidates, key=_by_score):  # sorting is stable, also in reverse
         value: Value | None = candidate.product_id
-        if column != PRODUCT_ID:
-            value = indexed.catalogue.facts(candidate.product_id).get(column)
-        number = None if value is None else to_number(value)
+        if name != PRODUCT_ID:
+            value = indexed.catalogue.facts(candidate.product_id).get(name)
+        key = None if value is None else column.key(value)
         if value is None:
             missing.append(candidate)
-        elif number is not None:
-            numbers.append((number, candidate))
+        elif isinstance(key, float):
+            numbers.append((key, candidate))
         else:
-            texts.append((str(value).casefold(), candidate))
+            texts.append((fold_text(text_of(value)), candidate))
     numbers.sort(key=lambda pair: pair[0], reverse=descending)
     texts.sort(key=lambda pair: pair[0], reverse=descending)
     known = [candidate for _, candidate in (*numbers, *texts)]
@@ -314,6 +318,11 @@ def _match(
         facts = {name: value for name, value in facts.items() if name in query.fields}
     if facts:
         match["product"] = facts
+    varying = indexed.catalogue.varying(candidate.product_id)
+    if query.fields is not None:
+        varying = {name: values for name, values in varying.items() if name in query.fields}
+    if varying:
+        match["variants"] = varying
     if query.explain:
         parts = {name: round(value, 6) for name, value in candidate.parts.items()}
         match["explain"] = {**parts, "total": round(candidate.value, 6)}

@@ -12,10 +12,11 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from pipeline.errors import ImgrecError
+from pipeline.errors import DatabaseFailed, ImgrecError
 from pipeline.store.backend import Backend, Transaction
 
 SQLITE = "sqlite:///"
@@ -49,14 +50,18 @@ class Database:
             if not self._ready:
                 # A look without a lock first: a reader waits for no writer.
                 with self._backend.transaction(read_only=True) as tx:
-                    version = _schema_version(tx)
-                if version != max(_sections()):
+                    version = schema_version(tx)
+                if version != _sections()[-1].version:
                     with self._backend.transaction(read_only=False) as tx:
                         _migrate(tx)
                 self._backend.keep_open()
                 self._ready = True
-        with self._backend.transaction(read_only) as tx:
-            yield tx
+        try:
+            with self._backend.transaction(read_only) as tx:
+                yield tx
+        except DatabaseFailed:
+            self._ready = False  # an empty one may have taken its place: look again
+            raise
 
     def revision(self, name: str) -> int:
         """Return how often something was changed, see `count_change`."""
@@ -101,36 +106,55 @@ def _backend(url: str) -> Backend:
     return Postgresql(url)
 
 
-def _schema_version(tx: Transaction) -> int:
-    if not tx.table_exists("schema_version"):
-        return 0
-    return int(tx.rows("SELECT MAX(version) AS version FROM schema_version")[0]["version"] or 0)
+def schema_version(tx: Transaction) -> int:
+    """Return the version of the newest section of schema.sql that has run; 0 before the first."""
+    newest = 0
+    for table in ("schema_version", "schema_additions"):
+        if tx.table_exists(table):
+            rows = tx.rows(f"SELECT MAX(version) AS version FROM {table}")
+            newest = max(newest, int(rows[0]["version"] or 0))
+    return newest
 
 
 def _migrate(tx: Transaction) -> None:
     tx.lock_schema()
-    tx.rows("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
-    have = _schema_version(tx)
+    for table in ("schema_version", "schema_additions"):
+        tx.rows(f"CREATE TABLE IF NOT EXISTS {table} (version INTEGER NOT NULL)")
     sections = _sections()
-    if have > max(sections):
+    breaking = int(tx.rows("SELECT MAX(version) AS n FROM schema_version")[0]["n"] or 0)
+    if breaking > max(section.version for section in sections):
         raise ImgrecError(
-            f"The database has schema version {have}; this imgrec supports up to {max(sections)}: "
-            "update imgrec."
+            f"The database has schema version {breaking}; this imgrec supports up to "
+            f"{sections[-1].version}: update imgrec."
         )
-    for version in sorted(sections):
-        if version > have:
-            for statement in sections[version]:
+    have = schema_version(tx)
+    for section in sections:
+        if section.version > have:
+            for statement in section.statements:
                 tx.rows(statement)
-            tx.rows("INSERT INTO schema_version VALUES (?)", (version,))
+            # The last release looks at the first table only, and refuses a version that it does
+            # not know: so it works on beside this one until a section breaks it.
+            table = "schema_additions" if section.only_adds else "schema_version"
+            tx.rows(f"INSERT INTO {table} VALUES (?)", (section.version,))
 
 
-def _sections() -> dict[int, list[str]]:
-    """Read schema.sql -> {version: statements}."""
+@dataclass(frozen=True)
+class Section:
+    """A part of schema.sql; one that only adds leaves the last release working."""
+
+    version: int
+    only_adds: bool
+    statements: list[str]
+
+
+def _sections() -> list[Section]:
+    """Read schema.sql, by version."""
     text = files("pipeline.store").joinpath("schema.sql").read_text(encoding="utf-8")
-    parts = re.split(r"^-- version (\d+)$", text, flags=re.MULTILINE)
-    sections = {}
-    for number, body in zip(parts[1::2], parts[2::2], strict=True):
+    parts = re.split(r"^-- version (\d+)(, only adds)?$", text, flags=re.MULTILINE)
+    sections = []
+    for number, adds, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         bare = re.sub(r"--.*", "", body)
         statements = [statement.strip() for statement in bare.split(";")]
-        sections[int(number)] = [statement for statement in statements if statement]
+        kept = [statement for statement in statements if statement]
+        sections.append(Section(int(number), bool(adds), kept))
     return sections

@@ -10,17 +10,22 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import Conflict, NotFound, WrongUse
+from pipeline.errors import Conflict, ServerUnavailable, SetupError, UnknownJob, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
 from pipeline.store.queries import QUERIES
 from pipeline.store.shards import Shards, StageTimings
+
+# Of a job's options. Raise it with an option that a worker of the last release must not ignore.
+FORM = 1
+
+Written = TypeVar("Written")
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,13 @@ class Job:
     """One rebuild; times are seconds since the epoch by the database's clock."""
 
     id: str
-    root: Path
+    root: str  # the products folder, or the address of a store
     state: str
     plan_done: bool
+    form: int  # of the options
     full: bool
     save_preprocessed: bool
+    left_out: dict[str, int]  # files and folders left out on purpose, by reason; known once planned
     fingerprint: str | None
     fingerprint_summary: str | None
     base_version: str | None
@@ -47,11 +54,13 @@ class Job:
         options = json.loads(row["options"])
         return cls(
             id=row["id"],
-            root=Path(row["root"]),
+            root=row["root"],
             state=row["state"],
             plan_done=bool(row["plan_done"]),
+            form=int(options.get("form", FORM)),
             full=bool(options["full"]),
             save_preprocessed=bool(options["save_preprocessed"]),
+            left_out=options.get("left_out", {}),  # absent in jobs of older releases
             fingerprint=row["fingerprint"],
             fingerprint_summary=row["fingerprint_summary"],
             base_version=row["base_version"],
@@ -65,6 +74,18 @@ class Job:
     @property
     def open(self) -> bool:
         return self.finished_at is None
+
+    def require_known_form(self) -> None:
+        """Refuse a job whose options this release may read wrongly.
+
+        Raises:
+            SetupError: a newer release has planned it.
+        """
+        if self.form > FORM:
+            raise SetupError(
+                f"A newer imgrec planned job {self.id} (form {self.form}, known here up to "
+                f"{FORM}): update imgrec on this machine and restart its workers."
+            )
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,7 @@ class MergeClaim:
 
     job: Job
     owner: str
-    attempts: int = 0  # merges of this job that have failed before
+    attempts: int = 1  # starts of this merge that did not end well, with this one
 
     def __str__(self) -> str:
         return f"the merge of job {self.job.id}"
@@ -136,7 +157,7 @@ class Jobs:
 
     def create(
         self,
-        root: Path,
+        root: str,
         *,
         full: bool,
         save_preprocessed: bool,
@@ -157,7 +178,7 @@ class Jobs:
             Conflict: its key was used for another request.
             WrongUse: it is the first one of a database that cannot hold every file name.
         """
-        options = json.dumps({"full": full, "save_preprocessed": save_preprocessed})
+        options = json.dumps({"form": FORM, "full": full, "save_preprocessed": save_preprocessed})
         with self._database.transaction() as tx:
             (created,) = tx.rows(QUERIES["next_job_sequence"])
             # An old database of another encoding has served so far, and may go on.
@@ -174,7 +195,7 @@ class Jobs:
                 {
                     "id": job_id,
                     "sequence": created["sequence"],
-                    "root": str(root),
+                    "root": root,
                     "options": options,
                     "fingerprint": fingerprint.id if fingerprint else None,
                     "fingerprint_summary": fingerprint.summary if fingerprint else None,
@@ -204,10 +225,18 @@ class Jobs:
         if rows:
             raise _repeated(request, rows[0])
 
-    def finish_plan(self, job_id: str) -> None:
-        """Release the plan to the workers."""
+    def finish_plan(self, job_id: str, left_out: dict[str, int] | None = None) -> None:
+        """Release the plan to the workers.
+
+        Args:
+            left_out: how many files and folders the listing left out on purpose, by reason.
+        """
         with self._database.transaction() as tx:
-            tx.rows(QUERIES["finish_plan"], {"job_id": job_id})
+            (row,) = tx.rows(QUERIES["get_job"], {"job_id": job_id})
+            options = json.loads(row["options"])
+            if left_out:
+                options["left_out"] = left_out
+            tx.rows(QUERIES["finish_plan"], {"job_id": job_id, "options": json.dumps(options)})
 
     def fail_abandoned_plans(self) -> None:
         """End jobs whose planner died before the plan was whole."""
@@ -221,12 +250,14 @@ class Jobs:
         """Return a job.
 
         Raises:
-            NotFound: there is none with this id.
+            UnknownJob: there is none with this id.
         """
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
-            raise NotFound(f"There is no job {job_id!r}: 'imgrec jobs' lists them.")
+            raise UnknownJob(
+                f"There is no job {job_id!r}: 'imgrec jobs' lists the newest KEEP_JOBS of them."
+            )
         return Job.from_row(rows[0])
 
     def list_with_progress(self, limit: int = 50) -> list[tuple[Job, Progress]]:
@@ -304,8 +335,12 @@ class Jobs:
 
     def set_waiting_reason(self, job_id: str, reason: str) -> None:
         """Tell those who watch what an open job waits for; its next finished shard clears it."""
-        with self._database.transaction() as tx:
-            tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
+
+        def write(text: str) -> None:
+            with self._database.transaction() as tx:
+                tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": text})
+
+        _with_any_text(write, reason)
 
     def add_refusal(self, job_id: str, worker: str, reason: str, within_s: float) -> Refusals:
         """Note that a worker cannot do a job, and tell those who watch.
@@ -317,13 +352,17 @@ class Jobs:
         with self._database.transaction() as tx:
             tx.rows(QUERIES["add_refusal"], values)
             (row,) = tx.rows(QUERIES["get_refusals"], {"job_id": job_id, "within_s": within_s})
-            tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
+        self.set_waiting_reason(job_id, reason)
         return Refusals(float(row["since_s"]), int(row["workers"]))
 
     def fail_refused(self, job_id: str, error: str) -> bool:
         """End a job that no worker can do; False when one is at work on it, or it has ended."""
-        with self._database.transaction() as tx:
-            return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": error}))
+
+        def write(text: str) -> bool:
+            with self._database.transaction() as tx:
+                return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": text}))
+
+        return _with_any_text(write, error)
 
     def renew_leases(
         self, shards: Mapping[str, int], merges: Collection[str], lease_s: float
@@ -365,7 +404,8 @@ class Jobs:
 
     def release_merge(self, claim: MergeClaim, *, count_attempt: bool) -> None:
         """Give a merge back unfinished."""
-        values = {"job_id": claim.job.id, "owner": claim.owner, "counted": int(count_attempt)}
+        uncounted = 0 if count_attempt else 1
+        values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
         with self._database.transaction() as tx:
             tx.rows(QUERIES["release_merge"], values)
 
@@ -386,11 +426,7 @@ class Jobs:
 
     def fail(self, job_id: str, error: str) -> bool:
         """End a job with the sentence that explains why; False when it had ended before."""
-        try:
-            return self._end(job_id, "failed", None, error)
-        except WrongUse:  # an old database of another encoding; the job must end all the same
-            ascii_only = error.encode("ascii", "backslashreplace").decode()
-            return self._end(job_id, "failed", None, ascii_only)
+        return _with_any_text(lambda text: self._end(job_id, "failed", None, text), error)
 
     def cancel(self, job_id: str) -> bool:
         """Stop a job; workers notice at their next heartbeat. False when it had ended before."""
@@ -405,6 +441,54 @@ class Jobs:
         """Drop the lists of images of jobs that have ended; their counts and failures stay."""
         with self._database.transaction() as tx:
             tx.rows(QUERIES["drop_items"])
+
+    def prunable(self, keep: int, keep_rows: int, protect: Collection[str]) -> dict[str, int]:
+        """Return the ended jobs beyond the newest ones, and the rows of each.
+
+        Args:
+            keep: the number of ended jobs that stay.
+            keep_rows: the number of their shards and failures that stay; the newest job always
+                stays whole.
+            protect: ids of jobs that stay in any case.
+        """
+        with self._database.transaction(read_only=True) as tx:
+            ended = tx.rows(QUERIES["list_ended_jobs"])
+        beyond, total = {}, 0
+        for place, row in enumerate(ended):
+            total += row["n_rows"]
+            if row["id"] not in protect and place and (place >= keep or total > keep_rows):
+                beyond[row["id"]] = row["n_rows"]
+        return beyond
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job with everything that is known of it."""
+        values = {"job_id": job_id}
+        with self._database.transaction() as tx:
+            tx.rows(QUERIES["delete_suspects_of_job"], values)
+            tx.rows(QUERIES["delete_timings_of_job"], values)
+            tx.rows(QUERIES["delete_failures_of_job"], values)
+            tx.rows(QUERIES["delete_shards_of_job"], values)
+            tx.rows(QUERIES["delete_refusals"], values)
+            tx.rows(QUERIES["delete_request_of_job"], values)
+            tx.rows(QUERIES["delete_webhook_of_job"], values)
+            tx.rows(QUERIES["delete_job"], values)
+
+
+def _with_any_text(write: Callable[[str], Written], text: str) -> Written:
+    """Write a reason; in ASCII where the database cannot hold it: a job must end all the same.
+
+    A NUL, half of a surrogate pair from a file's name, a letter that an old database's encoding
+    lacks: each database refuses them with errors of its own.
+
+    Raises:
+        ServerUnavailable: the database does not answer.
+    """
+    try:
+        return write(text)
+    except ServerUnavailable:
+        raise
+    except Exception:
+        return write(text.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00"))
 
 
 def _repeated(request: JobRequest, earlier: Row) -> Conflict:

@@ -21,7 +21,7 @@ VALUES (:id, :sequence, :root, 'planned', :options, :fingerprint, :fingerprint_s
 UPDATE jobs SET lease_until = now_s() + :lease_s WHERE id = :job_id;
 
 -- name: finish_plan
-UPDATE jobs SET plan_done = 1, lease_until = 0 WHERE id = :job_id;
+UPDATE jobs SET plan_done = 1, options = :options, lease_until = 0 WHERE id = :job_id;
 
 -- name: fail_abandoned_plans
 UPDATE jobs SET state = 'failed', finished_at = now_s(), error = :error
@@ -53,7 +53,7 @@ LEFT JOIN (
 ) AS done ON done.job_id = newest.id
 LEFT JOIN (
     SELECT job_id, SUM(1 - warning) AS skipped, SUM(warning) AS warnings,
-           SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END) AS unlisted  -- found by the listing, in no shard
+           SUM(CASE WHEN n = -1 THEN 1 - warning ELSE 0 END) AS unlisted  -- in no shard
     FROM failures WHERE job_id IN (SELECT id FROM newest) GROUP BY job_id
 ) AS bad ON bad.job_id = newest.id
 ORDER BY newest.sequence DESC, newest.created_at DESC, newest.id DESC;
@@ -70,7 +70,7 @@ FROM (
     FROM shards WHERE job_id = :job_id
 ) AS done, (
     SELECT COALESCE(SUM(1 - warning), 0) AS skipped, COALESCE(SUM(warning), 0) AS warnings,
-           COALESCE(SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END), 0) AS unlisted
+           COALESCE(SUM(CASE WHEN n = -1 THEN 1 - warning ELSE 0 END), 0) AS unlisted
     FROM failures WHERE job_id = :job_id
 ) AS bad;
 
@@ -131,6 +131,43 @@ WHERE id = :job_id AND state IN ('cancelled', 'failed') RETURNING id;
 UPDATE shards SET items = '[]'
 WHERE items <> '[]' AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL);
 
+-- name: list_ended_jobs
+-- Newest first, with the rows below each. Not those whose order still decides which index is newer
+-- (created after the oldest open job), nor those that a worker has not let
+-- go of, nor those whose end has still to be told.
+SELECT jobs.id,
+       (SELECT COUNT(*) FROM shards WHERE job_id = jobs.id)
+       + (SELECT COUNT(*) FROM failures WHERE job_id = jobs.id) AS n_rows
+FROM jobs
+WHERE finished_at IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM jobs AS older WHERE older.finished_at IS NULL
+                  AND (older.sequence < jobs.sequence OR older.created_at <= jobs.created_at))
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = jobs.id AND state = 'running'
+                  AND lease_until >= now_s())
+  AND NOT EXISTS (SELECT 1 FROM webhooks WHERE job_id = jobs.id AND state = 'pending')
+ORDER BY sequence DESC, created_at DESC, id DESC;
+
+-- name: delete_suspects_of_job
+DELETE FROM suspects WHERE job_id = :job_id;
+
+-- name: delete_timings_of_job
+DELETE FROM shard_timings WHERE job_id = :job_id;
+
+-- name: delete_failures_of_job
+DELETE FROM failures WHERE job_id = :job_id;
+
+-- name: delete_shards_of_job
+DELETE FROM shards WHERE job_id = :job_id;
+
+-- name: delete_request_of_job
+DELETE FROM job_requests WHERE job_id = :job_id;
+
+-- name: delete_webhook_of_job
+DELETE FROM webhooks WHERE job_id = :job_id;
+
+-- name: delete_job
+DELETE FROM jobs WHERE id = :job_id;
+
 -- name: count_images
 SELECT (SELECT COALESCE(SUM(embedded), 0) FROM shards) AS embedded,
        (SELECT COALESCE(SUM(reused), 0) FROM shards) AS reused,
@@ -177,14 +214,15 @@ WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < n
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'));
 
 -- name: claim_merge
-UPDATE jobs SET state = 'merging', owner = :owner, lease_until = now_s() + :lease_s
+UPDATE jobs SET state = 'merging', owner = :owner, lease_until = now_s() + :lease_s,
+                merge_attempts = merge_attempts + 1
 WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < now_s()
   AND NOT EXISTS (SELECT 1 FROM shards
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'))
 RETURNING *, now_s() - created_at AS seconds;
 
 -- name: release_merge
-UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts + :counted
+UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
 WHERE id = :job_id AND owner = :owner AND state = 'merging';
 
 -- name: renew_merge_leases

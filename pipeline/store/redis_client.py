@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +17,9 @@ from redis.retry import Retry
 from pipeline.errors import ServerUnavailable
 from pipeline.urls import without_password
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+OLDEST = (6, 2)  # kombu 5.7 sends ZRANGE with BYSCORE and REV
+CLUSTER_ERRORS = (redis.exceptions.ClusterError, redis.exceptions.ClusterCrossSlotError)
 PREFIX = "imgrec:"  # of every key in Redis, so that a user of its ACL can be held to them
 ANOTHER_NAME = (62, 64)  # x509_vfy.h: X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
@@ -42,6 +47,74 @@ def answers(url: str) -> bool:
         raise trouble(url, error) from error
 
 
+def require_fit(url: str, client: redis.Redis, setting: str = "REDIS_URL") -> dict[str, Any]:
+    """Refuse a server that answers, but can never carry queues; return its INFO.
+
+    Raises:
+        ServerUnavailable: a node of a cluster, a sentinel, a read-only replica, or too old.
+        redis.RedisError: it does not answer.
+    """
+    try:
+        facts: Any = client.info()
+    except redis.exceptions.NoPermissionError:
+        return {}  # then the first message tells
+    server = _name(url, setting)
+    mode = facts.get("redis_mode") or facts.get("server_mode")
+    if mode == "cluster" or facts.get("cluster_enabled"):
+        raise ServerUnavailable(_of_cluster(server, setting))
+    if mode == "sentinel":
+        raise ServerUnavailable(
+            f"{server} is a Sentinel, which holds no data{_masters(client)}: name the Redis that "
+            f"it watches in {setting}."
+        )
+    if facts.get("role") == "slave" and facts.get("slave_read_only", 1):
+        primary = f"{facts.get('master_host')}:{facts.get('master_port')}"
+        raise ServerUnavailable(_of_replica(server, setting, f" of {primary}"))
+    version = str(facts.get("redis_version", ""))
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers and numbers < OLDEST:
+        raise ServerUnavailable(
+            f"{server} is Redis {version}, and the queues need {OLDEST[0]}.{OLDEST[1]} or newer: "
+            f"update it, or name another one in {setting}."
+        )
+    return dict(facts)
+
+
+def _of_cluster(server: str, setting: str) -> str:
+    return (
+        f"{server} is a node of a Redis Cluster, which spreads keys over its nodes and cannot "
+        f"carry Celery's queues: name a single Redis or Valkey in {setting}."
+    )
+
+
+def _of_replica(server: str, setting: str, of_primary: str = "") -> str:
+    return (
+        f"{server} is a read-only replica{of_primary} and takes no messages: name the primary in "
+        f"{setting}."
+    )
+
+
+def _masters(client: redis.Redis) -> str:
+    try:
+        masters: Any = client.sentinel_masters()
+        places = [f"{name} at {each['ip']}:{each['port']}" for name, each in masters.items()]
+    except (redis.RedisError, KeyError, AttributeError, TypeError):
+        return ""
+    return f" (it watches {', '.join(places)})" if places else ""
+
+
+def can_start_here(url: str) -> bool:
+    """Tell whether `imgrec up` can start a Redis at this address: loopback or a socket, no TLS."""
+    parts = urlsplit(url)
+    loopback = (parts.hostname or "localhost") in LOOPBACK
+    return parts.scheme == "unix" or (parts.scheme == "redis" and loopback)
+
+
+def _name(url: str, setting: str) -> str:
+    what = "The cache" if setting.startswith("CACHE_URL") else "Redis"
+    return f"{what} at {without_password(url)}"
+
+
 def refuses(error: BaseException) -> bool:
     """Tell whether a Redis that is there takes neither our name nor our password."""
     return isinstance(error, (redis.AuthenticationError, redis.exceptions.AuthorizationError))
@@ -54,19 +127,20 @@ def trouble(url: str, error: BaseException | None, setting: str = "REDIS_URL") -
         setting: which one holds `url`.
     """
     what = "The cache" if setting.startswith("CACHE_URL") else "Redis"
+    here = can_start_here(url) and what == "Redis"
+    start = "start it ('imgrec up' starts everything on one machine)" if here else "start it there"
     return ServerUnavailable(
         _sentence(url, error, setting)
-        or f"{what} does not answer at {without_password(url)}: start it ('imgrec up' starts "
-        f"everything on one machine), or correct the address in {setting}."
+        or f"{what} does not answer at {without_password(url)}: {start}, or correct the address "
+        f"in {setting}."
     )
 
 
 def _sentence(url: str, error: BaseException | None, setting: str) -> str | None:
     """Explain an error; None for a server that is not there."""
-    what = "The cache" if setting.startswith("CACHE_URL") else "Redis"
     for each in _causes(error):
         tls = urlsplit(url).scheme == "rediss"
-        if sentence := _explain(each, f"{what} at {without_password(url)}", setting, tls):
+        if sentence := _explain(each, _name(url, setting), setting, tls):
             return sentence
     return None
 
@@ -120,6 +194,20 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
         )
     if isinstance(error, redis.BusyLoadingError):
         return f"{server} is still loading its data: try again in a moment."
+    if isinstance(error, CLUSTER_ERRORS):
+        return _of_cluster(server, setting)
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return _of_replica(server, setting)
+    if isinstance(error, PermissionError) or "Error 13 connecting" in reason:
+        return (
+            f"{server} may not be opened by this user (uid {os.geteuid()}): give it write "
+            f"permission to the socket, or correct the path in {setting}."
+        )
+    if "unknown command" in reason:
+        return (
+            f"{server} does not know this command ({reason}): it is no full Redis server, e.g. a "
+            f"Sentinel. Name a Redis or Valkey in {setting}."
+        )
     if isinstance(error, redis.ResponseError):
         number = "DB index" in reason
         way = "correct the database's number" if number else "see its log, or correct the address"

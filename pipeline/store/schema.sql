@@ -1,5 +1,6 @@
 -- The one schema, for SQLite and PostgreSQL. Each section runs once, in order; never edit a
--- section that was released: add the next one.
+-- section that was released: add the next one. "only adds" marks one that the last release can live
+-- with, because it changes nothing that its statements read or write; docs/operations.md says so.
 
 -- version 1
 CREATE TABLE jobs (
@@ -150,7 +151,7 @@ CREATE TABLE refusals (
 -- Merges that ended in an error which counts.
 ALTER TABLE jobs ADD COLUMN merge_attempts INTEGER NOT NULL DEFAULT 0;
 
--- version 6
+-- version 6, only adds
 -- Keys of the HTTP API; the secret itself is stored nowhere.
 CREATE TABLE api_keys (
     id         TEXT PRIMARY KEY,              -- part of the key, not secret
@@ -185,3 +186,33 @@ CREATE TABLE webhooks (
 
 -- The rank of the first product in `shown`: a later page begins below the first.
 ALTER TABLE queries ADD COLUMN first_rank INTEGER NOT NULL DEFAULT 1;
+
+-- version 7
+-- The types of the catalogue's columns. A column of an older catalogue has none until an import.
+CREATE TABLE product_columns (
+    name         TEXT PRIMARY KEY,
+    type         TEXT NOT NULL,               -- number text identifier boolean date
+    decimal_sign TEXT NOT NULL,               -- what begins decimals: . ,
+    chosen       INTEGER NOT NULL             -- 1: the user named the type
+);
+
+-- Variants of products that were imported as several rows; the facts of such a product are made
+-- from those of its variants.
+CREATE TABLE product_variants (
+    item_id    TEXT PRIMARY KEY,
+    product_id TEXT NOT NULL,
+    position   INTEGER NOT NULL,
+    facts      TEXT NOT NULL                  -- JSON object
+);
+
+CREATE INDEX variants_by_product ON product_variants (product_id, position);
+
+-- Addresses of a product's images, as the last import listed them.
+CREATE TABLE product_urls (
+    product_id TEXT NOT NULL,
+    position   INTEGER NOT NULL,
+    url        TEXT NOT NULL,
+    PRIMARY KEY (product_id, position)
+);
+
+CREATE INDEX images_by_product ON product_images (product_id);

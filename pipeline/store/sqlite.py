@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.access import require_usable_file, require_writable
-from pipeline.errors import FolderUnavailable, ServerUnavailable
+from pipeline.errors import DatabaseFailed, FolderUnavailable, ServerUnavailable
 from pipeline.store.backend import Row, Values
+from pipeline.store.file_system import file_system, shares_memory
+
+log = logging.getLogger(__name__)
 
 LOCKED_S = 30.0  # patience with another process that writes
 # Bugs and bad data, no fault of the file's: whoever meets one must not wait for a better day.
@@ -18,6 +23,16 @@ NOT_RETRYABLE = (
     *(sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError),
     *(sqlite3.InternalError, sqlite3.NotSupportedError),
 )
+# Errors of the file, its disk or its lock, which every transaction meets: all work waits. Whatever
+# else an OperationalError says, like a table that is gone, is counted.
+OUTAGES = frozenset(
+    {
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOLFS),
+    }
+)
+PRIMARY = 0xFF  # https://sqlite.org/rescode.html: extended codes have the primary one in a byte
 
 
 class SqliteTransaction:
@@ -53,6 +68,7 @@ class Sqlite:
 
         Raises:
             ServerUnavailable: the file cannot be opened, is locked for too long, or is broken.
+            DatabaseFailed: it can, and does not do this.
         """
         file = self._file
         try:
@@ -64,9 +80,12 @@ class Sqlite:
             connection.row_factory = sqlite3.Row
             connection.create_function("now_s", 0, time.time)
             try:
-                # WAL: readers never wait for the writer; NORMAL still survives kill -9.
-                _use_wal(connection)
-                connection.execute("PRAGMA synchronous=NORMAL")
+                if self._journal == "WAL":
+                    # Readers never wait for the writer; NORMAL still survives kill -9.
+                    _set_journal(connection, "WAL")
+                    connection.execute("PRAGMA synchronous=NORMAL")
+                else:
+                    self._use_rollback_journal(connection)
                 connection.execute("PRAGMA foreign_keys=ON")
                 connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
                 yield SqliteTransaction(connection)
@@ -74,11 +93,42 @@ class Sqlite:
             except NOT_RETRYABLE:
                 raise
             except sqlite3.OperationalError as error:
-                raise self._trouble(error) from error
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & PRIMARY
+                if code in OUTAGES:
+                    raise self._trouble(error) from error
+                raise DatabaseFailed(f"The database {file} cannot do this: {error}.") from error
             except sqlite3.DatabaseError as error:
                 raise ServerUnavailable(
                     f"The file {file} is not a usable database: {error}."
                 ) from error
+
+    @cached_property
+    def _journal(self) -> str:
+        """The journal mode: the write-ahead log, unless processes cannot share its index.
+
+        "WAL does not work over a network filesystem" (https://sqlite.org/wal.html).
+        """
+        if shares_memory(self._file):
+            return "WAL"
+        log.warning(
+            "The database %s is on a network file system (%s), where SQLite's write-ahead log "
+            "does not work: a slower journal is used. Put it on a local disk, or use PostgreSQL.",
+            self._file,
+            file_system(self._file),
+        )
+        return "DELETE"
+
+    def _use_rollback_journal(self, connection: sqlite3.Connection) -> None:
+        try:
+            _set_journal(connection, "DELETE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            raise ServerUnavailable(
+                f"The database {self._file} is on a network file system, and another process uses "
+                "it with SQLite's write-ahead log, which does not work there: stop that process, "
+                "or use PostgreSQL."
+            ) from error
 
     def _trouble(self, error: Exception) -> ServerUnavailable:
         """Return the sentence for an error of the file: most come from a right that is missing."""
@@ -106,15 +156,15 @@ class Sqlite:
             raise self._trouble(error) from error
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log, which only a new file does not have yet.
+def _set_journal(connection: sqlite3.Connection, mode: str) -> None:
+    """Switch to a journal mode, which only a new file does not have yet.
 
     SQLite does not wait for a lock here: several processes that make a file at once meet.
     """
     deadline = time.monotonic() + LOCKED_S
     while True:
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA journal_mode={mode}")
             return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:

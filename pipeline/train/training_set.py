@@ -16,6 +16,7 @@ from pipeline.errors import WrongUse
 from pipeline.evaluate.retrieval import class_of, list_folder
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
+from pipeline.images.source import ImageFolder
 
 MIN_IMAGES = 2  # images of a class: one to train on, one to judge with
 
@@ -89,7 +90,7 @@ def embed_training(
     Raises:
         WrongUse: the same image lies in two classes, or a class has fewer than two left.
     """
-    result = embed_shard(listing.root, listing.images, embedder, cache, check=advance)
+    result = embed_shard(ImageFolder(listing.root), listing.images, embedder, cache, check=advance)
     paths = [listing.images[position].path for position in result.vectors.positions]
     rows, first = [], dict[bytes, str]()
     contradictions = []

@@ -21,6 +21,7 @@ from pipeline.images.decode import WORK_SIDE
 from pipeline.images.message_image import MESSAGE_BYTES
 from workers import patience
 from workers.query_messages import RemoteError
+from workers.roll_call import Announcement
 
 Run = Callable[..., Any]
 
@@ -40,14 +41,19 @@ class Queue:
         self.sent_at: list[float] = []
         self.asked: list[str] = []
         self.answers: Iterator[Any] = iter(())  # None: a wait in vain
+        self.asked_workers = False
         self.now = 0.0  # seconds; waiting in vain passes them
 
     def monotonic(self) -> float:
         return self.now
 
-    def send(self, task: str, query_id: str, args: Any, expires_s: float) -> None:
+    def send(
+        self, task: str, query_id: str, args: Any, expires_s: float, *, ask_workers: bool = False
+    ) -> list[Announcement]:
         self.sent.append({"task": task, "task_id": query_id, "args": args})
         self.sent_at.append(self.now)
+        self.asked_workers = ask_workers
+        return []
 
     @contextmanager
     def listening(self, query_id: str) -> Iterator[Queue]:
@@ -129,6 +135,36 @@ def test_an_answer_is_a_table_for_people_and_an_object_for_programs(
     assert done.object == ANSWER
     assert done.err == ""
     assert queue.asked == [sent["task_id"] for sent in queue.sent]
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_the_model_did_not_read_is_told_beside_the_answer(
+    imgrec: Run, queue: Queue, options: tuple[str, ...]
+) -> None:
+    warning = "The model does not know the word 'bow': it says nothing."
+    queue.answers = iter([{**ANSWER, "warnings": [warning]}])
+    done = imgrec("query", "--text", "a bow", "--wait", *options)
+    assert done.code == 0
+    assert f"Warning: {warning}" in done.err
+    if options:
+        assert done.object["warnings"] == [warning]
+
+
+def test_a_blank_text_is_refused_before_anything_is_sent(imgrec: Run, queue: Queue) -> None:
+    done = imgrec("query", "--text", "  ", "--wait")
+    assert done.code == 2
+    assert "contains no word" in done.err
+    assert queue.sent == []
+
+
+def test_a_host_without_an_index_asks_no_worker_what_it_works_with(
+    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path
+) -> None:
+    imgrec("query", photo)
+    assert not queue.asked_workers
+    desk.rebuild()
+    imgrec("query", photo)
+    assert queue.asked_workers
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,28 @@ def test_a_disk_that_takes_nothing_for_a_while_stops_no_rebuild(
     assert worker.poll() is None
 
 
+@pytest.mark.fault(19, "a folder of {which} that is another user's for a while")
+@pytest.mark.short("shards")
+@pytest.mark.parametrize("which", ["shards", "versions"])
+def test_a_folder_of_another_user_is_waited_for(trial: FaultRun, which: str) -> None:
+    trial.draw(120)
+    stand = trial.stand
+    for queue in ("embed", "index"):
+        stand.bare_worker(queue, **SMALL, SHARD_MAX_ATTEMPTS="1")
+    folder = stand.data / {"shards": "jobs", "versions": "faiss_index"}[which]
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    job_id = trial.enqueue(**SMALL)
+    until(lambda: "cannot be written" in str(stand.jobs.get(job_id).error), "the job table tells")
+    reason = str(stand.jobs.get(job_id).error)
+    assert f"(uid {os.geteuid()}) may not write to the folder {folder}" in reason
+    assert "Waiting: DATA_DIR" in stand.imgrec("status", job_id).stderr
+    folder.chmod(0o755)
+    trial.hit()
+    trial.publishes(job_id)
+    assert stand.jobs.get(job_id).error is None
+
+
 @pytest.mark.fault(20, "{name} to an embed worker in the middle of a shard")
 @pytest.mark.short("SIGTERM")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGQUIT", "SIGINT twice"])

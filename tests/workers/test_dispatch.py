@@ -15,7 +15,8 @@ from pipeline.errors import ServerUnavailable
 from pipeline.store.jobs import Job
 from workers import reconcile as reconcile_module
 from workers.dispatch import CeleryDispatcher
-from workers.reconcile import reconcile, remove_leftovers
+from workers.prune import prune
+from workers.reconcile import reconcile
 from workers.routes import EMBED_SHARD
 
 
@@ -98,7 +99,7 @@ def test_one_job_s_leftovers_do_not_take_another_s(desk: InlineWorker) -> None:
     folder = desk.shop.settings.jobs_dir
     for name in (done, going, "stranger"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    remove_leftovers(desk.resources)
+    prune(desk.resources)
     assert [child.name for child in folder.iterdir()] == [going]
 
 
@@ -115,7 +116,7 @@ def test_the_files_of_a_job_that_is_created_meanwhile_stay(
         return open_before
 
     monkeypatch.setattr(jobs, "open_jobs", open_jobs_and_create_one)
-    remove_leftovers(desk.resources)
+    prune(desk.resources)
     assert [child.name for child in folder.iterdir()] == [job.id for job in open_jobs()]
 
 
@@ -151,5 +152,6 @@ def test_messages_name_ids_and_no_picture(monkeypatch: pytest.MonkeyPatch) -> No
             "args": ("job", 3),
             "queue": "embed",
             "ignore_result": True,
+            "headers": {"imgrec_form": 1},
         }
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from filelock import Timeout
@@ -18,8 +17,10 @@ from pipeline.errors import (
     JobFailed,
     ServerUnavailable,
     SetupError,
+    StoreRefused,
     WrongUse,
 )
+from pipeline.settings import Settings
 from workers.error_policy import (
     Attempt,
     Decision,
@@ -33,9 +34,10 @@ from workers.error_policy import (
 )
 from workers.lease import LeaseLost, Stopped
 
-LOAD = Attempt(Stage.LOAD, "embed@host: loading", Path("data"))
-EMBED = Attempt(Stage.EMBED, "embed@host: shard 7", Path("data"), number=2, limit=3)
-MERGE = Attempt(Stage.MERGE, "index@host: the merge", Path("data"), number=2, limit=3)
+SETTINGS = Settings(_env_file=None)
+LOAD = Attempt(Stage.LOAD, "embed@host: loading", SETTINGS)
+EMBED = Attempt(Stage.EMBED, "embed@host: shard 7", SETTINGS, number=2, limit=3)
+MERGE = Attempt(Stage.MERGE, "index@host: the merge", SETTINGS, number=2, limit=3)
 LAST = {"number": 4}  # one more than the limit
 LEAKED = {"lacks_memory": True}
 
@@ -58,8 +60,8 @@ RESTART = Release(
 FULL, DENIED, BROKEN = os_error(errno.ENOSPC), os_error(errno.EACCES), os_error(errno.EIO)
 BUG, CUDA = ZeroDivisionError("division by zero"), RuntimeError("CUDA error: 700\nStack: ...")
 FREE_SPACE = Wait(
-    "DATA_DIR (data) cannot be written: No space left on device. Free space there; the rebuild "
-    "then continues automatically."
+    "DATA_DIR (data) cannot be written: No space left on device. Free space there; a running "
+    "rebuild then continues automatically."
 )
 
 
@@ -77,6 +79,10 @@ FREE_SPACE = Wait(
         (ServerUnavailable("Redis is away."), EMBED, Wait("Redis is away.")),
         (ServerUnavailable("Redis is away."), replace(EMBED, **LAST), Wait("Redis is away.")),
         (ServerUnavailable("Redis is away."), MERGE, Wait("Redis is away.")),
+        # Expired credentials are renewed; a worker that never had any leaves the job to others.
+        (StoreRefused("refused"), EMBED, Wait("refused")),
+        (StoreRefused("refused"), replace(EMBED, **LAST), Wait("refused")),
+        (StoreRefused("refused"), LOAD, Refuse("refused")),
         (FULL, LOAD, FREE_SPACE),
         (FULL, EMBED, FREE_SPACE),
         (FULL, replace(EMBED, **LAST), FREE_SPACE),
@@ -143,7 +149,7 @@ def test_a_lock_that_another_holds_is_waited_for_although_its_error_is_an_os_err
 def test_a_folder_that_may_not_be_written_is_waited_for(attempt: Attempt, number: int) -> None:
     decision = decide(os_error(number), replace(attempt, **LAST))
     assert isinstance(decision, Wait)
-    assert "write permission" in decision.reason
+    assert "may not write to the folder" in decision.reason
     assert "Free space" not in decision.reason
 
 
@@ -153,11 +159,11 @@ def test_no_error_leaves_a_job_open_for_ever_without_a_sentence_or_a_count(stage
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Exception):
             error = kind("a reason")
-            decision = decide(error, Attempt(stage, "it", Path("data"), number=9, limit=3))
+            decision = decide(error, Attempt(stage, "it", SETTINGS, number=9, limit=3))
             assert isinstance(decision, Fail | Wait | Refuse), kind
             assert decision.reason
             if isinstance(decision, Wait):
-                assert kind is ServerUnavailable
+                assert issubclass(kind, ServerUnavailable | StoreRefused)
 
 
 def test_every_sentence_of_ours_reaches_people_as_it_is() -> None:

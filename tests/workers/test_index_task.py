@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import os
 
 import pytest
 from inline_worker import InlineWorker
 from live_stack import until
 
-from pipeline.atomic_files import DISK_FULL
+from pipeline.access import DENIED, DISK_FULL
 from pipeline.errors import ServerUnavailable
 from pipeline.index import faiss_index
 from workers import index
 from workers.embed import embed
 from workers.index import merge_shards
-
-DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def embedded(desk: InlineWorker) -> str:
@@ -141,9 +140,9 @@ def test_a_held_lock_leaves_the_job_to_the_next_look_and_says_so(
     [
         (
             errno.EACCES,
-            "Permission denied. Give the user of the worker (uid {uid}) write permission",
+            "Permission denied. The user '{user}' (uid {uid}) may not write to the folder",
         ),
-        (errno.EROFS, "Read-only file system. Give the user of the worker (uid {uid}) write"),
+        (errno.EROFS, "Read-only file system. The user '{user}' (uid {uid}) may not write"),
         (errno.EIO, "Input/output error"),
         (errno.ENOSPC, "No space left on device. Free space there"),
     ],
@@ -163,8 +162,8 @@ def test_a_disk_that_cannot_be_written_is_a_note_with_the_remedy_and_the_merge_i
         merge_shards(desk.resources, job_id)
     job = desk.job(job_id)
     assert job.state == "merging"
-    assert words.format(uid=os.geteuid()) in str(job.error)
-    assert ("permission to " + str(folder) in str(job.error)) == (number in DENIED)
+    assert words.format(uid=os.geteuid(), user=getpass.getuser()) in str(job.error)
+    assert (f"may not write to the folder {folder}" in str(job.error)) == (number in DENIED)
     assert ("Free space" in str(job.error)) == (number in DISK_FULL)
     until(lambda: desk.shop.jobs.ready_to_merge(job_id), "the lease ends by itself", 20)
     merge_shards(desk.resources, job_id)
@@ -262,7 +261,7 @@ def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(
     desk: InlineWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away:
-        def claim_merge(self, job_id: str, owner: str, lease_s: float) -> None:
+        def get(self, job_id: str) -> None:
             raise ServerUnavailable("The database is away.")
 
     desk.resources.jobs = Away()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catalogue_files import import_rows
 from inline_worker import InlineWorker
 from PIL import Image
 
@@ -22,12 +23,12 @@ from pipeline.errors import (
     HeadBroken,
     IndexMissing,
     ServerUnavailable,
+    SetupError,
     WrongUse,
 )
 from pipeline.images.decode import sha256
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.prepare import PreparedImage
-from pipeline.search.product_catalogue import Product
 from pipeline.search.rank import VERSION, recommend
 from pipeline.settings import Settings
 from workers import query
@@ -311,7 +312,10 @@ def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
     desk.rebuild()
     first = query_image(desk, product(desk), 1)
     assert "product" not in first["matches"][0]
-    desk.resources.products.put([Product("kind0/04", {"price": 5}), Product("kind0", {"price": 9})])
+    import_rows(
+        desk.resources.products,
+        [{"product_id": "kind0/04", "price": 5}, {"product_id": "kind0", "price": 9}],
+    )
     second = query_image(desk, product(desk), 20)
     assert second["matches"][0]["product"] == {"price": 5}
     # kind0 is now a product of several images, and one match.
@@ -327,7 +331,7 @@ def test_the_last_catalogue_serves_while_the_database_is_away(
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
-    desk.resources.products.put([Product("kind0/04", {"price": 5})])
+    import_rows(desk.resources.products, [{"product_id": "kind0/04", "price": 5}])
     assert query_image(desk, product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
     def away(name: str) -> int:
@@ -360,10 +364,10 @@ def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 3600.0)
     desk.rebuild()
-    desk.resources.products.put([Product("kind0/04", {"price": 5})])
+    import_rows(desk.resources.products, [{"product_id": "kind0/04", "price": 5}])
     plain = query_image(desk, product(desk), 5, query_id="q")
     assert query_image(desk, product(desk), 5, {"feedback": True})["matches"] == plain["matches"]
-    desk.resources.products.put([Product("kind0/04", {"price": 7})])
+    import_rows(desk.resources.products, [{"product_id": "kind0/04", "price": 7}])
     assert query_image(desk, product(desk), 5, {"where": ["price<6"]})["matches"] == []
     desk.resources.query_log.flush()
     logged = desk.resources.feedback_log.query("q")
@@ -416,6 +420,54 @@ def head(
         return Head(weight, bias, 1.0, classes, mine.id, mine.summary, 1.0, 9)
 
     return make
+
+
+def test_an_image_encoder_alone_classifies_by_heads_and_says_so_without_one(
+    desk: InlineWorker, head: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_words(texts: Sequence[str]) -> np.ndarray:
+        raise SetupError("This model has no words.")
+
+    monkeypatch.setattr(desk.shop, "embed_texts", no_words, raising=False)
+    monkeypatch.setattr(desk.shop, "has_words", False)
+    for use_trained in (False, True):
+        with pytest.raises(SetupError, match="no words"):
+            classify_image(desk.resources, jpeg("red"), use_trained)
+    models = desk.resources.settings.models_dir
+    save_head(models, CATEGORY, head("shoe", "bag"), b"")
+    save_head(models, HeadName.parse("shoe", "color"), head("crimson", "navy"), b"")
+    answer = classify_image(desk.resources, jpeg("red"), True)
+    assert answer["category"]["label"] == "shoe"
+    assert [(a["name"], a["label"]) for a in answer["attributes"]] == [("color", "crimson")]
+
+
+def test_what_the_model_did_not_read_stands_beside_a_query_s_answer_and_a_cached_one(
+    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rebuild()
+    monkeypatch.setattr(desk.shop, "embed_texts", Words().embed_texts, raising=False)
+    told: list[list[str]] = []
+
+    def text_warnings(texts: list[str]) -> list[str]:
+        told.append(texts)
+        return ["The model does not know the word 'bow': it says nothing."]
+
+    monkeypatch.setattr(desk.shop, "text_warnings", text_warnings)
+    options = {"text": "a bow", "without": "laces"}
+    first = query_image(desk, b"", 2, options)
+    assert first["warnings"] == ["The model does not know the word 'bow': it says nothing."]
+    assert query_image(desk, b"", 2, options) == first
+    assert told == [["a bow", "laces"]] * 2
+    assert "warnings" not in query_image(desk, product(desk), 2)
+
+
+def test_what_the_model_did_not_read_of_the_labels_stands_beside_a_class(
+    desk: InlineWorker, head: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk.shop, "text_warnings", lambda texts: ["Too long."])
+    for _ in range(2):
+        answer = classify_image(desk.resources, jpeg("red"))
+        assert answer["warnings"] == ["Labels file: Too long."]
 
 
 def test_a_head_that_is_trained_while_the_worker_runs_answers_the_next_question(

@@ -34,9 +34,14 @@ class Toy:
     """Texts become unit vectors of their own; counts what it is asked."""
 
     logit_scale = 10.0
+    has_words = True
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.unread: dict[str, str] = {}  # text: what is said of it
+
+    def text_warnings(self, texts: Sequence[str]) -> list[str]:
+        return [self.unread[text] for text in texts if text in self.unread]
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         self.asked += texts

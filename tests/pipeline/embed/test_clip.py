@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_loaded_says_what_is_missing(
         )
     ).save_pretrained(tmp_path / "bert")
     shutil.copy(folder / "preprocessor_config.json", tmp_path / "bert")
-    assert "not a CLIP or SigLIP" in broken(settings, tmp_path / "bert")
+    assert "is of type 'bert'" in broken(settings, tmp_path / "bert")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

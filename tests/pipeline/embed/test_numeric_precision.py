@@ -16,7 +16,7 @@ from pipeline import measure_once
 from pipeline.embed import int8, numeric_precision
 from pipeline.embed.clip import _with_image_encoder, load_clip
 from pipeline.embed.fingerprint import find_fingerprint
-from pipeline.embed.image_tensor import ImageToTensor
+from pipeline.embed.image_inputs import ImageToInputs
 from pipeline.embed.numeric_precision import BOUND
 from pipeline.errors import SetupError
 from pipeline.measure_once import measurement_key, probe_images
@@ -236,7 +236,7 @@ def test_a_model_that_costs_less_than_reading_an_image_is_not_measured(settings:
 def test_pixels_are_those_of_the_model_s_own_processor(model: Path) -> None:
     for folder in (model, Path(__file__).parents[3] / "models" / "imgrec-mini"):
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-        pixels = ImageToTensor(processor)
+        pixels = ImageToInputs(processor)
         dice = np.random.default_rng(0)
         for size in ((64, 64), (224, 224), (90, 70)):
             images = [
@@ -244,4 +244,4 @@ def test_pixels_are_those_of_the_model_s_own_processor(model: Path) -> None:
                 for _ in range(3)
             ]
             expected = processor(images=images, return_tensors="pt")["pixel_values"]
-            assert torch.allclose(pixels(images), expected, atol=1e-5)
+            assert torch.allclose(pixels(images)["pixel_values"], expected, atol=1e-5)

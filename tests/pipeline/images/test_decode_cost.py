@@ -259,19 +259,6 @@ def test_only_a_process_that_is_short_without_its_pictures_has_leaked() -> None:
     assert budget.over_limit()
 
 
-def test_a_container_s_limit_is_a_worker_s_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "memory.max"
-    monkeypatch.setattr(memory_budget, "CONTAINER", (file, tmp_path / "nothing"))
-    machine = memory_budget.default_limit()
-    for text in ("max", "", "99999999999999999999"):
-        file.write_text(text)
-        assert memory_budget.default_limit() == machine
-    file.write_text("1000000000\n")
-    assert memory_budget.default_limit() == 900_000_000
-
-
 def test_a_picture_tried_alone_has_no_other_beside_it() -> None:
     budget = MemoryBudget()
     inside: list[str] = []

@@ -311,7 +311,7 @@ def test_a_database_that_is_away_is_a_sentence_without_the_password(tmp_path: Pa
     (tmp_path / "file").write_text("no database")
     with pytest.raises(ServerUnavailable, match="not a usable database"):
         Jobs(Database(f"sqlite:///{tmp_path}/file")).list_with_progress()
-    with pytest.raises(ServerUnavailable, match="cannot be opened"):
+    with pytest.raises(ServerUnavailable, match="cannot be used: Not a directory"):
         Jobs(Database(f"sqlite:///{tmp_path}/file/app.db")).list_with_progress()
 
 

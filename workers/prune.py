@@ -1,0 +1,99 @@
+"""Keep what rebuilds leave behind within the bounds of the settings.
+
+Done at each publication, and by `imgrec prune`. What a running job, the published version or a
+rollback needs is never deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import Timeout
+
+from pipeline.access import explain, is_unavailable
+from pipeline.errors import ImgrecError, WrongUse
+from pipeline.preprocess.cutout_cache import shrink_cache
+
+if TYPE_CHECKING:
+    from workers.resources import Resources
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted, or would be: names of versions, ids of jobs, rows and bytes."""
+
+    versions: list[str]
+    jobs: list[str]
+    rows: int
+    folders: list[str]  # of the files of ended jobs
+    cutout_bytes: int
+
+
+def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
+    """Delete what is beyond the settings' bounds.
+
+    Raises:
+        WrongUse: an index is being published, which prunes by itself.
+    """
+    jobs, settings = resources.jobs, resources.settings
+    versions = prune_versions(resources, dry_run=dry_run)
+    # An open job learns from these rows which of the versions on disk are newer than itself.
+    on_disk = {version.manifest["job_id"] for version in resources.versions.versions()}
+    ended = jobs.prunable(settings.keep_jobs, settings.keep_job_rows, on_disk)
+    folders = _leftovers(resources)
+    if not dry_run:
+        jobs.drop_items()
+        for job_id in ended:
+            jobs.delete(job_id)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    n_bytes = shrink_cache(settings.cutout_dir, settings.cutout_cache_bytes, dry_run=dry_run)
+    names = [folder.name for folder in folders]
+    return Pruned(versions, list(ended), sum(ended.values()), names, n_bytes)
+
+
+def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
+    """Delete the oldest index versions beyond KEEP_VERSIONS; return their names."""
+    store, keep = resources.versions, resources.settings.keep_versions
+    if not store.folder.is_dir():
+        return []
+    try:
+        with store.lock():
+            protect = resources.jobs.referenced_versions()
+            if dry_run:
+                return [version.name for version in store.prunable(keep, protect)]
+            return store.prune(keep, protect)
+    except Timeout as error:
+        raise WrongUse("An index is being published right now; try again shortly.") from error
+
+
+def prune_after_publishing(resources: Resources) -> None:
+    """Prune; what goes wrong is logged, because the job is done and the next one prunes again."""
+    try:
+        pruned = prune(resources)
+    except ImgrecError as error:
+        log.warning("Nothing was pruned: %s", error)
+    except OSError as error:
+        if not is_unavailable(error):
+            raise
+        log.warning("Not all could be pruned: %s", explain(error, resources.settings))
+    else:
+        if pruned.jobs:
+            log.info("Deleted %d old jobs with %d rows.", len(pruned.jobs), pruned.rows)
+
+
+def _leftovers(resources: Resources) -> list[Path]:
+    """List the folders of shard files whose jobs have ended."""
+    folder = resources.settings.jobs_dir
+    if not folder.is_dir():
+        return []
+    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
+    children = sorted(folder.iterdir())
+    still_open = {job.id for job in resources.jobs.open_jobs()}
+    return [child for child in children if child.name not in still_open]
