@@ -16,6 +16,7 @@ from web.headers import Patient, SecureHeaders
 from web.pages import add_pages
 from web.process_metrics import Measured
 from web.product_urls import ProductPaths
+from web.responses import add_schemas
 
 DESCRIPTION = """\
 Finds visually similar products. Send `Authorization: Bearer KEY` with a key of
@@ -71,4 +72,5 @@ def create_app(web: Web) -> FastAPI:
     ):
         app.include_router(router)
     add_pages(app)
+    add_schemas(app)
     return app

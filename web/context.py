@@ -20,6 +20,7 @@ from web.rate_limit import RateLimiter
 from workers.resources import Resources
 
 FETCHERS = 8  # images that are fetched at the same time
+THREADS = 32
 PLANNERS = 4  # folders that are listed at the same time
 DRAIN_S = 2.5  # queries that wait when the server is asked to stop get so long
 
@@ -68,6 +69,8 @@ class Web:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen for answers within a block."""
+        # Python's own has six threads on two cores: a database that is away would hold them all.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "work"))
         listener = asyncio.create_task(self.answers.run(), name="answers")
         drain = asyncio.create_task(self._drain(), name="drain")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +13,7 @@ from web.problems import Refusal, problem_response
 MAX_HEADERS = 100
 BODY_SILENCE_S = 10.0  # between two pieces of a body
 BODY_S = 120.0
+ALL_BODIES = 256 * 1024**2  # bytes of all requests together
 SEND_S = 30.0  # a client that takes nothing for so long is let go
 
 TOO_SLOW = Refusal(
@@ -21,6 +23,9 @@ TOO_LARGE = Refusal(
     413,
     "content-too-large",
     "The body of the request is larger than the server accepts (WEB_MAX_BODY).",
+)
+BUSY = Refusal(
+    503, "overloaded", "The web server receives too much at once: try again in a moment."
 )
 
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -74,6 +79,7 @@ class Patient:
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app = app
         self._max_body = max_body
+        self._bodies = Bodies(max(ALL_BODIES, 2 * max_body))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,17 +94,37 @@ class Patient:
             )
             await response(scope, receive, send)
             return
-        await Exchange(self._app, self._max_body, scope, receive, send).run()
+        exchange = Exchange(self._app, self._max_body, self._bodies, scope, receive, send)
+        try:
+            await exchange.run()
+        finally:
+            self._bodies.held -= exchange.held
+
+
+@dataclass
+class Bodies:
+    """The bytes of all requests that are being answered, in memory or in temporary files."""
+
+    most: int
+    held: int = 0
 
 
 class Exchange:
     """One request and its answer, each piece within a time."""
 
     def __init__(
-        self, app: ASGIApp, max_body: int, scope: Scope, receive: Receive, send: Send
+        self,
+        app: ASGIApp,
+        max_body: int,
+        bodies: Bodies,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._app, self._scope, self._receive, self._send = app, scope, receive, send
         self._left = max_body
+        self._bodies = bodies
+        self.held = 0
         self._deadline = asyncio.get_running_loop().time() + BODY_S
         self._whole = False  # the body has arrived
         self._refusal: Refusal | None = None  # why no more of the body is read
@@ -127,7 +153,13 @@ class Exchange:
         except TimeoutError:
             self._refusal = TOO_SLOW
             raise TOO_SLOW from None
-        self._left -= len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._left -= size
+        self.held += size
+        self._bodies.held += size
+        if self._bodies.held > self._bodies.most:
+            self._refusal = BUSY
+            raise BUSY
         if self._left < 0:
             self._refusal = TOO_LARGE
             raise TOO_LARGE

@@ -19,6 +19,7 @@ from web.images import read_body
 from web.product_urls import product_id_of, product_url
 from web.responses import problems
 from web.schemas import (
+    MAX_ID,
     MAX_TEXT,
     Classes,
     ClassifyBody,
@@ -34,7 +35,11 @@ router = APIRouter(prefix="/v1")
 
 IMAGE_MAX_AGE_S = 300
 ProductPath = Annotated[
-    str, Path(max_length=12_288, description="The product's id; a slash in it is written %2F.")
+    str,
+    Path(
+        description="The product's id; a slash in it is written %2F.",
+        json_schema_extra={"minLength": 1, "maxLength": MAX_ID},
+    ),
 ]
 
 
@@ -195,6 +200,6 @@ async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[
 
 def _product_id(segment: str) -> str:
     name = product_id_of(segment)
-    if not name or "\0" in name:
+    if not 0 < len(name) <= MAX_ID or "\0" in name:
         raise NotFound("No product has this id.")
     return name

@@ -21,6 +21,7 @@ from workers.resources import Resources
 
 KEEP_ALIVE_S = 15
 HEAD_S = 10.0  # for the head of a request to arrive
+MAX_HEAD_BYTES = 65_536  # a product id of 4,096 characters, percent-encoded, fits
 MAX_CONNECTIONS = 900  # most systems allow a process 1,024 open files
 STOP_S = 4  # connections that are open then are closed
 
@@ -106,6 +107,7 @@ def serve(
         create_app(web),
         http=Protocol,
         limit_concurrency=MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
         log_config=None,
         access_log=False,

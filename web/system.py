@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from pipeline.index.changes import changes
-from pipeline.search.product_catalogue import columns
+from pipeline.search.facets import columns
 from pipeline.store.heartbeat import read_heartbeats
 from pipeline.store.redis_client import PREFIX, connect
 from web import schemas

@@ -75,8 +75,7 @@ class CeleryDispatcher:
                 args=args,
                 queue=QUEUE_OF[task],
                 ignore_result=True,
-                # The time of sending gives the age of the oldest message, a metric.
-                headers={FORM_HEADER: FORM, "sent_at": time.time()},
+                headers={FORM_HEADER: FORM, "sent_at": time.time()},  # the age is a metric
             )
 
     def queue_length(self, queue: str) -> int:

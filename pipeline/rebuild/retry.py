@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.embed.shards import cut
-from pipeline.errors import BadImage, Conflict
+from pipeline.errors import Conflict
 from pipeline.images.failure import Failure
-from pipeline.images.find import ImageFile, confined
-from pipeline.images.roots import parse_root
+from pipeline.images.find import ImageFile
 from pipeline.index.versions import Version, VersionStore
-from pipeline.rebuild.plan import PLAN_LEASES, REUSE_ROWS, plan_rebuild
+from pipeline.rebuild.plan import (
+    PLAN_LEASES,
+    REUSE_ROWS,
+    check_source,
+    plan_rebuild,
+)
 from pipeline.settings import Settings
 from pipeline.store.jobs import Job, Jobs
 
@@ -39,10 +42,7 @@ def plan_retry(
     job = jobs.get(job_id)
     if job.open:
         raise Conflict(f"Job {job.id} has not ended yet ({job.state}).")
-    folder = parse_root(job.root)
-    # A rebuild of a store also tries again what failed; it lists the store, which is the quickest
-    # way to learn the sizes and ETags of many objects.
-    if job.state != "published" or not isinstance(folder, Path):
+    if job.state != "published":
         return plan_rebuild(
             job.root,
             settings,
@@ -66,17 +66,26 @@ def plan_retry(
         lease_s=lease_s,
     )
     created(retry_id)
+    missing = {failure.path: failure for failure in failures if not base.has_path(failure.path)}
     images: list[ImageFile] = []
-    gone: list[Failure] = []
-    for failure in failures:
-        try:
-            images.append(_stat(folder, failure))
-        except BadImage as error:
-            gone.append(Failure(failure.path, error.stage, error.reason))
+    unusable: list[Failure] = []
+    for item in check_source(job.root, settings).find():
+        if item.path not in missing:
+            continue
+        if isinstance(item, ImageFile):
+            images.append(item)
+            del missing[item.path]
+        elif not item.warning:
+            unusable.append(item)
+            del missing[item.path]
+    for path in missing:
+        unusable.append(Failure(path, "find", "the file is not there any more"))
     try:
         pieces = list(_pieces(base, images, settings.shard_size))
         for start in range(0, max(1, len(pieces)), 64):
-            jobs.shards.add(retry_id, pieces[start : start + 64], [] if start else gone, lease_s)
+            jobs.shards.add(
+                retry_id, pieces[start : start + 64], [] if start else unusable, lease_s
+            )
         jobs.finish_plan(retry_id)
     except BaseException as error:
         jobs.fail(retry_id, f"The retry could not be planned: {str(error) or 'interrupted'}")
@@ -99,22 +108,11 @@ def _base(job: Job, settings: Settings, versions: VersionStore) -> Version:
     return base
 
 
-def _stat(folder: Path, failure: Failure) -> ImageFile:
-    file = confined(folder, failure.path)
-    try:
-        stat = file.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "its name is not UTF-8"
-        raise BadImage(f"the file cannot be read: {reason}", "find") from error
-    return ImageFile(failure.path, stat.st_size, stat.st_mtime_ns)
-
-
 def _pieces(
     base: Version, images: list[ImageFile], shard_size: int
 ) -> Iterator[tuple[int, str, list[Any]]]:
     number = 0
-    missing = [image for image in images if not base.has_path(image.path)]
-    for shard in cut(missing, shard_size):
+    for shard in cut(images, shard_size):
         yield number, "embed", [[each.path, each.size, each.mtime_ns] for each in shard]
         number += 1
     for start in range(0, len(base.paths), REUSE_ROWS):

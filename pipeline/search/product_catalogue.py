@@ -6,7 +6,6 @@ import json
 import operator
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 Facts = dict[str, Value]
 Key = str | float
 
-MAX_CHOICES = 50  # of a column whose values are listed
 # Spaces are stripped afterwards: a pattern that skips them tries every split of a long blank text.
 CONDITION = re.compile(
     r'(\s*"[^"]+"\s*|[^<>=!]+)(==|=<|=>|<>|<=|>=|!=|=|<|>)(?![<>=!])(.*)', re.DOTALL
@@ -193,29 +191,3 @@ class Condition:
                 f"{self.value.replace(',', '.')}."
             )
         return float(value)
-
-
-def columns(catalogue: Catalogue) -> list[dict[str, Any]]:
-    """Describe the columns, by name: numbers by their range, text by its values where few."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in catalogue.columns}
-    ranges: dict[str, tuple[float, float]] = {}
-    for product_id in catalogue.facts_json:
-        for name, values in catalogue.values(product_id).items():
-            column = catalogue.columns.get(name)
-            for value in values:
-                key = column.key(value) if column else None
-                if isinstance(key, float):
-                    low, high = ranges.get(name, (key, key))
-                    ranges[name] = min(low, key), max(high, key)
-                elif column and len(counts[name]) <= MAX_CHOICES:
-                    counts[name][str(value)] += 1
-    described: list[dict[str, Any]] = []
-    for name, column in sorted(catalogue.columns.items()):
-        if column.type == Type.NUMBER and name in ranges:
-            low, high = ranges[name]
-            described.append({"name": name, "kind": "number", "min": low, "max": high})
-            continue
-        few = len(counts[name]) <= MAX_CHOICES
-        choices = [value for value, _ in counts[name].most_common()] if few else None
-        described.append({"name": name, "kind": "text", "values": choices})
-    return described

@@ -32,13 +32,14 @@ def test_schemathesis_finds_no_answer_that_is_not_documented(
         *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"),
         *("--header", f"Authorization: Bearer {key}", "--checks", ",".join(CHECKS)),
         *("--phases", "examples,coverage,fuzzing", "--max-examples", "8", "--seed", "7"),
-        *("--generation-database", "none", "--no-shrink", "--max-time", "100"),
+        *("--generation-database", "none", "--no-shrink", "--max-time", "60"),
         *("--suppress-health-check", "all", "--request-timeout", "30", "--no-color"),
     ]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=280, check=False
     )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    report = "\n".join(line[:200] for line in (done.stdout + done.stderr).splitlines())
+    assert done.returncode == 0, report[-20_000:]
     assert re.search(r"\d{3,} ", done.stdout), done.stdout[-3000:]
     assert "Traceback" not in server.log.read_text()
     assert server.stop() == 0
