@@ -5,6 +5,7 @@ Commands are imported when they run, so that `imgrec --help` needs nothing but c
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ COMMANDS = {
         "prune",
         "Delete old rebuilds, index versions and cached cut-outs.",
     ),
+    "models": ("cli.models", "models", "List models to choose from, and the one in use."),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are healthy."),
 }
@@ -147,7 +149,10 @@ def main(args: list[str] | None = None, wiring: Wiring | None = None) -> None:
 
     0 success, 1 failure, 2 wrong use, 3 not ready (no index), 4 a server is unavailable.
     """
-    sys.exit(run(sys.argv[1:] if args is None else args, wiring))
+    from cli.streams import finish, prepare
+
+    prepare()
+    sys.exit(finish(run(sys.argv[1:] if args is None else args, wiring)))
 
 
 def run(args: list[str], wiring: Wiring | None = None) -> int:
@@ -159,7 +164,7 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     try:
         code = imgrec.main(args, "imgrec", standalone_mode=False, obj=wiring)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
@@ -167,23 +172,34 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _show(error: click.ClickException) -> None:
+    from cli.output import echo_err
+
+    text = io.StringIO()
+    error.show(text)
+    for line in text.getvalue().splitlines():
+        echo_err(line)
+
+
 def _show_remote_traceback(error: Exception) -> bool:
     """Show the traceback of an error in a worker; False where the error is this process's own."""
+    from cli.output import echo_err
     from pipeline.urls import without_password
     from workers.query_messages import RemoteError
 
     if not isinstance(error, RemoteError) or not error.traceback:
         return False
     for line in error.traceback.splitlines():
-        click.echo(without_password(line), err=True)
+        echo_err(without_password(line))
     return True
 
 
 def _explain(error: Exception) -> int:
+    from cli.output import echo_err
     from pipeline.errors import ImgrecError
 
     if isinstance(error, ImgrecError):
-        click.echo(f"Error: {error}", err=True)
+        echo_err(f"Error: {error}")
         return error.exit_code
     from pipeline.access import explain, is_unavailable
 
@@ -191,22 +207,20 @@ def _explain(error: Exception) -> int:
         from pipeline.settings import load_settings
 
         trouble = explain(error, load_settings())
-        click.echo(f"Error: {trouble}", err=True)
+        echo_err(f"Error: {trouble}")
         return trouble.exit_code
     from pipeline.urls import without_password
     from workers.query_messages import RemoteError
 
     if isinstance(error, RemoteError):
-        click.echo(
+        echo_err(
             f"Error: the worker failed unexpectedly: {without_password(str(error))} (this is a "
-            "bug: run 'imgrec --debug ...' and report the worker's traceback).",
-            err=True,
+            "bug: run 'imgrec --debug ...' and report the worker's traceback)."
         )
         return 1
-    click.echo(
+    echo_err(
         f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (this is a bug: "
-        "run 'imgrec --debug ...' and report the traceback).",
-        err=True,
+        "run 'imgrec --debug ...' and report the traceback)."
     )
     return 1
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.agreement import require_agreement
-from cli.output import echo_err, json_option, print_json
+from cli.output import counted, echo, echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 from pipeline.feeds.columns import Type
@@ -91,7 +91,7 @@ def import_catalogue(
     results and can be used with --where. An import changes the columns that the file has and leaves
     the rest.
     """
-    from pipeline.feeds.feed import read_feed
+    from pipeline.feeds.read_feed import read_feed
     from pipeline.feeds.staging import Staging
 
     with Staging() as staging:
@@ -182,16 +182,16 @@ def _show(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -> N
     if outcome.removed:
         counts += f", {outcome.removed:,} removed"
     index = f", {indexed:,} of them in the index" if indexed is not None else ""
-    click.echo(
-        f"{'Would import' if dry_run else 'Imported'} {outcome.products:,} products ({counts})"
-        f"{index}. Products in total: {outcome.total:,}."
-    )
+    verb, products = "Would import" if dry_run else "Imported", counted(outcome.products, "product")
+    echo(f"{verb} {products} ({counts}){index}. Products in total: {outcome.total:,}.")
     if outcome.images or outcome.urls:
-        click.echo(f"Images: {outcome.images:,} files, {outcome.urls:,} addresses.")
+        echo(
+            f"Images: {counted(outcome.images, 'file')}, {counted(outcome.urls, 'address', 'es')}."
+        )
     width = max((len(name) for name in outcome.columns), default=0)
     for name, column in outcome.columns.items():
         finder = feed.finders[name]
-        line = f"  {name:<{width}}  {column.type:<10}  {finder.values:,} values"
+        line = f"  {name:<{width}}  {column.type:<10}  {counted(finder.values, 'value')}"
         if column.type == Type.NUMBER and finder.currencies:
             line += f" ({', '.join(f'{c} {n:,}' for c, n in finder.currencies.most_common())})"
         if misfits := _misfits(feed, outcome, name):
@@ -200,7 +200,7 @@ def _show(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -> N
             line += f", {count:,} not {column.type}s: rows {', '.join(map(str, lines))}{more}"
         if column.type == Type.IDENTIFIER and not finder.named_identifier and finder.code:
             line += f", such as {finder.code[0]} in row {finder.code[1]}"
-        click.echo(line)
+        echo(line)
 
 
 def _tell(feed: Feed, outcome: Outcome, dry_run: bool) -> None:
@@ -221,15 +221,15 @@ def _tell(feed: Feed, outcome: Outcome, dry_run: bool) -> None:
     if outcome.emptied:
         columns = ", ".join(f"{name} {count:,}" for name, count in outcome.emptied.items())
         echo_err(
-            f"{sum(outcome.emptied.values()):,} values were removed, because their cells are empty "
+            f"Removed {counted(sum(outcome.emptied.values()), 'value')}, because the cell is empty "
             f"in this file: {columns}."
         )
     if outcome.n_unknown:
         names = ", ".join(outcome.unknown[:SHOWN])
         more = ", ..." if outcome.n_unknown > SHOWN else ""
         echo_err(
-            f"{outcome.n_unknown:,} rows name products that the catalogue does not have, and were "
-            f"left out: {names}{more}."
+            f"Left out {counted(outcome.n_unknown, 'row')}, because the catalogue does not have "
+            f"the product: {names}{more}."
         )
     elif outcome.n_new and outcome.n_new < outcome.products:
         names = ", ".join(outcome.new[:SHOWN])

@@ -11,6 +11,7 @@ from cli import query_client
 from cli.classify import show_classes
 from cli.facts import shown_facts
 from cli.output import (
+    echo,
     echo_err,
     echo_warnings,
     json_option,
@@ -198,7 +199,7 @@ def query(
         if as_json:
             print_json({"query_id": pending.query_id})
         else:
-            click.echo(pending.query_id)
+            echo(pending.query_id)
             echo_err(f"'imgrec result {pending.query_id}' shows the result.")
         return
     answer = pending.answer()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import echo_err, json_option, local_option, print_json, print_table
+from cli.output import echo, echo_err, json_option, local_option, print_json, print_table
 from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
@@ -95,7 +95,7 @@ def enqueue_rebuild(
     elif as_json:
         print_json(job_object(resources.jobs, job_id))
     else:
-        click.echo(job_id)
+        echo(job_id)
         echo_err(f"'imgrec status {job_id}' shows the progress.")
 
 

@@ -76,8 +76,8 @@ class Settings(BaseSettings):
     embedding_model: str = Field(
         "openai/clip-vit-base-patch32",
         min_length=1,
-        description="Embedding model: the hub name or the folder of any transformers CLIP or "
-        "SigLIP model",
+        description="Embedding model: the hub name or the folder of a transformers model, e.g. a "
+        "CLIP, SigLIP or DINOv2; `imgrec models` lists some",
     )
     embedding_revision: str = Field(
         "main", description="Branch, tag or commit of an embedding model from the hub"
@@ -207,6 +207,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(
         15,
         gt=0,
+        le=900,
         description="Seconds without a heartbeat after which a worker is presumed dead and its "
         "shard is reassigned",
     )
@@ -340,6 +341,11 @@ class Settings(BaseSettings):
         "",
         description="Secret that signs webhooks, at least 24 characters; required with "
         "`WEBHOOK_HOSTS`",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address on which a worker serves its metrics; `0.0.0.0` in a container",
     )
     metrics_port: int = Field(
         0,

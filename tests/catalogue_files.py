@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.feeds.columns import Column, Type
-from pipeline.feeds.feed import Feed, read_feed
+from pipeline.feeds.feed import Feed
+from pipeline.feeds.read_feed import read_feed
 from pipeline.feeds.records import Product
 from pipeline.feeds.staging import Staging
 from pipeline.store.catalogue_import import Outcome

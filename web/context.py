@@ -15,6 +15,7 @@ from pipeline.images.memory_budget import MemoryBudget
 from pipeline.outbound import AllowedHosts, Client
 from pipeline.settings import Settings, cores
 from web.answers import Answers
+from web.process_metrics import WebMetrics
 from web.rate_limit import RateLimiter
 from workers.resources import Resources
 
@@ -36,11 +37,13 @@ class Web:
         self.settings: Settings = resources.settings
         self.public = public
         self.stopping = asyncio.Event()
+        self.metrics = WebMetrics()
         self.answers = Answers(
             self.settings.redis_url,
             resources.dispatcher.workers,
             self.has_index,
             self.settings.web_max_queries,
+            lambda task, seconds: self.metrics.queries.labels(task).observe(seconds),
         )
         self.limiter = RateLimiter(self.settings.redis_url, self.settings.rate_burst)
         # Images are verified beside each other on few threads: each may take 200 MB.

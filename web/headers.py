@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from web.problems import problem_response
+from web.problems import Refusal, problem_response
 
 MAX_HEADERS = 100
 BODY_SILENCE_S = 10.0  # between two pieces of a body
 BODY_S = 120.0
 SEND_S = 30.0  # a client that takes nothing for so long is let go
+
+TOO_SLOW = Refusal(
+    408, "request-timeout", "The body of the request did not arrive in time: send it again."
+)
+TOO_LARGE = Refusal(
+    413,
+    "content-too-large",
+    "The body of the request is larger than the server accepts (WEB_MAX_BODY).",
+)
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -60,10 +69,11 @@ class SecureHeaders:
 
 
 class Patient:
-    """Refuse requests of too many headers, and let go clients that send or take nothing."""
+    """Refuse what is too large, and let go clients that send or take nothing."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app = app
+        self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,28 +88,35 @@ class Patient:
             )
             await response(scope, receive, send)
             return
-        await Exchange(self._app, scope, receive, send).run()
+        await Exchange(self._app, self._max_body, scope, receive, send).run()
 
 
 class Exchange:
     """One request and its answer, each piece within a time."""
 
-    def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, app: ASGIApp, max_body: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._app, self._scope, self._receive, self._send = app, scope, receive, send
+        self._left = max_body
         self._deadline = asyncio.get_running_loop().time() + BODY_S
         self._whole = False  # the body has arrived
-        self._late = False  # the body has not arrived in time
+        self._refusal: Refusal | None = None  # why no more of the body is read
         self._stalled = False  # the client takes no answer
         self._started = False  # the answer has begun
 
     async def run(self) -> None:
+        length = Headers(scope=self._scope).get("content-length", "")
+        if length.isdigit() and int(length) > self._left:
+            await self._refuse(TOO_LARGE)
+            return
         try:
             await self._app(self._scope, self.receive, self.send)
         except Exception:
-            if not (self._late or self._stalled):
+            if self._refusal is None and not self._stalled:
                 raise
-        if self._late and not self._started:
-            await self._refuse()
+        if self._refusal is not None and not self._started:
+            await self._refuse(self._refusal)
 
     async def receive(self) -> Message:
         if self._whole:  # only the end of the connection is still to come
@@ -108,13 +125,17 @@ class Exchange:
         try:
             message = await asyncio.wait_for(self._receive(), left)
         except TimeoutError:
-            self._late = True
-            raise
+            self._refusal = TOO_SLOW
+            raise TOO_SLOW from None
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self._refusal = TOO_LARGE
+            raise TOO_LARGE
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        if self._late and not self._started:
+        if self._refusal is not None and not self._started:
             return  # the framework calls it a broken body
         self._started = True
         try:
@@ -123,11 +144,8 @@ class Exchange:
             self._stalled = True
             raise
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, refusal: Refusal) -> None:
         response = problem_response(
-            408,
-            "request-timeout",
-            "The body of the request did not arrive in time.",
-            {"Connection": "close"},
+            refusal.status, refusal.kind, refusal.detail, {"Connection": "close"}
         )
         await response(self._scope, self._receive, self._send)

@@ -260,3 +260,46 @@ class Readiness(BaseModel):
     ready: bool
     checks: dict[str, bool] = Field(description="redis, database, query_worker, index.")
     missing: list[str]
+
+
+class Column(BaseModel):
+    name: str
+    kind: Literal["number", "text"]
+    min: float | None = Field(None, description="Of a column of numbers.")
+    max: float | None = None
+    values: list[str] | None = Field(
+        None, description="The values of a column of text that has few, by their frequency."
+    )
+
+
+class ColumnList(BaseModel):
+    columns: list[Column]
+
+
+class Paths(BaseModel):
+    total: int
+    paths: list[str]
+
+
+class Changes(BaseModel):
+    from_: str = Field(alias="from")
+    to: str
+    added: Paths
+    removed: Paths
+    changed: Paths
+
+
+class WorkerHeartbeat(BaseModel):
+    worker: str
+    seconds: float = Field(description="Since its last heartbeat.")
+    state: str
+    problem: str | None
+
+
+class System(BaseModel):
+    workers: dict[str, int] = Field(description="Workers that answer, by queue.")
+    queues: dict[str, int] = Field(description="Messages that no worker has taken, by queue.")
+    heartbeats: list[WorkerHeartbeat] = Field(description="Of workers on this machine.")
+    cache: list[dict[str, Any]]
+    model: str
+    heads: list[dict[str, Any]]

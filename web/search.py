@@ -63,10 +63,11 @@ async def search(request: Request, client: Searcher) -> dict[str, Any]:
     start = time.perf_counter()
     web = web_of(request)
     body, data = await read_body(request, SearchBody)
-    return await _search(web, body.query(web.settings), data, start)
+    return await find_matches(web, body.query(web.settings), data, start)
 
 
-async def _search(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+    """Ask a query worker; `start` is when the request came, by `time.perf_counter`."""
     query.require_subject(bool(data))
     args: tuple[Any, ...] = (data, query.top_k)
     if query.options:
@@ -121,7 +122,7 @@ async def similar(
         index_version=index_version,
         total=True,
     )
-    return await _search(web, query, b"", start)
+    return await find_matches(web, query, b"", start)
 
 
 @router.get(
@@ -186,7 +187,7 @@ async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[
 
     def add() -> dict[str, Any]:
         query = log.wait_for_query(body.query_id)
-        entry = log.add(query, body.product_id, body.action, body.user, time.time())
+        entry = log.add(query, body.product_id, body.action, body.user, log.now())
         return entry.object()
 
     return await asyncio.to_thread(add)

@@ -155,6 +155,8 @@ def _record(
     )
     failpoint("embed.after_mark")
     skipped = sum(not failure.warning for failure in result.failures)
+    if won:
+        resources.metrics.images(embedded=result.embedded, reused=result.reused, failed=skipped)
     log.info(
         "Shard %d of job %s: %d embedded, %d reused, %d skipped%s",
         claim.n,

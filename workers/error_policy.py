@@ -126,7 +126,7 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
 
 def give_up(attempt: Attempt) -> Fail | None:
     """End the job of a merge that was claimed too often, as by workers that died of it."""
-    if attempt.stage is not Stage.MERGE or attempt.number <= attempt.limit:
+    if attempt.stage is not Stage.MERGE or attempt.number <= attempt.limit + 1:
         return None
     return Fail(
         f"{attempt.description} was begun {attempt.number - 1} times and never ended: its worker "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.cache import result_key
+from workers.dispatch import require_names
 from workers.known_vectors import KnownVectors
 from workers.resources import Resources
 from workers.routes import QUERY
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 EMBED_TIMEOUT_S = 120.0
 THUMBNAIL_SIDE = 256  # pixels of a match's image on the result page
 MAX_THUMBNAILS = 100
+JPEG_END = b"\xff\xd9"  # behind a JPEG that is cut off, it makes the rest gray
 
 
 def query_image(
@@ -69,9 +73,11 @@ def query_image(
         vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
-            image = _vector(resources, data, digest, vectors, query.box) if data else None
-            query_vector = compose(query, image, resources.text_vector, indexed)
-            answer = recommend(query, index, indexed, query_vector, feedback)
+            with resources.metrics.query("vector"):
+                image = _vector(resources, data, digest, vectors, query.box) if data else None
+                query_vector = compose(query, image, resources.text_vector, indexed)
+            with resources.metrics.query("search"):
+                answer = recommend(query, index, indexed, query_vector, feedback)
             if not query.uses_feedback:  # each new feedback may change such a result
                 resources.cache.put_result(key, _pack(answer))
     log.info(
@@ -275,14 +281,53 @@ def product_image(resources: Resources, product_id: str, side: int) -> dict[str,
     Raises:
         NotFound: the index has no such product, or its file is gone.
     """
-    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
-        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
+    _require_side(side)
     indexed = _indexed(resources)
     filename = _filenames(indexed, product_id)[0]
     jpegs = _jpegs(resources, indexed.version, [filename], side)
     if filename not in jpegs:
         raise NotFound(f"The image of product {quote(product_id)} cannot be read.")
     return {"filename": filename, "jpeg": jpegs[filename]}
+
+
+def failure_image(resources: Resources, job_id: str, path: str, side: int) -> dict[str, str | None]:
+    """Return an image that a rebuild left out or warned about as JPEG, base64.
+
+    Opens only files that the job's failures name, below the job's folder. `jpeg` is None for one
+    that still cannot be read.
+
+    Raises:
+        NotFound: there is no such job, or it has no such failure.
+    """
+    _require_side(side)
+    require_names(job_id)
+    job = resources.jobs.get(job_id)
+    if path not in {failure.path for failure in resources.jobs.failures(job_id)}:
+        raise NotFound(f"Job {job_id} has no failure of {quote(path)}.")
+    return {"jpeg": _preview(resources, job.root, path, side)}
+
+
+def _preview(resources: Resources, root: str, path: str, side: int) -> str | None:
+    """Return what can be seen of an image that failed, also of one that is tiny or cut off."""
+    limits = replace(resources.limits, min_side=1)
+    background = resources.settings.preprocess_bg_color
+    file = ImageFile(path, 0, 0)
+    with (
+        contextlib.suppress(BadImage),
+        open_source(root, resources.settings).reading([file], limits) as read,
+    ):
+        data = read(file)
+        for attempt in (data, data + JPEG_END):
+            with contextlib.suppress(BadImage):
+                image = decode(attempt, limits, background, side)
+                image.thumbnail((side, side))
+                return base64.b64encode(encode_jpeg(image, 85)).decode()
+    return None
+
+
+def _require_side(side: Any) -> None:
+    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
+        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
 
 
 def _indexed(resources: Resources) -> IndexedCatalogue:

@@ -15,7 +15,7 @@ import redis
 
 from pipeline.errors import ServerUnavailable
 from pipeline.failpoints import failpoint
-from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS
+from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS, SEND_WEBHOOK
 
 if TYPE_CHECKING:
     from workers.resources import Resources
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FAILED_LOOKS = 10  # one after the other, by one process
+WEBHOOK_LEASE_S = 60.0  # a webhook whose worker recorded no attempt is sent again
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -44,6 +45,8 @@ def reconcile(resources: Resources) -> None:
     """Look at every open job once and set going what stands still."""
     jobs = resources.jobs
     jobs.fail_abandoned_plans()
+    for job_id in resources.webhooks.take_due(WEBHOOK_LEASE_S):
+        resources.dispatcher.send(SEND_WEBHOOK, job_id)
     for job in jobs.open_jobs():
         if not job.plan_done:
             continue

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.embed.shards import ShardVectors
-from pipeline.embed.stage_times import StageTimes
+from pipeline.embed.stage_times import Observe, StageTimes
 from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, sha256
@@ -68,6 +68,7 @@ class Embedder:
     threads: int
     decode_side: int = WORK_SIDE
     prepared: PreparedCache | None = None
+    observe: Observe = lambda stage, seconds: None
 
 
 def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
@@ -191,7 +192,10 @@ class Reader:
     embedder: Embedder
     cache: VectorCache
     save: Callable[[str, Image.Image], None] | None = None
-    times: StageTimes = field(default_factory=StageTimes)
+
+    @cached_property
+    def times(self) -> StageTimes:
+        return StageTimes(self.embedder.observe)
 
     def read(
         self,

@@ -133,7 +133,7 @@ class Table:
         for n, count in self._nameless.items():
             if count:
                 self._problems.note(
-                    f"Column {n + 1} has no name: its {count:,} values were left out."
+                    f"Column {n + 1} has no name: its values ({count:,}) were left out."
                 )
 
     def _mismatch(self, record: Record, in_doubt: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -67,11 +68,12 @@ Image.MAX_IMAGE_PIXELS = None
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image may cost; `room` is shared by all that are decoded at the same time."""
+    """What an image may cost; `budget` is shared by all that are decoded at the same time."""
 
     max_pixels: int
     max_bytes: int
     budget: MemoryBudget = field(default_factory=MemoryBudget, compare=False)
+    min_side: int = MIN_SIDE
 
 
 def read_image(path: Path, limits: Limits) -> bytes:
@@ -81,13 +83,15 @@ def read_image(path: Path, limits: Limits) -> bytes:
         BadImage: missing, unreadable, empty or larger than `limits.max_bytes`.
     """
     try:
-        size = path.stat().st_size
-        if size > limits.max_bytes:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            # Not by its size alone: a pipe has none, and a file may grow meanwhile.
+            data = stream.read(limits.max_bytes + 1) if size <= limits.max_bytes else b""
+        if size > limits.max_bytes or len(data) > limits.max_bytes:
+            what = f"{size:,} bytes, more" if size > limits.max_bytes else "more bytes"
             raise ImageTooLarge(
-                f"the file has {size:,} bytes, more than MAX_IMAGE_BYTES ({limits.max_bytes:,})",
-                "read",
+                f"the file has {what} than MAX_IMAGE_BYTES ({limits.max_bytes:,})", "read"
             )
-        data = path.read_bytes()
     except OSError as error:
         raise BadImage(f"the file cannot be read: {error.strerror}", "read") from error
     if not data:
@@ -186,9 +190,10 @@ def _decode(
     with image:
         _require_pixels(image.size, limits)
         width, height = image.size
-        if min(width, height) < MIN_SIDE:
+        if min(width, height) < limits.min_side:
             raise BadImage(
-                f"the image is {width}x{height} pixels, but each side must have at least {MIN_SIDE}"
+                f"the image is {width}x{height} pixels, but each side must have at least "
+                f"{limits.min_side}"
             )
         try:
             reject_decompression_bomb(image, data, limits.max_pixels)

@@ -22,7 +22,7 @@ from pipeline.images.roots import open_source, parse_root
 from pipeline.images.source import ImageFolder, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
-from pipeline.store.jobs import Jobs
+from pipeline.store.jobs import JobRequest, Jobs
 
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
@@ -76,6 +76,8 @@ def plan_rebuild(
     exclude: Exclude | None = None,
     listed: Callable[[int], None] = lambda count: None,
     created: Callable[[str], None] = lambda job_id: None,
+    request: JobRequest | None = None,
+    webhook_url: str | None = None,
 ) -> str:
     """Write the plan of a rebuild to the job table; return the job's id.
 
@@ -84,6 +86,7 @@ def plan_rebuild(
         exclude: what to leave out besides.
         listed: called with the number of images listed so far.
         created: called with the job's id before the folder is listed.
+        request, webhook_url: see `Jobs.create`.
 
     Raises:
         WrongUse: the folder cannot be used, see `check_source`.
@@ -99,6 +102,8 @@ def plan_rebuild(
         fingerprint=fingerprint,
         base_version=base.name if base else None,
         lease_s=lease_s,
+        request=request,
+        webhook_url=webhook_url,
     )
     created(job_id)
     detector = ChangeDetector(source, base, exclude)

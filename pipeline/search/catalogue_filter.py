@@ -18,6 +18,7 @@ from pipeline.errors import WrongUse, quote
 from pipeline.feeds.columns import Column, Type, Value
 from pipeline.feeds.names import PRODUCT_ID
 from pipeline.index.versions import Version
+from pipeline.names import nfc
 from pipeline.search.product_catalogue import Catalogue, Condition
 
 MAX_MASKS = 64  # of the most recently used conditions
@@ -108,7 +109,7 @@ class IndexedCatalogue:
 
     def vector_of(self, product_id: str) -> NDArray[np.float32] | None:
         """Return the (d,) unit mean of a product's images; None for one that is not indexed."""
-        rows = self._rows.get(product_id)
+        rows = self._rows.get(nfc(product_id))
         if rows is None:
             return None
         mean = np.asarray(self.version.vectors[rows]).mean(axis=0)
@@ -117,7 +118,7 @@ class IndexedCatalogue:
 
     def filenames_of(self, product_id: str) -> list[str]:
         """Return a product's images; none for one that is not indexed."""
-        return [self.version.paths[row] for row in self._rows.get(product_id, ())]
+        return [self.version.paths[row] for row in self._rows.get(nfc(product_id), ())]
 
     def allowed(self, conditions: Sequence[Condition]) -> NDArray[np.bool_] | None:
         """Return the (n,) rows whose product meets all conditions; None where there are none.

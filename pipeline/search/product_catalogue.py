@@ -6,6 +6,7 @@ import json
 import operator
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import WrongUse, quote
 from pipeline.feeds.columns import Column, Type, TypeFinder, Value, text_of
 from pipeline.feeds.numbers import read_number
+from pipeline.names import nfc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 Facts = dict[str, Value]
 Key = str | float
 
+MAX_CHOICES = 50  # of a column whose values are listed
 # Spaces are stripped afterwards: a pattern that skips them tries every split of a long blank text.
 CONDITION = re.compile(
     r'(\s*"[^"]+"\s*|[^<>=!]+)(==|=<|=>|<>|<=|>=|!=|=|<|>)(?![<>=!])(.*)', re.DOTALL
@@ -55,6 +58,7 @@ class Catalogue:
         suffix, else the one that is called like the nearest folder that it lies in; an image that
         no product claims is a product of its own.
         """
+        filename = nfc(filename)
         listed = self.by_image.get(filename)
         if listed is not None:
             return listed
@@ -71,7 +75,7 @@ class Catalogue:
 
     def facts(self, product_id: str) -> Facts:
         """Return what is known about a product; nothing, if it was not imported."""
-        facts: Facts = json.loads(self.facts_json.get(product_id, "{}"))
+        facts: Facts = json.loads(self.facts_json.get(nfc(product_id), "{}"))
         return facts
 
     def values(self, product_id: str) -> dict[str, list[Value]]:
@@ -189,3 +193,29 @@ class Condition:
                 f"{self.value.replace(',', '.')}."
             )
         return float(value)
+
+
+def columns(catalogue: Catalogue) -> list[dict[str, Any]]:
+    """Describe the columns, by name: numbers by their range, text by its values where few."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in catalogue.columns}
+    ranges: dict[str, tuple[float, float]] = {}
+    for product_id in catalogue.facts_json:
+        for name, values in catalogue.values(product_id).items():
+            column = catalogue.columns.get(name)
+            for value in values:
+                key = column.key(value) if column else None
+                if isinstance(key, float):
+                    low, high = ranges.get(name, (key, key))
+                    ranges[name] = min(low, key), max(high, key)
+                elif column and len(counts[name]) <= MAX_CHOICES:
+                    counts[name][str(value)] += 1
+    described: list[dict[str, Any]] = []
+    for name, column in sorted(catalogue.columns.items()):
+        if column.type == Type.NUMBER and name in ranges:
+            low, high = ranges[name]
+            described.append({"name": name, "kind": "number", "min": low, "max": high})
+            continue
+        few = len(counts[name]) <= MAX_CHOICES
+        choices = [value for value, _ in counts[name].most_common()] if few else None
+        described.append({"name": name, "kind": "text", "values": choices})
+    return described

@@ -8,19 +8,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from pipeline.errors import ImgrecError, WrongUse, quote
-from pipeline.feeds.columns import Column, Type, TypeFinder, Value, text_of
+from pipeline.feeds.columns import Column, Type, Value
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.records import MAX_LISTED, Product, Variant
 from pipeline.store.backend import Transaction
+from pipeline.store.catalogue_columns import (
+    BATCH,
+    Facts,
+    decide_columns,
+    found_columns,
+    stored_columns,
+    stored_rows,
+)
 from pipeline.store.database import Database, count_change
 
 NAME = "products"  # of the revision
-BATCH = 500
 ATTEMPTS = 5  # to plan again where another import came in between
-Facts = dict[str, Value]
 Nullable = Mapping[str, Value | None]
 
 
@@ -73,9 +78,9 @@ def import_feed(
             outcome = plan.make()
         if replace and feed.problems.bad_rows:
             raise WrongUse(
-                f"--replace would remove the products of the {feed.problems.bad_rows} bad rows, "
-                f"e.g. line {feed.problems.bad[0].line} ({feed.problems.bad[0].reason}). Correct "
-                "them, or import without --replace."
+                f"--replace would remove the products of bad rows ({feed.problems.bad_rows}, e.g. "
+                f"line {feed.problems.bad[0].line}: {feed.problems.bad[0].reason}). Correct them, "
+                "or import without --replace."
             )
         if dry_run:
             return outcome
@@ -96,8 +101,14 @@ class _Plan:
         self._tx = tx
         self._feed = feed
         self._replace = replace
-        stored = {} if replace else _stored_columns(tx) or _found_columns(tx)
-        columns = _decide(tx, feed, stored, types)
+        stored = stored_columns(tx)
+        if replace:  # what the user said still holds
+            stored = {
+                n: column for n, column in stored.items() if column.chosen and n in feed.finders
+            }
+        elif not stored:
+            stored = found_columns(tx)
+        columns = decide_columns(tx, feed, stored, types)
         self._outcome = Outcome(columns)
         self._names = feed.column_names(columns)
         self.stored_columns = stored | {
@@ -285,45 +296,6 @@ def _write(tx: Transaction, feed: Feed, columns: Mapping[str, Column], replace: 
         tx.many("INSERT INTO product_urls VALUES (?, ?, ?)", rows)
 
 
-def _decide(
-    tx: Transaction, feed: Feed, stored: Mapping[str, Column], types: Mapping[str, Type]
-) -> dict[str, Column]:
-    """Find the type of each column of a file over all values that the catalogue will have."""
-    unknown = sorted(set(types) - set(feed.finders))
-    if unknown:
-        raise WrongUse(
-            f"--type names the column {quote(unknown[0])}, which the file does not have. Its "
-            f"columns: {', '.join(feed.finders)}."
-        )
-    columns, doubtful = dict[str, Column](), dict[str, Any]()
-    for name, finder in feed.finders.items():
-        before = stored.get(name)
-        chosen = types.get(name, before.type if before and before.chosen else None)
-        column = finder.column(chosen, feed.decimal_comma)
-        if before is not None and not finder.values:
-            column = before
-        if before is not None and column.type != before.type and not column.chosen:
-            doubtful[name] = copy.deepcopy(finder)
-        columns[name] = column
-    if doubtful:
-        for ids, facts in _stored_facts(tx):
-            in_file = feed.staging.holds(ids)
-            for product_id, row in zip(ids, facts, strict=True):
-                for name in doubtful.keys() & row.keys():
-                    if product_id not in in_file:
-                        doubtful[name].add(text_of(row[name]))
-        for name, finder in doubtful.items():
-            column = finder.column(None, feed.decimal_comma)
-            if column.type != columns[name].type:
-                feed.problems.note(
-                    f"The column '{name}' stays {column.type} because of values of earlier "
-                    f"imports; this file alone has {columns[name].type}. '--type {name}="
-                    f"{columns[name].type}' changes it."
-                )
-            columns[name] = column
-    return columns
-
-
 def _combined(variants: Sequence[Variant]) -> dict[str, Value | None]:
     """Return the facts of a product: of each column, the first value that a variant has."""
     facts: dict[str, Value | None] = {}
@@ -345,26 +317,6 @@ def _json(facts: Nullable) -> str:
 def _revision(tx: Transaction) -> int:
     rows = tx.rows("SELECT n FROM revisions WHERE name = ?", (NAME,))
     return int(rows[0]["n"]) if rows else 0
-
-
-def _stored_columns(tx: Transaction) -> dict[str, Column]:
-    rows = tx.rows("SELECT name, type, decimal_sign, chosen FROM product_columns")
-    return {row["name"]: column_of(row) for row in rows}
-
-
-def _found_columns(tx: Transaction) -> dict[str, Column]:
-    """Find the types of a catalogue that an imgrec without types imported."""
-    finders: dict[str, TypeFinder] = {}
-    for _, rows in _stored_facts(tx):
-        for facts in rows:
-            for name, value in facts.items():
-                finders.setdefault(name, TypeFinder(name)).add(text_of(value))
-    return {name: finder.column() for name, finder in finders.items()}
-
-
-def column_of(row: Mapping[str, Any]) -> Column:
-    """Read a row of product_columns."""
-    return Column(row["name"], Type(row["type"]), row["decimal_sign"], bool(row["chosen"]))
 
 
 def _facts(tx: Transaction, ids: Sequence[str]) -> dict[str, Facts]:
@@ -389,23 +341,8 @@ def _variants(tx: Transaction, ids: Sequence[str]) -> dict[str, list[Variant]]:
 
 def _ids(tx: Transaction) -> Iterator[list[str]]:
     """Yield the ids of all products, some at a time."""
-    for ids, _ in _stored_rows(tx, "product_id"):
+    for ids, _ in stored_rows(tx, "product_id"):
         yield ids
-
-
-def _stored_facts(tx: Transaction) -> Iterator[tuple[list[str], list[Facts]]]:
-    for ids, rows in _stored_rows(tx, "product_id, facts"):
-        yield ids, [json.loads(row["facts"]) for row in rows]
-
-
-def _stored_rows(tx: Transaction, select: str) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-    rows = tx.rows(f"SELECT {select} FROM products ORDER BY product_id LIMIT {BATCH}")
-    while rows:
-        yield [row["product_id"] for row in rows], rows
-        rows = tx.rows(
-            f"SELECT {select} FROM products WHERE product_id > ? ORDER BY product_id LIMIT {BATCH}",
-            (rows[-1]["product_id"],),
-        )
 
 
 def _batches(values: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -11,11 +11,11 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import ServerUnavailable, SetupError, UnknownJob, WrongUse
+from pipeline.errors import Conflict, ServerUnavailable, SetupError, UnknownJob, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
@@ -126,6 +126,26 @@ class Refusals:
     workers: int
 
 
+@dataclass(frozen=True)
+class JobRequest:
+    """A request for a job that may be sent twice: who sent it, under which key, and a digest."""
+
+    client: str
+    key: str
+    digest: str
+
+
+class AlreadyRequested(Conflict):
+    """A request has created its job before."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"This request has already created job {self.job_id}."
+
+
 class Jobs:
     """The rows of `jobs`; those of `shards` are below `shards`."""
 
@@ -144,10 +164,18 @@ class Jobs:
         fingerprint: Fingerprint | None,
         base_version: str | None,
         lease_s: float,
+        request: JobRequest | None = None,
+        webhook_url: str | None = None,
     ) -> str:
         """Open a job whose plan is still being written; return its id.
 
+        Args:
+            request: creates one job, however often it is sent within a day.
+            webhook_url: is told when the job has ended.
+
         Raises:
+            AlreadyRequested: the request has created its job.
+            Conflict: its key was used for another request.
             WrongUse: it is the first one of a database that cannot hold every file name.
         """
         options = json.dumps({"form": FORM, "full": full, "save_preprocessed": save_preprocessed})
@@ -176,7 +204,26 @@ class Jobs:
                     "lease_s": lease_s,
                 },
             )
+            if request is not None:
+                tx.rows(QUERIES["forget_job_requests"])
+                values = {**asdict(request), "job_id": job_id}
+                if not tx.rows(QUERIES["add_job_request"], values):
+                    (earlier,) = tx.rows(QUERIES["get_job_request"], values)
+                    raise _repeated(request, earlier)  # and nothing is created
+            if webhook_url:
+                tx.rows(QUERIES["add_webhook"], {"job_id": job_id, "url": webhook_url})
         return job_id
+
+    def require_new(self, request: JobRequest) -> None:
+        """Check that a request has not created a job yet.
+
+        Raises:
+            AlreadyRequested, Conflict: see `create`.
+        """
+        with self._database.transaction(read_only=True) as tx:
+            rows = tx.rows(QUERIES["get_job_request"], asdict(request))
+        if rows:
+            raise _repeated(request, rows[0])
 
     def finish_plan(self, job_id: str, left_out: dict[str, int] | None = None) -> None:
         """Release the plan to the workers.
@@ -255,6 +302,20 @@ class Jobs:
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["list_referenced_versions"])
         return {row["base_version"] for row in rows}
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Count, over all jobs: jobs by state, images by outcome, failures by stage."""
+        with self._database.transaction(read_only=True) as tx:
+            states = tx.rows("SELECT state AS name, COUNT(*) AS n FROM jobs GROUP BY state")
+            (images,) = tx.rows(QUERIES["count_images"])
+            stages = tx.rows(
+                "SELECT stage AS name, COUNT(*) AS n FROM failures WHERE warning = 0 GROUP BY stage"
+            )
+        return {
+            "jobs": {row["name"]: int(row["n"]) for row in states},
+            "images": {name: int(count) for name, count in images.items()},
+            "failures": {row["name"]: int(row["n"]) for row in stages},
+        }
 
     # -- work ------------------------------------------------------------------------------------
 
@@ -428,3 +489,11 @@ def _with_any_text(write: Callable[[str], Written], text: str) -> Written:
         raise
     except Exception:
         return write(text.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00"))
+
+
+def _repeated(request: JobRequest, earlier: Row) -> Conflict:
+    if earlier["digest"] == request.digest:
+        return AlreadyRequested(earlier["job_id"])
+    return Conflict(
+        f"The Idempotency-Key {request.key[:80]!r} was used for another request: choose a new one."
+    )

@@ -52,7 +52,6 @@ REFUSED = re.compile(
 OUTAGES = (
     "08",  # connection exceptions
     "28",  # the login is refused
-    "3D",  # there is no such database
     "57P",  # the server shuts down or starts
     "53300",  # too many connections
     "25006",  # read-only, as a replica is that takes over
@@ -273,6 +272,12 @@ def _why(address: str, error: psycopg.Error) -> str:
         return (
             f"The database {address} is read-only ({reason}): DATABASE_URL must name the "
             "primary server."
+        )
+    if "certificate has expired" in reason or "certificate is not yet valid" in reason:
+        return (
+            f"The certificate of the database {address} is not valid now ({reason}): the clock of "
+            f"this machine says {time.strftime('%Y-%m-%d %H:%M %Z')}. Set the clock, or renew the "
+            "certificate."
         )
     refused = REFUSED.search(reason)
     if refused:

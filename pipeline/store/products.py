@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
 from pipeline.search.product_catalogue import Catalogue
-from pipeline.store.catalogue_import import NAME, Outcome, column_of, import_feed
+from pipeline.store.catalogue_columns import column_of
+from pipeline.store.catalogue_import import NAME, Outcome, import_feed
 from pipeline.store.database import Database
 
 

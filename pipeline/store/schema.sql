@@ -187,7 +187,7 @@ CREATE TABLE webhooks (
 -- The rank of the first product in `shown`: a later page begins below the first.
 ALTER TABLE queries ADD COLUMN first_rank INTEGER NOT NULL DEFAULT 1;
 
--- version 7
+-- version 7, only adds
 -- The types of the catalogue's columns. A column of an older catalogue has none until an import.
 CREATE TABLE product_columns (
     name         TEXT PRIMARY KEY,

@@ -78,7 +78,8 @@ class Sqlite:
             raise self._trouble(error) from error
         with closing(connection):
             connection.row_factory = sqlite3.Row
-            connection.create_function("now_s", 0, time.time)
+            # The kernel's clock, which all processes that share the file read alike.
+            connection.create_function("now_s", 0, lambda: time.clock_gettime(time.CLOCK_REALTIME))
             try:
                 if self._journal == "WAL":
                     # Readers never wait for the writer; NORMAL still survives kill -9.

@@ -73,7 +73,7 @@ def test_replace_says_how_many_products_it_removes(imgrec: Run, feed: Path) -> N
     imgrec("import-catalogue", feed)
     done = imgrec("import-catalogue", feed, "--replace")
     assert done.code == 2
-    assert "--replace would remove the products of the 2 bad rows, e.g. line 5" in done.err
+    assert "--replace would remove the products of bad rows (2, e.g. line 5:" in done.err
     feed.write_text("product_id,title\nkind0/00,Hat\n")
     done = imgrec("import-catalogue", feed, "--replace")
     assert "(0 new, 2 removed). Products in total: 1." in done.out
@@ -101,7 +101,7 @@ def test_a_later_file_says_what_it_removed_added_and_could_not_read_for_sure(
     )
     feed.write_text("product_id,price\na,\nc,7\n")
     done = imgrec("import-catalogue", feed)
-    assert "1 values were removed, because their cells are empty in this file: price 1." in done.err
+    assert "Removed 1 value, because the cell is empty in this file: price 1." in done.err
     assert "New products: c." in done.err
 
 

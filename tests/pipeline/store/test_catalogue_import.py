@@ -96,7 +96,9 @@ def test_replace_refuses_a_file_with_bad_rows_whose_products_it_would_remove(
     products: Products,
 ) -> None:
     import_text(products, "product_id,title\na,Hat\nb,Bag\n")
-    with pytest.raises(WrongUse, match=r"would remove the products of the 1 bad rows, e.g. line 3"):
+    with pytest.raises(
+        WrongUse, match=r"would remove the products of bad rows \(1, e.g. line 3: has 3 cells"
+    ):
         import_text(products, "product_id,title\na,Hat\nb,Bag, big\n", replace=True)
     assert set(facts(products)) == {"a", "b"}
 
@@ -138,6 +140,8 @@ def test_a_type_that_the_user_chose_holds_for_later_imports(products: Products) 
     import_text(products, "product_id,size\nb,41\n")
     assert products.catalogue().columns["size"].type == Type.TEXT
     assert facts(products) == {"a": {"size": "40"}, "b": {"size": "41"}}
+    import_text(products, "product_id,size\nc,42\n", replace=True)
+    assert facts(products) == {"c": {"size": "42"}}
     with pytest.raises(WrongUse, match="--type names the column 'siez'"):
         import_text(products, "product_id,size\nb,41\n", types={"siez": Type.TEXT})
 
@@ -156,7 +160,7 @@ def test_a_catalogue_without_types_gets_them_at_its_next_import(
 ) -> None:
     sections = database_module._sections()
     with monkeypatch.context() as patch:
-        patch.setattr(database_module, "_sections", lambda: {n: sections[n] for n in range(1, 7)})
+        patch.setattr(database_module, "_sections", lambda: sections[:6])
         with Database(database_url).transaction() as tx:
             for name, price in (("a", "12,99"), ("b", "$1,299.00"), ("c", "5")):
                 tx.rows("INSERT INTO products VALUES (?, ?)", (name, json.dumps({"price": price})))
