@@ -291,7 +291,8 @@ def test_sentences_name_no_setting_that_does_not_exist() -> None:
     others = {
         "SQL_ASCII",  # an encoding of PostgreSQL
         *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
-        *("AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT_NAME"),
+        *("AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+        "GOOGLE_APPLICATION_CREDENTIALS",
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "U2NET_HOME"),
     }
     unknown = set()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pipeline.errors import (
     ImgrecError,
@@ -38,6 +37,12 @@ RETRIES = 6
 RETRY_S = 20
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+ENDPOINT = re.compile(r"(?i)https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?")
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, the file of a service account",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
 METADATA_SERVICE = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
 
 
@@ -67,8 +72,7 @@ class ObjectStore:
 
     def __init__(self, address: Address) -> None:
         self.name = str(address)
-        with _mapped(self.name, ""):
-            self._library = _open(address)
+        self._library = _open(address)
 
     def objects(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
         """Yield all objects, below a prefix if one is given, in the order of the store."""
@@ -146,6 +150,23 @@ def _info(meta: ObjectMeta) -> ObjectInfo:
 
 
 def _open(address: Address) -> Library:
+    from obstore.exceptions import BaseError
+
+    try:
+        return _opened(address)
+    except BaseError as error:  # whose text may hold what it could not read
+        if "Account must be specified" in str(error):
+            raise StoreRefused(
+                f"The store {address} needs the name of its account: set "
+                "AZURE_STORAGE_ACCOUNT_NAME."
+            ) from None
+        raise StoreRefused(
+            f"The store {address} cannot be opened with these settings: check "
+            f"{CREDENTIALS.get(address.scheme, 'its address')}."
+        ) from None
+
+
+def _opened(address: Address) -> Library:
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
     retry: Any = {
@@ -165,7 +186,7 @@ def _open(address: Address) -> Library:
     match address.scheme:
         case "s3":
             options = _s3_options()
-            client["allow_http"] = options.get("endpoint", "").startswith("http://")
+            client["allow_http"] = options.get("endpoint", "").lower().startswith("http://")
             return S3Store(
                 address.bucket, prefix=prefix, client_options=client, retry_config=retry, **options
             )
@@ -194,8 +215,8 @@ def _s3_options() -> dict[str, Any]:
     ):
         if value := os.environ.get(name):
             options[option] = value
-    endpoint = urlsplit(options.get("endpoint", "https://"))
-    if endpoint.scheme not in ("http", "https") or "@" in endpoint.netloc:
+    # The library panics over an address that is none.
+    if "endpoint" in options and not ENDPOINT.fullmatch(options["endpoint"]):
         raise StoreRefused(
             "AWS_ENDPOINT_URL must be an address like https://HOST:PORT, without a user or a "
             "password."
@@ -233,16 +254,12 @@ def _translated(error: Exception, store: str, key: str) -> Exception:
     code = f" ({match[1]})" if (match := CODE.search(text)) else ""
     if any(host in text for host in METADATA_SERVICE) or "nauthenticated" in type(error).__name__:
         return StoreRefused(
-            f"There are no credentials for the store {store}: set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or what your cloud's own tools use."
+            f"There are no credentials for the store {store}: set "
+            f"{CREDENTIALS.get(store.partition(':')[0], 'its address')}."
         )
     if status in (401, 403) or isinstance(error, exceptions.PermissionDeniedError):
         return StoreRefused(
             f"The store {store} refuses access{code}: check the credentials and their rights."
-        )
-    if "Account must be specified" in text:
-        return StoreRefused(
-            f"The store {store} needs the name of its account: set AZURE_STORAGE_ACCOUNT_NAME."
         )
     if "Error parsing Path" in text or "empty path segment" in text:
         return WrongUse(

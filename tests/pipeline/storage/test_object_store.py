@@ -113,6 +113,7 @@ def refused(address: str, doing: str) -> ImgrecError:
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses access .SignatureDoesNotMatch."),
         ({"AWS_ENDPOINT_URL": "http://me:the-secret-of-the-tester@127.0.0.1"}, "without a user"),
         ({"AWS_ENDPOINT_URL": "ftp://127.0.0.1"}, "an address like https"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9 x"}, "an address like https"),
         ({"AWS_PROFILE": "nobody"}, "does not exist"),
     ],
 )
@@ -129,6 +130,30 @@ def test_credentials_that_are_refused_are_a_matter_of_setup(
     assert isinstance(error, StoreRefused)
     assert error.exit_code == 4
     assert re.search(reason, str(error))
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "reason"),
+    [
+        ("gs://shop", {"GOOGLE_APPLICATION_CREDENTIALS": "/nothing.json"}, "check GOOGLE_APPL"),
+        ("az://shop", {}, "needs the name of its account"),
+        ("az://shop", {"AZURE_STORAGE_ACCOUNT_KEY": f"no base64: {SECRET}"}, "check AZURE_STOR"),
+    ],
+)
+def test_settings_that_open_no_store_are_told_without_their_values(
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    environment: dict[str, str],
+    reason: str,
+) -> None:
+    if environment:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "shop")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    error = refused(address, "list")
+    assert isinstance(error, StoreRefused)
+    assert reason in str(error)
 
 
 def test_a_reader_may_not_write(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
