@@ -72,8 +72,9 @@ class Question:
             for name, value in fields.items()
             if name.startswith(tuple(SIGNS)) and value.strip() and name.partition(".")[2]
         ]
+        problems: tuple[str, ...] = ()
         try:
-            offset, problems = int(fields.get("offset") or 0), ()
+            offset = int(fields.get("offset") or 0)
         except ValueError:
             offset, problems = 0, (f"Invalid offset {quote(fields['offset'])}.",)
         return cls(
