@@ -98,7 +98,7 @@ function setBox(value) {
   const element = part("box");
   element.hidden = !box;
   part("remove-box").hidden = !box;
-  part("add-box").textContent = box ? "Adjust box" : "Draw a box";
+  part("add-box").textContent = box ? "Adjust" : "Draw a box";
   part("box-hint").textContent = box
     ? "Drag the box to move it, or draw another. Arrow keys move it, with Shift they resize it."
     : "Drag over the image to search for a part of it.";
