@@ -469,7 +469,7 @@ def test_a_stop_ends_open_event_streams_and_waiting_clients(
     server = start_web(stand, RATE_LIMIT="0")
     jobs = stand.jobs
     job_id = jobs.create(
-        stand.products,
+        str(stand.products),
         full=False,
         save_preprocessed=False,
         fingerprint=None,

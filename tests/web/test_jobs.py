@@ -150,7 +150,7 @@ def test_a_retry_tries_only_what_failed(web: WebServer) -> None:
 def test_a_cancelled_job_ends_and_can_be_tried_again(web: WebServer) -> None:
     jobs = web.stand.jobs
     job_id = jobs.create(
-        web.stand.products,
+        str(web.stand.products),
         full=False,
         save_preprocessed=False,
         fingerprint=None,

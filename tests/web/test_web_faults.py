@@ -98,6 +98,7 @@ def test_without_a_query_worker_each_request_ends_with_a_sentence(
 
 
 def test_the_database_is_lost_and_back(web: WebServer, stand: LiveStack) -> None:
+    assert web.search(text="boot").status == 200  # it has read the keys: there are none
     file = stand.data / "app.db"
     away = stand.data / "away"
     away.mkdir()
