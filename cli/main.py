@@ -6,7 +6,10 @@ Commands are imported when they run, so that `imgrec --help` needs nothing but c
 from __future__ import annotations
 
 import io
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +164,11 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     Args:
         wiring: what it works with; by default, what it makes from the settings itself.
     """
+    with _settings_notes_last():
+        return _run(args, wiring)
+
+
+def _run(args: list[str], wiring: Wiring | None) -> int:
     try:
         code = imgrec.main(args, "imgrec", standalone_mode=False, obj=wiring)
     except click.ClickException as error:
@@ -170,6 +178,29 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
         click.echo("Interrupted.", err=True)
         return 130
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _settings_notes_last() -> Iterator[None]:
+    """Show what the settings warn about, such as an old name, after the answer of the command."""
+    from cli.output import echo_err
+
+    notes = list[str]()
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notes.append(record.getMessage())
+
+    log, handler = logging.getLogger("pipeline.settings"), Collect()
+    log.addHandler(handler)
+    propagate, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
+        for note in notes:
+            echo_err(note)
 
 
 def _show(error: click.ClickException) -> None:
