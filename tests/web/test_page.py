@@ -210,7 +210,7 @@ def test_the_keyboard_alone_searches_and_goes_on_from_a_match(page: Page) -> Non
 
 
 def test_no_match_and_wrong_filters_are_explained(browser: Browser, web: WebServer) -> None:
-    with open_page(browser, web.url, errors="status of 422") as page:
+    with open_page(browser, web.url, errors="status of 4") as page:
         page.goto("/?text=shoe&min.price=5000")
         expect(page.get_by_role("heading", name="No matches")).to_be_visible()
         page.goto("/?text=shoe&f.size=9")
