@@ -28,8 +28,8 @@ def wrong_name(name: str) -> str | None:
         return f"a name has up to {MAX_NAME} characters"
     if name != name.lstrip() or name.startswith("."):
         return "a name does not begin with a space or a dot"
-    if "/" in name or "\\" in name:
-        return "a name does not contain / or \\"
+    if "/" in name or "\\" in name or name.startswith("~") or name[1:2] == ":":
+        return "a name is no part of a path: no / or \\, no ~ or drive at its start"
     if CONTROL.search(name):
         return "a name does not contain control characters"
     return None

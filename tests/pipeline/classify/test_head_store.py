@@ -98,7 +98,7 @@ def test_the_list_names_every_head_and_nothing_else_of_the_models_folder(tmp_pat
 
 
 TRICKS = ["../shoe", "a/b", "..", ".", "", ".hidden", "a\\b", "a\nb", "a" * 65, "a" * 300]
-TRICKS += ["/etc", "a\0b", "\0", "👟", "shoe/../../x", "~", "C:x", "a\u202eb"]
+TRICKS += ["/etc", "a\0b", "\0", "shoe/../../x", "~", "C:x", "a\u202eb"]
 
 
 @pytest.mark.parametrize("name", TRICKS)
