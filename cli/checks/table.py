@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cli.checks import folders, models, published_index, servers
+from cli.checks import folders, models, program, published_index, servers
 from cli.checks.row import RECHECK, Check, CheckContext, Row, corrected
 from pipeline.errors import ImgrecError
 from workers.routes import QUEUES
@@ -30,6 +30,7 @@ CHECKS = (
     ),
     Check("index", published_index.index),
     *(Check(f"worker on {queue}", servers.worker(queue)) for queue in QUEUES),
+    Check("program", program.program),
     Check("settings of the workers", servers.settings_of_workers),
 )
 NAME_WIDTH = max(len(check.name) for check in CHECKS) + 2  # with the colon and a space

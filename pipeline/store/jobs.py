@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
@@ -157,7 +158,7 @@ class Jobs:
 
     def create(
         self,
-        root: str,
+        root: str | Path,
         *,
         full: bool,
         save_preprocessed: bool,
@@ -195,7 +196,7 @@ class Jobs:
                 {
                     "id": job_id,
                     "sequence": created["sequence"],
-                    "root": root,
+                    "root": str(root),
                     "options": options,
                     "fingerprint": fingerprint.id if fingerprint else None,
                     "fingerprint_summary": fingerprint.summary if fingerprint else None,
