@@ -64,7 +64,9 @@ def tools(encoder: ColorEncoder, batch_size: int = 4, threads: int = 2) -> Embed
 def draw(folder: Path, count: int) -> list[ImageFile]:
     for number in range(count):
         color = (250 - number * 7 % 250, number * 13 % 250, number * 29 % 250)
-        Image.new("RGB", (16, 16), color).save(folder / f"{number:03d}.png")
+        image = Image.new("RGB", (16, 16), color)
+        image.paste("black", (0, 0, 8, 8))  # or it would be warned about as blank
+        image.save(folder / f"{number:03d}.png")
     return [item for item in find_images(folder) if isinstance(item, ImageFile)]
 
 

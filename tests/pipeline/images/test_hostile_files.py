@@ -291,7 +291,9 @@ def alone(folder: Path, error: BaseException) -> ShardResult:
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
     for name, color in (("a", "lime"), ("b", "red"), ("c", "blue")):
-        Image.new("RGB", (16, 16), color).save(tmp_path / f"{name}.png")
+        image = Image.new("RGB", (16, 16), color)
+        image.paste("black", (0, 0, 8, 8))  # or it would be warned about as blank
+        image.save(tmp_path / f"{name}.png")
     return tmp_path
 
 
