@@ -135,7 +135,8 @@ def test_in_one_shard_of_all_that_ever_killed_a_pipeline_the_good_ones_are_index
     result = embed(tmp_path)
     images = listed(tmp_path)
     assert {images[position].path for position in result.vectors.positions} == set(good)
-    assert {failure.path for failure in result.failures} == set(bad)
+    left_out = {failure.path for failure in result.failures if not failure.warning}
+    assert left_out == set(bad)
     assert all(failure.reason for failure in result.failures)
 
 
@@ -291,9 +292,7 @@ def alone(folder: Path, error: BaseException) -> ShardResult:
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
     for name, color in (("a", "lime"), ("b", "red"), ("c", "blue")):
-        image = Image.new("RGB", (16, 16), color)
-        image.paste("black", (0, 0, 8, 8))  # or it would be warned about as blank
-        image.save(tmp_path / f"{name}.png")
+        Image.new("RGB", (16, 16), color).save(tmp_path / f"{name}.png")
     return tmp_path
 
 
@@ -304,9 +303,10 @@ def test_an_image_that_makes_any_error_when_it_runs_alone_is_one_failure(
     three: Path, error: Exception
 ) -> None:
     result = alone(three, error)
-    assert [(failure.path, failure.stage) for failure in result.failures] == [("b.png", "embed")]
+    (failure,) = [each for each in result.failures if not each.warning]  # blank ones are warned of
+    assert (failure.path, failure.stage) == ("b.png", "embed")
     assert result.vectors.positions.tolist() == [0, 2]
-    assert type(error).__name__ in result.failures[0].reason
+    assert type(error).__name__ in failure.reason
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), ServerUnavailable("the database is away")])
