@@ -65,7 +65,7 @@ def draw(folder: Path, count: int) -> list[ImageFile]:
     for number in range(count):
         color = (250 - number * 7 % 250, number * 13 % 250, number * 29 % 250)
         image = Image.new("RGB", (16, 16), color)
-        image.paste("black", (0, 0, 8, 8))  # or it would be warned about as blank
+        image.paste("black", (8, 8, 16, 16))  # or it would be warned about as blank
         image.save(folder / f"{number:03d}.png")
     return [item for item in find_images(folder) if isinstance(item, ImageFile)]
 
