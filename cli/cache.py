@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import duration, echo_err, json_option, print_json, print_table
+from cli.output import duration, echo, echo_err, json_option, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 
@@ -70,7 +70,7 @@ def clear(wiring: Wiring, kind: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"deleted": gone})
     else:
-        click.echo(f"Deleted {gone} keys{f' of kind {kind}' if kind else ''}.")
+        echo(f"Deleted {gone} keys{f' of kind {kind}' if kind else ''}.")
 
 
 @cache.command()
@@ -94,7 +94,7 @@ def warm(wiring: Wiring, as_json: bool) -> None:
     if as_json:
         print_json({"vectors": vectors, "texts": texts})
     else:
-        click.echo(f"The cache holds {vectors} vectors of the index and {texts} texts of labels.")
+        echo(f"The cache holds {vectors} vectors of the index and {texts} texts of labels.")
 
 
 def _warm_vectors(resources: Resources) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from pipeline.settings import load_settings
-from pipeline.store.redis_client import connect, refuses, trouble
+from pipeline.store.redis_client import connect, refuses, server_time, trouble
 from workers import roll_call
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
 from workers.roll_call import Announcement
@@ -43,8 +43,8 @@ def send(
     Raises:
         ServerUnavailable: Redis does not answer, refuses us, or takes nothing more.
     """
-    message = query_message(task, query_id, args, expires_s)
     with _server():
+        message = query_message(task, query_id, args, expires_s, server_time(_client()))
         pipe = _client().pipeline(transaction=False)
         if ask_workers:
             roll_call.question(pipe)

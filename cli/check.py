@@ -6,7 +6,7 @@ import click
 
 from cli.checks.row import CheckContext, Row
 from cli.checks.table import NAME_WIDTH, rows
-from cli.output import json_option, print_json
+from cli.output import json_option, print_json, printable
 from cli.wiring import Wiring, pass_wiring
 
 FAILED = 4
@@ -36,6 +36,6 @@ def check(wiring: Wiring, no_model: bool, as_json: bool) -> int:
 
 def _print(row: Row) -> None:
     mark, color = MARKS[row.state]
-    click.echo(f"{click.style(mark, fg=color)} {f'{row.name}:':{NAME_WIDTH}}{row.found}")
+    click.echo(f"{click.style(mark, fg=color)} {f'{row.name}:':{NAME_WIDTH}}{printable(row.found)}")
     if row.next:
-        click.echo(f"     {'':{NAME_WIDTH}}next: {row.next}")
+        click.echo(f"     {'':{NAME_WIDTH}}next: {printable(row.next)}")

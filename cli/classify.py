@@ -9,6 +9,7 @@ import click
 
 from cli import query_client
 from cli.output import (
+    echo,
     echo_err,
     echo_warnings,
     json_option,
@@ -59,7 +60,7 @@ def classify(
     elif as_json:
         print_json({"query_id": pending.query_id})
     else:
-        click.echo(pending.query_id)
+        echo(pending.query_id)
         echo_err(f"'imgrec result {pending.query_id}' shows the result.")
 
 
@@ -69,11 +70,11 @@ def show_classes(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    click.echo(f"Category: {_text(answer['category'])}")
+    echo(f"Category: {_text(answer['category'])}")
     if answer["attributes"]:
-        click.echo("Attributes:")
+        echo("Attributes:")
     for attribute in answer["attributes"]:
-        click.echo(f" - {attribute['name']}: {_text(attribute)}")
+        echo(f" - {attribute['name']}: {_text(attribute)}")
 
 
 def _text(answer: dict[str, Any]) -> str:

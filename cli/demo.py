@@ -1,6 +1,7 @@
 """`make demo`: the real commands on the bundled catalogue, on servers of its own.
 
-Everything lands below data/demo and nothing is left running.
+Everything lands below data/demo and nothing is left running; `make serve-demo` serves the page
+until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ MODEL = Path("models/imgrec-mini")
 QUERIES = 2
 
 
-def main() -> None:
+@click.command()
+@click.option("--serve", is_flag=True, help="Serve the page on the catalogue until Ctrl-C.")
+@click.option("--port", default=8000, show_default=True, help="Port of the page.")
+def main(serve: bool, port: int) -> None:
     """Index data/products, query it, show the matches; exit with the failing command's code."""
     environment = {
         **os.environ,
@@ -41,18 +45,26 @@ def main() -> None:
     try:
         _run(environment, "up", "--detach")
         _run(environment, "enqueue-rebuild", str(PRODUCTS), "--wait")
+        if serve:
+            _run(environment, "import-products", str(PRODUCTS / "products.csv"))
+            _run(environment, "web", "--port", str(port))
+            return
         images = sorted(PRODUCTS.rglob("*.jpg"))
         for number in range(QUERIES):
             image = images[number * len(images) // QUERIES]
             page = DATA / f"query-{number + 1}.html"
             _run(environment, "query", str(image), "--wait", "--html", str(page))
-        _run(environment, "import-products", str(PRODUCTS / "products.csv"))
+        _run(environment, "import-catalogue", str(PRODUCTS / "products.csv"))
         _run(environment, "query", "--text", "a red shoe", "--where", "price<90", "--wait")
         _run(environment, "classify", str(images[0]), "--wait")
+    except KeyboardInterrupt:
+        if not serve:
+            raise
     finally:
         _run(environment, "down")
     pages = " and ".join(str(DATA / f"query-{number + 1}.html") for number in range(QUERIES))
     click.echo(f"\nThe matches with their images: open {pages}.")
+    click.echo(f"The page: `make serve-demo` serves it at http://127.0.0.1:{port} until Ctrl-C.")
     click.secho("\nWith your own photos and the default model:", bold=True)
     click.echo(
         "  .venv/bin/imgrec up                              # in one terminal\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,7 +68,7 @@ def add(
     except NotFound:
         require_agreement(wiring.resources, (QUERY,), "database")
         raise
-    entry = log.add(query, product_id, actions[0], user, time.time())
+    entry = log.add(query, product_id, actions[0], user, log.now())
     if as_json:
         print_json(entry.object())
     else:

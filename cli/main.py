@@ -5,7 +5,11 @@ Commands are imported when they run, so that `imgrec --help` needs nothing but c
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +42,15 @@ COMMANDS = {
     ),
     "heads": ("cli.train", "heads", "List the trained heads."),
     "result": ("cli.query", "result", "Show the result of an earlier query or classification."),
+    "import-catalogue": (
+        "cli.products",
+        "import_catalogue",
+        "Import product data from a table or a product feed.",
+    ),
     "import-products": (
         "cli.products",
-        "import_products",
-        "Import product data from a CSV or JSON Lines file.",
+        "import_catalogue",
+        "Import product data from a table or a product feed.",
     ),
     "feedback": (
         "cli.feedback",
@@ -68,6 +77,7 @@ COMMANDS = {
         "prune",
         "Delete old rebuilds, index versions and cached cut-outs.",
     ),
+    "models": ("cli.models", "models", "List models to choose from, and the one in use."),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),
     "health": ("cli.health", "health", "Tell whether this machine's workers are healthy."),
 }
@@ -142,7 +152,10 @@ def main(args: list[str] | None = None, wiring: Wiring | None = None) -> None:
 
     0 success, 1 failure, 2 wrong use, 3 not ready (no index), 4 a server is unavailable.
     """
-    sys.exit(run(sys.argv[1:] if args is None else args, wiring))
+    from cli.streams import finish, prepare
+
+    prepare()
+    sys.exit(finish(run(sys.argv[1:] if args is None else args, wiring)))
 
 
 def run(args: list[str], wiring: Wiring | None = None) -> int:
@@ -151,10 +164,15 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     Args:
         wiring: what it works with; by default, what it makes from the settings itself.
     """
+    with _settings_notes_last():
+        return _run(args, wiring)
+
+
+def _run(args: list[str], wiring: Wiring | None) -> int:
     try:
         code = imgrec.main(args, "imgrec", standalone_mode=False, obj=wiring)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
@@ -162,23 +180,57 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextmanager
+def _settings_notes_last() -> Iterator[None]:
+    """Show what the settings warn about, such as an old name, after the answer of the command."""
+    from cli.output import echo_err
+
+    notes = list[str]()
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notes.append(record.getMessage())
+
+    log, handler = logging.getLogger("pipeline.settings"), Collect()
+    log.addHandler(handler)
+    propagate, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
+        for note in notes:
+            echo_err(note)
+
+
+def _show(error: click.ClickException) -> None:
+    from cli.output import echo_err
+
+    text = io.StringIO()
+    error.show(text)
+    for line in text.getvalue().splitlines():
+        echo_err(line)
+
+
 def _show_remote_traceback(error: Exception) -> bool:
     """Show the traceback of an error in a worker; False where the error is this process's own."""
+    from cli.output import echo_err
     from pipeline.urls import without_password
     from workers.query_messages import RemoteError
 
     if not isinstance(error, RemoteError) or not error.traceback:
         return False
     for line in error.traceback.splitlines():
-        click.echo(without_password(line), err=True)
+        echo_err(without_password(line))
     return True
 
 
 def _explain(error: Exception) -> int:
+    from cli.output import echo_err
     from pipeline.errors import ImgrecError
 
     if isinstance(error, ImgrecError):
-        click.echo(f"Error: {error}", err=True)
+        echo_err(f"Error: {error}")
         return error.exit_code
     from pipeline.access import explain, is_unavailable
 
@@ -186,22 +238,20 @@ def _explain(error: Exception) -> int:
         from pipeline.settings import load_settings
 
         trouble = explain(error, load_settings())
-        click.echo(f"Error: {trouble}", err=True)
+        echo_err(f"Error: {trouble}")
         return trouble.exit_code
     from pipeline.urls import without_password
     from workers.query_messages import RemoteError
 
     if isinstance(error, RemoteError):
-        click.echo(
+        echo_err(
             f"Error: the worker failed unexpectedly: {without_password(str(error))} (this is a "
-            "bug: run 'imgrec --debug ...' and report the worker's traceback).",
-            err=True,
+            "bug: run 'imgrec --debug ...' and report the worker's traceback)."
         )
         return 1
-    click.echo(
+    echo_err(
         f"Error: unexpected {type(error).__name__}: {without_password(str(error))} (this is a bug: "
-        "run 'imgrec --debug ...' and report the traceback).",
-        err=True,
+        "run 'imgrec --debug ...' and report the traceback)."
     )
     return 1
 

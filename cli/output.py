@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from pipeline.errors import ImgrecError
+from pipeline.names import CONTROL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,12 +36,47 @@ local_option = click.option(
 
 def print_json(value: Any) -> None:
     """Print one object on stdout, and nothing else."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    # json itself escapes those below a space only; the others are found in strings alone.
+    _write(lambda: click.echo(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters are escaped: a file's name must not steer a terminal.
+
+    One line becomes one line.
+    """
+    return CONTROL.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def echo(text: str) -> None:
+    """Print a line on stdout."""
+    _write(lambda: click.echo(printable(text)))
+
+
+def _write(write: Callable[[], None]) -> None:
+    """Write to stdout.
+
+    Raises:
+        ImgrecError: the disk is full, or stdout is closed; a closed pipe stays Click's to handle.
+    """
+    try:
+        write()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ImgrecError(f"The output cannot be written: {error.strerror}.") from error
 
 
 def echo_err(text: str) -> None:
     """Tell people something, on stderr, out of the way of what a program reads."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def echo_warnings(answer: dict[str, Any]) -> None:
@@ -70,13 +111,18 @@ def _print(title: str, grid: Table, rows: list[list[Any]]) -> None:
     from rich.text import Text
 
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(printable(str(cell))) for cell in row))
     console = Console()
     # A pipe has no width; the default of 80 would break paths and ids that grep looks for.
     console = Console(width=None if console.is_terminal else PIPE_WIDTH)
     # Not as the table's own title: that one is broken at the width of a narrow table.
-    console.print(Text(title, style="italic"))
-    console.print(grid)
+    _write(lambda: console.print(Text(printable(title), style="italic")))
+    _write(lambda: console.print(grid))
+
+
+def counted(count: int, noun: str, plural: str = "s") -> str:
+    """Write a number of things: 1 value, 1,203 values."""
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def duration(seconds: float) -> str:

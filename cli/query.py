@@ -9,7 +9,9 @@ import click
 
 from cli import query_client
 from cli.classify import show_classes
+from cli.facts import shown_facts
 from cli.output import (
+    echo,
     echo_err,
     echo_warnings,
     json_option,
@@ -22,7 +24,7 @@ from cli.output import (
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
-from pipeline.search.query import AUTO, Query
+from pipeline.search.query import AUTO, Box, Query
 from pipeline.settings import Settings
 from workers.routes import PICTURES, QUERY_IMAGE
 
@@ -47,6 +49,19 @@ class Score(click.ParamType[float | str]):
             return float(value)
         except ValueError:
             self.fail(f"'{value}' is not a number, nor 'auto'.", param, ctx)
+
+
+class BoxParameter(click.ParamType[Box]):
+    """Four numbers with commas between them."""
+
+    name = "x,y,w,h"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Box:
+        try:
+            x, y, width, height = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not x,y,width,height, e.g. 0.1,0.2,0.5,0.5.", param, ctx)
+        return x, y, width, height
 
 
 class QueryCommand(click.Command):
@@ -107,6 +122,18 @@ def _current_name(arg: str) -> str:
 @click.option(
     "--demote-disliked", is_flag=True, help="Demote products that several users disliked."
 )
+@click.option(
+    "--box",
+    type=BoxParameter(),
+    help="Search for this part of the image: x,y,width,height, each 0 to 1 of the upright image.",
+)
+@click.option(
+    "--sort",
+    default="",
+    metavar="COLUMN",
+    help="Order the 1,000 best matches by a column of the product data; -COLUMN is descending.",
+)
+@click.option("--offset", default=0, help="Number of matches to skip.", metavar="N")
 @click.option("--explain", is_flag=True, help="Show what each match's rank is made of.")
 @wait_option
 @timeout_option
@@ -131,6 +158,9 @@ def query(
     min_score: float | str | None,
     user: str,
     demote_disliked: bool,
+    box: Box | None,
+    sort: str,
+    offset: int,
     explain: bool,
     wait: bool,
     timeout: float,
@@ -155,6 +185,9 @@ def query(
         user=user,
         feedback=demote_disliked,
         explain=explain,
+        box=box,
+        sort=sort,
+        offset=offset,
     )
     question.require_subject(image is not None)
     data = query_client.message(image, settings) if image else b""
@@ -166,7 +199,7 @@ def query(
         if as_json:
             print_json({"query_id": pending.query_id})
         else:
-            click.echo(pending.query_id)
+            echo(pending.query_id)
             echo_err(f"'imgrec result {pending.query_id}' shows the result.")
         return
     answer = pending.answer()
@@ -239,13 +272,13 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
         why = f": no score reaches {limit:.4f}" if limit is not None else ""
         echo_err(f"No good match in index {answer['index_version']}{why}.")
         return
-    facts = list(dict.fromkeys(name for match in matches for name in match.get("product", {})))
-    facts = facts[:SHOWN_FACTS]
+    product_facts = [shown_facts(match) for match in matches]
+    facts = list(dict.fromkeys(name for product in product_facts for name in product))[:SHOWN_FACTS]
     parts = list(dict.fromkeys(name for match in matches for name in match.get("explain", {})))
     columns = ["rank", "product", *facts, "score", "distance", *parts]
     rows = []
-    for match in matches:
-        product, explained = match.get("product", {}), match.get("explain", {})
+    for match, product in zip(matches, product_facts, strict=True):
+        explained = match.get("explain", {})
         rows.append(
             [
                 match["rank"],

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from cli.facts import shown_facts
 from pipeline.atomic_files import write_atomic
 
 STYLE = """
@@ -78,10 +79,9 @@ def _card(match: dict[str, Any], thumbnail: str | None) -> str:
 def _facts(match: dict[str, Any]) -> str:
     """List what is known about the product, and the parts of its rank where they were asked for."""
     parts = {name: f"{value:+.4f}" for name, value in match.get("explain", {}).items()}
-    facts = {**match.get("product", {}), **parts}
+    facts = {**shown_facts(match), **parts}
     return "".join(
-        f'<div class="fact">{escape(name)}: {escape(str(value))}</div>'
-        for name, value in facts.items()
+        f'<div class="fact">{escape(name)}: {escape(value)}</div>' for name, value in facts.items()
     )
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import echo_err, json_option, local_option, print_json, print_table
+from cli.output import echo, echo_err, json_option, local_option, print_json, print_table
 from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
-from pipeline.errors import ImgrecError, ServerUnavailable
-from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.errors import ImgrecError, ServerUnavailable, quote
+from pipeline.images.exclude import Exclude
+from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.store.job_object import job_object, to_object
 from workers.routes import EMBED, INDEX
 
@@ -23,12 +23,19 @@ if TYPE_CHECKING:
 
 
 @click.command("enqueue-rebuild")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
 @click.option("--full", is_flag=True, help="Embed every image again; reuse no vector.")
 @click.option(
     "--save-preprocessed",
     is_flag=True,
     help="Save what the model sees as images below DATA_DIR/preprocessed; reads every image.",
+)
+@click.option(
+    "--exclude",
+    "patterns",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out files and folders that match, as in a .gitignore. Can be repeated.",
 )
 @click.option(
     "--wait", is_flag=True, help="Show the progress and wait until the index is published."
@@ -39,9 +46,10 @@ if TYPE_CHECKING:
 @pass_wiring
 def enqueue_rebuild(
     wiring: Wiring,
-    folder: Path,
+    folder: str,
     full: bool,
     save_preprocessed: bool,
+    patterns: tuple[str, ...],
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -49,10 +57,12 @@ def enqueue_rebuild(
 ) -> None:
     """Index a folder of product images.
 
+    Instead of a folder, the address of an object store, e.g. s3://bucket/prefix.
     Unchanged images keep their vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
-    check_folder(folder, settings)
+    exclude = Exclude(patterns)
+    source = check_source(folder, settings, exclude)
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
@@ -60,7 +70,7 @@ def enqueue_rebuild(
         require_data_dir(settings)
     resources.dispatcher.require_broker()
     resources.require_agreement((EMBED, INDEX), "database", "data")
-    _tell_of_replacement(folder, resources.versions)
+    _tell_of_replacement(source.name, resources.versions)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(
             folder,
@@ -69,8 +79,11 @@ def enqueue_rebuild(
             resources.versions,
             full=full,
             save_preprocessed=save_preprocessed,
+            exclude=exclude,
             listed=listed,
         )
+    for pattern in exclude.unused:
+        echo_err(f"--exclude {quote(pattern)} matched no file or folder below {folder}.")
     try:
         advance(resources, job_id)
     except ServerUnavailable as error:  # the plan stands, and the reconciler sends it
@@ -82,7 +95,7 @@ def enqueue_rebuild(
     elif as_json:
         print_json(job_object(resources.jobs, job_id))
     else:
-        click.echo(job_id)
+        echo(job_id)
         echo_err(f"'imgrec status {job_id}' shows the progress.")
 
 
@@ -139,7 +152,7 @@ def jobs(wiring: Wiring, limit: int, as_json: bool) -> None:
                 progress.reused,
                 progress.skipped,
                 job.index_version or "-",
-                str(job.root),
+                job.root,
             ]
         )
     columns = ["job", "state", "images", "embedded", "reused", "skipped", "index", "folder"]
@@ -197,16 +210,16 @@ def cancel(wiring: Wiring, job: str, as_json: bool) -> None:
         echo_err(f"Job {job} had already ended: {before.state}.")
 
 
-def _tell_of_replacement(folder: Path, versions: VersionStore) -> None:
+def _tell_of_replacement(name: str, versions: VersionStore) -> None:
     try:
         current = versions.current()
     except ImgrecError:
         return  # none yet, or a broken one, which this rebuild mends
     root = current.manifest["root"]
-    if root != str(folder.resolve()):
+    if root != name:
         echo_err(
             f"Index {current.name} was built from {root}; this rebuild replaces it with one of "
-            f"{folder.resolve()}. 'imgrec index rollback' restores the old one."
+            f"{name}. 'imgrec index rollback' restores the old one."
         )
 
 
@@ -218,5 +231,5 @@ def _listing(quiet: bool) -> Iterator[Callable[[int], None]]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status("Listing the folder ...") as spinner:
-        yield lambda count: spinner.update(f"Listing the folder: {count:,} images")
+    with Console(stderr=True).status("Listing the images ...") as spinner:
+        yield lambda count: spinner.update(f"Listing the images: {count:,}")

@@ -64,6 +64,7 @@ class Stack:
     settings: Settings
     embed_workers: int
     say: Say
+    web: tuple[str, int] | None = None  # the address of `imgrec web`
     children: list[Child] = field(default_factory=list)
 
     def start(self) -> None:
@@ -81,6 +82,11 @@ class Stack:
         else:
             self._require_broker()
         self.children += self._worker_children()
+        if self.web is not None:
+            host, port = self.web
+            command = [sys.executable, "-P", imgrec.__file__, "web", "--host", host]
+            command += ["--port", str(port)]
+            self.children.append(Child("web", command, {"METRICS_PORT": "0"}))
         for child in self.children:
             if child.process is None:
                 self._spawn(child)
@@ -184,7 +190,7 @@ class Stack:
         names = [("index", "index"), ("query", "query")]
         numbers = range(1, self.embed_workers + 1)
         names += [("embed" if number == 1 else f"embed{number}", "embed") for number in numbers]
-        children = []
+        children: list[Child] = []
         for name, queue in names:
             node = f"{name}@{socket.gethostname()}"
             command = [sys.executable, "-P", imgrec.__file__, "celery", "--quiet", "worker"]
@@ -197,6 +203,8 @@ class Stack:
                 "OMP_NUM_THREADS": str(threads),
                 "MEMORY_SHARES": str(len(names)),
             }
+            if self.settings.metrics_port:  # one for each worker, counted up
+                environment["METRICS_PORT"] = str(self.settings.metrics_port + len(children))
             heartbeat = self.settings.data_dir / "run" / f"{node}.alive"
             heartbeat.unlink(missing_ok=True)
             children.append(Child(name, command, environment, heartbeat=heartbeat))

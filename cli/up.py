@@ -38,8 +38,19 @@ DOWN_S = 90.0
 @click.option(
     "--detach", is_flag=True, help="Return when everything is ready; 'imgrec down' stops it."
 )
+@click.option("--web", is_flag=True, help="Serve the HTTP API and the page, too.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="With --web: address to listen on."
+)
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(1, 65_535),
+    help="With --web: port to listen on.",
+)
 @pass_wiring
-def up(wiring: Wiring, embed_workers: int, detach: bool) -> None:
+def up(wiring: Wiring, embed_workers: int, detach: bool, web: bool, host: str, port: int) -> None:
     """Start Redis and the workers on this machine.
 
     If no Redis answers at REDIS_URL, one is started with its data below DATA_DIR. Workers that die
@@ -53,14 +64,15 @@ def up(wiring: Wiring, embed_workers: int, detach: bool) -> None:
     try:
         with lock:
             if not detach:
-                _supervise(settings, embed_workers, run)
+                _supervise(settings, embed_workers, run, (host, port) if web else None)
                 return
     except Timeout as error:
         raise WrongUse(
             f"'imgrec up' is already running for {settings.data_dir} (process {_pid(run)}): "
             "'imgrec down' stops it."
         ) from error
-    _detach(run, embed_workers)
+    options = ["--embed-workers", str(embed_workers)]
+    _detach(run, [*options, *(["--web", "--host", host, "--port", str(port)] if web else [])])
 
 
 @click.command()
@@ -83,11 +95,13 @@ def down(wiring: Wiring) -> None:
     echo_err("Stopped.")
 
 
-def _supervise(settings: Settings, embed_workers: int, run: Path) -> None:
+def _supervise(
+    settings: Settings, embed_workers: int, run: Path, web: tuple[str, int] | None
+) -> None:
     from cli.supervisor import Stack
 
     log = UpLog(run / "up.log", settings.up_log_bytes)
-    stack = Stack(settings, embed_workers, log.write)
+    stack = Stack(settings, embed_workers, log.write, web)
     stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -113,13 +127,13 @@ def _supervise(settings: Settings, embed_workers: int, run: Path) -> None:
         (run / "up.json").unlink(missing_ok=True)
 
 
-def _detach(run: Path, embed_workers: int) -> None:
+def _detach(run: Path, options: list[str]) -> None:
     log = run / "up.log"
     (run / "up.json").unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     with log.open("ab") as stream:  # to append: its content is moved away when it is large
         process = subprocess.Popen(
-            [sys.executable, "-P", imgrec.__file__, "up", "--embed-workers", str(embed_workers)],
+            [sys.executable, "-P", imgrec.__file__, "up", *options],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

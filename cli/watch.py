@@ -46,6 +46,7 @@ def show_job(jobs: Jobs, job_id: str) -> None:
             ("reused", job["reused"]),
             ("skipped", job["skipped"]),
             ("warnings", job["warnings"]),
+            *_left_out(job["left_out"]),
             ("time", duration(job["seconds"])),
         ],
     )
@@ -59,6 +60,12 @@ def show_job(jobs: Jobs, job_id: str) -> None:
         )
     if job["skipped"] or job["warnings"]:
         echo_err(f"'imgrec failures {job_id}' lists the images and the reasons.")
+
+
+def _left_out(counts: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the line about files and folders that were left out on purpose, if there are any."""
+    text = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return [("left out", text)] if counts else []
 
 
 def wait_for_job(

@@ -19,6 +19,10 @@
     ├── IndexMissing             3  no index has been published yet
     ├── ServerUnavailable        4  Redis, the database or every worker is unavailable
     │   └── FolderUnavailable    4  a folder's disk is full, or this user lacks a right there
+    ├── StoreRefused             4  an object store refuses the credentials, or lacks what is needed
+    ├── ObjectMissing            1  an object store has no object of this key
+    ├── ObjectConflict           1  an object was changed by another process meanwhile
+    ├── DatabaseFailed           4  the database answers, and refuses a statement
     └── SettingsDiffer           4  the workers work with another database or folder
 
 A message is one sentence: what, which file or id, the limit, what to do next.
@@ -176,7 +180,27 @@ class FolderUnavailable(ServerUnavailable):
     """A folder that this user may not read or write, or whose disk is full: it can be mended."""
 
 
+class DatabaseFailed(ImgrecError):
+    """The database is there and cannot do what it was asked: to wait would not help."""
+
+    exit_code = 4
+
+
 class SettingsDiffer(ImgrecError):
     """The workers that would take the work do not work with the same database or folder."""
 
     exit_code = 4
+
+
+class StoreRefused(ImgrecError):
+    """An object store that answers, but not with these credentials or settings."""
+
+    exit_code = 4
+
+
+class ObjectMissing(ImgrecError):
+    """An object store has nothing at a key."""
+
+
+class ObjectConflict(ImgrecError):
+    """A conditional change of an object came too late."""

@@ -76,8 +76,8 @@ class Settings(BaseSettings):
     embedding_model: str = Field(
         "openai/clip-vit-base-patch32",
         min_length=1,
-        description="Embedding model: the hub name or the folder of any transformers CLIP or "
-        "SigLIP model",
+        description="Embedding model: the hub name or the folder of a transformers model, e.g. a "
+        "CLIP, SigLIP or DINOv2; `imgrec models` lists some",
     )
     embedding_revision: str = Field(
         "main", description="Branch, tag or commit of an embedding model from the hub"
@@ -174,8 +174,8 @@ class Settings(BaseSettings):
     )
     image_roots: str = Field(
         "",
-        description="Folders that workers may read images from, separated by `:`; empty: the "
-        "folder of any job",
+        description="Folders and stores that workers may read images from, separated by `:`, e.g. "
+        "`/data/products:s3://shop/photos`; empty: the folder or store of any job",
     )
     database_url: str = Field(
         "sqlite:///./data/app.db",
@@ -207,6 +207,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(
         15,
         gt=0,
+        le=900,
         description="Seconds without a heartbeat after which a worker is presumed dead and its "
         "shard is reassigned",
     )
@@ -341,6 +342,11 @@ class Settings(BaseSettings):
         description="Secret that signs webhooks, at least 24 characters; required with "
         "`WEBHOOK_HOSTS`",
     )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address on which a worker serves its metrics; `0.0.0.0` in a container",
+    )
     metrics_port: int = Field(
         0,
         ge=0,
@@ -393,6 +399,22 @@ class Settings(BaseSettings):
     @classmethod
     def _known_redis(cls, value: str) -> str:
         return redis_address(value) if value else value
+
+    @field_validator("image_url_hosts", "webhook_hosts")
+    @classmethod
+    def _known_hosts(cls, value: str) -> str:
+        if value:
+            from pipeline.outbound import AllowedHosts  # not at the top: most need no HTTP
+
+            AllowedHosts.parse(value)
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _long_secret(cls, value: str) -> str:
+        if value and len(value) < 24:
+            raise ValueError("at least 24 characters are required")
+        return value
 
     @property
     def index_dir(self) -> Path:
@@ -467,6 +489,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         path, reason, value = first_invalid(error)
         name, shown = str(path[0]).upper(), without_password(repr(value))
+        if name.endswith("_SECRET"):
+            shown = "not shown, because it is a secret"
         if name.endswith("_URL") and "://" not in shown:
             shown = "not shown, because it may contain a password"
         # Without its cause, which quotes the value with its password.

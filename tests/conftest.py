@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from inline_worker import InlineWorker
+from s3_server import S3Server
 from tiny_clip import make_tiny_clip
 
 from pipeline.settings import Settings
@@ -73,6 +74,25 @@ def postgres() -> Iterator[str]:
         server = get_server(folder, cleanup_mode="stop")
         yield server.get_uri()
         server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server of this session's own; each test takes a prefix or a bucket of its own."""
+    with tempfile.TemporaryDirectory(prefix="imgrec-s3-") as folder:
+        server = S3Server(Path(folder))
+        yield server
+        server.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with its credentials in this process's environment."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -110,6 +110,7 @@ class LiveStack:
         self.products = self.folder / "products"
         self.environment = {
             "DATA_DIR": str(self.data),
+            "MODELS_DIR": str(ROOT / "models"),
             "DATABASE_URL": self.database_url or f"sqlite:///{self.data}/app.db",
             "REDIS_URL": f"redis://127.0.0.1:{self.port}/0",
             "EMBEDDING_MODEL": str(self.model),

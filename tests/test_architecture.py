@@ -22,7 +22,7 @@ from live_stack import FAILPOINTS
 from pydantic import ByteSize
 
 from cli.supervisor import share_threads
-from pipeline.settings import Settings
+from pipeline.settings import RENAMED, Settings
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE_HEAD = """\
@@ -41,10 +41,12 @@ LAYERS = (
     "classify",
     "evaluate",
     "search",
+    "feeds",
     "index",
     "embed",
     "preprocess",
     "images",
+    "storage",
 )
 
 
@@ -281,6 +283,31 @@ def test_env_example_and_reference_say_what_the_settings_say() -> None:
     for file, text in expected.items():
         assert file.read_text() == text, f"{file.name}: write it with IMGREC_WRITE_SETTINGS=1"
     assert reference.read_text().count("\n| `DATA_DIR` | `data` | ") == 1
+
+
+def test_sentences_name_no_setting_that_does_not_exist() -> None:
+    """Whoever reads one looks for it in .env.example."""
+    settings = {name.upper() for name in Settings.model_fields} | {name.upper() for name in RENAMED}
+    others = {
+        "SQL_ASCII",  # an encoding of PostgreSQL
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
+        *("AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "U2NET_HOME"),
+    }
+    unknown = set()
+    for package in ("cli", "workers", "pipeline"):
+        for file in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                    continue
+                if id(node) in docstrings or " " not in node.value.strip():
+                    continue  # no sentence: SQL, a name, a key
+                names = re.findall(r"\b[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+\b", node.value)
+                unknown |= {(file.name, name) for name in names}
+    assert {(file, name) for file, name in unknown if name not in settings | others} == set()
 
 
 def test_the_twins_that_break_each_other_are_never_installed_together() -> None:

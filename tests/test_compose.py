@@ -26,7 +26,7 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name for name, service in SERVICES.items() if "build" in service}
-WORKERS = OURS - {"cli"}
+WORKERS = OURS - {"cli", "web"}
 THEIR_SETTINGS = {"HF_HOME", "NUMBA_CACHE_DIR"}  # of huggingface_hub, of numba
 
 any_service = pytest.mark.parametrize("name", sorted(SERVICES))
@@ -100,6 +100,14 @@ def test_a_worker_has_time_to_give_its_shard_back(name: str) -> None:
     from cli.supervisor import STOP_S
 
     assert seconds(SERVICES[name]["stop_grace_period"]) > STOP_S
+
+
+def test_the_web_server_is_healthy_when_it_can_serve_queries() -> None:
+    web = SERVICES["web"]
+    assert web["command"][:2] == ["imgrec", "web"]
+    assert "/readyz" in web["healthcheck"]["test"][-1]
+    assert "ports" not in web
+    assert re.search(r"run --rm cli keys create shop --scope\s+admin", OPERATIONS)
 
 
 @any_of_ours

@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.embed.shards import write_shard
 from pipeline.images.decode import Limits
+from pipeline.images.roots import open_source
 from pipeline.index.versions import VersionStore
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.rebuild.merge import Merged, merge
@@ -28,6 +29,7 @@ class ToyPipeline:
         self.settings = settings
         self.root = tmp_path / "products"
         self.root.mkdir()
+        self.address: str | None = None  # of a store that holds the products instead
         self.jobs = Jobs(Database(settings.database_url))
         self.versions = VersionStore(settings.index_dir)
         self.tools = Embedder(
@@ -59,7 +61,7 @@ class ToyPipeline:
 
     def plan(self, full: bool = False, save_preprocessed: bool = False) -> str:
         return plan_rebuild(
-            self.root,
+            self.address or self.root,
             self.settings,
             self.jobs,
             self.versions,
@@ -71,7 +73,13 @@ class ToyPipeline:
         for n in self.jobs.shards.next_window(job_id, 1000):
             claim = self.jobs.shards.claim(job_id, n, "me", 1000)
             assert claim is not None
-            result = embed_shard(self.root, claim.images, self.tools, self, check=lambda done: None)
+            result = embed_shard(
+                open_source(self.address or self.root, self.settings),
+                claim.images,
+                self.tools,
+                self,
+                check=lambda done: None,
+            )
             name, digest = write_shard(self.settings.jobs_dir / job_id, n, result.vectors)
             self.jobs.shards.finish(
                 claim,

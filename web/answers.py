@@ -40,18 +40,27 @@ Look = Callable[[float], Counter[str]]
 class Answers:
     """Sends questions and hears of their answers. Use it from one event loop."""
 
-    def __init__(self, url: str, look: Look, has_index: Callable[[], bool], most: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        look: Look,
+        has_index: Callable[[], bool],
+        most: int,
+        observe: Callable[[str, float], None] = lambda task, seconds: None,
+    ) -> None:
         """Hold nothing yet, see `run`.
 
         Args:
             look: counts the workers on each queue that answer within some seconds; it blocks.
             has_index: tells whether an index was published.
             most: questions that may wait at once.
+            observe: called with the task and the seconds of each question.
         """
         self._url = url
         self._look = look
         self._has_index = has_index
         self._most = most
+        self._observe = observe
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # by channel
         self._subscribed: dict[str, asyncio.Event] = {}
         self._pubsub: PubSub | None = None
@@ -108,14 +117,16 @@ class Answers:
                 f"The web server already serves {self._most} queries (WEB_MAX_QUERIES): try again "
                 "in a moment."
             )
-        query_id = uuid.uuid4().hex
+        query_id, start = uuid.uuid4().hex, time.perf_counter()
         channel = result_key(query_id)
         future = asyncio.get_running_loop().create_future()
         self._waiting[channel], self._subscribed[channel] = future, asyncio.Event()
         try:
             patience = Patience(query_id, timeout_s)
+            seconds, _ = await self._command(self._client.time())
+            expires_s = max(timeout_s, 60.0) + KEPT_S
             message = await asyncio.to_thread(
-                query_message, task, query_id, args, max(timeout_s, 60.0) + KEPT_S
+                query_message, task, query_id, args, expires_s, float(seconds)
             )
             await self._subscribe(channel)
             await self._command(self._client.lpush(QUEUE_KEY, message))
@@ -125,6 +136,7 @@ class Answers:
                     return query_id, open_result(future.result())
                 await self._look_after(patience, message, needs_index)
         finally:
+            self._observe(task, time.perf_counter() - start)
             self._waiting.pop(channel, None)
             self._subscribed.pop(channel, None)
             if future.done() and not future.cancelled():

@@ -10,10 +10,13 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from web import health, index, jobs, problems, search
+from web import docs, health, index, jobs, metrics, problems, search, system
 from web.context import Web
 from web.headers import Patient, SecureHeaders
+from web.pages import add_pages
+from web.process_metrics import Measured
 from web.product_urls import ProductPaths
+from web.responses import add_schemas
 
 DESCRIPTION = """\
 Finds visually similar products. Send `Authorization: Bearer KEY` with a key of
@@ -30,7 +33,12 @@ def create_app(web: Web) -> FastAPI:
 
     settings = web.settings
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
-    middleware = [Middleware(SecureHeaders), Middleware(Patient), Middleware(ProductPaths)]
+    middleware = [
+        Middleware(SecureHeaders),
+        Middleware(Patient, max_body=int(settings.web_max_body)),
+        Middleware(ProductPaths),
+        Middleware(Measured),
+    ]
     if origins:
         cors = Middleware(
             CORSMiddleware,
@@ -49,11 +57,20 @@ def create_app(web: Web) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=middleware,
-        max_body_size=int(settings.web_max_body),
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.web = web
     problems.add_handlers(app)
-    for router in (search.router, jobs.router, index.router, health.router):
+    for router in (
+        search.router,
+        jobs.router,
+        index.router,
+        health.router,
+        metrics.router,
+        docs.router,
+        system.router,
+    ):
         app.include_router(router)
+    add_pages(app)
+    add_schemas(app)
     return app

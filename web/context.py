@@ -12,11 +12,15 @@ from fastapi import FastAPI, Request
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.images.decode import Limits
 from pipeline.images.memory_budget import MemoryBudget
+from pipeline.outbound import AllowedHosts, Client
 from pipeline.settings import Settings, cores
 from web.answers import Answers
+from web.process_metrics import WebMetrics
 from web.rate_limit import RateLimiter
 from workers.resources import Resources
 
+FETCHERS = 8  # images that are fetched at the same time
+THREADS = 32
 PLANNERS = 4  # folders that are listed at the same time
 DRAIN_S = 2.5  # queries that wait when the server is asked to stop get so long
 
@@ -34,15 +38,23 @@ class Web:
         self.settings: Settings = resources.settings
         self.public = public
         self.stopping = asyncio.Event()
+        self.metrics = WebMetrics()
         self.answers = Answers(
             self.settings.redis_url,
             resources.dispatcher.workers,
             self.has_index,
             self.settings.web_max_queries,
+            lambda task, seconds: self.metrics.queries.labels(task).observe(seconds),
         )
         self.limiter = RateLimiter(self.settings.redis_url, self.settings.rate_burst)
         # Images are verified beside each other on few threads: each may take 200 MB.
         self.decoders = ThreadPoolExecutor(max(2, cores()), "decode")
+        self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
+        self.image_client = Client(
+            AllowedHosts.parse(self.settings.image_url_hosts),
+            "IMAGE_URL_HOSTS",
+            min(int(self.settings.max_image_bytes), int(self.settings.web_max_body)),
+        )
         self.planners = ThreadPoolExecutor(PLANNERS, "plan")
         self.limits = Limits(
             self.settings.max_image_pixels, self.settings.max_image_bytes, MemoryBudget()
@@ -57,6 +69,8 @@ class Web:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen for answers within a block."""
+        # Python's own has six threads on two cores: a database that is away would hold them all.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "work"))
         listener = asyncio.create_task(self.answers.run(), name="answers")
         drain = asyncio.create_task(self._drain(), name="drain")
         try:
@@ -68,7 +82,7 @@ class Web:
                     await task
             await self.answers.close()
             await self.limiter.close()
-            for pool in (self.decoders, self.planners):
+            for pool in (self.decoders, self.fetchers, self.planners):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     async def pause(self, seconds: float) -> None:

@@ -99,13 +99,21 @@ async def _image(web: Web, body: ImageBody, upload: UploadFile | None) -> bytes:
     elif body.image_base64 is not None:
         data, name = _decode_base64(body.image_base64), "in image_base64"
     elif body.image_url is not None:
+        data, name = await _fetch(web, body.image_url), "at image_url"
+    else:
+        return b""
+    return await verified(web, data, name)
+
+
+async def _fetch(web: Web, url: str) -> bytes:
+    client = web.image_client
+    if not client.hosts:
         raise WrongUse(
             "image_url is not allowed here: IMAGE_URL_HOSTS names the hosts that images are "
             "fetched from."
         )
-    else:
-        return b""
-    return await verified(web, data, name)
+    response = await asyncio.get_running_loop().run_in_executor(web.fetchers, client.get, url)
+    return response.data
 
 
 def _decode_base64(text: str) -> bytes:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import io
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pipeline.errors import ImgrecError, ServerUnavailable
-from pipeline.rebuild.plan import check_folder, plan_rebuild
+from pipeline.errors import ServerUnavailable, WrongUse
+from pipeline.rebuild.plan import check_source, plan_rebuild
+from pipeline.rebuild.retry import plan_retry
 from pipeline.store.job_object import job_object, to_object
-from pipeline.store.jobs import Job, Progress
+from pipeline.store.jobs import AlreadyRequested, Job, JobRequest, Progress
 from web import schemas
 from web.access import Admin
 from web.context import Web, web_of
 from web.responses import problems
 from workers.dispatch import require_names
 from workers.reconcile import advance
+from workers.webhooks import webhook_client
 
 router = APIRouter(prefix="/v1/jobs")
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 
@@ -32,13 +38,18 @@ POLL_S = 0.5
 def _object(job: Job, progress: Progress) -> dict[str, Any]:
     return {
         **to_object(job, progress),
-        "folder": str(job.root),
+        "folder": job.root,
         "created_at": job.created_at,
         "looked_at": progress.looked_at,
     }
 
 
-def _details(web: Web, job_id: str) -> dict[str, Any]:
+def details(web: Web, job_id: str) -> dict[str, Any]:
+    """Return the object of a job.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
     require_names(job_id)
     jobs = web.resources.jobs
     job, progress = jobs.get(job_id), jobs.progress(job_id)
@@ -52,8 +63,13 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> dict[str, Any]:
     """List the rebuilds, newest first."""
-    rows = web_of(request).resources.jobs.list_with_progress(limit)
-    return {"jobs": [_object(job, progress) for job, progress in rows]}
+    return {"jobs": newest(web_of(request), limit)}
+
+
+def newest(web: Web, limit: int) -> list[dict[str, Any]]:
+    """Return the objects of the newest jobs first."""
+    rows = web.resources.jobs.list_with_progress(limit)
+    return [_object(job, progress) for job, progress in rows]
 
 
 @router.post(
@@ -67,23 +83,77 @@ async def create_job(
     response: Response,
     body: schemas.JobBody,
     client: Admin,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=200,
+            description="The same key and body create one job, however often they are sent.",
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """Index a folder of product images. The answer comes when the folder is being listed."""
     web = web_of(request)
     request.state.values = body.folder
-    folder = Path(body.folder)
-    await asyncio.to_thread(check_folder, folder, web.settings)
-    await asyncio.to_thread(web.resources.dispatcher.require_broker)
-    options = {"full": body.full, "save_preprocessed": body.save_preprocessed}
-    job_id = await start_plan(web, folder, options)
+    settings = web.settings
+    if body.webhook_url is not None:
+        _require_webhook(web, body.webhook_url)
+    job_request = None
+    if idempotency_key is not None:
+        digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+        job_request = JobRequest(client.id, idempotency_key, digest)
+    try:
+        if job_request is not None:
+            await asyncio.to_thread(web.resources.jobs.require_new, job_request)
+        await asyncio.to_thread(check_source, body.folder, settings)
+        await asyncio.to_thread(web.resources.dispatcher.require_broker)
+        plan = partial(
+            plan_rebuild,
+            body.folder,
+            settings,
+            web.resources.jobs,
+            web.resources.versions,
+            full=body.full,
+            save_preprocessed=body.save_preprocessed,
+            request=job_request,
+            webhook_url=body.webhook_url,
+        )
+        job_id = await start_plan(web, plan)
+    except AlreadyRequested as repeated:
+        job_id = repeated.job_id
     response.headers["Location"] = f"/v1/jobs/{job_id}"
-    return await asyncio.to_thread(_details, web, job_id)
+    return await asyncio.to_thread(details, web, job_id)
+
+
+def _require_webhook(web: Web, url: str) -> None:
+    client = webhook_client(web.settings)
+    if not client.hosts or not web.settings.webhook_secret:
+        raise WrongUse(
+            "webhook_url is not allowed here: WEBHOOK_HOSTS and WEBHOOK_SECRET allow webhooks."
+        )
+    client.check(url)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=schemas.JobDetails,
+    responses=problems(404, 409, 422, 503),
+)
+async def retry_job(
+    request: Request, response: Response, job_id: str, client: Admin
+) -> dict[str, Any]:
+    """Try again only what failed: the images that a job left out, as a new job."""
+    web = web_of(request)
+    retry_id = await start_retry(web, job_id)
+    response.headers["Location"] = f"/v1/jobs/{retry_id}"
+    return await asyncio.to_thread(details, web, retry_id)
 
 
 @router.get("/{job_id}", response_model=schemas.JobDetails, responses=problems(404, 422, 503))
 def get_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
     """Show the progress of a rebuild."""
-    return _details(web_of(request), job_id)
+    return details(web_of(request), job_id)
 
 
 @router.post(
@@ -95,7 +165,7 @@ def cancel_job(request: Request, job_id: str, client: Admin) -> dict[str, Any]:
     require_names(job_id)
     web.resources.jobs.get(job_id)
     web.resources.jobs.cancel(job_id)
-    return _details(web, job_id)
+    return details(web, job_id)
 
 
 @router.get(
@@ -156,7 +226,7 @@ async def events(
     before: dict[str, Any] | None = None
     while not web.stopping.is_set():
         try:
-            job = await asyncio.to_thread(_details, web, job_id)
+            job = await asyncio.to_thread(details, web, job_id)
         except ServerUnavailable:
             job = before or {}  # the job outlives a database that restarts; so does this
         if job and job != before:
@@ -168,8 +238,24 @@ async def events(
         await web.pause(POLL_S)
 
 
-async def start_plan(web: Web, folder: Path, options: dict[str, Any]) -> str:
-    """Plan a rebuild in a thread; return its id as soon as it has one.
+async def start_retry(web: Web, job_id: str) -> str:
+    """Plan a job that tries again what another one left out; return its id.
+
+    Raises:
+        ImgrecError: it cannot be planned.
+    """
+    require_names(job_id)
+    resources = web.resources
+    await asyncio.to_thread(resources.dispatcher.require_broker)
+    plan = partial(plan_retry, job_id, web.settings, resources.jobs, resources.versions)
+    return await start_plan(web, plan)
+
+
+async def start_plan(web: Web, write_plan: Callable[..., str]) -> str:
+    """Plan a job in a thread; return its id as soon as it has one.
+
+    Args:
+        write_plan: calls `created` with the id before it lists a folder.
 
     Raises:
         ImgrecError: it cannot be planned.
@@ -181,28 +267,22 @@ async def start_plan(web: Web, folder: Path, options: dict[str, Any]) -> str:
     def tell(job_id: str) -> None:
         loop.call_soon_threadsafe(_settle, created, job_id)
 
-    def fail(error: ImgrecError) -> None:
+    def fail(error: Exception) -> None:
         loop.call_soon_threadsafe(_settle, created, error)
 
     def plan() -> None:
         try:
-            job_id = plan_rebuild(
-                folder,
-                resources.settings,
-                resources.jobs,
-                resources.versions,
-                created=tell,
-                **options,
-            )
+            job_id = write_plan(created=tell)
             advance(resources, job_id)
-        except ImgrecError as error:
+        except Exception as error:
+            log.warning("A job could not be planned: %s", error)
             fail(error)
 
     web.planners.submit(plan)
     return await created
 
 
-def _settle(created: asyncio.Future[str], result: str | ImgrecError) -> None:
+def _settle(created: asyncio.Future[str], result: str | Exception) -> None:
     if created.done():
         return
     if isinstance(result, str):

@@ -32,6 +32,7 @@ STATUS: dict[type[BaseException], int] = {
     errors.Overloaded: 503,
     errors.IndexMissing: 503,
     errors.ServerUnavailable: 503,
+    errors.StoreRefused: 503,
     errors.TimedOut: 504,
     errors.ImgrecError: 500,
 }
@@ -151,7 +152,6 @@ def _http_exception(request: Request, error: Exception) -> JSONResponse:
     sentences = {
         404: "There is nothing at this address: /docs lists what there is.",
         405: f"{request.method} is not allowed here.",
-        413: "The body is larger than WEB_MAX_BODY allows.",
     }
     sentence = sentences.get(error.status_code, str(error.detail) or phrase)
     headers = dict(error.headers or {})

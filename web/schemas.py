@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.search.query import Query
+from pipeline.search.query import MAX_OFFSET, Query
 from pipeline.settings import Settings
 
 MAX_TEXT = 1000
@@ -54,6 +54,20 @@ class SearchBody(ImageBody):
     demote_disliked: bool = Field(False, description="Demote products that several users disliked.")
     explain: bool = Field(False, description="Return the parts of each match's value.")
     limit: int | None = Field(None, ge=1, le=1000, description="Number of matches; default TOP_K.")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="Number of matches to skip.")
+    sort: Text = Field(
+        "",
+        description="A column: the 1,000 best matches in its order; descending after `-`.",
+    )
+    fields: list[Text] | None = Field(
+        None, max_length=100, description="Columns to return in `product`; default: all."
+    )
+    box: tuple[float, float, float, float] | None = Field(
+        None, description="Part of the image: x, y, width, height, each 0 to 1 of the upright one."
+    )
+    index_version: str = Field(
+        "", max_length=20, description="Ask this version; default: the published one."
+    )
 
     def query(self, settings: Settings) -> Query:
         """Return the query that a message carries.
@@ -66,13 +80,19 @@ class SearchBody(ImageBody):
             text=self.text,
             without=self.not_,
             weight=self.weight,
-            product=next(iter(self.products), ""),
+            products=self.products,
             where=tuple(self.where),
             diverse=self.diverse,
             min_score=self.min_score,
             user=self.user,
             feedback=self.demote_disliked,
             explain=self.explain,
+            offset=self.offset,
+            sort=self.sort,
+            fields=None if self.fields is None else tuple(self.fields),
+            box=self.box,
+            index_version=self.index_version,
+            total=True,
         )
 
 
@@ -88,6 +108,9 @@ class Match(BaseModel):
     distance: float = Field(description="1 - score.")
     image: str = Field(description="Address of the product's image on this server.")
     product: dict[str, Any] | None = Field(None, description="Its imported data.")
+    variants: dict[str, list[Any]] | None = Field(
+        None, description="Values of the columns in which its variants differ."
+    )
     explain: dict[str, float] | None = None
 
 
@@ -95,6 +118,7 @@ class SearchAnswer(BaseModel):
     query_id: str
     index_version: str
     matches: list[Match]
+    total: int | None = Field(None, description="All matches, where their number is known.")
     min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
     took_ms: float
 
@@ -142,7 +166,9 @@ class FeedbackAnswer(BaseModel):
 
 class JobBody(Body):
     folder: str = Field(
-        min_length=1, max_length=4096, description="Folder of the product images, on the server."
+        min_length=1,
+        max_length=4096,
+        description="Folder of the product images, on the server, or a store, e.g. s3://shop/photos.",
     )
     full: bool = Field(False, description="Embed every image again; reuse no vector.")
     save_preprocessed: bool = Field(False, description="Save what the model sees as images.")
@@ -159,6 +185,9 @@ class Job(BaseModel):
     reused: int
     skipped: int
     warnings: int
+    left_out: dict[str, int] = Field(
+        description="Files and folders that were left out on purpose, by reason."
+    )
     index_version: str | None
     seconds: float
     error: str | None
@@ -231,3 +260,46 @@ class Readiness(BaseModel):
     ready: bool
     checks: dict[str, bool] = Field(description="redis, database, query_worker, index.")
     missing: list[str]
+
+
+class Column(BaseModel):
+    name: str
+    kind: Literal["number", "text"]
+    min: float | None = Field(None, description="Of a column of numbers.")
+    max: float | None = None
+    values: list[str] | None = Field(
+        None, description="The values of a column of text that has few, by their frequency."
+    )
+
+
+class ColumnList(BaseModel):
+    columns: list[Column]
+
+
+class Paths(BaseModel):
+    total: int
+    paths: list[str]
+
+
+class Changes(BaseModel):
+    from_: str = Field(alias="from")
+    to: str
+    added: Paths
+    removed: Paths
+    changed: Paths
+
+
+class WorkerHeartbeat(BaseModel):
+    worker: str
+    seconds: float = Field(description="Since its last heartbeat.")
+    state: str
+    problem: str | None
+
+
+class System(BaseModel):
+    workers: dict[str, int] = Field(description="Workers that answer, by queue.")
+    queues: dict[str, int] = Field(description="Messages that no worker has taken, by queue.")
+    heartbeats: list[WorkerHeartbeat] = Field(description="Of workers on this machine.")
+    cache: list[dict[str, Any]]
+    model: str
+    heads: list[dict[str, Any]]

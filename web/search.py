@@ -12,13 +12,15 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi import Query as QueryParameter
 
 from pipeline.errors import NotFound
-from pipeline.search.query import Query
+from pipeline.search.query import MAX_OFFSET, Query
 from web.access import Rater, Searcher
 from web.context import Web, web_of
 from web.images import read_body
 from web.product_urls import product_id_of, product_url
 from web.responses import problems
 from web.schemas import (
+    MAX_ID,
+    MAX_TEXT,
     Classes,
     ClassifyBody,
     FeedbackAnswer,
@@ -33,7 +35,11 @@ router = APIRouter(prefix="/v1")
 
 IMAGE_MAX_AGE_S = 300
 ProductPath = Annotated[
-    str, Path(max_length=12_288, description="The product's id; a slash in it is written %2F.")
+    str,
+    Path(
+        description="The product's id; a slash in it is written %2F.",
+        json_schema_extra={"minLength": 1, "maxLength": MAX_ID},
+    ),
 ]
 
 
@@ -62,10 +68,11 @@ async def search(request: Request, client: Searcher) -> dict[str, Any]:
     start = time.perf_counter()
     web = web_of(request)
     body, data = await read_body(request, SearchBody)
-    return await _search(web, body.query(web.settings), data, start)
+    return await find_matches(web, body.query(web.settings), data, start)
 
 
-async def _search(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+    """Ask a query worker; `start` is when the request came, by `time.perf_counter`."""
     query.require_subject(bool(data))
     args: tuple[Any, ...] = (data, query.top_k)
     if query.options:
@@ -101,13 +108,26 @@ async def similar(
     product_id: ProductPath,
     client: Searcher,
     limit: Annotated[int | None, QueryParameter(ge=1, le=1000)] = None,
+    offset: Annotated[int, QueryParameter(ge=0, le=MAX_OFFSET)] = 0,
     where: Annotated[list[str] | None, QueryParameter(max_length=20)] = None,
+    sort: Annotated[str, QueryParameter(max_length=MAX_TEXT)] = "",
+    fields: Annotated[list[str] | None, QueryParameter(max_length=100)] = None,
+    index_version: Annotated[str, QueryParameter(max_length=20)] = "",
 ) -> dict[str, Any]:
     """Find the products that are similar to one."""
     start = time.perf_counter()
     web = web_of(request)
-    body = SearchBody(products={_product_id(product_id): 1.0}, limit=limit, where=where or [])
-    return await _search(web, body.query(web.settings), b"", start)
+    query = Query(
+        top_k=limit or web.settings.top_k,
+        product=_product_id(product_id),
+        where=tuple(where or ()),
+        offset=offset,
+        sort=sort,
+        fields=None if fields is None else tuple(fields),
+        index_version=index_version,
+        total=True,
+    )
+    return await find_matches(web, query, b"", start)
 
 
 @router.get(
@@ -172,7 +192,7 @@ async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[
 
     def add() -> dict[str, Any]:
         query = log.wait_for_query(body.query_id)
-        entry = log.add(query, body.product_id, body.action, body.user, time.time())
+        entry = log.add(query, body.product_id, body.action, body.user, log.now())
         return entry.object()
 
     return await asyncio.to_thread(add)
@@ -180,6 +200,6 @@ async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[
 
 def _product_id(segment: str) -> str:
     name = product_id_of(segment)
-    if not name or "\0" in name:
+    if not 0 < len(name) <= MAX_ID or "\0" in name:
         raise NotFound("No product has this id.")
     return name

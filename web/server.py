@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import signal
@@ -9,7 +10,9 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.errors import WrongUse
 from web.app import create_app
@@ -17,6 +20,9 @@ from web.context import Web
 from workers.resources import Resources
 
 KEEP_ALIVE_S = 15
+HEAD_S = 10.0  # for the head of a request to arrive
+MAX_HEAD_BYTES = 65_536  # a product id of 4,096 characters, percent-encoded, fits
+MAX_CONNECTIONS = 900  # most systems allow a process 1,024 open files
 STOP_S = 4  # connections that are open then are closed
 
 
@@ -32,6 +38,39 @@ class Server(uvicorn.Server):
         # Not uvicorn's own: it would end this process by the same signal when all is done.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+
+class Protocol(H11Protocol):
+    """Lets go of clients that open a connection, or begin a request, and do not go on.
+
+    uvicorn itself waits for the head of a request without end.
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait_for_head()
+        else:
+            self._head_arrived()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 def is_loopback(host: str) -> bool:
@@ -66,7 +105,9 @@ def serve(
     web = Web(resources, public=public)
     config = uvicorn.Config(
         create_app(web),
-        http="h11",
+        http=Protocol,
+        limit_concurrency=MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
         log_config=None,
         access_log=False,

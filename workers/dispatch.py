@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -46,6 +47,9 @@ class Dispatcher(Protocol):
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
         """Count the workers on each queue that answer within `patience_s`."""
 
+    def worker_queues(self, patience_s: float = 1.0) -> dict[str, list[str]]:
+        """Return the queues of each worker that answers within `patience_s`, by its name."""
+
     def pause_for_others(self, stopping: threading.Event) -> None:
         """Take no message for a while, so that other workers take what this one gave back."""
 
@@ -71,7 +75,7 @@ class CeleryDispatcher:
                 args=args,
                 queue=QUEUE_OF[task],
                 ignore_result=True,
-                headers={FORM_HEADER: FORM},
+                headers={FORM_HEADER: FORM, "sent_at": time.time()},  # the age is a metric
             )
 
     def queue_length(self, queue: str) -> int:
@@ -86,11 +90,16 @@ class CeleryDispatcher:
             client.delete(f"{PREFIX}check")  # not a mere ping, which any user may send
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
+        return Counter(
+            queue for queues in self.worker_queues(patience_s).values() for queue in queues
+        )
+
+    def worker_queues(self, patience_s: float = 1.0) -> dict[str, list[str]]:
         from workers.celery_app import app
 
         with self._broker():
             replies = app().control.inspect(timeout=patience_s).active_queues() or {}
-        return Counter(queue["name"] for queues in replies.values() for queue in queues)
+        return {name: [queue["name"] for queue in queues] for name, queues in replies.items()}
 
     def pause_for_others(self, stopping: threading.Event) -> None:
         stopping.wait(PAUSE_S)
@@ -126,6 +135,9 @@ class InlineDispatcher:
 
     def workers(self, patience_s: float = 1.0) -> Counter[str]:
         return Counter(QUEUES)
+
+    def worker_queues(self, patience_s: float = 1.0) -> dict[str, list[str]]:
+        return {"this process": list(QUEUES)}
 
     def pause_for_others(self, stopping: threading.Event) -> None:
         """There are none."""

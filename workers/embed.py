@@ -6,7 +6,6 @@ Read downward: claim -> embed (read, preprocess, embed, collect) -> write -> rec
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -21,18 +20,18 @@ from pipeline.errors import (
     BadImage,
     FingerprintMismatch,
     ServerUnavailable,
-    SetupError,
     UnknownJob,
 )
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
-from pipeline.images.find import require_allowed
+from pipeline.images.roots import open_source
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide
+from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide, describe
 from workers.lease import Lease
 from workers.reconcile import advance, report_unknown_job
+from workers.refusal import refuse
 from workers.resources import HOST, Resources
 from workers.routes import EMBED, EMBED_SHARD
 
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PATIENCE_S = 1.0  # between two tries to reach the database
-REFUSAL_COUNTS_S = 60.0  # a worker that has refused a job and was silent since may be gone
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -55,6 +53,11 @@ def embed(resources: Resources, job_id: str, n: int) -> None:
     except ServerUnavailable as error:
         # The lease or the reconciler brings the shard back when the server answers again.
         log.error("Shard %d of job %s: %s", n, job_id, error)
+    except Exception as error:  # met before the shard was claimed, or while its error was recorded
+        log.exception("Shard %d of job %s", n, job_id)
+        refuse(
+            resources, job_id, EMBED, f"Worker embed@{HOST} cannot do this job: {describe(error)}"
+        )
 
 
 def _embed_shard(resources: Resources, job: Job, n: int) -> None:
@@ -96,12 +99,7 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
 
 def _load(resources: Resources, job: Job) -> None:
     job.require_known_form()
-    require_allowed(job.root, resources.settings)
-    if not job.root.is_dir():
-        raise SetupError(
-            f"The folder {job.root} does not exist on this host: every embed worker must see the "
-            "products folder under the same path."
-        )
+    open_source(job.root, resources.settings).require()
     _ = resources.embedder
     resources.memory_guard.apply_limit(EMBED)
     mine = resources.fingerprint
@@ -118,13 +116,13 @@ def _load(resources: Resources, job: Job) -> None:
 def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardResult:
     vectors = resources.reusable_vectors(reuse=not job.full, verify=True)
     save = _saver(resources.settings.data_dir) if job.save_preprocessed else None
-    embedder = resources.embedder
+    embedder, source = resources.embedder, open_source(job.root, resources.settings)
     if claim.attempts <= resources.settings.shard_max_attempts:
-        return embed_shard(job.root, claim.images, embedder, vectors, check=lease.check, save=save)
+        return embed_shard(source, claim.images, embedder, vectors, check=lease.check, save=save)
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
     shards = resources.jobs.shards
     return embed_isolated(
-        job.root,
+        source,
         claim.images,
         embedder,
         vectors,
@@ -157,6 +155,8 @@ def _record(
     )
     failpoint("embed.after_mark")
     skipped = sum(not failure.warning for failure in result.failures)
+    if won:
+        resources.metrics.images(embedded=result.embedded, reused=result.reused, failed=skipped)
     log.info(
         "Shard %d of job %s: %d embedded, %d reused, %d skipped%s",
         claim.n,
@@ -213,16 +213,11 @@ def _release(resources: Resources, claim: Claim | None, *, count_attempt: bool) 
         resources.jobs.shards.release(claim, count_attempt=count_attempt)
 
 
-def _refuse(resources: Resources, job: Job, n: int, reason: str) -> None:
+def _refuse(resources: Resources, job: Job, n: int, why: str) -> None:
     """Give a shard back to workers that can do it; end the job when there are none."""
-    log.error("Shard %d of job %s is refused: %s", n, job.id, reason)
-    resources.watchdog.refusal = reason
-    worker = f"{HOST}:{os.getpid()}"
-    refusals = resources.jobs.add_refusal(job.id, worker, reason, REFUSAL_COUNTS_S)
-    if refusals.since_s >= resources.dispatcher.join_s:
-        nobody_left = refusals.workers >= resources.dispatcher.workers()[EMBED]
-        if nobody_left and resources.jobs.fail_refused(job.id, reason):
-            return
+    log.error("Shard %d of job %s is refused: %s", n, job.id, why)
+    if refuse(resources, job.id, EMBED, why):
+        return
     resources.dispatcher.send(EMBED_SHARD, job.id, n)
     resources.dispatcher.pause_for_others(resources.stopping)
 

@@ -1,11 +1,13 @@
 """What to do with a shard or a merge after an error: one table for both tasks.
 
-Every error counts an attempt, and too many attempts end the job. The exceptions to the rule, each
-with its reason:
+Every error counts an attempt, and too many attempts end the job. It is counted when the work is
+claimed, so a process that dies has counted its attempt, too. The exceptions to the rule, each with
+its reason:
 
     the worker is asked to end       released uncounted: nothing is wrong with the work
     the lease is lost                dropped: another worker has the work, or the job has ended
-    a server is unavailable          waits: it comes back, and no work is to blame
+    a server is unavailable          waits: it comes back, and no work is to blame. A database that
+                                     answers and fails (`DatabaseFailed`) is not unavailable
     a folder is full or denied       waits: somebody has to mend it, and the sentence says how
     the index is locked              waits: another merge or a rollback ends sooner or later
     the models cannot be loaded      refused: another worker may be set up as the job needs it
@@ -20,7 +22,7 @@ from enum import Enum
 from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
-from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.errors import DatabaseFailed, ImgrecError, ServerUnavailable, StoreRefused
 from pipeline.settings import Settings
 from workers.lease import LeaseLost, Stopped
 
@@ -99,6 +101,8 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
             return Release(count_attempt=attempt.lacks_memory, at_once=True)
         case ServerUnavailable():
             return Wait(str(error))
+        case StoreRefused() if attempt.stage is not Stage.LOAD:
+            return Wait(str(error))
         case Timeout():  # an OSError, too
             return Wait(
                 f"Another process, a merge or a rollback, holds the lock {error.lock_file}. The "
@@ -107,17 +111,29 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
         case OSError() if is_unavailable(error):
             return Wait(str(explain(error, attempt.settings)))
     if attempt.stage is Stage.LOAD:
-        return Refuse(_reason(error))
+        return Refuse(describe(error))
     if attempt.stage is Stage.EMBED and attempt.lacks_memory:
-        reason = f"{attempt.description} lacks memory: the worker restarts."
-        return Release(count_attempt=True, reason=reason, end_worker=True)
-    if attempt.stage is Stage.MERGE and not isinstance(error, OSError):
+        why = f"{attempt.description} lacks memory: the worker restarts."
+        return Release(count_attempt=True, reason=why, end_worker=True)
+    if attempt.stage is Stage.MERGE and not isinstance(error, OSError | DatabaseFailed):
         # It would take as long again and end the same way.
         return Fail(_merge_failure(error))
     if attempt.number <= attempt.limit:
-        reason = f"{attempt.description} failed and is tried again: {_reason(error)}"
-        return Release(count_attempt=True, reason=reason)
-    return Fail(f"{attempt.description} failed in {attempt.number} attempts: {_reason(error)}")
+        why = f"{attempt.description} failed and is tried again: {describe(error)}"
+        return Release(count_attempt=True, reason=why)
+    return Fail(f"{attempt.description} failed in {attempt.number} attempts: {describe(error)}")
+
+
+def give_up(attempt: Attempt) -> Fail | None:
+    """End the job of a merge that was claimed too often, as by workers that died of it."""
+    if attempt.stage is not Stage.MERGE or attempt.number <= attempt.limit + 1:
+        return None
+    return Fail(
+        f"{attempt.description} was begun {attempt.number - 1} times and never ended: its worker "
+        "died each time, or the files of the shards were not where they had been written. See the "
+        "log of the index worker; it may need more memory (WORKER_MAX_MEMORY), and the workers on "
+        "queues 'embed' and 'index' must share DATA_DIR."
+    )
 
 
 def _merge_failure(error: Exception) -> str:
@@ -128,10 +144,11 @@ def _merge_failure(error: Exception) -> str:
         )
     if isinstance(error, ImgrecError):
         return str(error)
-    return f"The index could not be built: {_reason(error)}"
+    return f"The index could not be built: {describe(error)}"
 
 
-def _reason(error: Exception) -> str:
+def describe(error: Exception) -> str:
+    """Say in a line what an error is."""
     if isinstance(error, ImgrecError):
         return str(error)
     return traceback.format_exception_only(error)[-1].strip().splitlines()[0]

@@ -13,14 +13,27 @@ from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Release, Stage, Wait, decide
+from workers.error_policy import (
+    Attempt,
+    Drop,
+    Fail,
+    Release,
+    Stage,
+    Wait,
+    decide,
+    describe,
+    give_up,
+)
 from workers.lease import Lease
 from workers.prune import prune_after_publishing
 from workers.reconcile import advance, report_unknown_job
+from workers.refusal import refuse
 from workers.resources import HOST, Resources
+from workers.routes import INDEX
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 1.0  # between two tries to reach the database
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
@@ -36,6 +49,11 @@ def merge_shards(resources: Resources, job_id: str) -> None:
     except ServerUnavailable as error:
         # The reconciler sends the merge again when the server answers again.
         log.error("The merge of job %s: %s", job_id, error)
+    except Exception as error:  # met before the merge was claimed, or while its error was recorded
+        log.exception("The merge of job %s", job_id)
+        refuse(
+            resources, job_id, INDEX, f"Worker index@{HOST} cannot do this job: {describe(error)}"
+        )
 
 
 def _claim(resources: Resources, job_id: str) -> MergeClaim | None:
@@ -50,13 +68,20 @@ def _claim(resources: Resources, job_id: str) -> MergeClaim | None:
 
 
 def _merge(resources: Resources, claim: MergeClaim) -> None:
+    given_up = give_up(_attempt(resources, claim))
+    if given_up is not None:
+        log.error("Job %s: %s", claim.job.id, given_up.reason)
+        resources.jobs.fail(claim.job.id, given_up.reason)
+        return
     try:
         with resources.leases.hold(claim) as lease:
             merged = _publish(resources, claim.job, lease)
+        _record(resources, claim.job.id, merged)
     except Exception as error:
         _after_error(resources, claim, error)
-    else:
-        _record(resources, claim.job.id, merged)
+    else:  # outside of what counts as an attempt: the job is done
+        if merged.version:
+            prune_after_publishing(resources)
 
 
 def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
@@ -90,19 +115,11 @@ def _record(resources: Resources, job_id: str, merged: Merged) -> None:
             job_id,
             merged.version,
         )
-    prune_after_publishing(resources)
 
 
 def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> None:
     jobs, job_id = resources.jobs, claim.job.id
-    attempt = Attempt(
-        stage=Stage.MERGE,
-        description=f"Worker index@{HOST}: the merge",
-        settings=resources.settings,
-        number=claim.attempts + 1,
-        limit=resources.settings.shard_max_attempts,
-    )
-    decision = decide(error, attempt)
+    decision = decide(error, _attempt(resources, claim))
     match decision:
         case Drop():
             log.info("The merge of job %s is no longer ours.", job_id)
@@ -111,13 +128,34 @@ def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> N
                 log.info("The merge of job %s goes back to the queue: this worker ends.", job_id)
             else:
                 log.error("The merge of job %s failed; it is sent again.", job_id, exc_info=error)
-            jobs.release_merge(claim, count_attempt=decision.count_attempt)
+            _release(resources, claim, count_attempt=decision.count_attempt)
             if decision.reason:
                 jobs.set_waiting_reason(job_id, decision.reason)
         case Wait():
             log.error("The merge of job %s waits: %s", job_id, decision.reason)
-            jobs.release_merge(claim, count_attempt=False)
+            _release(resources, claim, count_attempt=False)
             jobs.set_waiting_reason(job_id, decision.reason)
         case Fail():
             log.error("The merge of job %s failed.", job_id, exc_info=error)
             jobs.fail(job_id, decision.reason)
+
+
+def _attempt(resources: Resources, claim: MergeClaim) -> Attempt:
+    return Attempt(
+        stage=Stage.MERGE,
+        description=f"Worker index@{HOST}: the merge",
+        settings=resources.settings,
+        number=claim.attempts,
+        limit=resources.settings.shard_max_attempts,
+    )
+
+
+def _release(resources: Resources, claim: MergeClaim, *, count_attempt: bool) -> None:
+    """Give a merge back, however long the database is away: this process has not died of it."""
+    while True:
+        try:
+            resources.jobs.release_merge(claim, count_attempt=count_attempt)
+            return
+        except ServerUnavailable:
+            if resources.stopping.wait(PATIENCE_S):
+                raise

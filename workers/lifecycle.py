@@ -132,6 +132,7 @@ def start_helpers(sender: Any, **_: Any) -> None:
     """Start this worker's threads: memory watch, reconciler."""
     resources = process_resources()
     resources.memory_guard.start()
+    resources.metrics.start()
     if INDEX in {queue.name for queue in sender.task_consumer.queues}:
         resources.watchdog.register_thread(_thread("reconciler", _reconcile, resources))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.settings import Settings, cores
 from pipeline.store.cache import NoCache
-from workers import embed, index, query, routes
+from workers import embed, index, query, routes, webhooks
 from workers.dispatch import InlineDispatcher
 from workers.reconcile import reconcile
 from workers.resources import Resources
@@ -22,6 +22,7 @@ IDLE_S = 0.2  # between two looks at a job whose shards another process holds
 JOB_TASKS: dict[str, Callable[..., None]] = {
     routes.EMBED_SHARD: embed.embed,
     routes.MERGE_SHARDS: index.merge_shards,
+    routes.SEND_WEBHOOK: webhooks.send_webhook,
 }
 QUERIES: dict[str, Callable[..., dict[str, Any]]] = {
     routes.QUERY_IMAGE: query.query_image,

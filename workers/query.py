@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import time
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, decode, encode_jpeg, read_image, sha256
-from pipeline.images.find import confined, require_allowed
+from pipeline.images.decode import WORK_SIDE, crop, decode, encode_jpeg, sha256
+from pipeline.images.find import ImageFile
+from pipeline.images.roots import open_source
 from pipeline.index.versions import Version
 from pipeline.search.catalogue_filter import IndexedCatalogue
-from pipeline.search.query import Query
+from pipeline.search.query import Box, Query
 from pipeline.search.query_vector import compose, embed_image
 from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.cache import result_key
+from workers.dispatch import require_names
 from workers.known_vectors import KnownVectors
 from workers.resources import Resources
 from workers.routes import QUERY
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 EMBED_TIMEOUT_S = 120.0
 THUMBNAIL_SIDE = 256  # pixels of a match's image on the result page
 MAX_THUMBNAILS = 100
+JPEG_END = b"\xff\xd9"  # behind a JPEG that is cut off, it makes the rest gray
 
 
 def query_image(
@@ -56,12 +60,12 @@ def query_image(
     start = time.monotonic()
     failpoint("query.start")
     query = _checked(resources, data, top_k, options)
-    index = resources.live_index.current()
+    index = resources.live_index.version(query.index_version)
     fingerprint = resources.fingerprint
     index.version.require(fingerprint.id, fingerprint.summary)
     # A user who filters may have imported the products within the same second.
     indexed = resources.indexed_catalogues.of(index.version, at_once=bool(query.conditions))
-    digest = sha256(data) if data else ""
+    digest = _digest(data, query.box) if data else ""
     key = _result_key(query, index.version, fingerprint.id, digest, indexed)
     answer = None if query.uses_feedback else _unpack(resources.cache.get_result(key))
     cached = answer is not None
@@ -69,9 +73,11 @@ def query_image(
         vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
-            image = _vector(resources, data, digest, vectors) if data else None
-            query_vector = compose(query, image, resources.text_vector, indexed)
-            answer = recommend(query, index, indexed, query_vector, feedback)
+            with resources.metrics.query("vector"):
+                image = _vector(resources, data, digest, vectors, query.box) if data else None
+                query_vector = compose(query, image, resources.text_vector, indexed)
+            with resources.metrics.query("search"):
+                answer = recommend(query, index, indexed, query_vector, feedback)
             if not query.uses_feedback:  # each new feedback may change such a result
                 resources.cache.put_result(key, _pack(answer))
     log.info(
@@ -93,6 +99,8 @@ def query_image(
         response["min_score"] = answer.min_score
     if texts := [text for text in (query.text, query.without) if text]:
         response |= _told(resources.clip.text_warnings(texts))
+    if query.total:
+        response["total"] = answer.total
     return response
 
 
@@ -138,6 +146,7 @@ def _record(
             index_version=index_version,
             fingerprint=fingerprint,
             matches=tuple((match["product_id"], match["score"]) for match in answer.matches),
+            first_rank=query.offset + 1,
             vector=answer.vector,
         )
     )
@@ -145,13 +154,14 @@ def _record(
 
 def _pack(answer: Answer) -> dict[str, Any]:
     vector = base64.b64encode(np.asarray(answer.vector, "<f4").tobytes()).decode()
-    return {"matches": answer.matches, "min_score": answer.min_score, "vector": vector}
+    facts = {"matches": answer.matches, "min_score": answer.min_score, "total": answer.total}
+    return {**facts, "vector": vector}
 
 
 def _unpack(result: Any) -> Answer | None:
     try:
         vector = np.frombuffer(base64.b64decode(result["vector"]), "<f4").astype(np.float32)
-        return Answer(list(result["matches"]), result["min_score"], vector)
+        return Answer(list(result["matches"]), result["min_score"], vector, result["total"])
     except (TypeError, ValueError, KeyError):
         return None  # not written by this module
 
@@ -183,24 +193,35 @@ def _require_size(resources: Resources, data: bytes) -> None:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
 
+def _digest(data: bytes, box: Box | None) -> str:
+    """Return the content hash of an image, or of a part of it."""
+    return sha256(data if box is None else f"{box} of {sha256(data)}".encode())
+
+
 def _vector(
-    resources: Resources, data: bytes, digest: str, vectors: KnownVectors
+    resources: Resources,
+    data: bytes,
+    digest: str,
+    vectors: KnownVectors,
+    box: Box | None = None,
 ) -> NDArray[np.float32]:
     """Return the image's (d,) unit vector: a known one, or the model's."""
     return embed_image(
         data,
         digest,
         vectors,
-        lambda image_file: _prepare(resources, image_file),
+        lambda image_file: _prepare(resources, image_file, box),
         lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
     )
 
 
-def _prepare(resources: Resources, data: bytes) -> Image.Image:
+def _prepare(resources: Resources, data: bytes, box: Box | None) -> Image.Image:
     """Decode and preprocess a query's image; the models are loaded first."""
     prepare = resources.query_prepare
     resources.memory_guard.apply_limit(QUERY)
     image = decode(data, resources.limits, resources.settings.preprocess_bg_color)
+    if box is not None:
+        image = crop(image, box)
     try:
         return prepare(image).image
     except MemoryError as error:
@@ -224,18 +245,18 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
 def _jpegs(
     resources: Resources, version: Version, filenames: list[str], side: int
 ) -> dict[str, str]:
-    root = Path(version.manifest["root"])
-    require_allowed(root, resources.settings)
+    source = open_source(version.manifest["root"], resources.settings)
+    files = [ImageFile(name, 0, 0) for name in filter(version.has_path, filenames)]
     limits, jpegs = resources.limits, {}
-    for filename in filter(version.has_path, filenames):
-        try:
-            data = read_image(confined(root, filename), limits)
-            image = decode(data, limits, resources.settings.preprocess_bg_color, side)
-        except BadImage as error:
-            log.info("No thumbnail of %s: %s", filename, error)
-            continue
-        image.thumbnail((side, side))
-        jpegs[filename] = base64.b64encode(encode_jpeg(image, 85)).decode()
+    with source.reading(files, limits) as read:
+        for file in files:
+            try:
+                image = decode(read(file), limits, resources.settings.preprocess_bg_color, side)
+            except BadImage as error:
+                log.info("No thumbnail of %s: %s", file.path, error)
+                continue
+            image.thumbnail((side, side))
+            jpegs[file.path] = base64.b64encode(encode_jpeg(image, 85)).decode()
     return jpegs
 
 
@@ -260,14 +281,53 @@ def product_image(resources: Resources, product_id: str, side: int) -> dict[str,
     Raises:
         NotFound: the index has no such product, or its file is gone.
     """
-    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
-        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
+    _require_side(side)
     indexed = _indexed(resources)
     filename = _filenames(indexed, product_id)[0]
     jpegs = _jpegs(resources, indexed.version, [filename], side)
     if filename not in jpegs:
         raise NotFound(f"The image of product {quote(product_id)} cannot be read.")
     return {"filename": filename, "jpeg": jpegs[filename]}
+
+
+def failure_image(resources: Resources, job_id: str, path: str, side: int) -> dict[str, str | None]:
+    """Return an image that a rebuild left out or warned about as JPEG, base64.
+
+    Opens only files that the job's failures name, below the job's folder. `jpeg` is None for one
+    that still cannot be read.
+
+    Raises:
+        NotFound: there is no such job, or it has no such failure.
+    """
+    _require_side(side)
+    require_names(job_id)
+    job = resources.jobs.get(job_id)
+    if path not in {failure.path for failure in resources.jobs.failures(job_id)}:
+        raise NotFound(f"Job {job_id} has no failure of {quote(path)}.")
+    return {"jpeg": _preview(resources, job.root, path, side)}
+
+
+def _preview(resources: Resources, root: str, path: str, side: int) -> str | None:
+    """Return what can be seen of an image that failed, also of one that is tiny or cut off."""
+    limits = replace(resources.limits, min_side=1)
+    background = resources.settings.preprocess_bg_color
+    file = ImageFile(path, 0, 0)
+    with (
+        contextlib.suppress(BadImage),
+        open_source(root, resources.settings).reading([file], limits) as read,
+    ):
+        data = read(file)
+        for attempt in (data, data + JPEG_END):
+            with contextlib.suppress(BadImage):
+                image = decode(attempt, limits, background, side)
+                image.thumbnail((side, side))
+                return base64.b64encode(encode_jpeg(image, 85)).decode()
+    return None
+
+
+def _require_side(side: Any) -> None:
+    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
+        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
 
 
 def _indexed(resources: Resources) -> IndexedCatalogue:

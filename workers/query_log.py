@@ -72,7 +72,7 @@ class QueryLog:
                 raise
             if time.monotonic() >= self._forget_at:
                 self._forget_at = time.monotonic() + FORGET_EVERY_S
-                self._feedback.forget_queries(time.time() - self._days * 86_400)
+                self._feedback.forget_queries(self._days)
 
     def _run(self) -> None:
         while True:

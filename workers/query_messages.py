@@ -12,9 +12,8 @@ import base64
 import json
 import os
 import socket
-import time
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgpack
@@ -32,8 +31,14 @@ def result_key(query_id: str) -> str:
     return f"{PREFIX}celery-task-meta-{query_id}"
 
 
-def query_message(task: str, query_id: str, args: tuple[Any, ...], expires_s: float) -> str:
-    """Return the message that has a query worker run a task."""
+def query_message(
+    task: str, query_id: str, args: tuple[Any, ...], expires_s: float, now_s: float
+) -> str:
+    """Return the message that has a query worker run a task.
+
+    Args:
+        now_s: seconds since the epoch by Redis's clock, which worker and client have in common.
+    """
     body = msgpack.packb(
         [args, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
     )
@@ -45,7 +50,7 @@ def query_message(task: str, query_id: str, args: tuple[Any, ...], expires_s: fl
         "parent_id": None,
         "group": None,
         "eta": None,
-        "expires": (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat(),
+        "expires": datetime.fromtimestamp(now_s + expires_s, UTC).isoformat(),
         "retries": 0,
         "timelimit": [None, None],
         "ignore_result": False,
@@ -53,7 +58,7 @@ def query_message(task: str, query_id: str, args: tuple[Any, ...], expires_s: fl
         "kwargsrepr": "{}",
         "origin": f"{os.getpid()}@{socket.gethostname()}",
         FORM_HEADER: FORM,
-        "sent_at": time.time(),  # ours: the age of the oldest message is a metric
+        "sent_at": now_s,  # ours: the age of the oldest message is a metric
     }
     message = {
         "body": base64.b64encode(body).decode(),

@@ -7,19 +7,23 @@ hints.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import redis
 
+from pipeline.errors import ServerUnavailable
 from pipeline.failpoints import failpoint
-from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS
+from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS, SEND_WEBHOOK
 
 if TYPE_CHECKING:
     from workers.resources import Resources
 
 log = logging.getLogger(__name__)
 
+MAX_FAILED_LOOKS = 10  # one after the other, by one process
+WEBHOOK_LEASE_S = 60.0  # a webhook whose worker recorded no attempt is sent again
 LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
 
 
@@ -41,15 +45,36 @@ def reconcile(resources: Resources) -> None:
     """Look at every open job once and set going what stands still."""
     jobs = resources.jobs
     jobs.fail_abandoned_plans()
+    for job_id in resources.webhooks.take_due(WEBHOOK_LEASE_S):
+        resources.dispatcher.send(SEND_WEBHOOK, job_id)
     for job in jobs.open_jobs():
         if not job.plan_done:
             continue
-        freed = jobs.shards.free_expired(job.id)
-        if freed:
-            log.warning("Job %s: the workers of shards %s are gone; sending again.", job.id, freed)
-        if resources.dispatcher.queue_length(EMBED) == 0:
-            _send_shards(resources, job.id, jobs.shards.requeue_lost(job.id, LOST_AFTER_S))
-        advance(resources, job.id)
+        try:
+            _look_after(resources, job.id)
+            resources.failed_looks.pop(job.id, None)
+        except ServerUnavailable:
+            raise
+        except Exception as error:  # one job's trouble must not stop the others for ever
+            _count_failed_look(resources, job.id, error)
+
+
+def _look_after(resources: Resources, job_id: str) -> None:
+    shards = resources.jobs.shards
+    freed = shards.free_expired(job_id)
+    if freed:
+        log.warning("Job %s: the workers of shards %s are gone; sending again.", job_id, freed)
+    if resources.dispatcher.queue_length(EMBED) == 0:
+        _send_shards(resources, job_id, shards.requeue_lost(job_id, LOST_AFTER_S))
+    advance(resources, job_id)
+
+
+def _count_failed_look(resources: Resources, job_id: str, error: Exception) -> None:
+    log.exception("Job %s cannot be looked after.", job_id)
+    resources.failed_looks[job_id] += 1
+    if resources.failed_looks[job_id] > MAX_FAILED_LOOKS:
+        line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        resources.jobs.fail(job_id, f"The job could not be continued: {line}")
 
 
 def report_unknown_job(resources: Resources, job_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
@@ -28,6 +29,7 @@ from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, Remover, prepare
 from pipeline.search.catalogue_filter import IndexedCatalogues
+from pipeline.search.facets import Facet, facets
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
 from pipeline.settings import Settings, load_settings
@@ -39,11 +41,13 @@ from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
+from pipeline.store.webhooks import Webhooks
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.dispatch import CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
 from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
+from workers.metrics import NoMetrics, serve_metrics
 from workers.query_log import QueryLog
 from workers.roll_call import require_agreement, serving
 from workers.watchdog import Watchdog
@@ -111,6 +115,7 @@ class Resources:
         self.watchdog = Watchdog()
         self.consumer = ConsumerWatchdog(settings, self.watchdog)
         self.memory_guard = MemoryGuard(settings, self.stopping, self.watchdog)
+        self.failed_looks: Counter[str] = Counter()  # of the reconciler, by job
         self._verified: set[str] = set()  # versions whose vectors this process has read whole
         if cache is not None:
             vars(self)["cache"] = cache
@@ -151,6 +156,15 @@ class Resources:
         )
 
     @once
+    def metrics(self) -> NoMetrics:
+        settings = self.settings
+        return serve_metrics(settings.metrics_host, settings.metrics_port)
+
+    @once
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self.database)
+
+    @once
     def api_keys(self) -> ApiKeys:
         return ApiKeys(self.database)
 
@@ -165,6 +179,11 @@ class Resources:
     @once
     def catalogue(self) -> RevisionCache[Catalogue]:
         return RevisionCache(self.products.revision, self.products.catalogue)
+
+    @once
+    def facets(self) -> RevisionCache[list[Facet]]:
+        """What the products can be filtered by; the catalogue itself is not kept."""
+        return RevisionCache(self.products.revision, lambda: facets(self.products.catalogue()))
 
     @once
     def feedback_log(self) -> FeedbackLog:
@@ -236,7 +255,8 @@ class Resources:
     def embedder(self) -> Embedder:
         """Everything that embedding a shard needs."""
         encoder = self.clip  # first: torch brings the CUDA libraries that onnxruntime looks for
-        return replace(build_embedder(self.settings, encoder), limits=self.limits)
+        embedder = build_embedder(self.settings, encoder)
+        return replace(embedder, limits=self.limits, observe=self.metrics.stage)
 
     @once
     def remover(self) -> Remover:

@@ -22,7 +22,7 @@ import redis
 
 from pipeline.errors import SettingsDiffer
 from pipeline.store.identity import PARTS, SETTING_OF, Identifier, Identity
-from pipeline.store.redis_client import PREFIX, connect, trouble
+from pipeline.store.redis_client import PREFIX, connect, server_time, trouble
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class RollCall:
             redis.RedisError: Redis does not take it.
         """
         with closing(connect(self._redis_url, TIMEOUT_S)) as client:
-            value = {"queues": list(queues), "at": _now(client), **identity.to_json()}
+            value = {"queues": list(queues), "at": server_time(client), **identity.to_json()}
             client.hset(WORKERS, worker, json.dumps(value))
 
     def leave(self, worker: str) -> None:
@@ -71,7 +71,7 @@ class RollCall:
         """
         with closing(connect(self._redis_url, TIMEOUT_S)) as client:
             client.hdel(WORKERS, worker)
-            now = _now(client)
+            now = server_time(client)
             announced: Any = client.hgetall(WORKERS)
             old = [each.worker for each in read(announced, now, FORGET_S, older=True)]
             if old:
@@ -208,9 +208,9 @@ class Dispute:
         for part in parts:
             groups = _groups(processes, part)
             if len(groups) > 1:
+                groups.sort(key=lambda group: (me, mine) not in group)  # mine first
                 sides[part] = groups
-                (my_group,) = [group for group in groups if (me, mine) in group]
-                dissenters |= {name for group in groups for name, _ in group if group != my_group}
+                dissenters |= {name for group in groups[1:] for name, _ in group}
         if not sides:
             return None
         return cls([w for w in workers if f"worker {w.worker}" in dissenters], len(workers), sides)
@@ -254,11 +254,6 @@ def _side(group: list[tuple[str, Identity]], part: str) -> str:
     elif place.id:
         about += f" (id {place.id[:8]})"
     return f"{about} for {', '.join(name for name, _ in group)}"
-
-
-def _now(client: redis.Redis) -> float:
-    seconds, micros = client.time()
-    return float(seconds) + micros / 1e6
 
 
 class Announcer:

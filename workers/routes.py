@@ -5,6 +5,7 @@ QUEUES = (EMBED, INDEX, QUERY)
 
 EMBED_SHARD = "imgrec.embed_shard"
 MERGE_SHARDS = "imgrec.merge_shards"
+SEND_WEBHOOK = "imgrec.send_webhook"
 QUERY_IMAGE = "imgrec.query_image"
 CLASSIFY_IMAGE = "imgrec.classify_image"
 THUMBNAILS = "imgrec.thumbnails"
@@ -13,6 +14,7 @@ THUMBNAILS = "imgrec.thumbnails"
 PICTURES = "imgrec.pictures"
 PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
+FAILURE_IMAGE = "imgrec.failure_image"
 
 # Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
 # addition that it may ignore needs none.
@@ -22,10 +24,12 @@ FORM_HEADER = "imgrec_form"
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
     MERGE_SHARDS: INDEX,
+    SEND_WEBHOOK: INDEX,
     QUERY_IMAGE: QUERY,
     CLASSIFY_IMAGE: QUERY,
     THUMBNAILS: QUERY,
     PICTURES: QUERY,
     PRODUCT: QUERY,
     PRODUCT_IMAGE: QUERY,
+    FAILURE_IMAGE: QUERY,
 }

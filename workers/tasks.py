@@ -11,7 +11,7 @@ from celery.app.task import Task
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, ServerUnavailable
-from workers import embed, index, query, routes
+from workers import embed, index, query, routes, webhooks
 from workers.resources import Resources, process_resources
 
 
@@ -25,12 +25,17 @@ def merge_shards(job_id: str) -> None:
     index.merge_shards(process_resources(), job_id)
 
 
+@shared_task(name=routes.SEND_WEBHOOK, throws=(ImgrecError,))
+def send_webhook(job_id: str) -> None:
+    webhooks.send_webhook(process_resources(), job_id)
+
+
 @shared_task(name=routes.QUERY_IMAGE, bind=True, throws=(ImgrecError,))
 def query_image(
     self: Task, data: bytes, top_k: int, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self, resources), resources.metrics.query("total"):
         return query.query_image(resources, data, top_k, options, query_id=self.request.id)
 
 
@@ -68,6 +73,13 @@ def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
     resources = process_resources()
     with _deadline(self, resources):
         return query.product_image(resources, product_id, side)
+
+
+@shared_task(name=routes.FAILURE_IMAGE, bind=True, throws=(ImgrecError,))
+def failure_image(self: Task, job_id: str, path: str, side: int) -> dict[str, str | None]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.failure_image(resources, job_id, path, side)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ import inspect
 import json
 import logging
 import re
+import time
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from celery import current_app
@@ -42,6 +44,7 @@ from redis.exceptions import DataError, OutOfMemoryError
 
 from pipeline.errors import WrongUse
 from pipeline.settings import MIB
+from pipeline.store.redis_client import server_time
 from workers.routes import FORM, QUEUES
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ log = logging.getLogger(__name__)
 # Bytes of a body in Redis. The command line sends images of at most half a MiB, or of the 1024
 # pixels that workers reduce them to; in JSON and base64 twice, a byte becomes 1.8.
 MAX_BODY = 8 * MIB
+CLOCKS_AGREE_S = 60.0
 MAX_MESSAGE = 96 * MIB  # larger ones are dropped before they are parsed, and so without an answer
 
 
@@ -258,6 +262,7 @@ class Transport(redis.Transport):
         try:
             if queue in QUEUES:
                 check_envelope(message, queue)
+                self._expire_by_redis(message)
             else:
                 check_control(message)
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
@@ -269,6 +274,16 @@ class Transport(redis.Transport):
             raise
         except Exception as error:
             self._refuse(message, queue, _unforeseen(error), error)
+
+    def _expire_by_redis(self, message: Any) -> None:
+        """Move a message's end from Redis's clock, which its sender read, to this host's."""
+        expires = message["headers"].get("expires")
+        if expires is None:
+            return
+        ahead = time.time() - server_time(self.channels[0].client)
+        if abs(ahead) > CLOCKS_AGREE_S:
+            moved = maybe_iso8601(expires) + timedelta(seconds=ahead)
+            message["headers"]["expires"] = moved.isoformat()
 
     def _refuse(
         self, message: Any, queue: str, refusal: Refused, cause: Exception | None = None

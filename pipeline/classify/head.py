@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classify.labels import NAME
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import FingerprintMismatch, HeadBroken, WrongUse
 from pipeline.evaluate.calibration import softmax
+from pipeline.names import child, nfc, wrong_name
 
 Vectors = NDArray[np.float32]
 
@@ -38,6 +38,12 @@ class HeadName:
     def folder(self) -> Path:
         """The head's folder below MODELS_DIR."""
         return Path(CATEGORY_HEAD) if self.category is None else Path(self.category, self.attribute)
+
+    def place(self, root: Path) -> Path:
+        """Return the head's folder below a root, in whichever form the disk has its name."""
+        if self.category is None:
+            return root / CATEGORY_HEAD
+        return child(child(root, self.category), self.attribute)
 
     @property
     def command(self) -> str:
@@ -86,11 +92,10 @@ def validate_name(kind: str, name: str) -> str:
     Raises:
         WrongUse: it cannot; nothing with a part of a path in it passes.
     """
-    if not NAME.fullmatch(name):
-        raise WrongUse(
-            f"The {kind} {name!r} cannot be used: a name has up to 64 letters, digits, spaces, "
-            "- and _, and begins with a letter or digit."
-        )
+    name = nfc(name)
+    reason = wrong_name(name)
+    if reason:
+        raise WrongUse(f"The {kind} {name!r} cannot be used: {reason}.")
     if name == "unknown":
         raise WrongUse(
             f"The {kind} cannot be called 'unknown', which is reserved for uncertain answers."

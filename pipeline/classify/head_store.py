@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from filelock import FileLock
 from pipeline.access import is_unavailable
 from pipeline.atomic_files import write_atomic
 from pipeline.classify.head import CATEGORY, CATEGORY_HEAD, Head, HeadName
-from pipeline.classify.labels import NAME
 from pipeline.errors import HeadBroken, SetupError
 from pipeline.failpoints import failpoint
+from pipeline.names import child, nfc, wrong_name
 
 MODEL, CLASSES, LOSS = "model.pt", "classes.json", "loss.png"
 TIME = "%Y-%m-%dT%H:%M:%S.%fZ"  # of one length, so that later is greater as text, too
@@ -40,12 +40,12 @@ def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> He
     Raises:
         SetupError: the folder is not one, or cannot be made.
     """
-    folder = models / name.folder
+    folder = name.place(models)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Two trainings of one head take turns, so that a later time is a later file.
         with FileLock(folder / ".lock"):
-            head = replace(head, trained_at=datetime.now(UTC).strftime(TIME))
+            head = replace(head, trained_at=_later_than_before(folder))
             _write(folder, head, loss_curve)
     except OSError as error:
         if is_unavailable(error):
@@ -54,6 +54,17 @@ def save_head(models: Path, name: HeadName, head: Head, loss_curve: bytes) -> He
             f"The head cannot be written to '{folder}': {error.strerror or error}."
         ) from error
     return head
+
+
+def _later_than_before(folder: Path) -> str:
+    """Return the time; later than that of the head before, whatever the clock says."""
+    now = datetime.now(UTC)
+    try:
+        before = json.loads((folder / CLASSES).read_text(encoding="utf-8"))["trained_at"]
+        previous = datetime.strptime(before, TIME).replace(tzinfo=UTC)
+    except (OSError, ValueError, TypeError, KeyError):
+        return now.strftime(TIME)
+    return max(now, previous + timedelta(microseconds=1)).strftime(TIME)
 
 
 def _write(folder: Path, head: Head, loss_curve: bytes) -> None:
@@ -84,7 +95,7 @@ def load_head(models: Path, name: HeadName) -> Head:
     Raises:
         HeadBroken: a file cannot be read or contradicts the other; the sentence has the way out.
     """
-    folder = models / name.folder
+    folder = name.place(models)
     # Before model.pt, in the order opposite to writing: then it is never the newer one because a
     # training ended meanwhile.
     said = _read_classes(folder / CLASSES, name)
@@ -133,7 +144,7 @@ class HeadStore:
 
     def _get(self, name: HeadName) -> Head | None:
         try:
-            stat = (self._models / name.folder / MODEL).stat()
+            stat = (name.place(self._models) / MODEL).stat()
         except FileNotFoundError:
             return None
         # Every training makes a new file, so one of the three differs. Asked for before reading:
@@ -149,16 +160,17 @@ class HeadStore:
 
 def _names(folder: Path) -> Iterator[str]:
     if folder.is_dir():
-        yield from sorted(entry.name for entry in os.scandir(folder) if NAME.fullmatch(entry.name))
+        names = {nfc(entry.name) for entry in os.scandir(folder)}
+        yield from sorted(name for name in names if not wrong_name(name))
 
 
 def _heads_of(models: Path, category: str) -> list[HeadName]:
-    if category == CATEGORY_HEAD or not NAME.fullmatch(category):
+    if category == CATEGORY_HEAD or wrong_name(category):
         return []
     return [
         HeadName(category, attribute)
-        for attribute in _names(models / category)
-        if (models / category / attribute / MODEL).is_file()
+        for attribute in _names(child(models, category))
+        if (HeadName(category, attribute).place(models) / MODEL).is_file()
     ]
 
 
@@ -215,7 +227,7 @@ def _checked(content: dict[str, Any]) -> Head:
     sound = (
         count >= 2
         and len(set(head.classes)) == count
-        and all(isinstance(label, str) and NAME.fullmatch(label) for label in head.classes)
+        and all(isinstance(label, str) and not wrong_name(label) for label in head.classes)
         and head.weight.ndim == 2
         and len(head.weight) == count
         and head.bias.shape == (count,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from pipeline.embed.unread_text import has_words
 from pipeline.errors import WrongUse, first_invalid
+from pipeline.names import nfc, wrong_name
 
 PACKAGED = Path(__file__).parent / "labels.toml"
-# Labels are printed, and are names of folders where heads are trained.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")
 ANY_PRODUCT = "product"  # the word for a product of unknown category in a prompt
 RESERVED = ("words", "attributes")  # keys of a category beside its attributes
 
@@ -26,9 +24,10 @@ Prompts = dict[str, tuple[str, ...]]  # label -> the texts whose mean embedding 
 def _name(name: str) -> str:
     if name == "unknown":
         raise ValueError("'unknown' is what an uncertain answer is called, it cannot be a label")
-    if not NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is not a name: up to 64 letters, digits, spaces, - and _")
-    return name
+    reason = wrong_name(nfc(name))
+    if reason:
+        raise ValueError(f"'{name}' is not a name: {reason}")
+    return nfc(name)
 
 
 def _not_reserved(name: str) -> str:

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.embed.shards import ShardVectors
-from pipeline.embed.stage_times import StageTimes
+from pipeline.embed.stage_times import Observe, StageTimes
 from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, Limits, decode, read_image, sha256
+from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, sha256
 from pipeline.images.failure import Failure
-from pipeline.images.find import ImageFile, confined
+from pipeline.images.find import ImageFile
+from pipeline.images.source import ImageSource, Read
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.cutout_cache import PreparedCache
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
@@ -67,6 +68,7 @@ class Embedder:
     threads: int
     decode_side: int = WORK_SIDE
     prepared: PreparedCache | None = None
+    observe: Observe = lambda stage, seconds: None
 
 
 def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
@@ -132,7 +134,7 @@ class ShardResult:
 
 
 def embed_shard(
-    root: Path,
+    source: ImageSource,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -147,7 +149,7 @@ def embed_shard(
         save: gets each preprocessed image, with its path (`--save-preprocessed`); images whose
             vector is known are then preprocessed too.
     """
-    reader = Reader(root, embedder, cache, save)
+    reader = Reader(source, embedder, cache, save)
     with closing(reader.read(enumerate(images), check)) as reads:
         result = collect(embed(reads, embedder, cache, reader.times), embedder, reader.times)
     check(len(images))
@@ -155,7 +157,7 @@ def embed_shard(
 
 
 def embed_isolated(
-    root: Path,
+    source: ImageSource,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -175,7 +177,7 @@ def embed_isolated(
             because the worker died each time when it ran alone.
         on_done: called after an image that left the worker alive.
     """
-    reader = Reader(root, embedder, cache, save)
+    reader = Reader(source, embedder, cache, save)
     items = _embed_one_by_one(reader, images, check, on_start, on_done)
     result = collect(items, embedder, reader.times)
     check(len(images))
@@ -184,13 +186,16 @@ def embed_isolated(
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads and preprocesses images below `root`."""
+    """Reads and preprocesses images of one source."""
 
-    root: Path
+    source: ImageSource
     embedder: Embedder
     cache: VectorCache
     save: Callable[[str, Image.Image], None] | None = None
-    times: StageTimes = field(default_factory=StageTimes)
+
+    @cached_property
+    def times(self) -> StageTimes:
+        return StageTimes(self.embedder.observe)
 
     def read(
         self,
@@ -202,13 +207,16 @@ class Reader:
         An image whose vector is known comes as `Embedded`. A warning comes before its image.
         """
         threads, ahead = self.embedder.threads, 2 * self.embedder.batch_size
-        with closing(_look_ahead(self._read_or_retry, images, threads, ahead)) as results:
-            for advance, items in enumerate(results):
-                check(advance)
-                yield from items
+        images = list(images)
+        with self.source.reading([image for _, image in images], self.embedder.limits) as read:
+            run = partial(self._read_or_retry, read)
+            with closing(_look_ahead(run, images, threads, ahead)) as results:
+                for advance, items in enumerate(results):
+                    check(advance)
+                    yield from items
 
     def _read_or_retry(
-        self, position: int, image: ImageFile
+        self, read: Read, position: int, image: ImageFile
     ) -> list[ReadImage | Embedded | Failure]:
         """Read one image; if memory does not suffice beside others, try it alone.
 
@@ -217,21 +225,23 @@ class Reader:
         """
         budget = self.embedder.limits.budget
         with suppress(MemoryError, ImageOutOfMemory):
-            return self._read(position, image)
+            return self._read(read, position, image)
         # An image beside it may have taken more than its header says.
         with budget.exclusive(), suppress(MemoryError, ImageOutOfMemory):
-            return self._read(position, image)
+            return self._read(read, position, image)
         # Asked after the errors are gone: their tracebacks keep the memory of the frames alive.
         if budget.over_limit():
             raise MemoryError
         error = ImageOutOfMemory(stage="preprocess")
         return [Failure(image.path, error.stage, error.reason)]
 
-    def _read(self, position: int, image: ImageFile) -> list[ReadImage | Embedded | Failure]:
+    def _read(
+        self, read: Read, position: int, image: ImageFile
+    ) -> list[ReadImage | Embedded | Failure]:
         try:
             failpoint("image", image.path)
             with self._timed("read"):
-                data = read_image(confined(self.root, image.path), self.embedder.limits)
+                data = read(image)
                 digest = sha256(data)
                 vector = self.cache.get(digest)
             if vector is not None and self.save is None:
@@ -260,9 +270,14 @@ class Reader:
             if prepared is not None:
                 return prepared
         with self._timed("decode"):
-            image = decode(data, embedder.limits, embedder.bg_color, embedder.decode_side)
+            decoded = decode_with_warnings(
+                data, embedder.limits, embedder.bg_color, embedder.decode_side
+            )
         with self._timed("cut_out"):
-            prepared = embedder.prepare(image)
+            prepared = embedder.prepare(decoded.image)
+        if decoded.warnings:
+            warnings = [*decoded.warnings, *([prepared.warning] if prepared.warning else [])]
+            prepared = replace(prepared, warning="; ".join(warnings))
         if embedder.prepared:
             with self._timed("write"):
                 embedder.prepared.put(digest, prepared)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Observe = Callable[[str, float], None]
 STAGES = ("read", "decode", "cut_out", "embed", "write")
 
 
 class StageTimes:
     """Seconds by stage, added up over the threads that measure them."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observe = lambda stage, seconds: None) -> None:
+        """Start at zero.
+
+        Args:
+            observe: called with each measured block's stage and seconds.
+        """
+        self._observe = observe
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
 
@@ -28,9 +35,10 @@ class StageTimes:
         try:
             yield
         finally:
-            seconds = (time.perf_counter() - start) / threads
+            seconds = time.perf_counter() - start
+            self._observe(stage, seconds)
             with self._lock:
-                self._seconds[stage] += seconds
+                self._seconds[stage] += seconds / threads
 
     def seconds(self) -> dict[str, float]:
         """Return the sums so far, for every stage."""

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
-from pipeline.images.find import ImageFile, find_images
+from pipeline.images.find import SYSTEM_FOLDERS, ImageFile, find_images
+from pipeline.images.source import ImageFolder
+from pipeline.names import nfc
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.str_]
@@ -84,7 +86,7 @@ def list_folder(root: Path) -> tuple[list[ImageFile], list[Failure]]:
         if isinstance(image, ImageFile):
             images.append(image)
         else:
-            failures.append(Failure(image[0], image[1].stage, image[1].reason))
+            failures.append(image)
     return images, failures
 
 
@@ -106,7 +108,13 @@ def list_classes(root: Path) -> tuple[list[ImageFile], list[Failure]]:
 
 
 def class_of(path: str) -> str:
-    return path.split("/", 1)[0]
+    return nfc(path.split("/", 1)[0])
+
+
+def is_class(entry: Path) -> bool:
+    """Tell whether an entry is a folder that the listing enters."""
+    name = entry.name
+    return entry.is_dir() and not name.startswith(".") and name.casefold() not in SYSTEM_FOLDERS
 
 
 def embed_folder(
@@ -114,7 +122,7 @@ def embed_folder(
 ) -> tuple[list[str], Vectors, list[Failure]]:
     """Embed all images of a folder -> paths, (n, d) vectors, what could not be used."""
     images, failures = list_folder(root)
-    result = embed_shard(root, images, embedder, _NoCache(), check=advance)
+    result = embed_shard(ImageFolder(root), images, embedder, _NoCache(), check=advance)
     paths = [images[position].path for position in result.vectors.positions]
     return paths, result.vectors.vectors, failures + result.failures
 

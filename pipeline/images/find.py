@@ -2,106 +2,246 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from stat import S_ISREG
 
 from pipeline.errors import BadImage, WrongUse
-from pipeline.settings import Settings
+from pipeline.images.exclude import EXCLUDE_FILE, Exclude, FolderExclude, read_exclude_file
+from pipeline.images.failure import Failure
+from pipeline.images.formats import SUFFIXES
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+# Folders that other programs keep among photos: thumbnails, deleted files, archive metadata. In
+# lower case. Hidden ones need no name here.
+SYSTEM_FOLDERS = frozenset(
+    {
+        *("@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot"),  # Synology
+        *("@recycle", "@recently-snapshot"),  # QNAP
+        *("__macosx", "network trash folder", "temporary items"),  # macOS
+        *("$recycle.bin", "recycler", "recycled", "system volume information"),  # Windows
+        *("lost+found", "node_modules"),
+    }
+)
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+MAX_SUFFIXES = 20  # different ones that are counted by name
+MAX_SUFFIX = 12  # characters of one
+# What is wrong with one folder only. Any other error, e.g. of a failing disk, ends the listing:
+# the products of a whole tree would leave the index.
+ONE_FOLDER = (
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image below a folder: its posix path from there, bytes, modification time in ns."""
+    """One image below a root: its posix path from there, bytes, modification time in ns.
+
+    Of an object in a store, the time is a number that stands for its ETag.
+    """
 
     path: str
     size: int
     mtime_ns: int
 
 
-def find_images(root: Path) -> Iterator[ImageFile | tuple[str, BadImage]]:
-    """Yield the images below `root` in ascending order of their paths, hidden ones left out.
+@dataclass
+class LeftOut:
+    """How many files and folders a listing left out on purpose, by reason."""
 
-    A file that cannot even be listed is yielded as (shown path, error). Links to folders are not
-    followed: they may form circles; links to files are. Memory holds one folder's names, and those
-    of the folders that it lies in.
+    counts: Counter[str] = field(default_factory=Counter)
+    _suffixes: set[str] = field(default_factory=set)
+
+    def add(self, reason: str) -> None:
+        self.counts[reason] += 1
+
+    def add_name(self, name: str) -> None:
+        """Count a file whose name is not an image's."""
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix not in self._suffixes:
+            usable = 1 < len(suffix) <= MAX_SUFFIX and suffix.isprintable()
+            if usable and len(self._suffixes) < MAX_SUFFIXES:
+                self._suffixes.add(suffix)
+            else:
+                suffix = "no suffix" if not suffix else "other suffixes"
+        self.add(f"not an image's name ({suffix})")
+
+    def by_reason(self) -> dict[str, int]:
+        """Return the counts, the largest first."""
+        return dict(sorted(self.counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+Entries = list[tuple[str, "os.DirEntry[str]"]]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder on the way: `entries` are still to be taken, the last one first."""
+
+    entries: Entries
+    real: str  # its path without links
+    exclude: FolderExclude | None
+
+
+def find_images(
+    root: Path, exclude: Exclude | None = None, left_out: LeftOut | None = None
+) -> Iterator[ImageFile | Failure]:
+    """Yield the images below `root` in ascending order of their paths, and what is wrong there.
+
+    A failure is a file or folder that cannot be listed; with `warning`, one that may not be what
+    it looks like. A link to a folder below `root` is followed, each folder once; a link that leads
+    back or out of `root` is a failure. Memory holds one folder's names, and those of the folders
+    that it lies in. No file is opened but .imgrecignore.
+
+    Args:
+        left_out: counts what is left out on purpose: hidden files, other names, ...
 
     Raises:
-        WrongUse: a folder cannot be read.
+        WrongUse: `root` cannot be read, or a disk fails.
     """
-    waiting: list[Iterator[tuple[str, os.DirEntry[str]]]] = [_entries(str(root), "", root)]
-    while waiting:
-        found = next(waiting[-1], None)
-        if found is None:
-            waiting.pop()
-            continue
-        path, entry = found
-        if path.endswith("/"):
-            waiting.append(_entries(entry.path, path, root))
-            continue
+    return _Walk(root, exclude or Exclude(), left_out or LeftOut()).run()
+
+
+class _Walk:
+    def __init__(self, root: Path, exclude: Exclude, left_out: LeftOut) -> None:
+        self._root = os.path.realpath(root)
+        self._exclude = exclude
+        self._left_out = left_out
+        self._links: dict[str, str] = {}  # real path of a linked folder: path of the link
+        self._way: list[_Folder] = []
+
+    def run(self) -> Iterator[ImageFile | Failure]:
         try:
-            path.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-            yield shown, BadImage("the file name is not UTF-8: rename the file", "find")
-            continue
-        try:
-            stat = entry.stat()
+            self._way.append(self._open(self._root, "", self._root, None))
         except OSError as error:
-            yield path, BadImage(f"the file cannot be read: {error.strerror}", "find")
-            continue
-        if not S_ISREG(stat.st_mode):  # reading a pipe would never end
-            yield path, BadImage("this is not a regular file", "find")
-            continue
-        yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+            raise _unreadable(self._root, error) from error
+        while self._way:
+            entries = self._way[-1].entries
+            if not entries:
+                self._way.pop()
+                continue
+            path, entry = entries.pop()
+            if path.endswith("/"):
+                yield from self._enter(path, entry)
+            else:
+                yield _file(path, entry)
 
+    def _enter(self, path: str, entry: os.DirEntry[str]) -> Iterator[Failure]:
+        """Go on with a folder's entries; yield what is wrong with it."""
+        name, here = path[:-1], self._way[-1]
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield Failure(name, "find", "this is a folder with the name of an image", warning=True)
+        real = os.path.join(here.real, entry.name)
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            problem = self._wrong_link(real)
+            if problem:
+                yield Failure(name, "find", problem)
+                return
+            self._links[real] = name
+        try:
+            self._way.append(self._open(entry.path, path, real, here.exclude))
+        except WrongUse as error:  # its exclude file
+            yield Failure(name, "find", f"the folder was left out: {error}")
+        except OSError as error:
+            if error.errno not in ONE_FOLDER:
+                raise _unreadable(entry.path, error) from error
+            yield Failure(name, "find", f"the folder cannot be read: {error.strerror}")
 
-def _entries(folder: str, prefix: str, root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield a folder's images and folders by path; a folder's path ends with a slash.
+    def _wrong_link(self, real: str) -> str | None:
+        """Say why a link to this folder is not followed."""
+        if real != self._root and not real.startswith(self._root.rstrip("/") + "/"):
+            return f"the link leads outside the products folder, to {real}: copy the folder here"
+        for folder in self._way:
+            if folder.real == real or folder.real.startswith(f"{real}/"):
+                return "the link leads back to a folder that it lies in"
+        if real in self._links:
+            return f"the link leads to the same folder as '{self._links[real]}'"
+        return None
 
-    With the slash, a folder sorts where its images do: a-b.jpg, a/b.jpg, a0.jpg.
-    """
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
+    def _open(self, folder: str, prefix: str, real: str, exclude: FolderExclude | None) -> _Folder:
+        """List a folder's images and folders by path; a folder's path ends with a slash.
+
+        With the slash, a folder sorts where its images do: a-b.jpg, a/b.jpg, a0.jpg.
+        """
+        entries: Entries = []
+        with os.scandir(folder) as found:
+            for entry in found:
                 if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    found.append((f"{prefix}{entry.name}/", entry))
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not _is_folder(entry):
-                    found.append((f"{prefix}{entry.name}", entry))
+                    if entry.name == EXCLUDE_FILE:
+                        exclude = FolderExclude(prefix, read_exclude_file(folder), exclude)
+                    else:
+                        self._left_out.add("hidden")
+                elif _is_folder(entry):
+                    if entry.name.casefold() in SYSTEM_FOLDERS and _readable(entry):
+                        self._left_out.add(f"system folder {entry.name}")
+                    else:
+                        entries.append((f"{prefix}{entry.name}/", entry))
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES or _is_broken(entry):
+                    entries.append((f"{prefix}{entry.name}", entry))
+                elif entry.name.casefold() in SYSTEM_FILES:
+                    self._left_out.add(f"system file {entry.name}")
+                else:
+                    self._left_out.add_name(entry.name)
+        entries = [item for item in entries if not self._is_excluded(item[0], exclude)]
+        entries.sort(key=itemgetter(0), reverse=True)
+        return _Folder(entries, real, exclude)
+
+    def _is_excluded(self, path: str, exclude: FolderExclude | None) -> bool:
+        if self._exclude.matches(path):
+            self._left_out.add("excluded by --exclude")
+        elif exclude is not None and exclude.matches(path):
+            self._left_out.add(f"excluded by {EXCLUDE_FILE}")
+        else:
+            return False
+        return True
+
+
+def _file(path: str, entry: os.DirEntry[str]) -> ImageFile | Failure:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        return Failure(shown, "find", "the file name is not UTF-8: rename the file")
+    try:
+        stat = entry.stat()
+    except FileNotFoundError:
+        reason = "the link leads to nothing" if entry.is_symlink() else "the file has gone"
+        return Failure(path, "find", reason)
     except OSError as error:
-        # A folder that is skipped in silence would drop its products from the index.
-        where = error.filename or root
-        raise WrongUse(f"The folder {where} cannot be read: {error.strerror}.") from error
-    found.sort(key=itemgetter(0), reverse=True)
-    while found:
-        yield found.pop()
+        return Failure(path, "find", f"the file cannot be read: {error.strerror}")
+    if not S_ISREG(stat.st_mode):  # reading a pipe would never end
+        return Failure(path, "find", "this is not a regular file")
+    return ImageFile(path, stat.st_size, stat.st_mtime_ns)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a link leads to a folder; one that leads nowhere does not."""
+    """Tell whether an entry is a folder or leads to one; a link to itself does not."""
     try:
-        return entry.is_symlink() and entry.is_dir()
+        return entry.is_dir()
     except OSError:
         return False
 
 
-def require_allowed(root: Path, settings: Settings) -> None:
-    """Refuse a folder outside of IMAGE_ROOTS, where that is set.
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a link that leads nowhere: it may have been a folder's."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
-    Raises:
-        WrongUse: the folder is outside.
-    """
-    allowed = [Path(part).resolve() for part in settings.image_roots.split(":") if part]
-    if allowed and not any(root.is_relative_to(place) for place in allowed):
-        raise WrongUse(f"The folder '{root}' is outside of IMAGE_ROOTS ({settings.image_roots}).")
+
+def _readable(entry: os.DirEntry[str]) -> bool:
+    return os.access(entry.path, os.R_OK | os.X_OK)
+
+
+def _unreadable(folder: str, error: OSError) -> WrongUse:
+    # A folder that is skipped in silence would drop its products from the index.
+    place = error.filename or folder
+    what = "folder" if os.path.isdir(place) else "file"
+    return WrongUse(f"The {what} {place} cannot be read: {error.strerror}.")
 
 
 def confined(root: Path, path: str) -> Path:

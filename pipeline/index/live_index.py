@@ -129,6 +129,8 @@ class PublishedIndex:
         self._versions = versions
         self._warm = warm
         self._lock = threading.Lock()
+        self._earlier: OpenIndex | None = None  # asked for by its name
+        self._earlier_lock = threading.Lock()
         # One value, replaced as a whole; None before the first index is loaded.
         self._state: Serving | Loading | Broken | None = None
 
@@ -160,6 +162,23 @@ class PublishedIndex:
                     "Index %s cannot be loaded; %s stays in use.", name, index.version.name
                 )
                 return index
+
+    def version(self, name: str) -> OpenIndex:
+        """Return the index of a version that is still kept; of older ones, the last is held.
+
+        Raises:
+            NotFound: there is no such version. IndexBroken: it cannot be loaded.
+        """
+        index = self.current()
+        if not name or index.version.name == name:
+            return index
+        with self._earlier_lock:
+            earlier = self._earlier
+            if earlier is None or earlier.version.name != name or not earlier.version.is_current:
+                earlier, _ = self._load(name)
+                self._versions.verify(earlier.version)
+                self._earlier = earlier
+            return earlier
 
     def _usable(self, name: str | None) -> OpenIndex | None:
         """Return the index in memory, if it may answer.

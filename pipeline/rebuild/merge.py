@@ -96,7 +96,7 @@ def merge(
                 "job_id": job.id,
                 "job_created_at": job.created_at,
                 "created_at": time.time(),
-                "root": str(job.root),
+                "root": job.root,
                 "images": len(contents.paths),
                 "dimension": int(contents.vectors.shape[1]),
                 "index": kind.parameters(),

@@ -14,23 +14,47 @@ from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.embed.shards import cut
 from pipeline.errors import ImgrecError, WrongUse
 from pipeline.failpoints import failpoint
+from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
-from pipeline.images.find import SUFFIXES, ImageFile, find_images, require_allowed
+from pipeline.images.find import ImageFile, LeftOut
+from pipeline.images.formats import COMMON
+from pipeline.images.roots import open_source, parse_root
+from pipeline.images.source import ImageFolder, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
-from pipeline.store.jobs import Jobs
+from pipeline.store.jobs import JobRequest, Jobs
 
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
 PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead; slow disks take time
 
 
-def check_folder(folder: Path, settings: Settings) -> Path:
-    """Return the folder's real path.
+def check_source(
+    root: Path | str, settings: Settings, exclude: Exclude | None = None
+) -> ImageSource:
+    """Return the images below a folder or the address of a store.
 
     Raises:
         WrongUse: missing, not a folder, outside IMAGE_ROOTS, empty, or without any image.
+        ServerUnavailable, StoreRefused: the store cannot be listed.
     """
+    place = parse_root(root)
+    if isinstance(place, Path):
+        _check_folder(place)
+    source = open_source(place, settings)
+    left_out = LeftOut()
+    for item in source.find(exclude, left_out):
+        if isinstance(item, ImageFile) or not item.warning:
+            return source
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.by_reason().items())
+    also = f" Left out: {counts}." if counts else ""
+    if not isinstance(source, ImageFolder):
+        raise WrongUse(f"There are no images below {source.name} ({COMMON}, ...).{also}")
+    what = "is empty" if next(source.folder.iterdir(), None) is None else "contains no images"
+    raise WrongUse(f"The folder '{root}' {what}: put product images there ({COMMON}, ...).{also}")
+
+
+def _check_folder(folder: Path) -> None:
     try:
         exists = folder.exists()
     except OSError as error:  # a name that no file can have
@@ -39,50 +63,50 @@ def check_folder(folder: Path, settings: Settings) -> Path:
         raise WrongUse(f"No such file or directory: '{folder}'.")
     if not folder.is_dir():
         raise WrongUse(f"'{folder}' is a file: name the folder that holds the product images.")
-    root = folder.resolve()
-    require_allowed(root, settings)
-    if next(find_images(root), None) is None:
-        kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in SUFFIXES))
-        what = "is empty" if next(root.iterdir(), None) is None else "contains no images"
-        raise WrongUse(f"The folder '{folder}' {what}: put product images there ({kinds}).")
-    return root
 
 
 def plan_rebuild(
-    folder: Path,
+    root: Path | str,
     settings: Settings,
     jobs: Jobs,
     versions: VersionStore,
     *,
     full: bool = False,
     save_preprocessed: bool = False,
+    exclude: Exclude | None = None,
     listed: Callable[[int], None] = lambda count: None,
     created: Callable[[str], None] = lambda job_id: None,
+    request: JobRequest | None = None,
+    webhook_url: str | None = None,
 ) -> str:
     """Write the plan of a rebuild to the job table; return the job's id.
 
     Args:
         full: embed everything again.
+        exclude: what to leave out besides.
         listed: called with the number of images listed so far.
         created: called with the job's id before the folder is listed.
+        request, webhook_url: see `Jobs.create`.
 
     Raises:
-        WrongUse: the folder cannot be used, see `check_folder`.
+        WrongUse: the folder cannot be used, see `check_source`.
     """
-    root = check_folder(folder, settings)
+    source = check_source(root, settings, exclude)
     fingerprint = find_fingerprint(settings)
     base = None if full or save_preprocessed else _base(versions, fingerprint)
     lease_s = PLAN_LEASES * settings.lease_s
     job_id = jobs.create(
-        root,
+        source.name,
         full=full,
         save_preprocessed=save_preprocessed,
         fingerprint=fingerprint,
         base_version=base.name if base else None,
         lease_s=lease_s,
+        request=request,
+        webhook_url=webhook_url,
     )
     created(job_id)
-    detector = ChangeDetector(root, base)
+    detector = ChangeDetector(source, base, exclude)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
 
@@ -105,7 +129,7 @@ def plan_rebuild(
                 write(last=False)
         write(last=True)
         failpoint("plan.before_finish")
-        jobs.finish_plan(job_id)
+        jobs.finish_plan(job_id, detector.left_out.by_reason())
         failpoint("plan.after_finish")
     except BaseException as error:
         with contextlib.suppress(ImgrecError):  # then its lease ends it
@@ -131,10 +155,14 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
 class ChangeDetector:
     """Split a stream of listed images into changed ones, rows of the base, and failures."""
 
-    def __init__(self, root: Path, base: Version | None) -> None:
-        self._root = root
+    def __init__(
+        self, source: ImageSource, base: Version | None, exclude: Exclude | None = None
+    ) -> None:
+        self._source = source
+        self._exclude = exclude
+        self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
-        same_folder = base is not None and base.manifest["root"] == str(root)
+        same_folder = base is not None and base.manifest["root"] == source.name
         self._cursor = BaseCursor(base) if base and same_folder else None
         self._rows: list[int] = []
         self._failures: list[Failure] = []
@@ -142,12 +170,12 @@ class ChangeDetector:
 
     def changed(self) -> Iterator[ImageFile]:
         """Yield the images to embed; keep the rest for `take_rows` and `take_failures`."""
-        for image in find_images(self._root):
-            self.count += 1
-            if isinstance(image, tuple):
-                path, error = image
-                self._failures.append(Failure(path, error.stage, error.reason))
+        for image in self._source.find(self._exclude, self.left_out):
+            if isinstance(image, Failure):
+                self.count += not image.warning
+                self._failures.append(image)
                 continue
+            self.count += 1
             row = self._cursor.row_of(image) if self._cursor else None
             if row is None:
                 yield image

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from pipeline.errors import WrongUse, quote
+from pipeline.feeds.columns import Column, Type, Value
+from pipeline.feeds.names import PRODUCT_ID
 from pipeline.index.versions import Version
-from pipeline.search.product_catalogue import PRODUCT_ID, Catalogue, Condition, Value, to_number
+from pipeline.names import nfc
+from pipeline.search.product_catalogue import Catalogue, Condition
 
 MAX_MASKS = 64  # of the most recently used conditions
+MAX_COUNTED = 200_000  # rows that are grouped by product for a mere count
 MAX_CATALOGUES = 2  # the version that serves, and the one that is being made ready
 
 
@@ -55,13 +62,37 @@ class IndexedCatalogues:
             fresh.warm_from(other)
 
 
+@dataclass(frozen=True)
+class _Values:
+    """A column as it is compared: `keys[i]` belongs to the index row `rows[i]`."""
+
+    column: Column
+    rows: NDArray[np.int64]
+    keys: NDArray[Any]
+    has_value: NDArray[np.int64]  # rows of products that have any value, one that fits or not
+
+    def rows_where(self, condition: Condition, n_rows: int) -> NDArray[np.bool_]:
+        """Return the (n_rows,) rows that meet a condition; where there is no value, none does.
+
+        A product with variants meets it if one of them does, `!=` if none of them is equal.
+        """
+        mask = np.zeros(n_rows, bool)
+        if condition.sign == "!=":
+            mask[self.has_value] = True
+            equal = replace(condition, sign="=").holds(self.keys, self.column)
+            mask[self.rows[equal]] = False
+        else:
+            mask[self.rows[condition.holds(self.keys, self.column)]] = True
+        return mask
+
+
 class IndexedCatalogue:
     """The product of each row of an index version, and filters over them; computed on demand."""
 
     def __init__(self, version: Version, catalogue: Catalogue) -> None:
         self.version = version
         self.catalogue = catalogue
-        self._columns: dict[str, tuple[NDArray[np.object_], NDArray[np.float64]]] = {}
+        self._columns: dict[str, _Values] = {}
         self._lock = threading.Lock()
         self._masks: LRUCache[tuple[Condition, ...], NDArray[np.bool_]] = LRUCache(MAX_MASKS)
 
@@ -78,7 +109,7 @@ class IndexedCatalogue:
 
     def vector_of(self, product_id: str) -> NDArray[np.float32] | None:
         """Return the (d,) unit mean of a product's images; None for one that is not indexed."""
-        rows = self._rows.get(product_id)
+        rows = self._rows.get(nfc(product_id))
         if rows is None:
             return None
         mean = np.asarray(self.version.vectors[rows]).mean(axis=0)
@@ -87,7 +118,7 @@ class IndexedCatalogue:
 
     def filenames_of(self, product_id: str) -> list[str]:
         """Return a product's images; none for one that is not indexed."""
-        return [self.version.paths[row] for row in self._rows.get(product_id, ())]
+        return [self.version.paths[row] for row in self._rows.get(nfc(product_id), ())]
 
     def allowed(self, conditions: Sequence[Condition]) -> NDArray[np.bool_] | None:
         """Return the (n,) rows whose product meets all conditions; None where there are none.
@@ -103,10 +134,32 @@ class IndexedCatalogue:
         if mask is None:
             mask = np.ones(len(self.version.paths), bool)
             for condition in key:
-                mask &= condition.holds(*self._column(condition.column))
+                mask &= self._column(condition.column).rows_where(condition, len(mask))
             with self._lock:
                 self._masks[key] = mask
         return mask
+
+    def count(self, conditions: Sequence[Condition], without: Collection[str] = ()) -> int | None:
+        """Count the products that meet all conditions; None where that would take seconds.
+
+        Args:
+            without: products that are not counted.
+        """
+        mask = self.allowed(conditions)
+        if mask is None:
+            if len(self.version.paths) > MAX_COUNTED:
+                return None
+            return len(self._rows.keys() - set(without))
+        rows = np.flatnonzero(mask)
+        return len({self.products[row] for row in rows.tolist()} - set(without))
+
+    def require_column(self, name: str) -> Column:
+        """Return a column that a product has.
+
+        Raises:
+            WrongUse: none has.
+        """
+        return self._column(name).column
 
     @cached_property
     def products(self) -> list[str]:
@@ -120,35 +173,39 @@ class IndexedCatalogue:
             rows.setdefault(product_id, []).append(row)
         return rows
 
-    def _column(self, name: str) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    def _column(self, name: str) -> _Values:
+        """Return the values of a column, those of variants too."""
         if name in self._columns:
             return self._columns[name]
-        values: dict[str, Value]
+        values: dict[str, list[Value]]
         if name == PRODUCT_ID:
-            values = dict(zip(self.products, self.products, strict=True))
+            values = {product: [product] for product in self._rows}
+            column = Column(name)
         else:
-            facts = {product: self.catalogue.facts(product) for product in self._rows}
-            values = {product: row[name] for product, row in facts.items() if name in row}
-            if not values:
-                raise WrongUse(
-                    self._no_column(name, {column for row in facts.values() for column in row})
-                )
-        texts = np.full(len(self.products), None, object)
-        numbers = np.full(len(self.products), np.nan)
-        for product_id, value in values.items():
-            number = to_number(value)
-            text = str(value).casefold()
-            for row in self._rows[product_id]:
-                texts[row] = text
-                if number is not None:
-                    numbers[row] = number
-        self._columns[name] = texts, numbers
-        return texts, numbers
+            known = {product: self.catalogue.values(product) for product in self._rows}
+            values = {product: row[name] for product, row in known.items() if name in row}
+            if not values and name not in self.catalogue.columns:
+                columns = {column for row in known.values() for column in row}
+                raise WrongUse(self._no_column(name, columns | self.catalogue.columns.keys()))
+            column = self.catalogue.column(name, chain.from_iterable(values.values()))
+        rows, keys, has_value = list[int](), list[str | float](), list[int]()
+        for product_id, several in values.items():
+            has_value += self._rows[product_id]
+            for value in several:
+                key = column.key(value)
+                if key is not None:
+                    rows += self._rows[product_id]
+                    keys += [key] * len(self._rows[product_id])
+        kind = np.float64 if column.type in (Type.NUMBER, Type.DATE) else object
+        self._columns[name] = _Values(
+            column, np.array(rows, np.int64), np.array(keys, kind), np.array(has_value, np.int64)
+        )
+        return self._columns[name]
 
     def _no_column(self, name: str, columns: set[str]) -> str:
         if not columns:
             return (
                 f"Unknown column {quote(name)}: the products of index {self.version.name} have no "
-                "columns yet. 'imgrec import-products FILE' imports them."
+                "columns yet. 'imgrec import-catalogue FILE' imports them."
             )
         return f"Unknown column {quote(name)}. Available columns: {', '.join(sorted(columns))}."

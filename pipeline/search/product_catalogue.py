@@ -1,31 +1,32 @@
-"""What a shop knows about its products: read from a file, looked up, and asked with conditions."""
+"""What a shop knows about its products: looked up, and asked with conditions."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import WrongUse, quote
+from pipeline.feeds.columns import Column, Type, TypeFinder, Value, text_of
+from pipeline.feeds.numbers import read_number
+from pipeline.names import nfc
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Value = str | int | float | bool
 Facts = dict[str, Value]
+Key = str | float
 
-PRODUCT_ID, IMAGE = "product_id", "image"
-MAX_TEXT = 10_000  # characters of one value
 # Spaces are stripped afterwards: a pattern that skips them tries every split of a long blank text.
-CONDITION = re.compile(r"([^<>=!]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
+CONDITION = re.compile(
+    r'(\s*"[^"]+"\s*|[^<>=!]+)(==|=<|=>|<>|<=|>=|!=|=|<|>)(?![<>=!])(.*)', re.DOTALL
+)
+SAME = {"==": "=", "<>": "!=", "=<": "<=", "=>": ">="}  # as other languages write them
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -34,15 +35,8 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-
-
-@dataclass(frozen=True)
-class Product:
-    """One product of a catalogue file; `images` are paths below the products folder."""
-
-    product_id: str
-    facts: Facts
-    images: tuple[str, ...] = ()
+EXPONENT = re.compile(r"[-+]?[0-9]{1,15}(\.[0-9]{1,15})?[eE][-+]?[0-9]{1,2}")
+YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,8 @@ class Catalogue:
     revision: int = 0
     facts_json: Mapping[str, str] = field(default_factory=dict)
     by_image: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    variants_json: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def product_of(self, filename: str) -> str:
         """Name the product that an image shows.
@@ -60,6 +56,7 @@ class Catalogue:
         suffix, else the one that is called like the nearest folder that it lies in; an image that
         no product claims is a product of its own.
         """
+        filename = nfc(filename)
         listed = self.by_image.get(filename)
         if listed is not None:
             return listed
@@ -76,8 +73,34 @@ class Catalogue:
 
     def facts(self, product_id: str) -> Facts:
         """Return what is known about a product; nothing, if it was not imported."""
-        found: Facts = json.loads(self.facts_json.get(product_id, "{}"))
-        return found
+        facts: Facts = json.loads(self.facts_json.get(nfc(product_id), "{}"))
+        return facts
+
+    def values(self, product_id: str) -> dict[str, list[Value]]:
+        """Return the values of each column: those of the product, then of its variants."""
+        values = {name: [value] for name, value in self.facts(product_id).items()}
+        for variant in self.variants_json.get(product_id, ()):
+            for name, value in json.loads(variant).items():
+                if value not in values.setdefault(name, []):
+                    values[name].append(value)
+        return values
+
+    def varying(self, product_id: str) -> dict[str, list[Value]]:
+        """Return the values of the columns in which a product's variants differ."""
+        if product_id not in self.variants_json:
+            return {}
+        values = self.values(product_id)
+        return {name: several for name, several in values.items() if len(several) > 1}
+
+    def column(self, name: str, values: Iterable[Value]) -> Column:
+        """Return a column; that of an older catalogue has the type that its values show."""
+        column = self.columns.get(name)
+        if column is not None:
+            return column
+        finder = TypeFinder(name)
+        for value in values:
+            finder.add(text_of(value))
+        return finder.column()
 
 
 @dataclass(frozen=True)
@@ -95,179 +118,76 @@ class Condition:
         Raises:
             WrongUse: it is none.
         """
-        found = CONDITION.fullmatch(text)
-        column, sign, value = (part.strip() for part in found.groups()) if found else ("", "", "")
-        if not column:
+        match = CONDITION.fullmatch(text)
+        column, sign, value = (part.strip() for part in match.groups()) if match else ("", "", "")
+        if len(column) > 2 and column[0] == column[-1] == '"':
+            column = column[1:-1]
+        if len(value) > 2 and value[0] == value[-1] == '"':
+            value = value[1:-1]
+        if not column or not value:
             raise WrongUse(
                 f"Invalid condition {quote(text)}: write COLUMN=VALUE, or one of !=, <, <=, "
-                "> and >= in place of =."
+                '> and >= in place of =. Names and values that contain such signs stand in "".'
             )
-        return cls(column, sign, value)
+        return cls(unicodedata.normalize("NFC", column), SAME.get(sign, sign), value)
 
-    def holds(self, texts: NDArray[np.object_], numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Compare a column -> (n,); where there is no value, nothing holds.
+    def bound(self, column: Column) -> Key:
+        """Return the value as the values of the column are compared.
 
-        Two numbers are compared as numbers, everything else as text without regard to case.
+        Raises:
+            WrongUse: the value or the sign does not fit the column's type.
+        """
+        is_ = f"The column {quote(self.column)} is {column.type.noun}"
+        if self.sign not in ("=", "!=") and column.type not in (Type.NUMBER, Type.DATE):
+            raise WrongUse(
+                f"{is_}: '{self.sign}' does not apply to it, only = and != do. 'import-catalogue "
+                f"FILE --type {self.column}=number' makes it a number."
+            )
+        if column.type == Type.NUMBER:
+            return self._number(is_)
+        if column.type == Type.BOOLEAN:
+            value = self.value.casefold()
+            if value not in (*YES, *NO):
+                raise WrongUse(f"{is_}: {quote(self.value)} is neither true nor false.")
+            return "true" if value in YES else "false"
+        key = column.key(self.value)
+        if key is None:
+            raise WrongUse(
+                f"{is_}: {quote(self.value)} is none. Write it like 2026-01-31 or "
+                "2026-01-31T12:00:00."
+            )
+        return key
+
+    def holds(self, keys: NDArray[Any], column: Column) -> NDArray[np.bool_]:
+        """Compare the keys of a column's values -> (n,).
 
         Args:
-            texts: (n,) casefolded text, None where there is no value.
-            numbers: (n,) the same as numbers, NaN where it is none.
+            keys: (n,) numbers or texts, see `Column.key`.
+
+        Raises:
+            WrongUse: see `bound`.
         """
         import numpy as np  # not at the top: the command line only reads conditions
 
-        compare, wanted = COMPARE[self.sign], to_number(self.value)
-        known = np.array([text is not None for text in texts], bool)
-        if self.sign in ("=", "!="):
-            same = np.array([text == self.value.casefold() for text in texts], bool)
-            if wanted is not None:
-                same |= numbers == wanted
-            equal: NDArray[np.bool_] = known & (same if self.sign == "=" else ~same)
-            return equal
-        if wanted is not None:
-            found: NDArray[np.bool_] = compare(numbers, wanted)  # NaN is neither less nor more
-            return found
-        text = self.value.casefold()
-        return np.array([t is not None and bool(compare(t, text)) for t in texts], bool)
+        same: NDArray[np.bool_] = np.asarray(COMPARE[self.sign](keys, self.bound(column)), bool)
+        return same
 
-
-def to_number(value: Value) -> float | None:
-    """Return a value as a finite number, or None."""
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def read_products(file: Path) -> list[Product]:
-    """Read a .csv (first line: columns) or .jsonl file with a column `product_id`.
-
-    A column `image` names an image below the products folder; a product of several images has a row
-    for each, whose other columns may be left empty.
-
-    Raises:
-        WrongUse: naming the file and the line.
-    """
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows}
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        raise WrongUse(f"The file '{file}' is neither .csv nor .jsonl.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise WrongUse(f"The file '{file}' is not UTF-8 (byte {error.start}).") from error
-    except OSError as error:
-        raise WrongUse(f"The file '{file}' cannot be read: {error.strerror}.") from error
-    try:
-        products = _collect(reader(text))
-    except _Mistake as mistake:
-        raise WrongUse(f"The file '{file}' cannot be imported: {mistake}.") from mistake
-    if not products:
-        raise WrongUse(f"The file '{file}' contains no products.")
-    return products
-
-
-class _Mistake(Exception):
-    """What is wrong with a file, and in which line."""
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        columns = [column.strip() for column in next(reader, [])]
-        if PRODUCT_ID not in columns:
-            raise _Mistake(f"line 1 has no column '{PRODUCT_ID}'")
-        if len(set(columns)) < len(columns) or "" in columns:
-            raise _Mistake("line 1 has a duplicate or empty column name")
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(columns):
-                line = f"line {reader.line_num} has {len(cells)} cells"
-                raise _Mistake(f"{line}, but the header has {len(columns)}")
-            yield reader.line_num, dict(zip(columns, cells, strict=True))
-    except csv.Error as error:
-        raise _Mistake(f"line {reader.line_num}: {error}") from error
-
-
-def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines(): a line separator of Unicode may stand within a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _Mistake(f"line {number} is not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise _Mistake(f"line {number} is not a JSON object")
-        yield number, row
-
-
-def _collect(rows: Iterable[tuple[int, dict[str, Any]]]) -> list[Product]:
-    facts: dict[str, Facts] = {}
-    images: dict[str, list[str]] = {}
-    owner: dict[str, str] = {}
-    for line, row in rows:
-        product_id = _product_id(row.pop(PRODUCT_ID, None), line)
-        image = row.pop(IMAGE, None)
-        values = {str(k): _value(v, k, line) for k, v in row.items() if v not in (None, "")}
-        if image not in (None, ""):
-            path = _image(image, line)
-            if owner.setdefault(path, product_id) != product_id:
-                raise _Mistake(
-                    f"line {line}: '{path}' is already an image of product '{owner[path]}'"
-                )
-            images.setdefault(product_id, []).append(path)
-        elif product_id in facts:
-            raise _Mistake(f"line {line}: product '{product_id}' is listed twice")
-        known = facts.setdefault(product_id, {})
-        for column, value in values.items():
-            if known.setdefault(column, value) != value:
-                reason = (
-                    f"'{column}' of product '{product_id}' is '{value}', before '{known[column]}'"
-                )
-                raise _Mistake(f"line {line}: {reason}")
-    return [
-        Product(product_id, known, tuple(dict.fromkeys(images.get(product_id, ()))))
-        for product_id, known in facts.items()
-    ]
-
-
-def _product_id(value: Any, line: int) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise _Mistake(f"line {line} has no {PRODUCT_ID}")
-    return _text(value.strip(), PRODUCT_ID, line)
-
-
-def _image(value: Any, line: int) -> str:
-    if not isinstance(value, str):
-        raise _Mistake(f"line {line}: '{IMAGE}' is not a string")
-    path = PurePosixPath(_text(value.strip(), IMAGE, line).replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
-        raise _Mistake(f"line {line}: the image '{path}' is not below the products folder")
-    return str(path)
-
-
-def _value(value: Any, column: Any, line: int) -> Value:
-    if not isinstance(value, str | int | float | bool):
-        raise _Mistake(f"line {line}: '{column}' is not a string, a number or a boolean")
-    if isinstance(value, str):
-        return _text(value.strip(), str(column), line)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _Mistake(f"line {line}: '{column}' is not a finite number")
-    return value
-
-
-def _text(value: str, column: str, line: int) -> str:
-    if len(value) > MAX_TEXT:
-        raise _Mistake(f"line {line}: '{column}' has more than {MAX_TEXT:,} characters")
-    if "\0" in value:  # which PostgreSQL refuses to store
-        raise _Mistake(f"line {line}: '{column}' contains a NUL character")
-    return value
+    def _number(self, is_: str) -> float:
+        """Read the bound of a comparison with numbers."""
+        number = read_number(self.value)
+        if number is None and EXPONENT.fullmatch(self.value):
+            return float(self.value)
+        value = number.value(".") if number else None
+        if number is None or value is None:
+            raise WrongUse(f"{is_}: {quote(self.value)} is not one.")
+        if number.currency:
+            raise WrongUse(
+                f"{is_}: leave out the currency of {quote(self.value)}. --where "
+                f"'{self.column}_currency={number.currency}' chooses a currency."
+            )
+        if number.either == ",":
+            raise WrongUse(
+                f"{is_}: {quote(self.value)} can be read in two ways. Write {number.digits} or "
+                f"{self.value.replace(',', '.')}."
+            )
+        return float(value)

@@ -22,7 +22,10 @@ OPTIONS = {
     "feedback": "demote-disliked",
     "min_score": "min-score",
     "top_k": "top-k",
+    "index_version": "index-version",
 }
+MAX_OFFSET = 10_000
+MAX_PRODUCTS = 20
 
 
 def _between(low: float, high: float) -> AfterValidator:
@@ -57,9 +60,24 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _box(value: tuple[float, ...]) -> tuple[float, ...]:
+    x, y, width, height = value
+    inside = x >= 0 and y >= 0 and x + width <= 1 + 1e-6 and y + height <= 1 + 1e-6
+    if not (inside and width > 0 and height > 0):  # NaN is none of it
+        raise ValueError("must be x,y,width,height inside the image, each between 0 and 1")
+    return value
+
+
+def _sort_column(text: str) -> str:
+    if text in ("-", "+"):
+        raise ValueError("must be a column, or a column with '-' before it")
+    return text
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_nul)]
 Words = Annotated[Text, AfterValidator(_not_blank)]
 Share = Annotated[float, _between(0, 1)]
+Box = Annotated[tuple[float, float, float, float], AfterValidator(_box), Field(strict=False)]
 
 
 class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -70,12 +88,19 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
         without: search away from this.
         weight: share of `text` and `without` beside an image or product.
         product: query with the images of this product.
+        products: query with these products and their weights, beside an image, too.
+        box: search for this part of the image only: x, y, width and height as fractions of it.
         where: conditions on the products' facts; all must hold.
         diverse: 0 ranks by similarity alone, 1 by difference from better matches (MMR).
         min_score: matches below are left out; "auto": below what random pairs reach.
         user: personalize for this user.
         feedback: demote products that many users disliked.
         explain: return the parts of each match's value.
+        offset: skip so many matches.
+        sort: rank the best matches by this column of the products' facts; descending after `-`.
+        fields: return these columns only; None returns all.
+        total: count all matches, where that is possible.
+        index_version: ask this version; empty: the published one.
 
     Raises:
         WrongUse: a value is invalid; the sentence names its option.
@@ -95,6 +120,16 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
     user: Text = ""
     feedback: bool = False
     explain: bool = False
+    products: Annotated[
+        dict[Annotated[Text, Field(min_length=1)], Annotated[float, _between(-1, 1)]],
+        Field(max_length=MAX_PRODUCTS),
+    ] = Field(default_factory=dict)
+    box: Box | None = None
+    offset: Annotated[int, _between(0, MAX_OFFSET)] = 0
+    sort: Annotated[Text, AfterValidator(_sort_column)] = ""
+    fields: Annotated[tuple[Text, ...] | None, Field(max_length=100, strict=False)] = None
+    total: bool = False
+    index_version: Annotated[Text, Field(max_length=20)] = ""
 
     @validate_model(mode="wrap")
     @classmethod
@@ -135,6 +170,11 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
         """Return a string that is equal for equal queries, as part of a cache key."""
         return self.model_dump_json()
 
+    @property
+    def own_products(self) -> frozenset[str]:
+        """The products that the query is made of, which are no matches of it."""
+        return frozenset({self.product, *self.products} - {""})
+
     def require_subject(self, has_image: bool) -> None:
         """Refuse a query that names no subject, or two.
 
@@ -143,8 +183,14 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
         """
         if has_image and self.product:
             raise WrongUse("Query with an image or with --product, not with both.")
-        if not (has_image or self.product or self.text):
+        if not (has_image or self.own_products or self.text):
             raise WrongUse("Name an image, or query with --text or --product.")
+        if self.box and not has_image:
+            raise WrongUse("--box is a part of an image: name one.")
+        if self.sort and (self.diverse or self.feedback or self.user):
+            raise WrongUse(
+                "--sort orders by a column: leave out --diversity, --user and --demote-disliked."
+            )
         if self.min_score == AUTO and (self.text or self.without):
             raise WrongUse(
                 "--min-score auto applies to images only: give a number with --text or "

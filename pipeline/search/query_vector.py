@@ -70,7 +70,7 @@ def compose(
     Raises:
         NotFound: the product is not indexed. WrongUse: the vectors cancel out.
     """
-    subject = image if image is not None else _product_vector(query.product, indexed)
+    subject = _subject(query, image, indexed)
     terms: list[tuple[str, float, Vector]] = []
     if subject is not None:
         weight = 1.0 - query.weight if query.text or query.without else 1.0
@@ -92,9 +92,24 @@ def compose(
     )
 
 
-def _product_vector(product_id: str, indexed: IndexedCatalogue) -> Vector | None:
-    if not product_id:
+def _subject(query: Query, image: Vector | None, indexed: IndexedCatalogue) -> Vector | None:
+    """Return the unit vector of the image and the products, each with its weight."""
+    weights = {query.product: 1.0} if query.product else dict(query.products)
+    terms = [] if image is None else [(1.0, image)]
+    terms += [(weight, _product_vector(name, indexed)) for name, weight in weights.items()]
+    if not terms:
         return None
+    if len(terms) == 1 and terms[0][0] > 0:
+        return terms[0][1]
+    total = np.sum([weight * vector.astype(np.float64) for weight, vector in terms], axis=0)
+    length = float(np.linalg.norm(total))
+    if length < 1e-6:
+        raise WrongUse("The image and the products of the query cancel each other out.")
+    unit: Vector = (total / length).astype(np.float32)
+    return unit
+
+
+def _product_vector(product_id: str, indexed: IndexedCatalogue) -> Vector:
     vector = indexed.vector_of(product_id)
     if vector is None:
         raise NotFound(

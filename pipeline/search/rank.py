@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.feeds.columns import Value, fold_text, text_of
+from pipeline.feeds.names import PRODUCT_ID
 from pipeline.index.live_index import OpenIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import AUTO, Query
@@ -20,8 +22,12 @@ Vector = NDArray[np.float32]
 # Part of the key of a cached result: count it up when the same query would rank otherwise.
 VERSION = 2
 
-# Ranking by more than similarity chooses among this many of the most similar products.
-POOL, POOL_PER_MATCH = 50, 5
+# Similarity alone decides between blocks of products: the 50 most similar, the next 200, 1,000, ...
+# Within a block, feedback and diversity may change the order. So the rank of a product depends on
+# nothing that differs from page to page.
+BLOCK, BLOCK_GROWTH = 50, 5
+SCORE_DIGITS = 6  # what float32 sums of some hundred products carry
+SORTED = 1000  # `sort` orders so many of the best matches
 # For --min-score auto: the share of random pairs that a match must be more similar than. Measured
 # with imgrec-mini on 200 drawn products and on 400 photos of clothing: of images of the same kind,
 # 100 and 83 % have a match above it; of other things, 0 to 3 %. At 0.99: 84 and 52 %.
@@ -46,11 +52,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """Matches as the contract defines them; `vector` is the query's, (d,) of unit length."""
+    """Matches as the contract defines them; `vector` is the query's, (d,) of unit length.
+
+    total: the number of matches on all pages; None where it is not known.
+    """
 
     matches: list[dict[str, Any]]
     min_score: float | None
     vector: Vector
+    total: int | None = None
 
 
 def recommend(
@@ -72,12 +82,15 @@ def recommend(
         adjustment = _adjustment(vector, query.user, feedback, indexed, quantiles)
     if adjustment.moved is not None:
         search_vector = adjustment.moved
-    pool = query.top_k
-    if feedback is not None or query.diverse:
-        pool = max(POOL, POOL_PER_MATCH * query.top_k)
-    candidates = _candidates(query, index, indexed, search_vector, pool)
+    reranks = search_vector is not vector or bool(adjustment.penalties) or bool(query.diverse)
+    minimum = quantiles[RANDOM_QUANTILE] if query.min_score == AUTO else query.min_score
+    end = SORTED if query.sort else query.offset + query.top_k
+    for name in query.fields or ():
+        indexed.require_column(name)
+    listing = Listing(index, indexed, query, search_vector)
+    candidates = listing.first(_block_end(end) if reranks else end)
     vectors = index.version.vectors
-    if search_vector is not vector or adjustment.penalties or query.diverse or query.explain:
+    if reranks:
         for candidate in candidates:
             product = np.asarray(vectors[candidate.row])
             if search_vector is not vector:  # the search returned the moved query's scores
@@ -86,17 +99,26 @@ def recommend(
                 **query_vector.parts(product, candidate.score),
                 **adjustment.parts(candidate.product_id, product),
             }
-        candidates.sort(key=lambda candidate: -candidate.value)  # stable
-    limit = quantiles[RANDOM_QUANTILE] if query.min_score == AUTO else query.min_score
-    if limit is not None:
-        candidates = [candidate for candidate in candidates if candidate.score >= float(limit)]
-    if query.diverse:
-        candidates = diversify(candidates, vectors, query.diverse, query.top_k)
+        candidates = _rerank_blocks(candidates, vectors, query.diverse)
+    good = [each for each in candidates if minimum is None or each.score >= float(minimum)]
+    if query.sort:
+        good = _sorted_by_column(good, query.sort, indexed)
+    page = good[query.offset : query.offset + query.top_k]
+    if query.explain and not reranks:
+        for candidate in page:
+            product = np.asarray(vectors[candidate.row])
+            candidate.parts = query_vector.parts(product, candidate.score)
     matches = [
-        _match(rank, candidate, indexed, query.explain)
-        for rank, candidate in enumerate(candidates[: query.top_k], start=1)
+        _match(rank, candidate, indexed, query)
+        for rank, candidate in enumerate(page, start=query.offset + 1)
     ]
-    return Answer(matches, None if limit is None else round(float(limit), 6), vector)
+    total = None
+    if query.total:
+        if query.sort or listing.complete or (listing.exact and len(good) < len(candidates)):
+            total = len(good)
+        elif minimum is None:
+            total = indexed.count(query.conditions, query.own_products)
+    return Answer(matches, None if minimum is None else round(float(minimum), 6), vector, total)
 
 
 def rerank(
@@ -133,21 +155,126 @@ def _adjustment(
     return adjust(vector, similar, user, quantiles["0.5"], indexed.vector_of)
 
 
-def _candidates(
-    query: Query, index: OpenIndex, indexed: IndexedCatalogue, vector: Vector, count: int
+class Listing:
+    """The products of an index in the order of a query's search; never the query's own.
+
+    A longer list begins with the shorter one, whatever was asked before.
+    """
+
+    def __init__(
+        self, index: OpenIndex, indexed: IndexedCatalogue, query: Query, vector: Vector
+    ) -> None:
+        self._index, self._indexed, self._vector = index, indexed, vector
+        self._own = query.own_products
+        self._allowed = indexed.allowed(query.conditions)
+        # Otherwise a deeper search may rank the first rows anew: it looks at more lists, or scores
+        # more rows exactly.
+        self.exact = not index.kind.nlist and not index.kind.rerank
+        self.complete = False  # whether `first` has returned all there are
+
+    def first(self, count: int) -> list[Candidate]:
+        """Return the first `count` products, fewer if there are no more."""
+        if self.exact:
+            return self._exact(count)
+        listed: dict[str, Candidate] = {}
+        size = BLOCK
+        while not self.complete:
+            block = [each for each in self._search(size) if each.product_id not in listed]
+            listed |= {candidate.product_id: candidate for candidate in block}
+            if len(listed) >= count:
+                break
+            size *= BLOCK_GROWTH
+        candidates = list(listed.values())
+        self.complete = self.complete and len(candidates) <= count
+        return candidates[:count]
+
+    def _exact(self, count: int) -> list[Candidate]:
+        """Search so deep that no product of the same score as the last one is missed."""
+        depth = count + 1
+        while True:
+            candidates = self._search(depth)
+            if self.complete or _by_score(candidates[count - 1])[0] < _by_score(candidates[-1])[0]:
+                break
+            depth *= 2
+        self.complete = self.complete and len(candidates) <= count
+        return candidates[:count]
+
+    def _search(self, count: int) -> list[Candidate]:
+        """Search ever deeper until there are `count` products or no more."""
+        by_product: dict[str, Candidate] = {}
+        self.complete = True
+        for hits in self._index.search_deepening(
+            self._vector, count + len(self._own), self._allowed
+        ):
+            by_product = {}
+            for row, score in hits:
+                product_id = self._indexed.product_of(row)
+                if product_id not in self._own:
+                    by_product.setdefault(product_id, Candidate(row, product_id, score))
+            if len(by_product) >= count:
+                self.complete = False
+                break
+        # Equal scores come in any order from the search.
+        candidates = sorted(by_product.values(), key=_by_score)
+        return candidates if self.complete else candidates[:count]
+
+
+def _by_score(candidate: Candidate) -> tuple[float, str]:
+    """Sort by score, then id; in the last digits equal vectors differ by their place in a file."""
+    return -round(candidate.score, SCORE_DIGITS), candidate.product_id
+
+
+def _block_end(count: int) -> int:
+    """Return the end of the block that the place before `count` is in."""
+    end = BLOCK
+    while end < count:
+        end *= BLOCK_GROWTH
+    return end
+
+
+def _rerank_blocks(
+    candidates: Sequence[Candidate], vectors: Vector, diversity: float
 ) -> list[Candidate]:
-    """Search ever deeper until there are `count` products or no more; never the query's own."""
-    allowed = indexed.allowed(query.conditions)
-    by_product: dict[str, Candidate] = {}
-    for hits in index.search_deepening(vector, count + bool(query.product), allowed):
-        by_product = {}
-        for row, score in hits:
-            product_id = indexed.product_of(row)
-            if product_id != query.product:
-                by_product.setdefault(product_id, Candidate(row, product_id, score))
-        if len(by_product) >= count:
-            break
-    return list(by_product.values())[:count]
+    """Order each block by the candidates' values, and for diversity."""
+    ordered: list[Candidate] = []
+    while len(ordered) < len(candidates):
+        block = list(candidates[len(ordered) : _block_end(len(ordered) + 1)])
+        block.sort(key=lambda candidate: (-candidate.value, candidate.product_id))
+        if diversity:
+            block = diversify(block, vectors, diversity, len(block))
+        ordered += block
+    return ordered
+
+
+def _sorted_by_column(
+    candidates: Sequence[Candidate], sort: str, indexed: IndexedCatalogue
+) -> list[Candidate]:
+    """Order by a fact as its column's type says, then by what does not fit the type.
+
+    Products without it come last in either direction.
+    """
+    name, descending = sort.removeprefix("-"), sort.startswith("-")
+    column = indexed.require_column(name)
+    numbers: list[tuple[float, Candidate]] = []
+    texts: list[tuple[str, Candidate]] = []
+    missing: list[Candidate] = []
+    for candidate in sorted(candidates, key=_by_score):  # sorting is stable, also in reverse
+        value: Value | None = candidate.product_id
+        if name != PRODUCT_ID:
+            value = indexed.catalogue.facts(candidate.product_id).get(name)
+        key = None if value is None else column.key(value)
+        if value is None:
+            missing.append(candidate)
+        elif isinstance(key, float):
+            numbers.append((key, candidate))
+        else:
+            texts.append((fold_text(text_of(value)), candidate))
+    numbers.sort(key=lambda pair: pair[0], reverse=descending)
+    texts.sort(key=lambda pair: pair[0], reverse=descending)
+    known = [candidate for _, candidate in (*numbers, *texts)]
+    if descending:
+        known = [candidate for _, candidate in (*texts, *numbers)]
+    return [*known, *missing]
 
 
 def diversify(
@@ -176,10 +303,9 @@ def diversify(
 
 
 def _match(
-    rank: int, candidate: Candidate, indexed: IndexedCatalogue, explain: bool
+    rank: int, candidate: Candidate, indexed: IndexedCatalogue, query: Query
 ) -> dict[str, Any]:
-    # Six digits: what float32 sums of some hundred products carry.
-    score = round(candidate.score, 6)
+    score = round(candidate.score, SCORE_DIGITS)
     match: dict[str, Any] = {
         "rank": rank,
         "product_id": candidate.product_id,
@@ -188,9 +314,16 @@ def _match(
         "distance": round(1.0 - score, 6),
     }
     facts = indexed.catalogue.facts(candidate.product_id)
+    if query.fields is not None:
+        facts = {name: value for name, value in facts.items() if name in query.fields}
     if facts:
         match["product"] = facts
-    if explain:
+    varying = indexed.catalogue.varying(candidate.product_id)
+    if query.fields is not None:
+        varying = {name: values for name, values in varying.items() if name in query.fields}
+    if varying:
+        match["variants"] = varying
+    if query.explain:
         parts = {name: round(value, 6) for name, value in candidate.parts.items()}
         match["explain"] = {**parts, "total": round(candidate.value, 6)}
     return match

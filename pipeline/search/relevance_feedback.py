@@ -57,7 +57,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class LoggedQuery:
-    """One answered query; `matches` are (product id, score), best first."""
+    """One answered query; `matches` are (product id, score), best first, from `first_rank` on."""
 
     query_id: str
     asked_at: float
@@ -66,6 +66,7 @@ class LoggedQuery:
     fingerprint: str
     matches: tuple[tuple[str, float], ...]
     vector: Vector
+    first_rank: int = 1  # of the page that was shown
 
 
 class FeedbackIndex:
@@ -209,14 +210,17 @@ def report(
         best = by_query.setdefault(entry.query_id, {})
         if GAINS[entry.action] >= GAINS[best.get(entry.product_id, DISLIKE)]:
             best[entry.product_id] = entry.action
-    depth = max((len(query.matches) for query in queries), default=0)
+    depth = max((query.first_rank - 1 + len(query.matches) for query in queries), default=0)
     n_shown, n_taken = np.zeros(depth, int), np.zeros(depth, int)
     before, after = [], []
     for query in queries:
         best = by_query.get(query.query_id, {})
         gains = [GAINS[best.get(product_id, DISLIKE)] for product_id, _ in query.matches]
-        n_shown[: len(gains)] += 1
-        n_taken[: len(gains)] += np.array(gains, int) > 0
+        page = slice(query.first_rank - 1, query.first_rank - 1 + len(gains))
+        n_shown[page] += 1
+        n_taken[page] += np.array(gains, int) > 0
+        if query.first_rank > 1:
+            continue  # a later page says nothing about the best ranks
         values = rerank(query) if any(gains) else None
         plain = ndcg(_sorted_by(gains, [score for _, score in query.matches]))
         if plain is not None and values is not None:

@@ -115,6 +115,22 @@ class Cache:
             since = float(stats[b"since"]) if b"since" in stats else None
             return since, [self._describe(kind, stats) for kind in KINDS]
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return the hits and misses of each kind.
+
+        Raises:
+            ServerUnavailable: the cache's server does not answer.
+        """
+        with _translate_errors(self._url):
+            stats: Any = self._redis.hgetall(STATS)
+        return {
+            kind: (
+                int(stats.get(f"{kind}.hits".encode(), 0)),
+                int(stats.get(f"{kind}.misses".encode(), 0)),
+            )
+            for kind in KINDS
+        }
+
     def clear(self, kind: str | None = None) -> int:
         """Delete what is kept, of a kind or of all; return the number of keys.
 

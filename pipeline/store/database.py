@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from pipeline.errors import ImgrecError
+from pipeline.errors import DatabaseFailed, ImgrecError
 from pipeline.store.backend import Backend, Transaction
 
 SQLITE = "sqlite:///"
@@ -56,8 +56,12 @@ class Database:
                         _migrate(tx)
                 self._backend.keep_open()
                 self._ready = True
-        with self._backend.transaction(read_only) as tx:
-            yield tx
+        try:
+            with self._backend.transaction(read_only) as tx:
+                yield tx
+        except DatabaseFailed:
+            self._ready = False  # an empty one may have taken its place: look again
+            raise
 
     def revision(self, name: str) -> int:
         """Return how often something was changed, see `count_change`."""

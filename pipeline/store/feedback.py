@@ -20,6 +20,8 @@ NEWEST = 20_000
 LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
 OPPOSITE = {"like": DISLIKE, DISLIKE: "like"}
 
+CLOCKS_AGREE_S = 1.0
+
 
 class FeedbackLog:
     """What was shown, and what people made of it."""
@@ -29,29 +31,36 @@ class FeedbackLog:
 
     def put_queries(self, queries: Sequence[LoggedQuery]) -> None:
         """Log answered queries; one that is there already stays as it is."""
-        rows = [
-            (
-                query.query_id,
-                query.asked_at,
-                query.user,
-                query.index_version,
-                query.fingerprint,
-                json.dumps(query.matches),
-                np.asarray(query.vector, "<f4").tobytes(),
-            )
-            for query in queries
-        ]
         with self._database.transaction() as tx:
+            ahead = time.time() - float(tx.rows("SELECT now_s() AS now")[0]["now"])
             tx.many(
-                "INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (query_id) DO NOTHING",
-                rows,
+                [
+                    (
+                        query.query_id,
+                        # By the database's clock, which those who give feedback read, too.
+                        query.asked_at - (ahead if abs(ahead) > CLOCKS_AGREE_S else 0.0),
+                        query.user,
+                        query.index_version,
+                        query.fingerprint,
+                        json.dumps(query.matches),
+                        np.asarray(query.vector, "<f4").tobytes(),
+                        query.first_rank,
+                    )
+                    for query in queries
+                ],
             )
 
-    def forget_queries(self, before: float) -> None:
-        """Delete what was asked before a time (seconds since the epoch)."""
+    def forget_queries(self, days: float) -> None:
+        """Delete what was asked so many days ago or earlier, by the database's clock."""
         with self._database.transaction() as tx:
-            tx.rows("DELETE FROM queries WHERE asked_at < ?", (before,))
+            tx.rows("DELETE FROM queries WHERE asked_at < now_s() - ?", (days * 86_400,))
+
+    def now(self) -> float:
+        """Return the database's time in seconds since the epoch: hosts need not agree on theirs."""
+        with self._database.transaction(read_only=True) as tx:
+            return float(tx.rows("SELECT now_s() AS now")[0]["now"])
 
     def query(self, query_id: str) -> LoggedQuery | None:
         """Return a logged query, or None."""
@@ -105,7 +114,7 @@ class FeedbackLog:
             user or query.user,
             action,
             now,
-            products.index(product_id) + 1,
+            products.index(product_id) + query.first_rank,
             query.index_version,
             query.fingerprint,
             query.vector,
@@ -165,6 +174,7 @@ def _shown(row: Row) -> LoggedQuery:
         fingerprint=row["fingerprint"],
         matches=matches,
         vector=_vector(row["vector"]),
+        first_rank=int(row["first_rank"]),
     )
 
 

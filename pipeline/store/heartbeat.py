@@ -51,9 +51,11 @@ class Heartbeat:
         else:
             self._ill.unlink(missing_ok=True)
             if self._alive.is_file() and self._said == (state, ""):
-                os.utime(self._alive)  # works on a full disk, too
+                # Works on a full disk, too. By this host's clock: a file server may have another.
+                os.utime(self._alive, (time.time(), time.time()))
             else:
                 write_atomic(self._alive, state.encode())
+                os.utime(self._alive, (time.time(), time.time()))
         self._said = (state, ill)
 
     def end(self) -> None:
@@ -77,6 +79,11 @@ class HeartbeatStatus:
         """Say what is wrong with it; nothing is an empty string."""
         if self.ill:
             return self.ill
+        if self.age_s < -STALE_S:
+            return (
+                f"its last heartbeat is {-self.age_s:.0f} s in the future: the clock was set back, "
+                "and it has given none since"
+            )
         return f"no heartbeat for {self.age_s:.0f} s" if self.age_s > STALE_S else ""
 
 
@@ -90,7 +97,9 @@ def read_heartbeats(folder: Path, host: str) -> list[HeartbeatStatus]:
                 age_s, state = time.time() - file.stat().st_mtime, file.read_text()
             except OSError:  # ill from the start, or it ends right now
                 age_s, state = 0.0, ""
-            heartbeats.append(HeartbeatStatus(file.stem, max(0.0, age_s), state, reason(file)))
+            if -STALE_S <= age_s < 0:
+                age_s = 0.0  # a clock that was set by a little
+            heartbeats.append(HeartbeatStatus(file.stem, age_s, state, reason(file)))
     return heartbeats
 
 

@@ -38,6 +38,7 @@ def to_object(job: Job, progress: Progress) -> dict[str, Any]:
         "reused": progress.reused,
         "skipped": progress.skipped,
         "warnings": progress.warnings,
+        "left_out": job.left_out,
         "index_version": job.index_version,
         "seconds": round(job.seconds, 1),
         "error": job.error,

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.embed.fingerprint import Fingerprint
-from pipeline.errors import SetupError, UnknownJob, WrongUse
+from pipeline.errors import Conflict, ServerUnavailable, SetupError, UnknownJob, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
@@ -25,18 +26,21 @@ from pipeline.store.shards import Shards, StageTimings
 # Of a job's options. Raise it with an option that a worker of the last release must not ignore.
 FORM = 1
 
+Written = TypeVar("Written")
+
 
 @dataclass(frozen=True)
 class Job:
     """One rebuild; times are seconds since the epoch by the database's clock."""
 
     id: str
-    root: Path
+    root: str  # the products folder, or the address of a store
     state: str
     plan_done: bool
     form: int  # of the options
     full: bool
     save_preprocessed: bool
+    left_out: dict[str, int]  # files and folders left out on purpose, by reason; known once planned
     fingerprint: str | None
     fingerprint_summary: str | None
     base_version: str | None
@@ -51,12 +55,13 @@ class Job:
         options = json.loads(row["options"])
         return cls(
             id=row["id"],
-            root=Path(row["root"]),
+            root=row["root"],
             state=row["state"],
             plan_done=bool(row["plan_done"]),
             form=int(options.get("form", FORM)),
             full=bool(options["full"]),
             save_preprocessed=bool(options["save_preprocessed"]),
+            left_out=options.get("left_out", {}),  # absent in jobs of older releases
             fingerprint=row["fingerprint"],
             fingerprint_summary=row["fingerprint_summary"],
             base_version=row["base_version"],
@@ -108,7 +113,7 @@ class MergeClaim:
 
     job: Job
     owner: str
-    attempts: int = 0  # merges of this job that have failed before
+    attempts: int = 1  # starts of this merge that did not end well, with this one
 
     def __str__(self) -> str:
         return f"the merge of job {self.job.id}"
@@ -122,6 +127,26 @@ class Refusals:
     workers: int
 
 
+@dataclass(frozen=True)
+class JobRequest:
+    """A request for a job that may be sent twice: who sent it, under which key, and a digest."""
+
+    client: str
+    key: str
+    digest: str
+
+
+class AlreadyRequested(Conflict):
+    """A request has created its job before."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"This request has already created job {self.job_id}."
+
+
 class Jobs:
     """The rows of `jobs`; those of `shards` are below `shards`."""
 
@@ -133,17 +158,25 @@ class Jobs:
 
     def create(
         self,
-        root: Path,
+        root: str | Path,
         *,
         full: bool,
         save_preprocessed: bool,
         fingerprint: Fingerprint | None,
         base_version: str | None,
         lease_s: float,
+        request: JobRequest | None = None,
+        webhook_url: str | None = None,
     ) -> str:
         """Open a job whose plan is still being written; return its id.
 
+        Args:
+            request: creates one job, however often it is sent within a day.
+            webhook_url: is told when the job has ended.
+
         Raises:
+            AlreadyRequested: the request has created its job.
+            Conflict: its key was used for another request.
             WrongUse: it is the first one of a database that cannot hold every file name.
         """
         options = json.dumps({"form": FORM, "full": full, "save_preprocessed": save_preprocessed})
@@ -172,12 +205,39 @@ class Jobs:
                     "lease_s": lease_s,
                 },
             )
+            if request is not None:
+                tx.rows(QUERIES["forget_job_requests"])
+                values = {**asdict(request), "job_id": job_id}
+                if not tx.rows(QUERIES["add_job_request"], values):
+                    (earlier,) = tx.rows(QUERIES["get_job_request"], values)
+                    raise _repeated(request, earlier)  # and nothing is created
+            if webhook_url:
+                tx.rows(QUERIES["add_webhook"], {"job_id": job_id, "url": webhook_url})
         return job_id
 
-    def finish_plan(self, job_id: str) -> None:
-        """Release the plan to the workers."""
+    def require_new(self, request: JobRequest) -> None:
+        """Check that a request has not created a job yet.
+
+        Raises:
+            AlreadyRequested, Conflict: see `create`.
+        """
+        with self._database.transaction(read_only=True) as tx:
+            rows = tx.rows(QUERIES["get_job_request"], asdict(request))
+        if rows:
+            raise _repeated(request, rows[0])
+
+    def finish_plan(self, job_id: str, left_out: dict[str, int] | None = None) -> None:
+        """Release the plan to the workers.
+
+        Args:
+            left_out: how many files and folders the listing left out on purpose, by reason.
+        """
         with self._database.transaction() as tx:
-            tx.rows(QUERIES["finish_plan"], {"job_id": job_id})
+            (row,) = tx.rows(QUERIES["get_job"], {"job_id": job_id})
+            options = json.loads(row["options"])
+            if left_out:
+                options["left_out"] = left_out
+            tx.rows(QUERIES["finish_plan"], {"job_id": job_id, "options": json.dumps(options)})
 
     def fail_abandoned_plans(self) -> None:
         """End jobs whose planner died before the plan was whole."""
@@ -244,6 +304,20 @@ class Jobs:
             rows = tx.rows(QUERIES["list_referenced_versions"])
         return {row["base_version"] for row in rows}
 
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Count, over all jobs: jobs by state, images by outcome, failures by stage."""
+        with self._database.transaction(read_only=True) as tx:
+            states = tx.rows("SELECT state AS name, COUNT(*) AS n FROM jobs GROUP BY state")
+            (images,) = tx.rows(QUERIES["count_images"])
+            stages = tx.rows(
+                "SELECT stage AS name, COUNT(*) AS n FROM failures WHERE warning = 0 GROUP BY stage"
+            )
+        return {
+            "jobs": {row["name"]: int(row["n"]) for row in states},
+            "images": {name: int(count) for name, count in images.items()},
+            "failures": {row["name"]: int(row["n"]) for row in stages},
+        }
+
     # -- work ------------------------------------------------------------------------------------
 
     def set_fingerprint(self, job_id: str, fingerprint: Fingerprint) -> Job:
@@ -262,8 +336,12 @@ class Jobs:
 
     def set_waiting_reason(self, job_id: str, reason: str) -> None:
         """Tell those who watch what an open job waits for; its next finished shard clears it."""
-        with self._database.transaction() as tx:
-            tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
+
+        def write(text: str) -> None:
+            with self._database.transaction() as tx:
+                tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": text})
+
+        _with_any_text(write, reason)
 
     def add_refusal(self, job_id: str, worker: str, reason: str, within_s: float) -> Refusals:
         """Note that a worker cannot do a job, and tell those who watch.
@@ -275,13 +353,17 @@ class Jobs:
         with self._database.transaction() as tx:
             tx.rows(QUERIES["add_refusal"], values)
             (row,) = tx.rows(QUERIES["get_refusals"], {"job_id": job_id, "within_s": within_s})
-            tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": reason})
+        self.set_waiting_reason(job_id, reason)
         return Refusals(float(row["since_s"]), int(row["workers"]))
 
     def fail_refused(self, job_id: str, error: str) -> bool:
         """End a job that no worker can do; False when one is at work on it, or it has ended."""
-        with self._database.transaction() as tx:
-            return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": error}))
+
+        def write(text: str) -> bool:
+            with self._database.transaction() as tx:
+                return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": text}))
+
+        return _with_any_text(write, error)
 
     def renew_leases(
         self, shards: Mapping[str, int], merges: Collection[str], lease_s: float
@@ -323,7 +405,8 @@ class Jobs:
 
     def release_merge(self, claim: MergeClaim, *, count_attempt: bool) -> None:
         """Give a merge back unfinished."""
-        values = {"job_id": claim.job.id, "owner": claim.owner, "counted": int(count_attempt)}
+        uncounted = 0 if count_attempt else 1
+        values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
         with self._database.transaction() as tx:
             tx.rows(QUERIES["release_merge"], values)
 
@@ -344,11 +427,7 @@ class Jobs:
 
     def fail(self, job_id: str, error: str) -> bool:
         """End a job with the sentence that explains why; False when it had ended before."""
-        try:
-            return self._end(job_id, "failed", None, error)
-        except WrongUse:  # an old database of another encoding; the job must end all the same
-            ascii_only = error.encode("ascii", "backslashreplace").decode()
-            return self._end(job_id, "failed", None, ascii_only)
+        return _with_any_text(lambda text: self._end(job_id, "failed", None, text), error)
 
     def cancel(self, job_id: str) -> bool:
         """Stop a job; workers notice at their next heartbeat. False when it had ended before."""
@@ -394,3 +473,28 @@ class Jobs:
             tx.rows(QUERIES["delete_request_of_job"], values)
             tx.rows(QUERIES["delete_webhook_of_job"], values)
             tx.rows(QUERIES["delete_job"], values)
+
+
+def _with_any_text(write: Callable[[str], Written], text: str) -> Written:
+    """Write a reason; in ASCII where the database cannot hold it: a job must end all the same.
+
+    A NUL, half of a surrogate pair from a file's name, a letter that an old database's encoding
+    lacks: each database refuses them with errors of its own.
+
+    Raises:
+        ServerUnavailable: the database does not answer.
+    """
+    try:
+        return write(text)
+    except ServerUnavailable:
+        raise
+    except Exception:
+        return write(text.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00"))
+
+
+def _repeated(request: JobRequest, earlier: Row) -> Conflict:
+    if earlier["digest"] == request.digest:
+        return AlreadyRequested(earlier["job_id"])
+    return Conflict(
+        f"The Idempotency-Key {request.key[:80]!r} was used for another request: choose a new one."
+    )

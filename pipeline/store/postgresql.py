@@ -20,7 +20,7 @@ from psycopg.pq import Conninfo, ConnStatus, ExecStatus
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from pipeline.errors import ServerUnavailable, WrongUse, one_line
+from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse, one_line
 from pipeline.store.backend import Row, Values
 from pipeline.urls import without_password
 
@@ -46,14 +46,26 @@ REFUSED = re.compile(
     r"\w+ authentication failed.*|\S+: no password supplied|(database|role) \".*\" does not exist"
     r"|no pg_hba.conf entry.*|permission denied for database.*"
 )
-# What a later attempt may not meet again. All else is a bug or bad data.
-RETRYABLE = (
+# SQLSTATEs of a server that is away, full of connections, or refuses the login: all work waits for
+# it, and nothing could be counted there. Whatever else a server that answers says is counted.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+OUTAGES = (
+    "08",  # connection exceptions
+    "28",  # the login is refused
+    "57P",  # the server shuts down or starts
+    "53300",  # too many connections
+    "25006",  # read-only, as a replica is that takes over
+)
+# What is told in a sentence. The rest, like a value that no column takes, is a bug or bad data.
+TROUBLE = (
     psycopg.OperationalError,
     psycopg.InterfaceError,  # lost between two statements
+    psycopg.InternalError,  # with it, a transaction that the server has ended
+    psycopg.NotSupportedError,
     psycopg.errors.InsufficientPrivilege,
-    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
 )
-LIMIT_EXCEEDED = "54"  # an OperationalError, too, and the same at each attempt: a path too long
 # Each failure to connect reaches whoever wanted the connection, as a sentence.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
@@ -115,8 +127,10 @@ class Postgresql:
 
         Raises:
             ServerUnavailable: the server does not answer, refuses us, or was lost on the way.
+            DatabaseFailed: it answers, and cannot do this.
             WrongUse: it cannot hold a text in its encoding.
         """
+        connection = None
         try:
             connection = self._connect()
             try:
@@ -124,10 +138,11 @@ class Postgresql:
                     yield PostgresTransaction(cursor)
             finally:
                 self._pool.putconn(connection)
-        except RETRYABLE as error:
-            if (error.sqlstate or "").startswith(LIMIT_EXCEEDED):
-                raise
-            raise ServerUnavailable(_why(self._shown, error)) from error
+        except TROUBLE as error:
+            lost = connection is None or connection.pgconn.status != ConnStatus.OK
+            if is_outage(error, lost=lost):
+                raise ServerUnavailable(_why(self._shown, error)) from error
+            raise DatabaseFailed(_why_failed(self._shown, error)) from error
         except psycopg.errors.UntranslatableCharacter as error:
             raise WrongUse(
                 f"The database {self._shown} cannot hold this text ({one_line(error)}): use one "
@@ -217,6 +232,34 @@ def _close(pool: ConnectionPool[Any], process: int) -> None:
         pool.close(CLOSE_S)
 
 
+def is_outage(error: psycopg.Error, *, lost: bool) -> bool:
+    """Tell whether an error is one of the server, which comes back, and not of the work.
+
+    Args:
+        lost: the connection is no longer there, or never was.
+    """
+    if isinstance(error, PoolTimeout):
+        return True
+    # libpq's own errors have no SQLSTATE, whether the network failed or the call was wrong.
+    return error.sqlstate.startswith(OUTAGES) if error.sqlstate else lost
+
+
+def _why_failed(address: str, error: psycopg.Error) -> str:
+    """Say why a PostgreSQL that answers cannot do something, and what to do."""
+    reason = one_line(error)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return (
+            f"The database {address} gives this user too few rights ({reason}): make it the owner "
+            "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
+        )
+    if isinstance(error, psycopg.errors.QueryCanceled):
+        return (
+            f"The database {address} has ended a statement ({reason}): raise the statement_timeout "
+            "of this user, e.g. ALTER ROLE NAME SET statement_timeout = '60s'."
+        )
+    return f"The database {address} cannot do this: {reason}. See its log."
+
+
 def _why(address: str, error: psycopg.Error) -> str:
     """Say why a PostgreSQL cannot be used, and what to do."""
     reason = one_line(error)
@@ -225,15 +268,16 @@ def _why(address: str, error: psycopg.Error) -> str:
             f"The database {address} is overloaded: all {POOL_SIZE} connections of this process "
             f"have been in use for {WAIT_S:g} s. Try again."
         )
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return (
-            f"The database {address} gives this user too few rights ({reason}): make it the owner "
-            "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
-        )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return (
             f"The database {address} is read-only ({reason}): DATABASE_URL must name the "
             "primary server."
+        )
+    if "certificate has expired" in reason or "certificate is not yet valid" in reason:
+        return (
+            f"The certificate of the database {address} is not valid now ({reason}): the clock of "
+            f"this machine says {time.strftime('%Y-%m-%d %H:%M %Z')}. Set the clock, or renew the "
+            "certificate."
         )
     refused = REFUSED.search(reason)
     if refused:

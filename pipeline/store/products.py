@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from pipeline.search.product_catalogue import Catalogue, Product
-from pipeline.store.database import Database, count_change
-
-NAME = "products"  # of the revision
+from pipeline.feeds.columns import Type
+from pipeline.feeds.feed import Feed
+from pipeline.search.product_catalogue import Catalogue
+from pipeline.store.catalogue_columns import column_of
+from pipeline.store.catalogue_import import NAME, Outcome, import_feed
+from pipeline.store.database import Database
 
 
 class Products:
@@ -17,29 +18,16 @@ class Products:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def put(self, products: Sequence[Product], *, replace: bool = False) -> None:
-        """Add products or put them in place of those with the same id, all or none.
-
-        Args:
-            replace: forget every other product.
-        """
-        ids = [(product.product_id,) for product in products]
-        images = [(path, p.product_id) for p in products for path in p.images]
-        with self._database.transaction() as tx:
-            if replace:
-                tx.rows("DELETE FROM products")
-                tx.rows("DELETE FROM product_images")
-            else:
-                tx.many("DELETE FROM product_images WHERE product_id = ?", ids)
-                tx.many("DELETE FROM products WHERE product_id = ?", ids)
-            facts = [(p.product_id, json.dumps(p.facts, ensure_ascii=False)) for p in products]
-            tx.many("INSERT INTO products VALUES (?, ?)", facts)
-            tx.many(
-                "INSERT INTO product_images VALUES (?, ?) "
-                "ON CONFLICT (filename) DO UPDATE SET product_id = excluded.product_id",
-                images,
-            )
-            count_change(tx, NAME)
+    def update(
+        self,
+        feed: Feed,
+        types: Mapping[str, Type] | None = None,
+        *,
+        replace: bool = False,
+        dry_run: bool = False,
+    ) -> Outcome:
+        """Import a file, all or nothing, see `import_feed`."""
+        return import_feed(self._database, feed, types or {}, replace=replace, dry_run=dry_run)
 
     def revision(self) -> int:
         """Return a number that every import changes."""
@@ -51,8 +39,54 @@ class Products:
             revision = tx.rows("SELECT n FROM revisions WHERE name = ?", (NAME,))
             facts = tx.rows("SELECT product_id, facts FROM products ORDER BY product_id")
             images = tx.rows("SELECT filename, product_id FROM product_images")
+            columns = tx.rows("SELECT name, type, decimal_sign, chosen FROM product_columns")
+            variants = tx.rows(
+                "SELECT product_id, facts FROM product_variants ORDER BY product_id, position"
+            )
+        by_product: dict[str, list[str]] = {}
+        for row in variants:
+            by_product.setdefault(row["product_id"], []).append(row["facts"])
         return Catalogue(
             int(revision[0]["n"]) if revision else 0,
             {row["product_id"]: row["facts"] for row in facts},
             {row["filename"]: row["product_id"] for row in images},
+            {row["name"]: column_of(row) for row in columns},
+            by_product,
         )
+
+    def owners(self, paths: Sequence[str]) -> list[str]:
+        """Name the products that some images show, see `Catalogue.product_of`.
+
+        Reads only what it needs: a catalogue of a million products is not held in memory.
+        """
+        folders = {folder for path in paths for folder in _candidates(path)}
+        with self._database.transaction(read_only=True) as tx:
+            images = tx.rows(
+                "SELECT filename, product_id FROM product_images WHERE filename IN"
+                f" ({','.join('?' * len(paths))})",
+                paths,
+            )
+            products: dict[str, str] = {}
+            names = sorted(folders)
+            for start in range(0, len(names), 1000):
+                some = names[start : start + 1000]
+                rows = tx.rows(
+                    "SELECT product_id FROM products WHERE product_id IN"
+                    f" ({','.join('?' * len(some))})",
+                    some,
+                )
+                products |= {row["product_id"]: "{}" for row in rows}
+        catalogue = Catalogue(
+            facts_json=products, by_image={row["filename"]: row["product_id"] for row in images}
+        )
+        return [catalogue.product_of(path) for path in paths]
+
+
+def _candidates(path: str) -> list[str]:
+    """Return the ids by which a product may claim an image."""
+    folder, slash, name = path.rpartition("/")
+    ids = [f"{folder}{slash}{name.rpartition('.')[0] or name}"]
+    while folder:
+        ids.append(folder)
+        folder = folder.rpartition("/")[0]
+    return ids

@@ -1,7 +1,8 @@
 -- Every statement about jobs and their shards, by its name; see queries.py.
 --
 -- Written once for SQLite and PostgreSQL. `:name` is a value. `now_s()` is the time in seconds since
--- the epoch by the database's clock: hosts need not agree on theirs. A job is open while it has no
+-- the epoch by the database's clock: hosts need not agree on theirs. No lease is longer than 7200 s:
+-- one that ends later is from before that clock was set back. A job is open while it has no
 -- `finished_at`.
 
 -- jobs ----------------------------------------------------------------------------------------------
@@ -21,11 +22,11 @@ VALUES (:id, :sequence, :root, 'planned', :options, :fingerprint, :fingerprint_s
 UPDATE jobs SET lease_until = now_s() + :lease_s WHERE id = :job_id;
 
 -- name: finish_plan
-UPDATE jobs SET plan_done = 1, lease_until = 0 WHERE id = :job_id;
+UPDATE jobs SET plan_done = 1, options = :options, lease_until = 0 WHERE id = :job_id;
 
 -- name: fail_abandoned_plans
 UPDATE jobs SET state = 'failed', finished_at = now_s(), error = :error
-WHERE plan_done = 0 AND finished_at IS NULL AND lease_until < now_s();
+WHERE plan_done = 0 AND finished_at IS NULL AND (lease_until < now_s() OR lease_until > now_s() + 7200);
 
 -- name: get_job
 SELECT *, COALESCE(finished_at, now_s()) - created_at AS seconds FROM jobs WHERE id = :job_id;
@@ -53,7 +54,7 @@ LEFT JOIN (
 ) AS done ON done.job_id = newest.id
 LEFT JOIN (
     SELECT job_id, SUM(1 - warning) AS skipped, SUM(warning) AS warnings,
-           SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END) AS unlisted  -- found by the listing, in no shard
+           SUM(CASE WHEN n = -1 THEN 1 - warning ELSE 0 END) AS unlisted  -- in no shard
     FROM failures WHERE job_id IN (SELECT id FROM newest) GROUP BY job_id
 ) AS bad ON bad.job_id = newest.id
 ORDER BY newest.sequence DESC, newest.created_at DESC, newest.id DESC;
@@ -70,7 +71,7 @@ FROM (
     FROM shards WHERE job_id = :job_id
 ) AS done, (
     SELECT COALESCE(SUM(1 - warning), 0) AS skipped, COALESCE(SUM(warning), 0) AS warnings,
-           COALESCE(SUM(CASE WHEN n = -1 THEN 1 ELSE 0 END), 0) AS unlisted
+           COALESCE(SUM(CASE WHEN n = -1 THEN 1 - warning ELSE 0 END), 0) AS unlisted
     FROM failures WHERE job_id = :job_id
 ) AS bad;
 
@@ -115,7 +116,7 @@ DELETE FROM refusals WHERE job_id = :job_id;
 UPDATE jobs SET state = 'failed', error = :error, finished_at = now_s(), lease_until = 0
 WHERE id = :job_id AND finished_at IS NULL
   AND NOT EXISTS (SELECT 1 FROM shards
-                  WHERE job_id = :job_id AND state = 'running' AND lease_until >= now_s())
+                  WHERE job_id = :job_id AND state = 'running' AND lease_until BETWEEN now_s() AND now_s() + 7200)
 RETURNING id;
 
 -- name: end_job
@@ -143,7 +144,7 @@ WHERE finished_at IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM jobs AS older WHERE older.finished_at IS NULL
                   AND (older.sequence < jobs.sequence OR older.created_at <= jobs.created_at))
   AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = jobs.id AND state = 'running'
-                  AND lease_until >= now_s())
+                  AND lease_until BETWEEN now_s() AND now_s() + 7200)
   AND NOT EXISTS (SELECT 1 FROM webhooks WHERE job_id = jobs.id AND state = 'pending')
 ORDER BY sequence DESC, created_at DESC, id DESC;
 
@@ -168,24 +169,61 @@ DELETE FROM webhooks WHERE job_id = :job_id;
 -- name: delete_job
 DELETE FROM jobs WHERE id = :job_id;
 
+-- name: count_images
+SELECT (SELECT COALESCE(SUM(embedded), 0) FROM shards) AS embedded,
+       (SELECT COALESCE(SUM(reused), 0) FROM shards) AS reused,
+       (SELECT COUNT(*) FROM failures WHERE warning = 0) AS skipped,
+       (SELECT COUNT(*) FROM failures WHERE warning = 1) AS warnings;
+
+-- name: get_job_request
+SELECT digest, job_id FROM job_requests WHERE client = :client AND key = :key;
+
+-- name: add_job_request
+INSERT INTO job_requests (client, key, digest, job_id, created_at)
+VALUES (:client, :key, :digest, :job_id, now_s()) ON CONFLICT DO NOTHING RETURNING job_id;
+
+-- name: forget_job_requests
+DELETE FROM job_requests WHERE created_at < now_s() - 86400;
+
+-- webhooks ------------------------------------------------------------------------------------------
+
+-- name: add_webhook
+INSERT INTO webhooks (job_id, url) VALUES (:job_id, :url);
+
+-- name: take_due_webhooks
+-- Sent again if its worker does not record an attempt within `lease_s`.
+UPDATE webhooks SET next_at = now_s() + :lease_s
+WHERE state = 'pending' AND next_at < now_s()
+  AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL)
+RETURNING job_id;
+
+-- name: get_webhook
+SELECT url, state, attempts, error FROM webhooks WHERE job_id = :job_id;
+
+-- name: record_webhook
+UPDATE webhooks SET state = :state, attempts = attempts + 1, error = :error,
+                    next_at = now_s() + :pause_s
+WHERE job_id = :job_id AND state = 'pending';
+
 -- the merge -----------------------------------------------------------------------------------------
 -- Not `state <> 'done'`: that reads through all rows that are, after each shard.
 
 -- name: ready_to_merge
 SELECT id FROM jobs
-WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < now_s()
+WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND (lease_until < now_s() OR lease_until > now_s() + 7200)
   AND NOT EXISTS (SELECT 1 FROM shards
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'));
 
 -- name: claim_merge
-UPDATE jobs SET state = 'merging', owner = :owner, lease_until = now_s() + :lease_s
-WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND lease_until < now_s()
+UPDATE jobs SET state = 'merging', owner = :owner, lease_until = now_s() + :lease_s,
+                merge_attempts = merge_attempts + 1
+WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND (lease_until < now_s() OR lease_until > now_s() + 7200)
   AND NOT EXISTS (SELECT 1 FROM shards
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'))
 RETURNING *, now_s() - created_at AS seconds;
 
 -- name: release_merge
-UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts + :counted
+UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
 WHERE id = :job_id AND owner = :owner AND state = 'merging';
 
 -- name: renew_merge_leases
@@ -219,7 +257,7 @@ RETURNING n;
 UPDATE shards SET state = 'running', owner = :owner, lease_until = now_s() + :lease_s,
                   attempts = attempts + 1, progress = 0
 WHERE job_id = :job_id AND n = :n
-  AND (state IN ('pending', 'queued') OR (state = 'running' AND lease_until < now_s()))
+  AND (state IN ('pending', 'queued') OR (state = 'running' AND (lease_until < now_s() OR lease_until > now_s() + 7200)))
   AND EXISTS (SELECT 1 FROM jobs WHERE id = :job_id AND finished_at IS NULL)
 RETURNING items, attempts;
 
@@ -284,7 +322,7 @@ WHERE job_id = :job_id AND state = 'done' AND n > :after ORDER BY n LIMIT :limit
 
 -- name: free_expired_shards
 UPDATE shards SET state = 'pending', progress = 0
-WHERE job_id = :job_id AND state = 'running' AND lease_until < now_s() RETURNING n;
+WHERE job_id = :job_id AND state = 'running' AND (lease_until < now_s() OR lease_until > now_s() + 7200) RETURNING n;
 
 -- name: requeue_lost_shards
 UPDATE shards SET queued_at = now_s()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -21,6 +22,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OLDEST = (6, 2)  # kombu 5.7 sends ZRANGE with BYSCORE and REV
 CLUSTER_ERRORS = (redis.exceptions.ClusterError, redis.exceptions.ClusterCrossSlotError)
 PREFIX = "imgrec:"  # of every key in Redis, so that a user of its ACL can be held to them
+NOT_NOW = (9, 10)  # x509_vfy.h: X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 ANOTHER_NAME = (62, 64)  # x509_vfy.h: X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
@@ -103,6 +105,12 @@ def _masters(client: redis.Redis) -> str:
     return f" (it watches {', '.join(places)})" if places else ""
 
 
+def server_time(client: Any) -> float:
+    """Return Redis's time in seconds since the epoch: hosts need not agree on theirs."""
+    seconds, micros = client.time()
+    return float(seconds + micros / 1e6)
+
+
 def can_start_here(url: str) -> bool:
     """Tell whether `imgrec up` can start a Redis at this address: loopback or a socket, no TLS."""
     parts = urlsplit(url)
@@ -164,6 +172,12 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             return (
                 f"The certificate of {server} is for another name ({error.verify_message}): write "
                 f"the name that it was made for in {setting}."
+            )
+        if error.verify_code in NOT_NOW:
+            return (
+                f"The certificate of {server} is not valid now ({error.verify_message}): the clock "
+                f"of this machine says {time.strftime('%Y-%m-%d %H:%M %Z')}. Set the clock, or "
+                "renew the certificate."
             )
         return (
             f"The certificate of {server} is not trusted ({error.verify_message}): name the file "

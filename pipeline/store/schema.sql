@@ -183,3 +183,36 @@ CREATE TABLE webhooks (
     next_at  DOUBLE PRECISION NOT NULL DEFAULT 0,
     error    TEXT
 );
+
+-- The rank of the first product in `shown`: a later page begins below the first.
+ALTER TABLE queries ADD COLUMN first_rank INTEGER NOT NULL DEFAULT 1;
+
+-- version 7, only adds
+-- The types of the catalogue's columns. A column of an older catalogue has none until an import.
+CREATE TABLE product_columns (
+    name         TEXT PRIMARY KEY,
+    type         TEXT NOT NULL,               -- number text identifier boolean date
+    decimal_sign TEXT NOT NULL,               -- what begins decimals: . ,
+    chosen       INTEGER NOT NULL             -- 1: the user named the type
+);
+
+-- Variants of products that were imported as several rows; the facts of such a product are made
+-- from those of its variants.
+CREATE TABLE product_variants (
+    item_id    TEXT PRIMARY KEY,
+    product_id TEXT NOT NULL,
+    position   INTEGER NOT NULL,
+    facts      TEXT NOT NULL                  -- JSON object
+);
+
+CREATE INDEX variants_by_product ON product_variants (product_id, position);
+
+-- Addresses of a product's images, as the last import listed them.
+CREATE TABLE product_urls (
+    product_id TEXT NOT NULL,
+    position   INTEGER NOT NULL,
+    url        TEXT NOT NULL,
+    PRIMARY KEY (product_id, position)
+);
+
+CREATE INDEX images_by_product ON product_images (product_id);

@@ -10,10 +10,11 @@ from typing import Any
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
 from pipeline.store.backend import Row, Transaction
-from pipeline.store.database import Database
+from pipeline.store.database import Database, count_change
 from pipeline.store.queries import QUERIES
 
 SHARDS_AT_ONCE = 64  # rows of the plan that are read at a time
+LEASE_EXPIRIES = "lease_expiries"  # of the revision that counts them
 UNLISTED = -1  # the shard of failures that the listing found
 
 
@@ -212,7 +213,10 @@ class Shards:
     def free_expired(self, job_id: str) -> list[int]:
         """Take shards back from workers whose lease has ended; return their numbers."""
         with self._database.transaction() as tx:
-            return _numbers(tx.rows(QUERIES["free_expired_shards"], {"job_id": job_id}))
+            freed = _numbers(tx.rows(QUERIES["free_expired_shards"], {"job_id": job_id}))
+            for _ in freed:
+                count_change(tx, LEASE_EXPIRIES)
+        return freed
 
     def requeue_lost(self, job_id: str, older_than_s: float) -> list[int]:
         """Queue shards anew whose message nobody took for so long; return their numbers."""

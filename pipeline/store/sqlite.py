@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.access import require_usable_file, require_writable
-from pipeline.errors import FolderUnavailable, ServerUnavailable
+from pipeline.errors import DatabaseFailed, FolderUnavailable, ServerUnavailable
 from pipeline.store.backend import Row, Values
 from pipeline.store.file_system import file_system, shares_memory
 
@@ -23,6 +23,16 @@ NOT_RETRYABLE = (
     *(sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError),
     *(sqlite3.InternalError, sqlite3.NotSupportedError),
 )
+# Errors of the file, its disk or its lock, which every transaction meets: all work waits. Whatever
+# else an OperationalError says, like a table that is gone, is counted.
+OUTAGES = frozenset(
+    {
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOLFS),
+    }
+)
+PRIMARY = 0xFF  # https://sqlite.org/rescode.html: extended codes have the primary one in a byte
 
 
 class SqliteTransaction:
@@ -58,6 +68,7 @@ class Sqlite:
 
         Raises:
             ServerUnavailable: the file cannot be opened, is locked for too long, or is broken.
+            DatabaseFailed: it can, and does not do this.
         """
         file = self._file
         try:
@@ -67,7 +78,8 @@ class Sqlite:
             raise self._trouble(error) from error
         with closing(connection):
             connection.row_factory = sqlite3.Row
-            connection.create_function("now_s", 0, time.time)
+            # The kernel's clock, which all processes that share the file read alike.
+            connection.create_function("now_s", 0, lambda: time.clock_gettime(time.CLOCK_REALTIME))
             try:
                 if self._journal == "WAL":
                     # Readers never wait for the writer; NORMAL still survives kill -9.
@@ -82,7 +94,10 @@ class Sqlite:
             except NOT_RETRYABLE:
                 raise
             except sqlite3.OperationalError as error:
-                raise self._trouble(error) from error
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & PRIMARY
+                if code in OUTAGES:
+                    raise self._trouble(error) from error
+                raise DatabaseFailed(f"The database {file} cannot do this: {error}.") from error
             except sqlite3.DatabaseError as error:
                 raise ServerUnavailable(
                     f"The file {file} is not a usable database: {error}."

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pipeline.classify.head import HeadName, validate_name
 from pipeline.embed.embed_images import Embedder, VectorCache, embed_shard
 from pipeline.errors import WrongUse
-from pipeline.evaluate.retrieval import class_of, list_folder
+from pipeline.evaluate.retrieval import class_of, is_class, list_folder
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
+from pipeline.images.source import ImageFolder
 
 MIN_IMAGES = 2  # images of a class: one to train on, one to judge with
 
@@ -57,15 +58,14 @@ def list_training(training: Path, name: HeadName) -> Listing:
     Raises:
         WrongUse: no such folder, another layout, fewer than two classes or images of a class.
     """
-    root = training if name.category is None else training / name.folder
+    root = training if name.category is None else name.place(training)
     layout = f"{root}/<class>/<image>.jpg"
     if name.category is None:
         layout = f"{root}/<category>/<image>.jpg, or in folders below"
     if not root.is_dir():
         raise WrongUse(f"No such file or directory: '{root}': put images into {layout}.")
-    classes = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    # The listing leaves out the same folders.
+    classes = sorted({class_of(f"{entry.name}/") for entry in root.iterdir() if is_class(entry)})
     for label in classes:
         validate_name("class" if name.category else "category", label)
     images, failures = list_folder(root)
@@ -89,7 +89,7 @@ def embed_training(
     Raises:
         WrongUse: the same image lies in two classes, or a class has fewer than two left.
     """
-    result = embed_shard(listing.root, listing.images, embedder, cache, check=advance)
+    result = embed_shard(ImageFolder(listing.root), listing.images, embedder, cache, check=advance)
     paths = [listing.images[position].path for position in result.vectors.positions]
     rows, first = [], dict[bytes, str]()
     contradictions = []

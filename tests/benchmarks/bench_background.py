@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.embed.clip import Clip, load_clip
 from pipeline.embed.embed_images import build_embedder, embed_shard
 from pipeline.images.find import ImageFile
+from pipeline.images.source import ImageFolder
 from pipeline.preprocess.background_removal import iou, load_remover
 from pipeline.settings import Settings, cores
 
@@ -64,7 +65,9 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
 
     def ours(with_tools: object) -> tuple[float, float]:
         return clocked(
-            lambda: embed_shard(root, images, with_tools, NoVectors(), check=lambda _: None)
+            lambda: embed_shard(
+                ImageFolder(root), images, with_tools, NoVectors(), check=lambda _: None
+            )
         )
 
     def plain() -> None:

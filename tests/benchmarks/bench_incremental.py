@@ -22,6 +22,7 @@ from pipeline.embed.clip import load_clip
 from pipeline.embed.embed_images import Embedder, build_embedder, embed_shard
 from pipeline.embed.shards import write_shard
 from pipeline.images.find import find_images
+from pipeline.images.source import ImageFolder
 from pipeline.index.versions import VersionStore
 from pipeline.rebuild.merge import merge
 from pipeline.rebuild.plan import plan_rebuild
@@ -67,7 +68,11 @@ class ToyPipeline:
                 claim = self.jobs.shards.claim(job_id, n, "bench", 600)
                 assert claim is not None
                 done = embed_shard(
-                    self.root, claim.images, self.tools, nothing, check=lambda count: None
+                    ImageFolder(self.root),
+                    claim.images,
+                    self.tools,
+                    nothing,
+                    check=lambda count: None,
                 )
                 file, digest = write_shard(self.settings.jobs_dir / job_id, n, done.vectors)
                 self.jobs.shards.finish(

@@ -51,11 +51,12 @@ def plan(count: int, folder: Path) -> None:
     import harness
     from celery import current_app
 
+    import pipeline.images.source
     import pipeline.rebuild.plan
     from cli.wiring import Wiring
     from workers.reconcile import advance
 
-    pipeline.rebuild.plan.find_images = lambda root: names(count)
+    pipeline.images.source.find_images = lambda root, *more: names(count)
     current_app.loader.import_default_modules()
     resources = Wiring().resources
     start, cpu = time.perf_counter(), time.process_time()

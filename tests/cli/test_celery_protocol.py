@@ -19,6 +19,7 @@ from cli import celery_protocol
 from pipeline.errors import BadImage, ServerUnavailable
 from pipeline.settings import load_settings
 from workers.query_messages import RemoteError
+from workers.routes import FORM_HEADER
 
 ANSWER = {"matches": [{"rank": 1, "product_id": "häßlich"}]}
 
@@ -65,7 +66,7 @@ def test_celery_reads_the_message_as_one_of_its_own(stand: LiveStack) -> None:
     assert message.headers["expires"][:13] == own.headers["expires"][:13]
     assert message.headers["expires"][-6:] == own.headers["expires"][-6:] == "+00:00"
     # Ours says when it was sent; Celery passes on headers that it does not know.
-    assert message.headers.keys() - {"sent_at"} <= own.headers.keys()
+    assert message.headers.keys() - {"sent_at", FORM_HEADER} <= own.headers.keys()
     assert message.properties["correlation_id"] == own.properties["correlation_id"]
 
 

@@ -16,9 +16,11 @@ from live_stack import draw_product
 from PIL import Image
 
 from cli import query_client
+from cli.main import run
 from pipeline.errors import FingerprintMismatch, IndexMissing, Overloaded, ServerUnavailable
 from pipeline.images.decode import WORK_SIDE
 from pipeline.images.message_image import MESSAGE_BYTES
+from pipeline.settings import load_settings
 from workers import patience
 from workers.query_messages import RemoteError
 from workers.roll_call import Announcement
@@ -206,6 +208,21 @@ def test_the_old_name_of_an_option_works_and_says_so_on_stderr(
     note = f"{names[0]} was renamed to {names[1]}; the old name works until the next release.\n"
     assert notes == [note, ""]
     assert names[0] not in imgrec("query", "--help").out.split()
+
+
+def test_the_note_about_a_renamed_setting_comes_after_the_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts read an answer from its first line on, also where stderr is merged into it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRECISION", "fp32")
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
+    load_settings.cache_clear()
+    assert run(["jobs"]) == 0
+    load_settings.cache_clear()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("No rebuilds yet")
+    assert lines[-1].startswith("PRECISION was renamed to MODEL_PRECISION")
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -219,7 +219,7 @@ def test_that_no_head_answered_is_said_where_heads_were_asked_for(
     monkeypatch.setattr(
         query_client.celery_protocol,
         "send",
-        lambda task, query_id, args, timeout: sent.append(args),
+        lambda task, query_id, args, timeout, **options: sent.append(args) or [],
     )
     monkeypatch.setattr(query_client, "wait_for", lambda *args, **options: answer)
     photo = desk.shop.root / "kind0/00.png"

@@ -238,7 +238,7 @@ def test_a_worker_asked_to_end_gives_its_shard_back(trial: FaultRun, name: str) 
     trial.draw(200)
     stand = trial.stand
     # A lease longer than the test's patience: after SIGTERM only giving back lets another go on.
-    more = {"SHARD_SIZE": "200"} | ({"LEASE_S": "1000"} if name == "SIGTERM" else {})
+    more = {"SHARD_SIZE": "200"} | ({"LEASE_S": "900"} if name == "SIGTERM" else {})
     leaving = stand.worker("embed", **more)
     job_id = trial.enqueue(**more)
     until(lambda: trial.state(job_id) == "running", "the worker has taken a shard")

@@ -100,7 +100,7 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
     assert (counts["products"], counts["indexed"], counts["columns"]) == (8, 8, ["title", "price"])
     best = laptop.answer("query", "--text", "a blue shoe", "--local")["matches"][0]
     assert best["product_id"] == "shoe/blue"
-    assert best["product"] == {"title": "blue shoe", "price": "40"}
+    assert best["product"] == {"title": "blue shoe", "price": 40}
     cheap = laptop.answer(
         "query", "--text", "a blue shoe", "--local", "--where", "price<30", "--where", "price>0"
     )
@@ -112,6 +112,9 @@ def test_text_finds_products_and_facts_filter_them(laptop: Laptop) -> None:
     wrong = laptop.imgrec("query", "--text", "x", "--local", "--where", "cost<5")
     assert wrong.returncode == 2
     assert "Available columns: price, title" in wrong.stderr
+    wrong = laptop.imgrec("query", "--text", "x", "--local", "--where", "price<cheap")
+    assert wrong.returncode == 2
+    assert "The column 'price' is a number: 'cheap' is not one." in wrong.stderr
 
 
 def test_feedback_on_a_local_query_moves_the_next_one(laptop: Laptop) -> None:

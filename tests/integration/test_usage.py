@@ -222,4 +222,4 @@ def test_every_command_is_run_at_least_once() -> None:
         for example in examples(usage())
         for name in re.findall(r"imgrec ([a-z-]+)", example.command)
     }
-    assert set(COMMANDS) - run == set()
+    assert set(COMMANDS) - run == {"import-products"}  # the other name of import-catalogue

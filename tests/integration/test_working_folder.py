@@ -98,7 +98,7 @@ def test_no_command_runs_code_of_the_working_folder(
 def test_an_empty_entry_of_pythonpath_is_not_the_working_folder(shop: Path) -> None:
     """`PYTHONPATH=$PYTHONPATH:/opt/lib` has one wherever the variable was empty."""
     for name in ("sitecustomize", "json", "pathlib"):  # Python itself imports them before a program
-        (shop / f"{name}.py").unlink()
+        (shop / f"{name}.py").unlink(missing_ok=True)
     done = run(shop, BIN / "imgrec", "jobs", path=":/nowhere")
     assert done.returncode == 0, done.stderr
     assert was_run(shop) == []

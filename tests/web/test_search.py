@@ -6,7 +6,8 @@ import base64
 from pathlib import Path
 
 import pytest
-from live_stack import LiveStack
+from live_stack import LiveStack, draw_product
+from PIL import Image
 from web_stand import WebServer
 
 
@@ -51,15 +52,104 @@ def test_a_products_image_comes_encoded_again_and_is_kept_by_its_etag(web: WebSe
     assert (again.status, again.body) == (304, b"")
 
 
-def test_everything_answers(web: WebServer, stand: LiveStack) -> None:
-    for path in ("/v1/jobs", "/v1/index", "/v1/index/versions", "/openapi.json", "/readyz"):
-        answer = web.get(path)
-        assert answer.status == 200, (path, answer.body, web.log.read_text())
-    job = web.get("/v1/jobs").json["jobs"][0]["job_id"]
-    for path in (f"/v1/jobs/{job}", f"/v1/jobs/{job}/failures", f"/v1/jobs/{job}/events"):
-        answer = web.get(path)
-        assert answer.status == 200, (path, answer.body, web.log.read_text())
-    again = web.post("/v1/jobs", json={"folder": str(stand.products)})
-    assert again.status == 202, again.body
-    assert web.get("/v1/jobs/nope").status == 404
+def test_pages_are_the_long_list_and_its_version_can_be_asked_for(web: WebServer) -> None:
+    whole = web.search(text="shoe", limit=12).json
+    assert whole["total"] == 12
+    pages = [
+        web.search(text="shoe", limit=5, offset=offset, index_version=whole["index_version"]).json
+        for offset in (0, 5, 10)
+    ]
+    assert [match for page in pages for match in page["matches"]] == whole["matches"]
+    assert {page["index_version"] for page in pages} == {whole["index_version"]}
+    similar = web.get("/v1/products/kind0%2Fproduct-003/similar?limit=3&offset=3").json
+    assert [match["rank"] for match in similar["matches"]] == [4, 5, 6]
+    assert similar["total"] == 11
+
+
+def test_facts_sort_filter_and_are_returned_as_asked(
+    web: WebServer, stand: LiveStack, tmp_path: Path
+) -> None:
+    file = tmp_path / "products.csv"
+    rows = [f"kind{n % 3}/product-{n:03d},{100 - n},{'red' if n % 2 else 'blue'}" for n in range(9)]
+    file.write_text("\n".join(["product_id,price,color", *rows]))
+    stand.answer("import-products", str(file))
+    answer = web.search(text="shoe", sort="price", where=["color=red"], fields=["price"], limit=9)
+    assert answer.status == 200, answer.body
+    assert [match["product"] for match in answer.json["matches"]] == [
+        {"price": str(price)} for price in (93, 95, 97, 99)
+    ]
+    assert answer.json["total"] == 4
+    unknown = web.search(text="shoe", sort="colour")
+    assert unknown.status == 422
+    assert unknown.detail.startswith("Unknown column 'colour'. Available columns: color, price")
+    columns = web.get("/v1/columns").json["columns"]
+    assert columns == [
+        {"name": "color", "kind": "text", "min": None, "max": None, "values": ["blue", "red"]},
+        {"name": "price", "kind": "number", "min": 92, "max": 100, "values": None},
+    ]
+    done = stand.answer("query", "--text", "shoe", "--sort=-price", "--offset", "1", "--wait")
+    prices = [match["product"]["price"] for match in done["matches"]]
+    assert prices == ["99", "98", "97", "96", "95"]
+
+
+def test_a_box_is_the_same_as_the_part_cut_out(
+    web: WebServer, stand: LiveStack, tmp_path: Path
+) -> None:
+    left, right = (stand.products / f"kind0/product-00{n}.jpg" for n in (0, 3))
+    with Image.open(left) as first, Image.open(right) as second:
+        both = Image.new("RGB", (2 * first.width, first.height))
+        both.paste(first, (0, 0))
+        both.paste(second, (first.width, 0))
+    # On its side, as a phone stores it: the box is of the upright picture.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    both.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "both.png", exif=exif)
+    for x, product in ((0.0, "kind0/product-000"), (0.5, "kind0/product-003")):
+        answer = web.search(tmp_path / "both.png", box=f"{x},0,0.5,1", limit=1)
+        assert answer.status == 200, answer.body
+        (match,) = answer.json["matches"]
+        assert match["product_id"] == product
+        assert match["score"] > 0.99
+        found = stand.query(tmp_path / "both.png", "--box", f"{x},0,0.5,1")["matches"][0]
+        assert found["product_id"] == product
+    tiny = web.search(tmp_path / "both.png", box="0,0,0.01,0.01")
+    assert (tiny.status, "the box holds" in tiny.detail) == (422, True)
+
+
+def test_feedback_is_recorded_for_the_rank_that_was_shown(web: WebServer) -> None:
+    page = web.search(text="boot", limit=2, offset=4).json
+    body = {"query_id": page["query_id"], "product_id": page["matches"][1]["product_id"]}
+    answer = web.post("/v1/feedback", json={**body, "action": "like", "user": "ann"})
+    assert (answer.status, answer.json["rank"]) == (201, 6)
+    assert web.post("/v1/feedback", json={**body, "action": "hate"}).status == 422
+    other = {**body, "product_id": "nothing", "action": "like"}
+    assert web.post("/v1/feedback", json=other).status == 422
+
+
+def test_the_system_says_what_works_where(web: WebServer) -> None:
+    system = web.get("/v1/system").json
+    assert system["workers"] == {"embed": 1, "index": 1, "query": 1}
+    assert system["queues"] == {"embed": 0, "index": 0, "query": 0}
+    assert len(system["heartbeats"]) == 3
+
+
+def test_two_versions_are_compared(web: WebServer, stand: LiveStack) -> None:
+    old = web.get("/v1/index").json["version"]
+    (stand.products / "kind0" / "product-000.jpg").unlink()
+    draw_product(stand.products / "kind0" / "product-003.jpg", 77)
+    draw_product(stand.products / "new.jpg", 78)
+    stand.rebuild()
+    new = web.get("/v1/index").json["version"]
+    changes = web.get(f"/v1/index/changes?from={old}&to={new}").json
+    assert changes == {
+        "from": old,
+        "to": new,
+        "added": {"total": 1, "paths": ["new.jpg"]},
+        "removed": {"total": 1, "paths": ["kind0/product-000.jpg"]},
+        "changed": {"total": 1, "paths": ["kind0/product-003.jpg"]},
+    }
+    assert web.get(f"/v1/index/changes?from={old}&to=v9999").status == 404
+
+
+def test_a_stopped_server_ends_well(web: WebServer) -> None:
     assert web.stop() == 0

@@ -146,6 +146,7 @@ def test_messages_name_ids_and_no_picture(monkeypatch: pytest.MonkeyPatch) -> No
         current_app, "send_task", lambda task, **options: calls.append({"task": task, **options})
     )
     CeleryDispatcher("redis://").send(EMBED_SHARD, "job", 3)
+    assert calls[0]["headers"].pop("sent_at") > 0
     assert calls == [
         {
             "task": "imgrec.embed_shard",

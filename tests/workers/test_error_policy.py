@@ -17,6 +17,7 @@ from pipeline.errors import (
     JobFailed,
     ServerUnavailable,
     SetupError,
+    StoreRefused,
     WrongUse,
 )
 from pipeline.settings import Settings
@@ -78,6 +79,10 @@ FREE_SPACE = Wait(
         (ServerUnavailable("Redis is away."), EMBED, Wait("Redis is away.")),
         (ServerUnavailable("Redis is away."), replace(EMBED, **LAST), Wait("Redis is away.")),
         (ServerUnavailable("Redis is away."), MERGE, Wait("Redis is away.")),
+        # Expired credentials are renewed; a worker that never had any leaves the job to others.
+        (StoreRefused("refused"), EMBED, Wait("refused")),
+        (StoreRefused("refused"), replace(EMBED, **LAST), Wait("refused")),
+        (StoreRefused("refused"), LOAD, Refuse("refused")),
         (FULL, LOAD, FREE_SPACE),
         (FULL, EMBED, FREE_SPACE),
         (FULL, replace(EMBED, **LAST), FREE_SPACE),
@@ -158,7 +163,7 @@ def test_no_error_leaves_a_job_open_for_ever_without_a_sentence_or_a_count(stage
             assert isinstance(decision, Fail | Wait | Refuse), kind
             assert decision.reason
             if isinstance(decision, Wait):
-                assert issubclass(kind, ServerUnavailable)
+                assert issubclass(kind, ServerUnavailable | StoreRefused)
 
 
 def test_every_sentence_of_ours_reaches_people_as_it_is() -> None:

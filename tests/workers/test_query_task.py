@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catalogue_files import import_rows
 from inline_worker import InlineWorker
 from PIL import Image
 
@@ -28,7 +29,6 @@ from pipeline.errors import (
 from pipeline.images.decode import sha256
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.prepare import PreparedImage
-from pipeline.search.product_catalogue import Product
 from pipeline.search.rank import VERSION, recommend
 from pipeline.settings import Settings
 from workers import query
@@ -312,7 +312,10 @@ def test_a_new_catalogue_is_seen_within_a_second_and_ends_cached_answers(
     desk.rebuild()
     first = query_image(desk, product(desk), 1)
     assert "product" not in first["matches"][0]
-    desk.resources.products.put([Product("kind0/04", {"price": 5}), Product("kind0", {"price": 9})])
+    import_rows(
+        desk.resources.products,
+        [{"product_id": "kind0/04", "price": 5}, {"product_id": "kind0", "price": 9}],
+    )
     second = query_image(desk, product(desk), 20)
     assert second["matches"][0]["product"] == {"price": 5}
     # kind0 is now a product of several images, and one match.
@@ -328,7 +331,7 @@ def test_the_last_catalogue_serves_while_the_database_is_away(
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
     desk.rebuild()
-    desk.resources.products.put([Product("kind0/04", {"price": 5})])
+    import_rows(desk.resources.products, [{"product_id": "kind0/04", "price": 5}])
     assert query_image(desk, product(desk), 1)["matches"][0]["product"] == {"price": 5}
 
     def away(name: str) -> int:
@@ -361,10 +364,10 @@ def test_what_was_imported_or_said_a_moment_ago_counts_for_who_asks_by_it(
 ) -> None:
     monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 3600.0)
     desk.rebuild()
-    desk.resources.products.put([Product("kind0/04", {"price": 5})])
+    import_rows(desk.resources.products, [{"product_id": "kind0/04", "price": 5}])
     plain = query_image(desk, product(desk), 5, query_id="q")
     assert query_image(desk, product(desk), 5, {"feedback": True})["matches"] == plain["matches"]
-    desk.resources.products.put([Product("kind0/04", {"price": 7})])
+    import_rows(desk.resources.products, [{"product_id": "kind0/04", "price": 7}])
     assert query_image(desk, product(desk), 5, {"where": ["price<6"]})["matches"] == []
     desk.resources.query_log.flush()
     logged = desk.resources.feedback_log.query("q")

@@ -98,13 +98,13 @@ def test_the_list_names_every_head_and_nothing_else_of_the_models_folder(tmp_pat
 
 
 TRICKS = ["../shoe", "a/b", "..", ".", "", ".hidden", "a\\b", "a\nb", "a" * 65, "a" * 300]
-TRICKS += ["/etc", "a\0b", "\0", "👟", "shoe/../../x", "~", "C:x", "a\u202eb"]
+TRICKS += ["/etc", "a\0b", "\0", "shoe/../../x", "~", "C:x", "a\u202eb"]
 
 
 @pytest.mark.parametrize("name", TRICKS)
 def test_a_name_with_a_path_in_it_names_no_head(tmp_path: Path, name: str) -> None:
     for category, attribute in ((name, "color"), ("shoe", name)):
-        with pytest.raises(WrongUse, match="a name has up to 64 letters"):
+        with pytest.raises(WrongUse, match="cannot be used: "):
             HeadName.parse(category, attribute)
     saved(tmp_path / "inside")
     saved(tmp_path)

@@ -21,6 +21,7 @@ from pipeline.embed.stage_times import STAGES
 from pipeline.errors import ImageOutOfMemory, IndexBroken
 from pipeline.images.decode import Limits, sha256
 from pipeline.images.find import ImageFile, find_images
+from pipeline.images.source import ImageFolder
 from pipeline.preprocess.prepare import PreparedImage
 
 
@@ -86,7 +87,7 @@ def test_a_small_folder_still_makes_work_for_several_workers() -> None:
 
 def test_vectors_come_in_the_order_of_the_images_whatever_the_batches(tmp_path: Path) -> None:
     images, encoder = draw(tmp_path, 11), ColorEncoder()
-    result = embed_shard(tmp_path, images, tools(encoder), DictCache(), check=go_on)
+    result = embed_shard(ImageFolder(tmp_path), images, tools(encoder), DictCache(), check=go_on)
     assert encoder.batches == [4, 4, 3]
     assert result.vectors.positions.tolist() == list(range(11))
     for image, vector, digest in zip(
@@ -102,7 +103,9 @@ def test_bad_images_are_failures_between_good_ones(tmp_path: Path) -> None:
     (tmp_path / "002.png").write_bytes(b"")
     (tmp_path / "005.png").write_bytes(b"no image")
     images = [item for item in find_images(tmp_path) if isinstance(item, ImageFile)]
-    result = embed_shard(tmp_path, images, tools(ColorEncoder()), DictCache(), check=go_on)
+    result = embed_shard(
+        ImageFolder(tmp_path), images, tools(ColorEncoder()), DictCache(), check=go_on
+    )
     assert result.vectors.positions.tolist() == [0, 1, 3, 4, 6, 7]
     assert [failure.path for failure in result.failures] == ["002.png", "005.png"]
     assert (result.embedded, result.reused) == (6, 0)
@@ -113,7 +116,7 @@ def test_a_shard_in_which_every_image_is_bad_ends_well(tmp_path: Path) -> None:
         (tmp_path / f"{number}.jpg").write_bytes(b"bad")
     images = [item for item in find_images(tmp_path) if isinstance(item, ImageFile)]
     encoder = ColorEncoder()
-    result = embed_shard(tmp_path, images, tools(encoder), DictCache(), check=go_on)
+    result = embed_shard(ImageFolder(tmp_path), images, tools(encoder), DictCache(), check=go_on)
     assert len(result.failures) == 9
     assert encoder.batches == []
     name, digest = write_shard(tmp_path, 3, result.vectors)
@@ -123,7 +126,9 @@ def test_a_shard_in_which_every_image_is_bad_ends_well(tmp_path: Path) -> None:
 def test_a_file_that_vanishes_after_the_listing_is_one_failure(tmp_path: Path) -> None:
     images = draw(tmp_path, 3)
     (tmp_path / "001.png").unlink()
-    result = embed_shard(tmp_path, images, tools(ColorEncoder()), DictCache(), check=go_on)
+    result = embed_shard(
+        ImageFolder(tmp_path), images, tools(ColorEncoder()), DictCache(), check=go_on
+    )
     assert [(f.path, f.stage) for f in result.failures] == [("001.png", "read")]
 
 
@@ -140,7 +145,9 @@ def test_the_model_s_thread_goes_before_those_that_read(tmp_path: Path) -> None:
 
     before, encoder = priority(), ColorEncoder()
     made = replace(tools(encoder), prepare=prepare)
-    embed_shard(tmp_path, draw(tmp_path, 9), made, DictCache(), check=lambda done: None)
+    embed_shard(
+        ImageFolder(tmp_path), draw(tmp_path, 9), made, DictCache(), check=lambda done: None
+    )
     assert priority() == before
     assert seen == {max(before, 10)}
     assert before < 10
@@ -160,7 +167,7 @@ def test_at_most_two_batches_are_read_ahead_of_the_model(tmp_path: Path) -> None
 
     kit = tools(Watching())
     kit = Embedder(**{**vars(kit), "prepare": prepare})
-    embed_shard(tmp_path, images, kit, DictCache(), check=go_on)
+    embed_shard(ImageFolder(tmp_path), images, kit, DictCache(), check=go_on)
     # Two batches wait in front of the loop while it holds one.
     assert max(ahead) <= 3 * kit.batch_size
 
@@ -177,9 +184,9 @@ def test_the_cache_knows_content_and_not_name_size_or_time(tmp_path: Path) -> No
     assert isinstance(one, ImageFile)
     assert isinstance(two, ImageFile)
     assert one.size == two.size
-    first = embed_shard(left, [one], tools(ColorEncoder()), cache, check=go_on)
-    other = embed_shard(right, [two], tools(ColorEncoder()), cache, check=go_on)
-    again = embed_shard(left, [one], tools(ColorEncoder()), cache, check=go_on)
+    first = embed_shard(ImageFolder(left), [one], tools(ColorEncoder()), cache, check=go_on)
+    other = embed_shard(ImageFolder(right), [two], tools(ColorEncoder()), cache, check=go_on)
+    again = embed_shard(ImageFolder(left), [one], tools(ColorEncoder()), cache, check=go_on)
     assert (first.embedded, other.embedded) == (1, 1)
     assert (again.embedded, again.reused) == (0, 1)
     assert np.array_equal(first.vectors.vectors, again.vectors.vectors)
@@ -198,14 +205,14 @@ def test_a_check_that_raises_stops_the_shard_between_two_images(tmp_path: Path) 
             raise StopNow
 
     with pytest.raises(StopNow):
-        embed_shard(tmp_path, images, tools(ColorEncoder()), DictCache(), check=check)
+        embed_shard(ImageFolder(tmp_path), images, tools(ColorEncoder()), DictCache(), check=check)
     assert seen == list(range(7))
 
 
 def test_images_that_ran_alone_and_killed_their_worker_are_left_out(tmp_path: Path) -> None:
     images, ended = draw(tmp_path, 5), []
     result = embed_isolated(
-        tmp_path,
+        ImageFolder(tmp_path),
         images,
         tools(ColorEncoder()),
         DictCache(),
@@ -230,7 +237,7 @@ def test_an_image_that_the_model_cannot_take_is_one_failure_when_it_runs_alone(
             return super().embed_images(images)
 
     result = embed_isolated(
-        tmp_path,
+        ImageFolder(tmp_path),
         images,
         tools(Picky()),
         DictCache(),
@@ -255,7 +262,7 @@ def test_an_image_that_memory_did_not_hold_beside_others_is_tried_alone(tmp_path
         return PreparedImage(image)
 
     embedder = replace(tools(ColorEncoder()), prepare=prepare)
-    result = embed_shard(tmp_path, images, embedder, DictCache(), check=go_on)
+    result = embed_shard(ImageFolder(tmp_path), images, embedder, DictCache(), check=go_on)
     assert result.vectors.positions.tolist() == [0, 1, 2, 3, 4, 6, 7]
     assert [(f.path, f.reason) for f in result.failures] == [("005.png", ImageOutOfMemory().reason)]
     assert {red: count for red, count in tries.items() if count > 1} == {229: 2, 215: 2}
@@ -268,7 +275,7 @@ def test_a_model_that_fails_stops_the_threads_that_read_ahead(tmp_path: Path) ->
 
     images = draw(tmp_path, 20)
     with pytest.raises(RuntimeError) as caught:
-        embed_shard(tmp_path, images, tools(Broken()), DictCache(), check=go_on)
+        embed_shard(ImageFolder(tmp_path), images, tools(Broken()), DictCache(), check=go_on)
     assert caught.value.__traceback__  # it would keep a generator that nobody closed alive
     assert not [each for each in threading.enumerate() if each.name.startswith("read")]
 
@@ -281,7 +288,9 @@ def test_the_seconds_of_each_stage_come_with_the_result(tmp_path: Path) -> None:
         return PreparedImage(image)
 
     embedder = replace(tools(ColorEncoder(), threads=3), prepare=prepare)
-    seconds = embed_shard(tmp_path, images, embedder, DictCache(), check=go_on).stage_seconds
+    seconds = embed_shard(
+        ImageFolder(tmp_path), images, embedder, DictCache(), check=go_on
+    ).stage_seconds
     assert tuple(seconds) == STAGES
     assert min(seconds.values()) > 0
     # Three threads slept 0.18 s in all: each one's share counts.
@@ -291,7 +300,7 @@ def test_the_seconds_of_each_stage_come_with_the_result(tmp_path: Path) -> None:
 
 def test_a_shard_file_that_changed_or_vanished_is_refused(tmp_path: Path) -> None:
     result = embed_shard(
-        tmp_path, draw(tmp_path, 3), tools(ColorEncoder()), DictCache(), check=go_on
+        ImageFolder(tmp_path), draw(tmp_path, 3), tools(ColorEncoder()), DictCache(), check=go_on
     )
     name, digest = write_shard(tmp_path, 0, result.vectors)
     assert write_shard(tmp_path, 0, result.vectors) == (name, digest)  # twice is once

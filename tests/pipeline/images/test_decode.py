@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.embed.clip import load_clip
 from pipeline.errors import BadImage
 from pipeline.images.decode import EXIF_ORIENTATION, Limits, decode, read_image
+from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, confined, find_images
 from pipeline.preprocess.prepare import Preprocessing, prepare
 from pipeline.settings import Settings
@@ -185,7 +186,7 @@ def test_folders_are_walked_in_order_and_strangers_left_out(tmp_path: Path) -> N
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
-    (tmp_path / "a" / "circle").symlink_to(tmp_path)  # not followed: it would never end
+    (tmp_path / "a" / "circle").symlink_to(tmp_path)  # a failure: it would never end
     found = [item.path for item in find_images(tmp_path) if isinstance(item, ImageFile)]
     assert sorted(found) == ["a/x/3.webp", "b/1.png", "b/2.JPG", "c.tiff"]
     assert found == [item.path for item in find_images(tmp_path) if isinstance(item, ImageFile)]
@@ -196,9 +197,9 @@ def test_a_name_that_is_no_utf_8_is_reported_and_the_rest_found(tmp_path: Path) 
     with open(os.fsencode(tmp_path) + b"/bad-\xff.jpg", "wb") as file:
         file.write(b"x")
     bad, good = sorted(find_images(tmp_path), key=lambda item: isinstance(item, ImageFile))
-    assert isinstance(bad, tuple)
-    assert bad[0] == "bad-\\xff.jpg"
-    assert "not UTF-8" in bad[1].reason
+    assert isinstance(bad, Failure)
+    assert bad.path == "bad-\\xff.jpg"
+    assert "not UTF-8" in bad.reason
     assert isinstance(good, ImageFile)
 
 

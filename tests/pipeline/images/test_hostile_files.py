@@ -20,6 +20,7 @@ from pipeline.embed.embed_images import Embedder, ShardResult, embed_isolated, e
 from pipeline.errors import BadImage, ServerUnavailable
 from pipeline.images.decode import Limits, decode
 from pipeline.images.find import ImageFile, confined, find_images
+from pipeline.images.source import ImageFolder
 from pipeline.preprocess.prepare import PreparedImage
 
 WHITE = (255, 255, 255)
@@ -97,7 +98,7 @@ def listed(folder: Path) -> list[ImageFile]:
 
 
 def embed(folder: Path, **more: Callable[[str, Image.Image], None]) -> ShardResult:
-    return embed_shard(folder, listed(folder), TOOLS, NoCache(), check=go_on, **more)
+    return embed_shard(ImageFolder(folder), listed(folder), TOOLS, NoCache(), check=go_on, **more)
 
 
 def test_in_one_shard_of_all_that_ever_killed_a_pipeline_the_good_ones_are_indexed(
@@ -207,7 +208,7 @@ def test_a_large_16_bit_scan_is_decoded_in_a_few_times_its_own_size() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to itself", "link to nothing", "folder"])
-def test_what_is_no_regular_file_is_listed_as_one_failure_or_not_at_all(
+def test_what_is_no_regular_file_is_listed_as_one_failure_or_warning(
     tmp_path: Path, kind: str
 ) -> None:
     """A pipe that is opened for reading would hold a worker for ever."""
@@ -223,12 +224,10 @@ def test_what_is_no_regular_file_is_listed_as_one_failure_or_not_at_all(
     (tmp_path / "good.png").write_bytes(encoded(noise(), "PNG"))
     assert [image.path for image in listed(tmp_path)] == ["good.png"]
     failures = [item for item in find_images(tmp_path) if not isinstance(item, ImageFile)]
-    if kind == "folder":
-        assert failures == []
-    else:
-        ((path, error),) = failures
-        assert (path, error.stage) == ("odd.jpg", "find")
-        assert error.reason
+    (failure,) = failures
+    assert (failure.path, failure.stage) == ("odd.jpg", "find")
+    assert failure.reason
+    assert failure.warning == (kind == "folder")
 
 
 def test_a_file_that_became_a_link_to_itself_after_the_listing_is_one_failure(
@@ -239,7 +238,7 @@ def test_a_file_that_became_a_link_to_itself_after_the_listing_is_one_failure(
     images = listed(tmp_path)
     (tmp_path / "b.png").unlink()
     (tmp_path / "b.png").symlink_to("b.png")
-    result = embed_shard(tmp_path, images, TOOLS, NoCache(), check=go_on)
+    result = embed_shard(ImageFolder(tmp_path), images, TOOLS, NoCache(), check=go_on)
     assert [failure.path for failure in result.failures] == ["b.png"]
     assert result.vectors.positions.tolist() == [0, 2]
     with pytest.raises(BadImage):
@@ -279,7 +278,7 @@ def alone(folder: Path, error: BaseException) -> ShardResult:
 
     tools = Embedder(Picky(), PreparedImage, LIMITS, WHITE, batch_size=4, threads=1)
     return embed_isolated(
-        folder,
+        ImageFolder(folder),
         images,
         tools,
         NoCache(),

@@ -14,6 +14,7 @@ from pipeline.embed import embed_images
 from pipeline.embed.embed_images import Embedder, build_embedder, embed_shard
 from pipeline.images.decode import Limits
 from pipeline.images.find import ImageFile
+from pipeline.images.source import ImageFolder
 from pipeline.preprocess import prepare
 from pipeline.preprocess.cutout_cache import PreparedCache
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing
@@ -159,7 +160,7 @@ def test_a_second_model_cuts_nothing_out_again(
         images.append(ImageFile(file.name, file.stat().st_size, 0))
 
     def run(tools: Embedder) -> np.ndarray:
-        found = embed_shard(tmp_path, images, tools, Nothing(), check=lambda _: None)
+        found = embed_shard(ImageFolder(tmp_path), images, tools, Nothing(), check=lambda _: None)
         return found.vectors.vectors
 
     removing = settings.model_copy(update={"use_bg_removal": True})

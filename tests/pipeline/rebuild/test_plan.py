@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from toy_pipeline import ToyPipeline
 
 from pipeline.errors import WrongUse
+from pipeline.images import source
 from pipeline.images.find import ImageFile, find_images
 from pipeline.rebuild import plan
 from pipeline.rebuild.plan import plan_rebuild
@@ -93,14 +95,14 @@ def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_wh
 ) -> None:
     """Published, a half of the folder would drop the other half's products from the index."""
 
-    def half(root: Path) -> Iterator[ImageFile]:
+    def half(root: Path, *more: object) -> Iterator[ImageFile]:
         for number, found in enumerate(find_images(root)):
             if number == 10:
                 raise error
             assert isinstance(found, ImageFile)
             yield found
 
-    monkeypatch.setattr(plan, "find_images", half)
+    monkeypatch.setattr(source, "find_images", half)
     with pytest.raises(type(error)):
         shop.plan()
     ((job, _),) = shop.jobs.list_with_progress()
@@ -109,20 +111,83 @@ def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_wh
     assert not shop.jobs.ready_to_merge(job.id)
 
 
-def test_a_folder_that_cannot_be_listed_stops_the_listing(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Passed over in silence, its products would leave the index."""
+def failing_scandir(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
     scandir = os.scandir
 
-    def deny(path: str) -> object:
-        if str(path).endswith("kind1"):
-            raise PermissionError(13, "Permission denied", str(path))
+    def fail(path: str) -> object:
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", deny)
-    with pytest.raises(WrongUse, match=r"kind1 cannot be read: Permission denied"):
+    monkeypatch.setattr(os, "scandir", fail)
+
+
+def test_a_folder_on_a_failing_disk_stops_the_listing(
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passed over, the products of a whole disk would leave the index."""
+    failing_scandir(monkeypatch, "kind1", errno.EIO)
+    with pytest.raises(WrongUse, match=r"kind1 cannot be read: Input/output error"):
         list(find_images(shop.root))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT])
+def test_a_folder_that_may_not_be_read_is_a_failure_and_the_rest_is_indexed(
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    failing_scandir(monkeypatch, "kind1", number)
+    assert shop.rebuild()[:2] == ("v0001", 15)
+    ((job, _),) = shop.jobs.list_with_progress()
+    (failure,) = shop.jobs.failures(job.id)
+    assert (failure.path, failure.stage) == ("kind1", "find")
+    assert os.strerror(number) in failure.reason
+
+
+def test_the_products_folder_itself_that_may_not_be_read_is_refused(
+    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_scandir(monkeypatch, "products", errno.EACCES)
+    with pytest.raises(WrongUse, match=r"products cannot be read: Permission denied"):
+        shop.plan()
+    assert shop.jobs.list_with_progress() == []
+
+
+def test_what_is_left_out_on_purpose_is_counted_with_the_job(shop: ToyPipeline) -> None:
+    shop.draw("drafts/1.png", seed=1)
+    for name in (".hidden.jpg", "notes.txt", "list.TXT", "README", "@eaDir/00.png/thumb.jpg"):
+        file = shop.root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    (shop.root / ".imgrecignore").write_text("# no product yet\ndrafts/\n")
+    job_id = shop.plan()
+    assert shop.jobs.get(job_id).left_out == {
+        "not an image's name (.txt)": 2,
+        "excluded by .imgrecignore": 1,
+        "hidden": 1,
+        "not an image's name (no suffix)": 1,
+        "system folder @eaDir": 1,
+    }
+    progress = shop.jobs.progress(job_id)
+    assert (progress.images, progress.skipped, progress.warnings) == (30, 0, 0)
+
+
+def test_a_warning_of_the_listing_is_no_image(shop: ToyPipeline) -> None:
+    (shop.root / "shoe.jpg").mkdir()
+    job_id = shop.plan()
+    progress = shop.jobs.progress(job_id)
+    assert (progress.images, progress.skipped, progress.warnings) == (30, 0, 1)
+    ((_, listed),) = shop.jobs.list_with_progress()
+    assert listed == progress
+
+
+def test_a_folder_with_nothing_but_what_is_left_out_says_what_that_was(
+    shop: ToyPipeline, tmp_path: Path
+) -> None:
+    shop.root = tmp_path / "none"
+    (shop.root / "__MACOSX").mkdir(parents=True)
+    (shop.root / "photo.cr2").write_bytes(b"x")
+    with pytest.raises(WrongUse, match=r"contains no images.*\(\.cr2\), 1 system folder __MACOSX"):
+        shop.plan()
 
 
 def test_a_link_to_the_folder_is_the_folder(shop: ToyPipeline, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_column_that_no_product_has_is_a_sentence_with_those_there_are(
     shelf = IndexedCatalogue(opened.version, catalogue(**{"p/001": {"price": 5}}))
     with pytest.raises(WrongUse, match="Available columns: price"):
         ask(opened, shelf, opened.version.vectors[0], where=("cost<5",))
-    with pytest.raises(WrongUse, match="import-products"):
+    with pytest.raises(WrongUse, match="import-catalogue"):
         ask(
             opened,
             IndexedCatalogue(opened.version, Catalogue()),

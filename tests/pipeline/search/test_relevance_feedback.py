@@ -73,7 +73,7 @@ def test_a_query_is_logged_once_and_comes_back_whole(database: Database) -> None
     assert (back.query_id, back.user, back.matches) == ("q1", "ann", query.matches)
     np.testing.assert_array_equal(back.vector, query.vector)
     assert log.queries("another kind") == []
-    log.forget_queries(before=10.5)
+    log.forget_queries(days=90)
     assert log.query("q1") is None
 
 
@@ -89,7 +89,7 @@ def test_feedback_counts_once_and_the_last_of_like_and_dislike_holds(database: D
     log.add(query, "b", "like", "bob", 9.0)
     assert len(log.newest("kind")) == 3
     assert log.revision() == start + 5
-    log.forget_queries(before=1e9)
+    log.forget_queries(days=90)
     assert len(log.newest("kind")) == 3  # feedback outlives the log
     with pytest.raises(WrongUse, match=r"has no match 'z'\. Its matches: a, b, c"):
         log.add(query, "z", "like", "", 1.0)

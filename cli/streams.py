@@ -1,0 +1,46 @@
+"""The standard streams as a caller left them: closed, full, or in an encoding without our names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+
+def prepare() -> None:
+    """Make the three streams safe to use.
+
+    A closed one gets a descriptor, or the next file, e.g. the database, would be opened under its
+    number and printed into. Reading from it ends at once; writing to stdout fails as it would have.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # not a test's stand-in
+            reconfigure(errors="backslashreplace")
+
+
+def finish(code: int) -> int:
+    """Write out what is left; return the exit code, which is a failure where that fails."""
+    try:
+        sys.stdout.flush()
+        return code
+    except (OSError, ValueError) as error:
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError, ValueError):
+                reason = getattr(error, "strerror", None) or error
+                sys.stderr.write(f"Error: The output cannot be written: {reason}.\n")
+        # The interpreter would try again at its end, and complain.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return code or 1

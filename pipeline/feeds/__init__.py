@@ -1,0 +1,1 @@
+"""Files about products: read, understood and staged, before the database sees them."""

@@ -1,0 +1,223 @@
+"""A file of products: read once into a staging area, then yielded product by product."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from pipeline.errors import quote
+from pipeline.feeds.columns import Column, Type, TypeFinder, Value, is_huge
+from pipeline.feeds.plain import LOST_DIGITS, unique
+from pipeline.feeds.records import Item, Problems, Product, Variant
+from pipeline.feeds.staging import Staging
+
+JOINING = ("shopify",)  # formats in which several rows make one product as a matter of course
+CURRENCY = "{}_currency"  # the column beside one of money
+
+
+class Feed:
+    """What was understood of a file.
+
+    Attributes:
+        finders: what was seen of each column.
+        has_images, has_urls: whether the file names images below the products folder, or addresses.
+        decimal_comma: it is of a kind that writes 12,99.
+    """
+
+    def __init__(self, staging: Staging) -> None:
+        self.staging = staging
+        self.problems = Problems()
+        self.finders: dict[str, TypeFinder] = {}
+        self.format = "csv"
+        self.encoding = ""
+        self.has_images = self.has_urls = False
+        self.decimal_comma = False
+        self.whole = False  # each item is all that is known of it: what it lacks is removed
+        self.update_only = False  # its rows are about products that are known already
+        self._ids = TypeFinder("")
+
+    def read(self, items: Iterable[Item]) -> None:
+        """Stage items, and look at their values."""
+        for item in items:
+            if item.images:
+                item = replace(item, images=self._claimed(item))
+            self.staging.add(item)
+            self._ids.add(item.item_id)
+            if item.parent:
+                self._ids.add(item.parent)
+            self.has_images |= bool(item.images)
+            self.has_urls |= bool(item.urls)
+            for name, text in item.facts.items():
+                finder = self.finders.get(name)
+                if finder is None:
+                    finder = self.finders[name] = TypeFinder(name)
+                if text:
+                    finder.add(text, item.line)
+                    if is_huge(text):
+                        self.problems.warn(
+                            item.line,
+                            f"'{name}' is {quote(text)}, more than a number can hold; it is text",
+                        )
+        self.staging.finish()
+        for line, item_id, product in self.staging.contested():
+            self.problems.refuse(
+                line,
+                f"{quote(item_id)} is a variant of {quote(product)}, but an earlier line of the "
+                "file says that it belongs to another product",
+            )
+        if self._ids.has_float_identifiers:
+            self.staging.strip_float_zeros()
+            self.problems.note("Ids such as 12.0 were read as 12: all are whole numbers.")
+
+    @property
+    def n_items(self) -> int:
+        return self._ids.values
+
+    def column_names(self, columns: Mapping[str, Column]) -> set[str]:
+        """Return all columns that an import of this file sets, with those of currencies."""
+        return {*columns, *(CURRENCY.format(name) for name in self._currencies(columns))}
+
+    def products(self, columns: Mapping[str, Column]) -> Iterator[Product]:
+        """Yield the products with their values read by the types of the columns."""
+        convert = _Conversion(self, columns, self._currencies(columns))
+        for items in self.staging.products():
+            product = (
+                self._grouped(items, convert) if _is_group(items) else self._one(items, convert)
+            )
+            if self.has_urls and not self.update_only and not (product.urls or product.images):
+                self.problems.warn(
+                    product.line, f"product {quote(product.product_id)} has no image"
+                )
+            yield product
+
+    def _currencies(self, columns: Mapping[str, Column]) -> set[str]:
+        """Return the columns that have a currency beside them."""
+        return {
+            name
+            for name, column in columns.items()
+            if column.type == Type.NUMBER
+            and name in self.finders
+            and self.finders[name].currencies
+            and CURRENCY.format(name) not in self.finders
+        }
+
+    def _one(self, items: list[Item], convert: _Conversion) -> Product:
+        """Make a product of rows that all name it: the first has its facts, others add images."""
+        facts, images, urls = self._merged(items)
+        first = items[0]
+        return Product(first.line, first.item_id, convert(facts, first.line), images, urls)
+
+    def _grouped(self, items: list[Item], convert: _Conversion) -> Product:
+        """Make a product of its variants."""
+        rows: dict[str, list[Item]] = {}
+        for item in items:
+            rows.setdefault(item.item_id, []).append(item)
+        images, urls, variants = list[str](), list[str](), list[Variant]()
+        for item_id, several in rows.items():
+            facts, some_images, some_urls = self._merged(several)
+            images += some_images
+            urls += some_urls
+            variants.append(Variant(item_id, convert(facts, several[0].line)))
+        name = items[0].parent or items[0].item_id
+        return Product(items[0].line, name, {}, unique(images), unique(urls), tuple(variants))
+
+    def _merged(self, items: list[Item]) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+        """Join the rows of one item: later ones add images, and facts that the first lacks."""
+        first, *others = items
+        facts, images, urls = dict(first.facts), list(first.images), list(first.urls)
+        for item in others:
+            conflict = next(
+                (
+                    name
+                    for name, text in item.facts.items()
+                    if text and facts.get(name, "") not in ("", text)
+                ),
+                None,
+            )
+            if not item.images and not item.urls and (self.format not in JOINING or conflict):
+                self.problems.refuse(
+                    item.line,
+                    f"{quote(first.item_id)} is listed twice, first in line {first.line}",
+                )
+            elif conflict is not None:
+                self.problems.refuse(
+                    item.line,
+                    f"{quote(conflict)} of product {quote(first.item_id)} is "
+                    f"{quote(item.facts[conflict])}, before {quote(facts[conflict])}",
+                )
+            else:
+                facts |= {
+                    name: text for name, text in item.facts.items() if text or name not in facts
+                }
+                images += item.images
+                urls += item.urls
+        return facts, unique(images), unique(urls)
+
+    def _claimed(self, item: Item) -> tuple[str, ...]:
+        """Return the images of an item that no other product of the file has claimed before."""
+        product_id = item.parent or item.item_id
+        paths = []
+        for path in item.images:
+            owner = self.staging.claim_image(path, product_id)
+            if owner == product_id:
+                paths.append(path)
+                continue
+            self.problems.warn(
+                item.line,
+                f"{quote(path)} is already an image of product {quote(owner)}; product "
+                f"{quote(product_id)} does not get it",
+            )
+        return tuple(paths)
+
+
+def _is_group(items: list[Item]) -> bool:
+    return any(item.parent for item in items)
+
+
+class _Conversion:
+    """Reads the texts of a file as values of the columns' types."""
+
+    def __init__(self, feed: Feed, columns: Mapping[str, Column], currencies: set[str]) -> None:
+        self._columns = columns
+        self._currencies = currencies
+        self._problems = feed.problems
+        self._floats = {
+            name
+            for name, finder in feed.finders.items()
+            if columns[name].type == Type.IDENTIFIER and finder.has_float_identifiers
+        }
+        for name in sorted(self._floats):
+            feed.problems.note(f"Values of '{name}' such as 12.0 were read as 12.")
+
+    def __call__(self, facts: Mapping[str, str], line: int) -> dict[str, Value | None]:
+        values: dict[str, Value | None] = {}
+        for name, text in facts.items():
+            column = self._columns[name]
+            currency = ""
+            if not text:
+                values[name] = None
+            elif column.type == Type.IDENTIFIER:
+                values[name] = self._identifier(name, text, line)
+            else:
+                values[name], currency = column.read(text)
+            if name in self._currencies:
+                values[CURRENCY.format(name)] = currency or None
+        return values
+
+    def _identifier(self, name: str, text: str, line: int) -> str | None:
+        if name in self._floats:
+            return text.removesuffix(".0")
+        if not LOST_DIGITS.fullmatch(text) and not re.fullmatch(r"[0-9][.,][0-9]{4,}E[0-9]+", text):
+            return text
+        mantissa, exponent = text.replace(",", ".").replace("+", "").split("E")
+        whole, decimals = mantissa.split(".")
+        if len(decimals) != int(exponent):
+            self._problems.warn(
+                line,
+                f"'{name}' is {quote(text)}: a spreadsheet shortened it and its digits are lost; "
+                "it was left out",
+            )
+            return None
+        self._problems.warn(line, f"'{name}' is {quote(text)}, read as {whole + decimals}")
+        return whole + decimals

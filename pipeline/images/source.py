@@ -1,0 +1,69 @@
+"""What a source of images can do, and the one that is a folder of this host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import SetupError
+from pipeline.images.decode import Limits, read_image
+from pipeline.images.exclude import Exclude
+from pipeline.images.failure import Failure
+from pipeline.images.find import ImageFile, LeftOut, confined, find_images
+
+Read = Callable[[ImageFile], bytes]
+
+
+class ImageSource(Protocol):
+    """The images below one root."""
+
+    @property
+    def name(self) -> str:
+        """The root as the job table and the manifest name it, e.g. /data/products or s3://b/p."""
+
+    def find(
+        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+    ) -> Iterator[ImageFile | Failure]:
+        """Yield the images in ascending order of their paths, and what is wrong there."""
+
+    def require(self) -> None:
+        """Refuse to begin where the root cannot be used from this host.
+
+        Raises:
+            ImgrecError: it does not exist, does not answer, or refuses access.
+        """
+
+    def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
+        """Return a function that reads images, these in about this order; threads may share it.
+
+        The function raises BadImage for what is wrong with one image, other errors for the rest.
+        """
+
+
+class ImageFolder:
+    """The images of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    def find(
+        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+    ) -> Iterator[ImageFile | Failure]:
+        return find_images(self.folder, exclude, left_out)
+
+    def require(self) -> None:
+        if not self.folder.is_dir():
+            raise SetupError(
+                f"The folder {self.folder} does not exist on this host: every embed worker must "
+                "see the products folder under the same path."
+            )
+
+    def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
+        folder = self.folder
+        return nullcontext(lambda image: read_image(confined(folder, image.path), limits))

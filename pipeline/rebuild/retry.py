@@ -1,0 +1,120 @@
+"""Plan a job that tries again what another one left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.embed.fingerprint import find_fingerprint
+from pipeline.embed.shards import cut
+from pipeline.errors import Conflict
+from pipeline.images.failure import Failure
+from pipeline.images.find import ImageFile
+from pipeline.index.versions import Version, VersionStore
+from pipeline.rebuild.plan import (
+    PLAN_LEASES,
+    REUSE_ROWS,
+    check_source,
+    plan_rebuild,
+)
+from pipeline.settings import Settings
+from pipeline.store.jobs import Job, Jobs
+
+
+def plan_retry(
+    job_id: str,
+    settings: Settings,
+    jobs: Jobs,
+    versions: VersionStore,
+    *,
+    created: Callable[[str], None] = lambda job_id: None,
+) -> str:
+    """Write the plan of a job that tries another one's failures again; return its id.
+
+    What a published job has indexed stays as it is. One that failed or was cancelled has indexed
+    nothing: its folder is planned anew.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has not ended, has left out nothing, or is no longer the published one.
+        WrongUse: its folder cannot be used any more.
+    """
+    job = jobs.get(job_id)
+    if job.open:
+        raise Conflict(f"Job {job.id} has not ended yet ({job.state}).")
+    if job.state != "published":
+        return plan_rebuild(
+            job.root,
+            settings,
+            jobs,
+            versions,
+            full=job.full,
+            save_preprocessed=job.save_preprocessed,
+            created=created,
+        )
+    failures = [failure for failure in jobs.failures(job.id) if not failure.warning]
+    if not failures:
+        raise Conflict(f"Job {job.id} left out no images: there is nothing to try again.")
+    base = _base(job, settings, versions)
+    lease_s = PLAN_LEASES * settings.lease_s
+    retry_id = jobs.create(
+        job.root,
+        full=False,
+        save_preprocessed=False,
+        fingerprint=find_fingerprint(settings),
+        base_version=base.name,
+        lease_s=lease_s,
+    )
+    created(retry_id)
+    missing = {failure.path: failure for failure in failures if not base.has_path(failure.path)}
+    images: list[ImageFile] = []
+    unusable: list[Failure] = []
+    for item in check_source(job.root, settings).find():
+        if item.path not in missing:
+            continue
+        if isinstance(item, ImageFile):
+            images.append(item)
+            del missing[item.path]
+        elif not item.warning:
+            unusable.append(item)
+            del missing[item.path]
+    for path in missing:
+        unusable.append(Failure(path, "find", "the file is not there any more"))
+    try:
+        pieces = list(_pieces(base, images, settings.shard_size))
+        for start in range(0, max(1, len(pieces)), 64):
+            jobs.shards.add(
+                retry_id, pieces[start : start + 64], [] if start else unusable, lease_s
+            )
+        jobs.finish_plan(retry_id)
+    except BaseException as error:
+        jobs.fail(retry_id, f"The retry could not be planned: {str(error) or 'interrupted'}")
+        raise
+    return retry_id
+
+
+def _base(job: Job, settings: Settings, versions: VersionStore) -> Version:
+    base = versions.current()
+    if base.name != job.index_version:
+        raise Conflict(
+            f"Job {job.id} published {job.index_version}, and now {base.name} is published: start "
+            "a rebuild, which tries all images that are not indexed."
+        )
+    fingerprint = find_fingerprint(settings)
+    if fingerprint is not None and fingerprint.id != base.fingerprint:
+        raise Conflict(
+            f"Index {base.name} was made with other models or settings: start a rebuild."
+        )
+    return base
+
+
+def _pieces(
+    base: Version, images: list[ImageFile], shard_size: int
+) -> Iterator[tuple[int, str, list[Any]]]:
+    number = 0
+    for shard in cut(images, shard_size):
+        yield number, "embed", [[each.path, each.size, each.mtime_ns] for each in shard]
+        number += 1
+    for start in range(0, len(base.paths), REUSE_ROWS):
+        yield number, "reuse", list(range(start, min(start + REUSE_ROWS, len(base.paths))))
+        number += 1

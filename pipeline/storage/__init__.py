@@ -1,0 +1,1 @@
+"""Objects in a store: S3, Google Cloud Storage, Azure, or a web server that can be listed."""

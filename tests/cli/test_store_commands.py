@@ -1,0 +1,85 @@
+"""Commands about photos in a real S3 server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inline_worker import InlineWorker
+from PIL import Image
+from s3_server import SECRET, S3Server
+
+from pipeline.storage import object_store
+from pipeline.storage.address import Address
+from pipeline.storage.object_store import ObjectStore
+from workers.query import thumbnails
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def photos(desk: InlineWorker, s3: S3Server) -> str:
+    """The address of the desk's products; their folder is gone."""
+    store = ObjectStore(Address.parse(f"s3://shop/{uuid.uuid4().hex}"))
+    for file in desk.shop.root.rglob("*.png"):
+        store.put(file.relative_to(desk.shop.root).as_posix(), file)
+    store.put("empty.jpg", b"")
+    store.put("notes/readme.txt", b"1")
+    desk.shop.root.rename(desk.shop.root.with_name("elsewhere"))
+    return store.name
+
+
+def test_a_store_is_indexed_as_a_folder_is(
+    desk: InlineWorker, imgrec: Run, photos: str, tmp_path: Path
+) -> None:
+    desk.inline = True
+    done = imgrec("enqueue-rebuild", f"{photos}/", "--wait", "--json").object
+    counts = {key: done[key] for key in ("state", "images", "embedded", "skipped")}
+    assert counts == {"state": "published", "images": 21, "embedded": 20, "skipped": 1}
+    assert done["left_out"] == {"not an image's name (.txt)": 1}
+    failures = imgrec("failures", done["job_id"], "--json").object["failures"]
+    assert [(row["path"], row["stage"]) for row in failures] == [("empty.jpg", "read")]
+    assert desk.job(done["job_id"]).root == photos
+    again = imgrec("enqueue-rebuild", photos, "--wait", "--json", "--exclude", "kind1/").object
+    assert (again["embedded"], again["reused"]) == (0, 10)
+    version = desk.resources.versions.current()
+    jpegs = thumbnails(desk.resources, version.name, ["kind0/00.png", "empty.jpg", "nothing.png"])
+    assert list(jpegs) == ["kind0/00.png"]
+    Image.open(io.BytesIO(base64.b64decode(jpegs["kind0/00.png"]))).load()
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "sentence"),
+    [
+        (f"s3://me:{SECRET}@shop/photos", 2, "credentials come from the environment"),
+        ("s3://no-such-bucket/photos", 4, "does not exist (NoSuchBucket)"),
+        ("s3://shop/nothing-below", 2, "There are no images below s3://shop/nothing-below"),
+        ("ftp://shop/photos", 2, "A store's address starts with one of s3://, gs://, az://"),
+        ("file://elsewhere/photos", 2, "names no folder of this host"),
+        ("az://shop/photos", 4, "set AZURE_STORAGE_ACCOUNT_NAME"),
+    ],
+)
+def test_an_address_that_cannot_be_indexed_is_one_sentence(
+    desk: InlineWorker, imgrec: Run, s3: S3Server, address: str, code: int, sentence: str
+) -> None:
+    ObjectStore(Address.parse("s3://shop/any")).put("a", b"1")  # makes the bucket
+    done = imgrec("enqueue-rebuild", address)
+    assert done.code == code
+    assert sentence in done.err
+    assert SECRET not in done.err
+    assert desk.shop.jobs.list_with_progress() == []
+
+
+def test_a_store_that_does_not_answer_is_a_server_that_is_away(
+    imgrec: Run, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "RETRIES", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    done = imgrec("enqueue-rebuild", photos)
+    assert (done.code, done.out) == (4, "")
+    assert f"The store {photos} does not answer: no connection." in done.err

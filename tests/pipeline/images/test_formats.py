@@ -1,0 +1,93 @@
+"""Every format of a phone, a camera or a browser is read; what is not says what would help."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import BadImage
+from pipeline.images import formats
+from pipeline.images.decode import Limits, decode
+
+LIMITS = Limits(max_pixels=1_000_000, max_bytes=1_000_000)
+WHITE = (255, 255, 255)
+HEIC = Path(__file__).with_name("two_halves.heic").read_bytes()
+
+
+def two_halves() -> Image.Image:
+    image = Image.new("RGB", (64, 48), (220, 10, 10))
+    image.paste((10, 220, 10), (32, 0, 64, 48))
+    return image
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    two_halves().save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded("AVIF", quality=90),
+        encoded("JPEG2000"),
+        encoded("JPEG2000", no_jp2=True),
+        encoded("DIB"),
+        encoded("MPO", quality=90),
+        HEIC,
+    ],
+    ids=["avif", "jp2", "j2k", "dib", "mpo", "heic"],
+)
+def test_formats_of_phones_and_cameras_are_read_whatever_the_file_is_called(data: bytes) -> None:
+    pixels = np.asarray(decode(data, LIMITS, WHITE)).astype(int)
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(pixels[20, 5] - (220, 10, 10)).max() < 30
+    assert np.abs(pixels[20, -5] - (10, 220, 10)).max() < 30
+
+
+@pytest.mark.parametrize("data", [encoded("AVIF"), encoded("JPEG2000"), HEIC])
+def test_the_pixel_limit_holds_for_new_formats(data: bytes) -> None:
+    with pytest.raises(BadImage, match="MAX_IMAGE_PIXELS"):
+        decode(data, Limits(max_pixels=1000, max_bytes=1_000_000), WHITE)
+
+
+@pytest.mark.parametrize("data", [encoded("AVIF"), encoded("JPEG2000"), HEIC])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_half_a_file_of_a_new_format_is_a_bad_image(data: bytes, share: float) -> None:
+    with pytest.raises(BadImage):
+        decode(data[: int(share * len(data))], LIMITS, WHITE)
+
+
+def test_without_its_decoder_a_heic_image_names_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.images.decode.readable", lambda: ("JPEG", "PNG"))
+    monkeypatch.setattr(formats, "readable", lambda: ("JPEG", "PNG"))
+    with pytest.raises(BadImage, match="HEIC image: 'pip install pi-heif'"):
+        decode(HEIC, LIMITS, WHITE)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\x0a" + b"x" * 99, "a JPEG XL image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + b"x" * 99, "a JPEG XL image"),
+        (b"8BPS\0\1" + b"x" * 99, "a Photoshop file"),
+        (b"%PDF-1.7" + b"x" * 99, "a PDF document"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"<!DOCTYPE html><html>404 Not Found</html>", "an HTML page"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"\0\0\0\x20ftypisom" + b"x" * 99, "a video"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + b"\0" * 99, "HEIC image"),
+        (b"PK\x03\x04" + b"x" * 99, "a ZIP archive"),
+        (b"II*\0" + struct.pack("<I", 16) + b"CR\2\0" + b"x" * 99, "a camera's raw file"),
+    ],
+)
+def test_what_is_not_read_is_called_by_its_name(data: bytes, words: str) -> None:
+    with pytest.raises(BadImage, match=words):
+        decode(data, LIMITS, WHITE)

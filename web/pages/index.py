@@ -1,0 +1,160 @@
+"""The page of the index: versions, what changed between them, workers, cache, models."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from pipeline.classify.head_store import list_heads
+from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.index.changes import changes
+from pipeline.index.version_object import version_object
+from pipeline.settings import Settings
+from pipeline.store.heartbeat import READY, read_heartbeats
+from web.access import Client
+from web.context import Web, web_of
+from web.pages.view import render
+from web.pages.visit import AdminVisitor, PageRoute, fields, problem_of
+from workers.routes import QUEUES
+
+router = APIRouter(prefix="/index", route_class=PageRoute, include_in_schema=False)
+
+PATHS = 50  # of each kind of change
+LOOK_S = 1.5
+
+
+@router.get("")
+async def index_page(request: Request, client: AdminVisitor) -> Response:
+    """Show the versions, what changed between two of them, and the models."""
+    return await _index_page(request, client)
+
+
+async def _index_page(
+    request: Request, client: Client, error: str = "", status: int = 200
+) -> Response:
+    web = web_of(request)
+    old, new = request.query_params.get("from", ""), request.query_params.get("to", "")
+    versions, current = await asyncio.to_thread(_versions, web)
+    names = [version["version"] for version in versions]
+    # At first, what the published version brought.
+    new = new or current or (names[0] if names else "")
+    if not old and new in names:
+        old = next(iter(names[names.index(new) + 1 :]), "")
+    difference, difference_error = None, ""
+    if old and new:
+        try:
+            difference = await asyncio.to_thread(_difference, web, old, new)
+        except ImgrecError as problem:
+            _, difference_error = problem_of(problem)
+    return render(
+        request,
+        "index.html",
+        client,
+        status,
+        versions=versions,
+        current=current,
+        old=old,
+        new=new,
+        difference=difference,
+        difference_error=difference_error,
+        error=error,
+        settings=web.settings,
+        heads=await asyncio.to_thread(_heads, web.settings),
+    )
+
+
+def _versions(web: Web) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the versions, newest first, and the published one's name."""
+    store = web.resources.versions
+    current = store.current_name()
+    return [version_object(each, current) for each in reversed(store.versions())], current
+
+
+def _difference(web: Web, old: str, new: str) -> list[tuple[str, int, list[str]]]:
+    store = web.resources.versions
+    result = changes(store.open(old), store.open(new), PATHS)
+    return [(kind, each["total"], each["paths"]) for kind, each in result.items()]
+
+
+def _heads(settings: Settings) -> list[str]:
+    """Name the trained heads; whether they can be read, a worker finds out."""
+    return [head.folder.as_posix() for head in list_heads(settings.models_dir)]
+
+
+@router.post("/rollback")
+async def rollback(request: Request, client: AdminVisitor) -> Response:
+    """Publish another version, and show the versions."""
+    texts, _ = await fields(request)
+    store = web_of(request).resources.versions
+    try:
+        await asyncio.to_thread(store.rollback, texts.get("version") or None)
+    except ImgrecError as problem:
+        status, error = problem_of(problem)
+        return await _index_page(request, client, error, status)
+    return RedirectResponse("/index", 303)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process; `problem` is empty for a healthy one."""
+
+    name: str
+    queues: list[str]
+    state: str
+    problem: str
+
+
+@router.get("/workers")
+async def workers(request: Request, client: AdminVisitor) -> Response:
+    """Return the workers by queue, for the page to show."""
+    web = web_of(request)
+    rows, error = list[Worker](), ""
+    try:
+        rows = await asyncio.to_thread(_workers, web)
+    except ServerUnavailable as problem:
+        _, error = problem_of(problem)
+    return render(
+        request,
+        "workers.html",
+        client,
+        queues=[(name, [row for row in rows if name in row.queues]) for name in QUEUES],
+        error=error,
+    )
+
+
+def _workers(web: Web) -> list[Worker]:
+    """Join who answers through Redis with the heartbeats of this machine."""
+    answering = web.resources.dispatcher.worker_queues(LOOK_S)
+    beats = {
+        beat.name: beat
+        for beat in read_heartbeats(web.settings.data_dir / "run", socket.gethostname())
+    }
+    rows = []
+    for name in sorted({*answering, *beats}):
+        beat = beats.get(name)
+        state, problem = "ready", ""
+        if beat is not None:
+            state, problem = (beat.state or READY), beat.problem
+        if name not in answering and not problem and state == READY:
+            state = "busy: does not answer at the moment"
+        queues = answering.get(name) or _queues_of(name)
+        rows.append(Worker(name, queues, state, problem))
+    return rows
+
+
+def _queues_of(name: str) -> list[str]:
+    """Read the queues from a worker's name: embed2@host, embed-index-query-4711@host."""
+    parts = {part.rstrip("0123456789") for part in name.partition("@")[0].split("-")}
+    return [queue for queue in QUEUES if queue in parts]
+
+
+@router.get("/cache")
+async def cache(request: Request, client: AdminVisitor) -> Response:
+    """Return what the shared cache holds, for the page to show; a large one takes seconds."""
+    since, kinds = await asyncio.to_thread(web_of(request).resources.shared_cache.describe)
+    return render(request, "cache.html", client, since=since, kinds=kinds)

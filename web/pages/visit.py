@@ -1,0 +1,177 @@
+"""Who visits a page: log in, log out, and what is shown when something goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from pipeline.errors import ImgrecError
+from web.access import (
+    CSRF_FIELD,
+    CSRF_HEADER,
+    SAFE,
+    Client,
+    check_key,
+    find_client,
+    log_in,
+    log_out,
+    require_csrf,
+    require_same_origin,
+)
+from web.context import web_of
+from web.pages.view import is_fragment, render
+from web.problems import Refusal, describe, unexpected
+
+MAX_FIELDS = 200  # of a form: two for each column that can be filtered by
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class LoginNeeded(Exception):
+    """Nobody is logged in."""
+
+
+def problem_of(error: Exception, values: str = "") -> tuple[int, str]:
+    """Return the status and the sentence of an error; see `problems.describe`."""
+    if isinstance(error, Refusal):
+        return error.status, error.detail
+    if isinstance(error, HTTPException):
+        large = "The upload is larger than WEB_MAX_BODY allows: choose a smaller image."
+        return error.status_code, large if error.status_code == 413 else str(error.detail)
+    assert isinstance(error, ImgrecError)
+    status, _, sentence = describe(error, values)
+    return status, sentence
+
+
+class PageRoute(APIRoute):
+    """Shows errors as pages, and who is not logged in the form to do so."""
+
+    def get_route_handler(self) -> Handler:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except LoginNeeded:
+                if is_fragment(request):
+                    return Response(status_code=401)
+                return RedirectResponse(f"/login?next={quote(_address(request), safe='')}", 303)
+            except (Refusal, ImgrecError, HTTPException) as error:
+                status, sentence = problem_of(error, getattr(request.state, "values", ""))
+            except Exception as error:
+                unexpected(request, error)  # logs it
+                status = 500
+                sentence = "This failed unexpectedly: the log of the server says why."
+            return error_page(request, status, sentence)
+
+        return handle
+
+
+def error_page(request: Request, status: int, sentence: str) -> Response:
+    """Return an error as a page, or as a part of one."""
+    template = "error_panel.html" if is_fragment(request) else "error.html"
+    client: Client | None = getattr(request.state, "client", None)
+    return render(request, template, client, status, code=status, sentence=sentence)
+
+
+def visitor(scope: str) -> Any:
+    """Return the dependency of a page that needs a scope; it yields the client.
+
+    A form must carry its token as a field, a script's request as a header.
+    """
+
+    async def client(request: Request) -> Client:
+        web = web_of(request)
+        client = await find_client(request)
+        if client is None:
+            raise LoginNeeded
+        request.state.client = client
+        if not client.allows(scope):
+            assert client.key is not None
+            raise Refusal(
+                403,
+                "forbidden",
+                f"The key '{client.name}' has the scope '{client.key.scope}'; this page needs "
+                f"'{scope}'.",
+            )
+        if request.method not in SAFE:
+            require_same_origin(request)
+            require_csrf(request, request.headers.get(CSRF_HEADER) or await _field(request))
+        if client.key is not None:
+            await web.limiter.take(f"key:{client.id}", web.settings.rate_limit)
+        return client
+
+    return Depends(client)
+
+
+async def fields(request: Request) -> tuple[dict[str, str], UploadFile | None]:
+    """Return the fields of a form, the last one of each name, and its file `image`."""
+    form = await request.form(max_files=1, max_fields=MAX_FIELDS)
+    image = form.get("image")
+    texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+    return texts, image if isinstance(image, UploadFile) else None
+
+
+async def _field(request: Request) -> str:
+    texts, _ = await fields(request)
+    return texts.get(CSRF_FIELD, "")
+
+
+SearchVisitor = Annotated[Client, visitor("search")]
+AdminVisitor = Annotated[Client, visitor("admin")]
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("/login")
+async def login_page(request: Request, next: str = "/") -> Response:
+    """Ask for a key; who has none to give goes on."""
+    if await find_client(request) is not None:
+        return RedirectResponse(own_address(next), 303)
+    return render(request, "login.html", None, next=own_address(next), error="")
+
+
+@router.post("/login")
+async def login(request: Request) -> Response:
+    """Keep a valid key in the cookie."""
+    require_same_origin(request)
+    texts, _ = await fields(request)
+    address = own_address(texts.get("next", "/"))
+    key = await check_key(request, texts.get("key", ""))
+    if key is None:
+        error = "This is not a valid key, or it was revoked."
+        return render(request, "login.html", None, 401, next=address, error=error)
+    response = RedirectResponse(address, 303)
+    log_in(request, response, texts["key"].strip())
+    return response
+
+
+@router.post("/logout")
+async def logout(request: Request, client: SearchVisitor) -> Response:
+    """Forget the key."""
+    response = RedirectResponse("/login", 303)
+    log_out(response)
+    return response
+
+
+def own_address(text: str) -> str:
+    """Return an address below this server; anything else becomes the front page."""
+    parts = urlsplit(text.replace("\\", "/"))
+    own = text.startswith("/") and not text.startswith(("//", "/\\"))
+    if not own or parts.scheme or parts.netloc or any(ord(letter) < 32 for letter in text):
+        return "/"
+    return text
+
+
+def _address(request: Request) -> str:
+    """Return where to come back to: the page, not what a form has sent."""
+    if request.method not in SAFE:
+        return "/"
+    query = request.url.query
+    return f"{request.url.path}?{query}" if query else request.url.path
