@@ -17,6 +17,7 @@ from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store import jobs as jobs_module
 from pipeline.store import shards as shards_module
+from pipeline.store import webhooks as webhooks_module
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs, Progress
 from pipeline.store.queries import QUERIES
@@ -86,7 +87,8 @@ def test_a_database_of_a_later_imgrec_is_refused(database_url: str) -> None:
 
 
 def test_every_statement_is_used_and_every_used_one_is_there() -> None:
-    code = "".join(Path(module.__file__).read_text() for module in (jobs_module, shards_module))
+    modules = (jobs_module, shards_module, webhooks_module)
+    code = "".join(Path(module.__file__).read_text() for module in modules)
     assert set(re.findall(r'QUERIES\["(\w+)"\]', code)) == set(QUERIES)
 
 
