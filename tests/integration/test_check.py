@@ -130,7 +130,7 @@ def test_nothing_there_is_a_list_of_next_commands_and_no_secret(stand: LiveStack
         CUDA_VISIBLE_DEVICES="",
     )
     assert code == 4
-    assert [name for name, row in rows.items() if row["ok"]] == ["disk", "rights"]
+    assert [name for name, row in rows.items() if row["ok"]] == ["disk", "rights", "program"]
     assert rows["redis"]["next"] == "imgrec up"
     assert rows["cache"]["next"] == "correct CACHE_URL in .env, then: imgrec check"
     assert rows["database"]["next"] == "correct DATABASE_URL in .env, then: imgrec check"
