@@ -86,7 +86,6 @@ IMPORT = ("import-products", "list.csv")
         *(("db", 0o555, "DATABASE_URL", c) for c in (REBUILD, IMPORT, ("jobs",))),
         *(("db/app.db", 0o444, "DATABASE_URL", c) for c in (REBUILD, IMPORT)),
         ("db/app.db", 0, "DATABASE_URL", ("jobs",)),
-        ("db/app.db-wal", 0o444, "DATABASE_URL", IMPORT),
         ("db/app.db-shm", 0o444, "DATABASE_URL", IMPORT),
     ],
 )

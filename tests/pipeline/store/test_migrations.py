@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -28,7 +29,7 @@ def old(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Database:
         add_job(database, "20260102-000000-bbbb", created_at=1e9, state="published")
         add_shard(database, "20260101-000000-aaaa", 0)
         add_shard(database, "20260101-000000-aaaa", 1)
-        take(database, "20260101-000000-aaaa", 0, "old-worker", until=5e9)
+        take(database, "20260101-000000-aaaa", 0, "old-worker", until=time.time() + 60)
     return database
 
 
@@ -77,7 +78,7 @@ def renew(database: Database, job_id: str, n: int, owner: str) -> bool:
                 "UPDATE shards SET lease_until = ?, progress = ? WHERE job_id = ? AND n = ?"
                 " AND state = 'running' AND owner = ? AND (SELECT state FROM jobs WHERE id = ?)"
                 " IN ('planned', 'running', 'merging') RETURNING n",
-                (5e9, 1, job_id, n, owner, job_id),
+                (time.time() + 60, 1, job_id, n, owner, job_id),
             )
         )
 
@@ -119,7 +120,7 @@ def test_a_job_that_the_last_release_adds_to_the_new_schema_is_a_job_like_any_ot
     jobs.open_jobs()  # the schema is migrated
     add_job(old, "20260103-000000-cccc", created_at=4.5e9)
     add_shard(old, "20260103-000000-cccc", 0)
-    take(old, "20260103-000000-cccc", 0, "old-worker", until=5e9)
+    take(old, "20260103-000000-cccc", 0, "old-worker", until=time.time() + 60)
     assert [job.id for job in jobs.open_jobs()] == ["20260103-000000-cccc", "20260101-000000-aaaa"]
     assert jobs.created_after("20260101-000000-aaaa") == {"20260103-000000-cccc"}
     assert jobs.created_after("20260103-000000-cccc") == set()
