@@ -13,6 +13,7 @@ from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
 from pipeline.errors import ImgrecError, ServerUnavailable, quote
+from pipeline.images.decode import DECODING
 from pipeline.images.exclude import Exclude
 from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.store.job_object import job_object, to_object
@@ -70,7 +71,7 @@ def enqueue_rebuild(
         require_data_dir(settings)
     resources.dispatcher.require_broker()
     resources.require_agreement((EMBED, INDEX), "database", "data")
-    _tell_of_replacement(source.name, resources.versions)
+    _tell_of_base(source.name, resources.versions, full)
     with _listing(as_json) as listed:
         job_id = plan_rebuild(
             folder,
@@ -210,7 +211,7 @@ def cancel(wiring: Wiring, job: str, as_json: bool) -> None:
         echo_err(f"Job {job} had already ended: {before.state}.")
 
 
-def _tell_of_replacement(name: str, versions: VersionStore) -> None:
+def _tell_of_base(name: str, versions: VersionStore, full: bool) -> None:
     try:
         current = versions.current()
     except ImgrecError:
@@ -220,6 +221,12 @@ def _tell_of_replacement(name: str, versions: VersionStore) -> None:
         echo_err(
             f"Index {current.name} was built from {root}; this rebuild replaces it with one of "
             f"{name}. 'imgrec index rollback' restores the old one."
+        )
+    if current.decoding < DECODING and not full:
+        echo_err(
+            f"Index {current.name} has vectors of an earlier release, which ignored color profiles "
+            "and misread some CMYK and 16-bit images. If you have such images, run 'imgrec "
+            "enqueue-rebuild' once with --full."
         )
 
 

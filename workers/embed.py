@@ -50,6 +50,7 @@ def embed(resources: Resources, job_id: str, n: int) -> None:
             _embed_shard(resources, job, n)
     except UnknownJob:
         report_unknown_job(resources, job_id)
+        raise
     except ServerUnavailable as error:
         # The lease or the reconciler brings the shard back when the server answers again.
         log.error("Shard %d of job %s: %s", n, job_id, error)

@@ -46,6 +46,7 @@ def merge_shards(resources: Resources, job_id: str) -> None:
             _merge(resources, claim)
     except UnknownJob:
         report_unknown_job(resources, job_id)
+        raise
     except ServerUnavailable as error:
         # The reconciler sends the merge again when the server answers again.
         log.error("The merge of job %s: %s", job_id, error)

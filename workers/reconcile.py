@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from pipeline.errors import ServerUnavailable
+from pipeline.errors import ServerUnavailable, quote
 from pipeline.failpoints import failpoint
 from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS, SEND_WEBHOOK
 
@@ -81,7 +81,7 @@ def report_unknown_job(resources: Resources, job_id: str) -> None:
     """Say at once, in the log and to whoever waits, that a message names a job of elsewhere."""
     identity = resources.identifier.read("database")
     sentence = (
-        f"A worker on {identity.host} was sent job {job_id}, which its database "
+        f"A worker on {identity.host} was sent job {quote(job_id)}, which its database "
         f"{identity.database.where} does not have: the command that planned it has another "
         "DATABASE_URL (a relative path is another file in each folder), or the database was "
         "replaced since."

@@ -34,6 +34,9 @@ from pipeline.images.formats import readable, unsupported
 from pipeline.images.memory_budget import MemoryBudget
 from pipeline.images.mend import PNG_START, completions, without_metadata
 
+# Raise it when the pixels of some files change. It is no part of the fingerprint: most files have
+# no color profile, and their vectors, an old index and trained heads stay good.
+DECODING = 2  # 2: color profiles, inverted CMYK, 16 bits, WhiteIsZero
 MIN_SIDE = 8  # below this there is no product to see, only a tracking pixel
 WORK_SIDE = 1024  # decoded images are reduced to this: four times what a 224 px model sees
 

@@ -80,6 +80,11 @@ class Version:
         return self.folder.name
 
     @property
+    def decoding(self) -> int:
+        """The version of the decoding that all its vectors have at least."""
+        return int(self.manifest.get("decoding", 1))
+
+    @property
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"]["id"])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from pipeline.images.decode import Limits
+from pipeline.images.decode import DECODING, Limits
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class PreparedCache:
 
     def __init__(self, folder: Path, spec: Preprocessing, limits: Limits, max_bytes: int) -> None:
         # The pixel limit, too: a hit must not let in what decoding would refuse today.
-        identity = {**spec.parameters(), "max_pixels": limits.max_pixels}
+        identity = {**spec.parameters(), "max_pixels": limits.max_pixels, "decoding": DECODING}
         kind = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._root, self._folder, self._size = folder, folder / kind, spec.size
         self._max_bytes = max_bytes

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
 from pipeline.failpoints import failpoint
+from pipeline.images.decode import DECODING
 from pipeline.index import faiss_index
 from pipeline.index.choose import IndexSpec
 from pipeline.index.id_map import write_id_map
@@ -101,6 +102,7 @@ def merge(
                 "dimension": int(contents.vectors.shape[1]),
                 "index": kind.parameters(),
                 "random_pairs": faiss_index.random_pairs(contents.vectors),
+                "decoding": _decoding(job, versions),
                 "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
             },
         )
@@ -110,6 +112,11 @@ def merge(
     versions.point_to(version)
     failpoint("merge.after_pointer")
     return Merged(version.name)
+
+
+def _decoding(job: Job, versions: VersionStore) -> int:
+    """Return the oldest decoding that a vector of the job may come from."""
+    return min(DECODING, versions.open(job.base_version).decoding) if job.base_version else DECODING
 
 
 def _base(job: Job, versions: VersionStore) -> Version:

@@ -289,3 +289,14 @@ def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
     desk.shop.jobs.renew_leases({claim.owner: 3}, (), 1000)
     done = imgrec("status", job.id, "--wait", "--timeout", "0.3")
     assert "running: 3 of 20 images, " in done.err
+
+
+def test_vectors_of_an_earlier_decoding_are_told_until_all_are_embedded_again(
+    imgrec: Run, desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = desk.shop.root
+    desk.rebuild()
+    assert "color profiles" not in imgrec("enqueue-rebuild", root).err
+    monkeypatch.setattr("cli.rebuild.DECODING", 99)
+    assert "once with --full" in imgrec("enqueue-rebuild", root).err
+    assert "once with --full" not in imgrec("enqueue-rebuild", root, "--full").err

@@ -18,6 +18,9 @@ from fuzz_images import Mutant, mutants
 from live_stack import LiveStack, draw_folder, until
 from preloaded import Process
 
+from pipeline import errors
+from pipeline.errors import BadImage
+
 LIMIT = 2 * 1024**3
 ONE_LINE = 400  # characters of a reason, at most
 
@@ -120,7 +123,8 @@ def queries_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
                 assert len(result.get("matches", [0, 0, 0])) == 3
             else:
                 empty = "Name an image" in str(result["exc_message"]) and not mutant.data
-                assert result["exc_type"] == "BadImage" or empty, (mutant.kind, result)
+                error = getattr(errors, result["exc_type"], int)
+                assert issubclass(error, BadImage) or empty, (mutant.kind, result)
                 assert 10 < len(str(result["exc_message"][0])) < ONE_LINE, (mutant.kind, result)
         answer = stand.query(stand.products / good[3])
         assert answer["matches"][0]["filename"] == good[3]

@@ -65,7 +65,7 @@ def test_workers_of_another_folder_that_start_later_end_the_wait(stand: LiveStac
     assert ELSEWHERE in done.stderr
     assert "The job continues" in done.stderr
     # The worker that was sent it says so, too.
-    until(lambda: f"was sent job {job_id}" in stand.log("embed"), "the worker says so")
+    until(lambda: f"was sent job '{job_id}'" in stand.log("embed"), "the worker says so")
     assert "The message is dropped" in stand.log("embed")
     assert "Traceback" not in stand.log("embed")
     # Nothing is lost: a worker of that folder takes it up.
