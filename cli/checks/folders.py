@@ -54,7 +54,7 @@ def rights(context: CheckContext) -> str:
                 require_writable(folder, name)
     except FolderUnavailable as error:  # only training, or a download, writes there
         raise CheckWarning(str(error), "needed only to train or to download a model") from error
-    return f"the {user_name()} may read and write the folders of the models"
+    return f"{user_name()} may read and write every folder"
 
 
 def _published_files(context: CheckContext) -> list[Path]:

@@ -31,7 +31,7 @@ CHECKS = (
     Check("index", published_index.index),
     *(Check(f"worker on {queue}", servers.worker(queue)) for queue in QUEUES),
     Check("program", program.program),
-    Check("settings of the workers", servers.settings_of_workers),
+    Check("agreement", servers.settings_of_workers),
 )
 NAME_WIDTH = max(len(check.name) for check in CHECKS) + 2  # with the colon and a space
 

@@ -96,6 +96,6 @@ KNOWN_MODELS = (
     ),
     KnownModel("google/vit-base-patch16-224-in21k", "ViT", 86, 768, False, "", "Apache-2.0"),
     KnownModel(
-        "facebook/convnextv2-base-22k-224", "ConvNeXt V2", 89, 1024, False, "", "Apache-2.0"
+        "facebook/convnextv2-base-22k-224", "ConvNeXt V2", 89, 1024, False, "", "CC-BY-NC-4.0"
     ),
 )

@@ -53,7 +53,7 @@ def read_feed(
     try:
         _read(feed, file, form, encoding, identified_by)
     except WrongUse as error:
-        raise WrongUse(f"The file {quote(str(file))} cannot be imported: {error}") from error
+        raise WrongUse(f"The file '{file}' cannot be imported: {error}") from error
     if not feed.n_items:
         raise WrongUse(_nothing(file, feed.problems))
     return feed
@@ -176,12 +176,10 @@ def _judge(feed: Feed, finders: Mapping[str, TypeFinder]) -> None:
 
 def _nothing(file: Path, problems: Problems) -> str:
     if not problems.bad:
-        return f"The file {quote(str(file))} contains no products."
+        return f"The file '{file}' contains no products."
     first = problems.bad[0]
     more = f" ({problems.bad_rows:,} lines are wrong)" if problems.bad_rows > 1 else ""
-    return (
-        f"The file {quote(str(file))} cannot be imported: line {first.line} {first.reason}{more}."
-    )
+    return f"The file '{file}' cannot be imported: line {first.line} {first.reason}{more}."
 
 
 def _encoding_name(encoding: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.feeds.columns import Type
+from pipeline.feeds.columns import Type, Value
 from pipeline.search.product_catalogue import Catalogue
 
 MAX_CHOICES = 50  # of a column whose values are listed
@@ -43,25 +43,20 @@ def facets(catalogue: Catalogue) -> list[Facet]:
 
 def columns(catalogue: Catalogue) -> list[dict[str, Any]]:
     """Describe the columns, by name: numbers by their range, text by its values where few."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in catalogue.columns}
-    ranges: dict[str, tuple[float, float]] = {}
+    counts: dict[str, Counter[Value]] = {}
     for product_id in catalogue.facts_json:
         for name, values in catalogue.values(product_id).items():
-            column = catalogue.columns.get(name)
-            for value in values:
-                key = column.key(value) if column else None
-                if isinstance(key, float):
-                    low, high = ranges.get(name, (key, key))
-                    ranges[name] = min(low, key), max(high, key)
-                elif column and len(counts[name]) <= MAX_CHOICES:
-                    counts[name][str(value)] += 1
+            counts.setdefault(name, Counter()).update(values)
     described: list[dict[str, Any]] = []
-    for name, column in sorted(catalogue.columns.items()):
-        if column.type == Type.NUMBER and name in ranges:
-            low, high = ranges[name]
-            described.append({"name": name, "kind": "number", "min": low, "max": high})
+    for name, count in sorted(counts.items()):
+        column = catalogue.column(name, count)
+        numbers = [key for key in map(column.key, count) if isinstance(key, float)]
+        if column.type == Type.NUMBER and numbers:
+            described.append(
+                {"name": name, "kind": "number", "min": min(numbers), "max": max(numbers)}
+            )
             continue
-        few = len(counts[name]) <= MAX_CHOICES
-        choices = [value for value, _ in counts[name].most_common()] if few else None
+        few = len(count) <= MAX_CHOICES
+        choices = [str(value) for value, _ in count.most_common()] if few else None
         described.append({"name": name, "kind": "text", "values": choices})
     return described

@@ -47,8 +47,8 @@ def test_a_rebuild_of_another_folder_s_is_refused_before_anything_is_planned(
     assert stand.redis().llen("imgrec:embed") == 0
     # `check` has it as a row.
     checked = stand.imgrec("check", "--no-model", **there)
-    assert "FAIL settings of the workers: Not every process" in checked.stdout
-    assert "ok   settings of the workers: 2 workers work with this database" in (
+    assert "FAIL agreement: Not every process" in checked.stdout
+    assert "ok   agreement: 2 workers work with this database" in (
         stand.imgrec("check", "--no-model").stdout
     )
     # In their own folder, the workers do their work.
@@ -201,10 +201,15 @@ def test_a_working_folder_that_was_deleted_under_a_worker_is_told(stand: LiveSta
     )
     call = RollCall(stand.environment["REDIS_URL"])
     until(call.present, "it has spoken")
-    shutil.rmtree(shop)
+
+    def deleted() -> bool:  # the worker goes on writing heartbeats into it meanwhile
+        shutil.rmtree(shop, ignore_errors=True)
+        return not shop.exists()
+
+    until(deleted, "the folder is deleted")
     shop.mkdir()
     draw_folder(stand.products, 2)
-    until(lambda: call.present()[0].identity.data.problem, "it has noticed")
+    until(lambda: any(each.identity.data.problem for each in call.present()), "it has noticed")
     done = stand.imgrec(
         "enqueue-rebuild",
         str(stand.products),

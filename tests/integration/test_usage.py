@@ -29,6 +29,8 @@ FENCE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 VARIES = [
     (re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{4}\b"), "JOB"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
+    (re.compile(r"\bimgrec_[0-9a-f]{12}_[\w-]+"), "KEY"),
+    (re.compile(r"│ [0-9a-f]{12} │"), "│ KEY ID │"),
     (re.compile(r"\b\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?"), "DATE"),
     (re.compile(r"\b\d+(\.\d+)? (s|ms)\b|\b\d+ min \d+ s\b"), "TIME"),
     (re.compile(r'"seconds": [\d.]+'), '"seconds": N'),
@@ -39,6 +41,8 @@ VARIES = [
     (re.compile(r"\b(embed|index|query)@[^ :│]+"), "WORKER"),
     (re.compile(r"/[^ ]*/photos"), "/FOLDER/photos"),
     (re.compile(r"\b[\d.]+ GiB"), "N GiB"),
+    (re.compile(r"user '.*' \(uid \d+\)|\buid \d+"), "USER"),
+    (re.compile(r"in /[^ ,]*, Python [\d.]+"), "in FOLDER, Python N"),
     (re.compile(r"[━─ ]{2,}|[┳┻╇┏┓┡┩└┘┴]"), " "),
 ]
 # A query is sent once more when its worker is slow to load, which these count; so do ages.
@@ -204,6 +208,11 @@ def write(session: list[Example]) -> None:
             output = [
                 re.sub(r"/tmp/shop-\w{8}", "/srv/our-shop-site", line) for line in example.actual
             ]
+            output = [line.replace(f"in {ROOT},", "in /opt/imgrec,") for line in output]
+            output = [
+                re.sub(r"user '.*' \(uid \d+\)|\buid \d+", "user 'shop' (uid 1000)", line)
+                for line in output
+            ]
             output = [
                 re.sub(r"\b(embed|index|query)@[^ :│]+", r"\1@laptop", line) for line in output
             ]
@@ -222,4 +231,5 @@ def test_every_command_is_run_at_least_once() -> None:
         for example in examples(usage())
         for name in re.findall(r"imgrec ([a-z-]+)", example.command)
     }
-    assert set(COMMANDS) - run == {"import-products"}  # the other name of import-catalogue
+    # The other name of import-catalogue; and a server that runs until it is stopped, see tests/web.
+    assert set(COMMANDS) - run == {"import-products", "web"}

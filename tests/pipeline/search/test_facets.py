@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.search.facets import Facet, facets
-from pipeline.search.product_catalogue import MAX_CHOICES, Catalogue
+from pipeline.search.facets import MAX_CHOICES, Facet, facets
+from pipeline.search.product_catalogue import Catalogue
 
 
 def of(*rows: dict[str, Any]) -> list[Facet]:
@@ -29,10 +29,10 @@ def test_a_column_of_many_texts_or_of_one_value_is_no_filter() -> None:
     assert len(of(*rows[:-1])[0].choices) == MAX_CHOICES
 
 
-def test_many_numbers_with_one_text_among_them_are_no_range() -> None:
+def test_a_text_among_many_numbers_leaves_a_range_and_one_of_two_does_not() -> None:
     rows: list[dict[str, Any]] = [{"size": n} for n in range(MAX_CHOICES + 1)]
     assert of(*rows) == [Facet("size", 0, MAX_CHOICES)]
-    assert of(*rows, {"size": "XL"}) == []
+    assert of(*rows, {"size": "XL"}) == [Facet("size", 0, MAX_CHOICES)]
     assert of({"size": 38}, {"size": "XL"}) == [Facet("size", choices=("38", "XL"))]
 
 

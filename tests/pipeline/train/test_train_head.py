@@ -299,7 +299,7 @@ def test_a_missing_folder_is_named_with_the_layout_that_it_needs(tmp_path: Path)
         (["red/1.jpg", "red/2.jpg", "blue/1.jpg"], "The class 'blue' has 1 different image that"),
         (["red/1.jpg", "red/2.jpg", "blue/notes.txt"], "The class 'blue' has 0 different images"),
         (["red/1.jpg", "red/2.jpg", "3.jpg"], "'.*/shoe/color/3.jpg' is not in a class folder"),
-        (["_red/1.jpg", "blue/1.jpg"], "The class '_red' cannot be used"),
+        ([" red/1.jpg", "blue/1.jpg"], "The class ' red' cannot be used"),
         (["unknown/1.jpg", "blue/1.jpg"], "cannot be called 'unknown'"),
     ],
 )
