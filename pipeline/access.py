@@ -69,7 +69,13 @@ def require_writable(path: Path, name: str, root: Path | None = None) -> None:
     Raises:
         FolderUnavailable: they cannot.
     """
-    place = path.absolute()
+    try:
+        place = path.absolute()
+    except FileNotFoundError as error:
+        raise FolderUnavailable(
+            f"{name} ({path}) cannot be used: the working folder of the process was deleted: start "
+            "the process again, in a folder that is there."
+        ) from error
     try:
         while not place.exists():
             place = place.parent

@@ -43,6 +43,17 @@ def free_port() -> int:
     return port
 
 
+def free_ports(count: int) -> int:
+    """Return the first of neighboring free ports, below those that clients get on Linux."""
+    for _ in range(1000):
+        first = random.randrange(20_000, 32_000)
+        with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise AssertionError(f"no {count} neighboring ports are free")
+
+
 def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """Wait for a condition; fail with its name when it does not come true."""
     deadline = time.monotonic() + patience_s

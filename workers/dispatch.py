@@ -13,7 +13,7 @@ import redis
 
 from pipeline.errors import WrongUse
 from pipeline.store.redis_client import PREFIX, connect, require_fit, trouble
-from workers.roll_call import RollCall
+from workers.roll_call import EVERY_S, RollCall
 from workers.routes import FORM, FORM_HEADER, QUEUE_OF, QUEUES
 
 PAUSE_S = 3.0
@@ -99,7 +99,13 @@ class CeleryDispatcher:
 
         with self._broker():
             replies = app().control.inspect(timeout=patience_s).active_queues() or {}
-        return {name: [queue["name"] for queue in queues] for name, queues in replies.items()}
+        queues = {name: [queue["name"] for queue in queues] for name, queues in replies.items()}
+        # kombu writes the binding of a queue of replies once: a process that has outlived a Redis
+        # that restarted empty may get no reply any more. What workers announce still arrives.
+        if self.roll_call is not None:
+            for each in self.roll_call.present(2 * EVERY_S):
+                queues.setdefault(each.worker, list(each.queues))
+        return queues
 
     def pause_for_others(self, stopping: threading.Event) -> None:
         stopping.wait(PAUSE_S)

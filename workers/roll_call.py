@@ -77,8 +77,8 @@ class RollCall:
             if old:
                 client.hdel(WORKERS, *old)
 
-    def present(self) -> list[Announcement]:
-        """Return what the workers have said that are alive, by name.
+    def present(self, limit_s: float = STALE_S) -> list[Announcement]:
+        """Return what the workers have said that have spoken within `limit_s`, by name.
 
         Raises:
             ServerUnavailable: Redis does not answer.
@@ -87,7 +87,7 @@ class RollCall:
             with closing(connect(self._redis_url, TIMEOUT_S)) as client:
                 pipe = client.pipeline(transaction=False)
                 question(pipe)
-                return answer(pipe.execute())
+                return answer(pipe.execute(), limit_s)
         except redis.RedisError as error:
             raise trouble(self._redis_url, error) from error
 
@@ -120,10 +120,10 @@ def question(pipe: Any) -> None:
     pipe.hgetall(WORKERS)
 
 
-def answer(results: Sequence[Any]) -> list[Announcement]:
+def answer(results: Sequence[Any], limit_s: float = STALE_S) -> list[Announcement]:
     """Read the answers to `question`."""
     (seconds, micros), announced = results[:2]
-    return read(announced, seconds + micros / 1e6, STALE_S)
+    return read(announced, seconds + micros / 1e6, limit_s)
 
 
 def read(

@@ -190,7 +190,7 @@ class Jobs:
                     "CREATE DATABASE NAME ENCODING 'UTF8' TEMPLATE template0."
                 )
             at = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created["now"]))
-            job_id = f"{at}-{secrets.token_hex(2)}"
+            job_id = f"{at}-{secrets.token_hex(4)}"
             tx.rows(
                 QUERIES["create_job"],
                 {

@@ -27,7 +27,7 @@ TERMINAL = {"COLUMNS": "100", "LINES": "40", "TERM": "dumb", "TTY_COMPATIBLE": "
 FENCE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 # What differs from run to run; everything else must be the same, figures nearly.
 VARIES = [
-    (re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{4}\b"), "JOB"),
+    (re.compile(r"\b\d{8}-\d{6}-(?:[0-9a-f]{4}){1,2}\b"), "JOB"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"\bimgrec_[0-9a-f]{12}_[\w-]+"), "KEY"),
     (re.compile(r"│ [0-9a-f]{12} │"), "│ KEY ID │"),

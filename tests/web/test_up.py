@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import urllib3
-from live_stack import LiveStack, free_port, until
+from live_stack import LiveStack, free_port, free_ports, until
 
 
 def get(url: str) -> bytes:
@@ -19,7 +19,7 @@ def get(url: str) -> bytes:
 def test_up_serves_the_api_and_each_workers_metrics(tmp_path: Path, model: Path) -> None:
     stand = LiveStack(tmp_path / "up", model)
     stand.folder.mkdir()
-    port, metrics = free_port(), free_port()
+    port, metrics = free_port(), free_ports(3)
     stand.environment["METRICS_PORT"] = str(metrics)
     done = stand.imgrec("up", "--detach", "--web", "--port", str(port))
     try:

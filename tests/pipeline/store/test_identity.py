@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ImgrecError
+from pipeline.access import require_writable
+from pipeline.errors import FolderUnavailable, ImgrecError
 from pipeline.settings import Settings
 from pipeline.store.database import Database
 from pipeline.store.identity import (
@@ -121,6 +122,16 @@ def test_a_folder_that_may_not_be_written_has_none(settings: Settings) -> None:
     settings.models_dir.mkdir(parents=True)
     settings.models_dir.chmod(0o500)
     assert identifier(settings).read("models", create=True).models.id is None
+
+
+def test_a_relative_database_of_a_deleted_working_folder_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FolderUnavailable, match="the working folder of the process was deleted"):
+        require_writable(Path("data"), "DATABASE_URL")
 
 
 def test_a_working_folder_that_was_deleted_is_said(
