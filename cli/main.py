@@ -164,7 +164,7 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     Args:
         wiring: what it works with; by default, what it makes from the settings itself.
     """
-    with _settings_notes_last():
+    with _settings_notes_last(args):
         return _run(args, wiring)
 
 
@@ -181,8 +181,11 @@ def _run(args: list[str], wiring: Wiring | None) -> int:
 
 
 @contextmanager
-def _settings_notes_last() -> Iterator[None]:
-    """Show what the settings warn about, such as an old name, after the answer of the command."""
+def _settings_notes_last(args: list[str]) -> Iterator[None]:
+    """Show what the settings warn about, such as an old name, after the answer of the command.
+
+    To people only, and in `imgrec check`: a script may read the last line of a command.
+    """
     from cli.output import echo_err
 
     notes = list[str]()
@@ -199,8 +202,9 @@ def _settings_notes_last() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = propagate
-        for note in notes:
-            echo_err(note)
+        if sys.stderr.isatty() or "check" in args:
+            for note in notes:
+                echo_err(note)
 
 
 def _show(error: click.ClickException) -> None:
