@@ -174,6 +174,13 @@ def _run(args: list[str], wiring: Wiring | None) -> int:
     except click.ClickException as error:
         _show(error)
         return error.exit_code
+    except BrokenPipeError:
+        return 1
+    except OSError as error:  # of --help and the like; a command's own was explained before
+        from cli.output import echo_err, unwritable
+
+        echo_err(f"Error: {unwritable(error)}")
+        return 1
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return 130

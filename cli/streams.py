@@ -36,7 +36,7 @@ def finish(code: int) -> int:
         sys.stdout.flush()
         return code
     except (OSError, ValueError) as error:
-        if not isinstance(error, BrokenPipeError):
+        if not isinstance(error, BrokenPipeError) and not code:  # else it was said before
             with suppress(OSError, ValueError):
                 reason = getattr(error, "strerror", None) or error
                 sys.stderr.write(f"Error: The output cannot be written: {reason}.\n")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint

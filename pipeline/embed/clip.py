@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.access import require_readable, require_writable, unavailable_cause
 from pipeline.embed import int8, numeric_precision, unread_text
 from pipeline.embed.architecture import ARCHITECTURES, Architecture, context_of, pool
 from pipeline.embed.fingerprint import model_revision
@@ -171,14 +172,18 @@ def load_clip(settings: Settings) -> Clip:
     No code of the model's own is run, and no weights that are not there are made up.
 
     Raises:
-        SetupError: not found, not readable, of an unknown kind, or the device is missing.
+        SetupError: not found, not loadable, of an unknown kind, or the device is missing.
+        OSError: the folder of the model, or HF_HOME, lacks a right or space, see `access.explain`.
     """
     import torch
     import transformers
+    from huggingface_hub import constants
 
     name, revision = settings.embedding_model, settings.embedding_revision
     folder = Path(name).expanduser()
     source = str(folder) if folder.is_dir() else name
+    if not folder.is_dir():  # without the right, the hub's cache looks empty
+        require_readable(Path(constants.HF_HUB_CACHE), "HF_HOME")
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -299,12 +304,19 @@ def _unknown_kind(name: str, model_type: str) -> SetupError:
     )
 
 
-def _not_loadable(name: str, error: Exception) -> SetupError:
+def _not_loadable(name: str, error: Exception) -> Exception:
+    """Return the error to raise: a folder without a right or space is no fault of the model."""
+    if cause := unavailable_cause(error):
+        return cause
     folder = Path(name).expanduser()
     if folder.is_dir():
         return SetupError(
             f"The model in the folder {name} cannot be loaded: {_folder_reason(folder, error)}."
         )
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:  # it would have been downloaded
+        require_writable(Path(constants.HF_HUB_CACHE), "HF_HOME")
     return SetupError(
         f"The model {name} cannot be loaded: it is not a folder, and the hub answered: "
         f"{_reason(error)}. Check the name and the network, or set EMBEDDING_MODEL to a folder "
