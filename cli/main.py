@@ -237,12 +237,17 @@ def _show_remote_traceback(error: Exception) -> bool:
 
 
 def _explain(error: Exception) -> int:
-    from cli.output import echo_err
+    from cli.output import echo_err, unwritable
     from pipeline.errors import ImgrecError
 
     if isinstance(error, ImgrecError):
         echo_err(f"Error: {error}")
         return error.exit_code
+    from cli.streams import is_stdout
+
+    if isinstance(error, OSError) and is_stdout(error):
+        echo_err(f"Error: {unwritable(error)}")
+        return 1
     from pipeline.access import explain, is_unavailable
 
     if isinstance(error, OSError) and is_unavailable(error):
