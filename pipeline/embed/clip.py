@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.access import require_readable, require_writable, unavailable_cause
+from pipeline.access import require_writable, unavailable_cause
 from pipeline.embed import int8, numeric_precision, unread_text
 from pipeline.embed.architecture import ARCHITECTURES, Architecture, context_of, pool
-from pipeline.embed.fingerprint import model_revision
+from pipeline.embed.fingerprint import model_revision, require_readable_model
 from pipeline.embed.image_inputs import ImageToInputs, load_image_to_inputs
 from pipeline.errors import SetupError, one_line
 from pipeline.settings import Settings
@@ -177,13 +177,11 @@ def load_clip(settings: Settings) -> Clip:
     """
     import torch
     import transformers
-    from huggingface_hub import constants
 
     name, revision = settings.embedding_model, settings.embedding_revision
     folder = Path(name).expanduser()
     source = str(folder) if folder.is_dir() else name
-    if not folder.is_dir():  # without the right, the hub's cache looks empty
-        require_readable(Path(constants.HF_HUB_CACHE), "HF_HOME")
+    require_readable_model(name)
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
