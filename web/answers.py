@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import redis.asyncio
@@ -22,6 +23,7 @@ from redis.backoff import NoBackoff
 
 from pipeline.errors import ImgrecError, Overloaded, ServerUnavailable
 from pipeline.store.redis_client import PREFIX, trouble
+from web.shared_look import SharedLook
 from workers.patience import LAST_LOOK_S, Patience, nobody_answers
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
 from workers.routes import QUERY
@@ -60,14 +62,13 @@ class Answers:
             observe: called with the task and the seconds of each question.
         """
         self._url = url
-        self._look = look
         self._has_index = has_index
         self._most = most
         self._observe = observe
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # by channel
         self._down_since: float | None = time.monotonic()
-        self._looking = asyncio.Lock()
-        self._last_look: tuple[float, Counter[str]] | None = None
+        self._quick_look = SharedLook(partial(look, LOOK_S), LOOK_KEPT_S)
+        self._last_look = SharedLook(partial(look, LAST_LOOK_S), LOOK_KEPT_S)
         self._client = redis.asyncio.Redis.from_url(
             url,
             socket_connect_timeout=CONNECT_S,
@@ -147,7 +148,7 @@ class Answers:
         """Look whether a silent question can still be answered; send it again if it was lost."""
         late = patience.late  # before the looks, which take seconds
         try:
-            served = (await self.workers())[QUERY] or (await self.workers(LAST_LOOK_S))[QUERY]
+            served = (await self.workers())[QUERY] or (await self._last_look.get())[QUERY]
             due = served and not late and patience.due
             if due and not await self._command(self._client.llen(QUEUE_KEY)):
                 await self._command(self._client.lpush(QUEUE_KEY, message))
@@ -161,19 +162,13 @@ class Answers:
         if late:
             raise patience.timed_out()
 
-    async def workers(self, patience_s: float = LOOK_S) -> Counter[str]:
-        """Count the workers on each queue; requests that ask at the same time share one look.
+    async def workers(self) -> Counter[str]:
+        """Count the workers on each queue.
 
         Raises:
             ServerUnavailable: Redis does not answer.
         """
-        async with self._looking:
-            last = self._last_look
-            if last and time.monotonic() - last[0] < LOOK_KEPT_S and patience_s <= LOOK_S:
-                return last[1]
-            counts = await asyncio.to_thread(self._look, patience_s)
-            self._last_look = (time.monotonic(), counts)
-            return counts
+        return await self._quick_look.get()
 
     async def ping(self) -> None:
         """Check that Redis takes commands.
