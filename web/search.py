@@ -159,6 +159,7 @@ async def image(
 @router.post(
     "/classify",
     response_model=Classes,
+    response_model_exclude_unset=True,
     responses=problems(400, 408, 413, 415, 422, 503, 504),
     openapi_extra=_image_request("ClassifyBody"),
 )
