@@ -89,7 +89,7 @@ def test_without_its_decoder_a_heic_image_names_what_brings_it(
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "'git lfs pull'"),
         (bytes(5000), "zeros only"),
-        (encoded("TIFF")[:200], "the TIFF image cannot be read"),
+        (b"II*\0" + struct.pack("<I", 5000) + bytes(99), "the TIFF image cannot be read"),
         (encoded("AVIF")[:200], "an AVIF image that is corrupt"),
         (encoded("WEBP")[:100], "cut off"),
         (b"II*\0" + struct.pack("<I", 16) + b"CR\2\0" + b"x" * 99, "a camera's raw file"),
