@@ -130,6 +130,17 @@ def test_an_image_can_be_dropped_or_pasted(page: Page, stand: LiveStack, way: st
     assert ids(page)[0] == "kind0/product-003"
 
 
+def test_a_phone_takes_a_photo(browser: Browser, web: WebServer, stand: LiveStack) -> None:
+    with open_page(browser, web.url, width=390, phone=True) as page:
+        page.goto("/")
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Take a photo").tap()
+        assert chooser.value.element.get_attribute("capture") == "environment"
+        chooser.value.set_files(stand.products / "kind0" / "product-003.jpg")
+        expect(page.locator(".card")).to_have_count(24)
+        assert ids(page)[0] == "kind0/product-003"
+
+
 def test_a_box_can_be_moved_with_keys(page: Page, stand: LiveStack) -> None:
     page.goto("/")
     page.locator("#image").set_input_files(stand.products / "kind0" / "product-003.jpg")
