@@ -108,7 +108,7 @@ class Duplicates:
     def renew(
         self, search_id: str, owner: str, lease_s: float, looked_at: int, images: int
     ) -> bool:
-        """Renew the lease and note the progress; False where the search is no longer the owner's."""
+        """Renew the lease and note the progress; False where another process has it."""
         with self._database.transaction() as tx:
             rows = tx.rows(
                 "UPDATE duplicate_searches SET lease_until = now_s() + ?, looked_at = ?, "
@@ -118,7 +118,7 @@ class Duplicates:
         return bool(rows)
 
     def finish(self, search_id: str, owner: str, result: SearchResult) -> bool:
-        """Store the result, and delete old ones; False where the search is no longer the owner's."""
+        """Store the result, and delete old ones; False where another process has it."""
         with self._database.transaction() as tx:
             rows = tx.rows(
                 "UPDATE duplicate_searches SET state = 'done', result = ?, error = NULL, "
