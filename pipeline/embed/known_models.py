@@ -1,8 +1,8 @@
 """Common choices of EMBEDDING_MODEL, with what their model cards and papers say of them.
 
-Figures are percentages as their source prints them, checked there; what could not be checked is left
-out. They do not compare models of different kinds, and say little about a shop: `imgrec evaluate`
-does.
+Figures are percentages as their source prints them, checked there; what could not be checked is
+left out. They do not compare models of different kinds, and say little about a shop: `imgrec
+evaluate` does.
 """
 
 from __future__ import annotations
