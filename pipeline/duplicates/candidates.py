@@ -14,10 +14,12 @@ NEIGHBORS = 10
 BLOCK = 1024  # rows searched for together
 # Without a threshold, an image's own surroundings decide: how far its neighbor is, compared with
 # the tenth. Among a thousand white shirts a cosine of 0.95 says nothing, among lamps it says much.
-CANDIDATE_RATIO = 0.8
+CANDIDATE_RATIO = 0.5
 SIMILAR_RATIO = 0.25
+# An image with ten copies has only copies around it; then half of what is usual is compared with.
+USUAL_SHARE = 0.5
 ALWAYS = 0.995  # as near as two encodings of one image, whatever else is near
-RANDOM_QUANTILE = "0.999"
+RANDOM_QUANTILE = "0.95"
 
 
 @dataclass(frozen=True)
@@ -54,46 +56,49 @@ def find_candidates(
     """
     vectors, allowed = index.version.vectors, np.zeros(len(index.version.vectors), bool)
     allowed[rows] = True
-    floor = index.version.random_pairs["quantiles"][RANDOM_QUANTILE]
-    parts: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]] = []
+    # One more than wanted: each finds itself, too.
+    depth = min(NEIGHBORS + 1, len(rows))
+    scores = np.zeros((len(rows), depth), np.float32)
+    ids = np.full((len(rows), depth), -1, np.int64)
     for start in range(0, len(rows), BLOCK):
-        own = rows[start : start + BLOCK]
-        # One more than wanted: each finds itself, too.
-        scores, ids = index.search(np.asarray(vectors[own]), NEIGHBORS + 1, allowed)
-        parts.append(_select(own, scores, ids, threshold, floor))
-        check(start + len(own))
-    return _merged(parts)
-
-
-def _select(
-    own: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    ids: NDArray[np.int64],
-    threshold: float | None,
-    floor: float,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-    other = (ids >= 0) & (ids != own[:, None])
+        block = slice(start, start + BLOCK)
+        own = np.asarray(vectors[rows[block]])
+        scores[block], ids[block] = index.search(own, depth, allowed)
+        check(min(start + BLOCK, len(rows)))
+    other = (ids >= 0) & (ids != rows[:, None])
     if threshold is not None:
-        chosen = other & (scores >= threshold)
-        similar = chosen
+        chosen = similar = other & (scores >= threshold)
     else:
-        distance = np.where(other, 1.0 - scores, -np.inf)
-        farthest = np.maximum(distance.max(axis=1, keepdims=True), 1e-9)
-        near = np.where(other, distance / farthest, np.inf)
-        chosen = other & (((near <= CANDIDATE_RATIO) & (scores >= floor)) | (scores >= ALWAYS))
-        similar = chosen & (near <= SIMILAR_RATIO)
+        floor = index.version.random_pairs["quantiles"][RANDOM_QUANTILE]
+        chosen, similar = _by_surroundings(scores, other, floor)
     at, place = np.nonzero(chosen)
-    pairs = np.stack([own[at], ids[at, place]], axis=1)
-    return np.sort(pairs, axis=1), scores[at, place], similar[at, place]
+    pairs = np.sort(np.stack([rows[at], ids[at, place]], axis=1), axis=1)
+    return _merged(pairs, scores[at, place], similar[at, place])
+
+
+def _by_surroundings(
+    scores: NDArray[np.float32], other: NDArray[np.bool_], floor: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Choose the neighbors that are far closer than the last one of each row.
+
+    Args:
+        scores: (n, k) cosines. other: (n, k), false for a row itself and where there is none.
+
+    Returns (n, k) which are candidates, and which are similar by that alone.
+    """
+    distance = np.where(other, 1.0 - scores, 0.0)
+    last = distance.max(axis=1, keepdims=True, initial=0.0)
+    usual = float(np.median(last)) if len(last) else 0.0
+    reference = np.maximum(last, USUAL_SHARE * usual)
+    near = other & (distance <= CANDIDATE_RATIO * reference) & (scores >= floor)
+    chosen = near | (other & (scores >= ALWAYS))
+    return chosen, chosen & (distance <= SIMILAR_RATIO * last)
 
 
 def _merged(
-    parts: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]],
+    pairs: NDArray[np.int64], scores: NDArray[np.float32], similar: NDArray[np.bool_]
 ) -> Candidates:
     """Name each pair once, the most similar first; it is found from either side, or from one."""
-    if not parts:
-        return Candidates(np.zeros((0, 2), np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
-    pairs, scores, similar = (np.concatenate(column) for column in zip(*parts, strict=True))
     unique, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
     either = np.zeros(len(unique), bool)
     np.logical_or.at(either, inverse.ravel(), similar)

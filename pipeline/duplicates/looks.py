@@ -92,19 +92,19 @@ class Looks:
     def compare(self, candidates: Candidates, check: Check) -> list[Pair]:
         """Tell how candidates are the same; those that are not are left out."""
         paths, pairs, total = self._version.paths, list[Pair](), len(candidates.rows)
-        for done, ((row, other), score, similar) in enumerate(
-            zip(
-                candidates.rows.tolist(),
-                candidates.scores.tolist(),
-                candidates.similar.tolist(),
-                strict=True,
-            )
-        ):
-            if done % PAIRS_AT_ONCE == 0:
-                check(done, total)
-            kind = self._kind(paths[row], paths[other]) or (Kind.SIMILAR if similar else None)
-            if kind is not None:
-                pairs.append(Pair(paths[row], paths[other], kind, round(score, SCORE_DIGITS)))
+        named = [(paths[row], paths[other]) for row, other in candidates.rows.tolist()]
+        with ThreadPoolExecutor(self._threads, "compare") as pool:
+            for start in range(0, total, PAIRS_AT_ONCE):
+                block = slice(start, start + PAIRS_AT_ONCE)
+                kinds = pool.map(self._kind, *zip(*named[block], strict=True))
+                scores, similar = candidates.scores[block], candidates.similar[block]
+                for (path, other), kind, score, same in zip(
+                    named[block], kinds, scores.tolist(), similar.tolist(), strict=True
+                ):
+                    found = kind or (Kind.SIMILAR if same else None)
+                    if found is not None:
+                        pairs.append(Pair(path, other, found, round(score, SCORE_DIGITS)))
+                check(min(start + PAIRS_AT_ONCE, total), total)
         return pairs
 
     def around_the_best(self, pairs: list[Pair], rows: Mapping[str, int]) -> list[Pair]:
