@@ -19,7 +19,7 @@ def shop(desk: InlineWorker) -> InlineWorker:
     """A shop with a copy of one product, and a smaller version of it."""
     root = desk.shop.root
     dice = np.random.default_rng(5)
-    image = Image.fromarray(dice.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    image = Image.fromarray(dice.integers(0, 256, (24, 24, 3), dtype=np.uint8))
     image = image.resize((200, 160), Image.Resampling.BICUBIC)
     image.save(root / "bag.png")
     (root / "bag copy.png").write_bytes((root / "bag.png").read_bytes())
