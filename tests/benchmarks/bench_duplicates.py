@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,7 +68,7 @@ def measure(run: Run) -> None:
     ]
     run.fact("look at a file, ms", f"{1000 * (time.perf_counter() - start) / len(files):.1f}")
     start = time.perf_counter()
-    for one, other in zip(looks, looks[1:], strict=False):
+    for one, other in pairwise(looks):
         compare(one, other)
     cost = 1000 * (time.perf_counter() - start) / (len(looks) - 1)
     run.fact("compare two that are not the same, ms", f"{cost:.1f}")

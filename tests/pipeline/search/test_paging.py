@@ -282,4 +282,4 @@ def test_an_invalid_value_is_a_sentence(options: dict[str, Any], sentence: str) 
 )
 def test_what_contradicts_itself_is_a_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(WrongUse, match=sentence):
-        Query(top_k=5, **options).require_subject(has_image=False)
+        Query(top_k=5, **options).require_subject(0)
