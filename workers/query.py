@@ -12,14 +12,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, crop, decode, encode_jpeg, sha256
+from pipeline.images.decode import (
+    WORK_SIDE,
+    crop,
+    decode,
+    decode_with_warnings,
+    encode_jpeg,
+    sha256,
+)
 from pipeline.images.find import ImageFile
 from pipeline.images.roots import open_source
 from pipeline.index.versions import Version
+from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import AUTO, Box, Query
 from pipeline.search.query_vector import compose, embed_image, mean_vector
@@ -81,17 +88,19 @@ def query_image(
     )
     answer = None if query.uses_feedback else _unpack(resources.cache.get_result(key))
     cached = answer is not None
+    warnings: list[str] = []
     if answer is None:
         vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
             with resources.metrics.query("vector"):
-                image = _mean_vector(resources, images, digests, vectors, query.box)
+                image, warnings = _mean_vector(resources, images, digests, vectors, query.box)
                 query_vector = compose(query, image, resources.text_vector, indexed)
             with resources.metrics.query("search"):
                 groups = grouped.groups if grouped else None
                 answer = recommend(query, index, indexed, query_vector, feedback, groups)
-            if not query.uses_feedback:  # each new feedback may change such a result
+            # Each new feedback may change a result, and a cached one comes without its warnings.
+            if not query.uses_feedback and not warnings:
                 resources.cache.put_result(key, _pack(answer))
     log.info(
         "Query %s: %d matches%s in %.0f ms.",
@@ -110,7 +119,8 @@ def query_image(
     }
     if answer.min_score is not None:
         response["min_score"] = answer.min_score
-    warnings = [grouped.warning] if grouped and grouped.warning else []
+    if grouped and grouped.warning:
+        warnings.append(grouped.warning)
     if texts := [text for text in (query.text, query.without) if text]:
         warnings += resources.clip.text_warnings(texts)
     if warnings:
@@ -211,8 +221,10 @@ def classify_image(
     if not isinstance(use_trained, bool):
         raise WrongUse("The query cannot be used: use_trained must be true or false.")
     classifier = resources.trained if use_trained else resources.zero_shot
-    vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
+    vector, warning = _vector(resources, data, sha256(data), resources.reusable_vectors())
     answer = classifier.classify(vector)
+    if warning:
+        answer = {**answer, "warnings": [f"The image: {warning}.", *answer.get("warnings", [])]}
     log.info("Classified %s in %.0f ms.", query_id, 1000 * (time.monotonic() - start))
     return answer
 
@@ -235,16 +247,18 @@ def _mean_vector(
     digests: Sequence[str],
     vectors: KnownVectors,
     box: Box | str | None,
-) -> NDArray[np.float32] | None:
-    """Return the (d,) unit mean of a query's images; None without an image."""
+) -> tuple[NDArray[np.float32] | None, list[str]]:
+    """Return the (d,) unit mean of a query's images, None without one, and warnings."""
     if not images:
-        return None
-    return mean_vector(
-        [
-            _vector(resources, image, digest, vectors, box)
-            for image, digest in zip(images, digests, strict=True)
-        ]
-    )
+        return None, []
+    found = [
+        _vector(resources, image, digest, vectors, box)
+        for image, digest in zip(images, digests, strict=True)
+    ]
+    warnings = dict.fromkeys(warning for _, warning in found if warning)
+    return mean_vector([vector for vector, _ in found]), [
+        f"The query's image: {warning}." for warning in warnings
+    ]
 
 
 def _vector(
@@ -253,8 +267,8 @@ def _vector(
     digest: str,
     vectors: KnownVectors,
     box: Box | str | None = None,
-) -> NDArray[np.float32]:
-    """Return the image's (d,) unit vector: a known one, or the model's."""
+) -> tuple[NDArray[np.float32], str | None]:
+    """Return the image's (d,) unit vector, a known one or the model's, and a warning."""
     return embed_image(
         data,
         digest,
@@ -264,26 +278,25 @@ def _vector(
     )
 
 
-def _prepare(resources: Resources, data: bytes, box: Box | str | None) -> Image.Image:
+def _prepare(resources: Resources, data: bytes, box: Box | str | None) -> PreparedImage:
     """Decode and preprocess a query's image; the models are loaded first."""
     prepare = resources.query_prepare
     resources.memory_guard.apply_limit(QUERY)
-    image = decode(data, resources.limits, resources.settings.preprocess_bg_color)
+    decoded = decode_with_warnings(data, resources.limits, resources.settings.preprocess_bg_color)
+    image = decoded.image
     if isinstance(box, tuple):
         image = crop(image, box)
     try:
-        if box != AUTO:
-            return prepare(image).image
-        prepared = prepare(image, largest=True)
+        prepared = prepare(image, largest=True) if box == AUTO else prepare(image)
     except MemoryError as error:
         raise ImageOutOfMemory(stage="preprocess") from error
-    if prepared.warning is not None:
+    if box == AUTO and prepared.warning is not None:
         reason = prepared.warning.partition(";")[0]
         raise BadImage(
             f"--box auto found no object: {reason}. Name the box as x,y,width,height",
             "preprocess",
         )
-    return prepared.image
+    return PreparedImage(prepared.image, "; ".join(decoded.warnings) or None)
 
 
 def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
 
@@ -24,7 +24,7 @@ from pipeline.errors import ImgrecError, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
 from pipeline.index.live_index import PublishedIndex
-from pipeline.index.versions import VersionStore
+from pipeline.index.versions import Version, VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.prepare import (
@@ -125,6 +125,7 @@ class Resources:
         self.memory_guard = MemoryGuard(settings, self.stopping, self.watchdog)
         self.failed_looks: Counter[str] = Counter()  # of the reconciler, by job
         self._verified: set[str] = set()  # versions whose vectors this process has read whole
+        self._warned: tuple[str, Collection[str]] = ("", ())  # of a version, by its identity
         if cache is not None:
             vars(self)["cache"] = cache
         if clip is not None:
@@ -344,7 +345,8 @@ class Resources:
 
         Args:
             reuse: false for vectors that are only kept, never looked up.
-            verify: compare the version's vectors with their digest before one is reused.
+            verify: as a rebuild needs it: the version's vectors are compared with their digest
+                before one is reused, and those of images with a warning are left out.
         """
         version = None
         if reuse:
@@ -355,7 +357,16 @@ class Resources:
                     self._verified.add(version.identity)
             except ImgrecError:
                 version = None  # none yet, or broken: then nothing of it is reused
-        return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse)
+        warned = self._warned_paths(version) if version is not None and verify else ()
+        return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse, warned=warned)
+
+    def _warned_paths(self, version: Version) -> Collection[str]:
+        """Return the paths of the version's images that have a warning."""
+        identity, paths = self._warned
+        if identity != version.identity:
+            paths = self.jobs.image_warnings(version.manifest["job_id"]).keys()
+            self._warned = (version.identity, paths)
+        return paths
 
 
 _lock = threading.Lock()

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from pipeline.errors import ImgrecError
 from pipeline.feeds.records import Item
+from pipeline.names import nfc
 
 BATCH = 1000
 SCHEMA = """
@@ -66,9 +67,10 @@ class Staging:
         self._folder.cleanup()
 
     def add(self, item: Item) -> None:
-        packed = json.dumps([item.facts, item.images, item.urls, item.parent], ensure_ascii=False)
-        product = item.parent or item.item_id
-        self._batch.append((item.line, item.item_id, product, item.alias, packed))
+        """Add an item; ids and paths in the one form in which names are compared."""
+        item_id, parent, images = nfc(item.item_id), nfc(item.parent), list(map(nfc, item.images))
+        packed = json.dumps([item.facts, images, item.urls, parent], ensure_ascii=False)
+        self._batch.append((item.line, item_id, parent or item_id, nfc(item.alias), packed))
         if len(self._batch) >= BATCH:
             self._flush()
 

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,9 @@ BLANK = "the image is blank, all of one color: it will be similar to any other b
 # larger is cut away, see `without_metadata`.
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024**2  # bytes of one, unpacked
 PngImagePlugin.MAX_TEXT_MEMORY = 32 * 1024**2  # bytes of all
+
+# Pillow warns on stderr of metadata that it cannot read, with a line of its own code.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Our own limit is checked from the header, before any pixel is decoded, and is lower than Pillow's;
 # Pillow's would be a second, unconfigurable one.
@@ -193,7 +197,7 @@ def _decode(
             raise _CorruptError("the image is corrupt: its chunks cannot be read") from error
         raise UnsupportedImage(unsupported(data)) from error
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
-        raise _broken(error) from error
+        raise _broken(error, data) from error
     with image:
         _require_pixels(image.size, limits)
         width, height = image.size
@@ -221,7 +225,7 @@ def _decode(
         except BadImage:
             raise
         except Exception as error:  # as above
-            raise _broken(error) from error
+            raise _broken(error, data) from error
     warnings = [warning] if warning else []
     if _is_blank(rgb):
         warnings.append(BLANK)
@@ -257,10 +261,12 @@ def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((0, 0, *whole))
 
 
-def _broken(error: Exception) -> Exception:
+def _broken(error: Exception, data: bytes) -> Exception:
     if isinstance(error, MemoryError):
         return ImageOutOfMemory()
-    if "truncated" in str(error).lower():
+    # A WebP says how long it is.
+    short = data[:4] == b"RIFF" and 8 + int.from_bytes(data[4:8], "little") > len(data)
+    if short or "truncated" in str(error).lower():
         return _CorruptError("the image is cut off (truncated file)", cut_off=True)
     reason = one_line(error)
     if SETTING_LIKE.search(reason):  # a constant of a library, which nobody can set

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -457,3 +458,34 @@ def test_a_result_that_the_database_never_takes_ends_the_job_with_the_reason(
     embed(desk.resources, job_id, 0)
     assert desk.job(job_id).state == "failed"
     assert "cannot hold this text" in str(desk.job(job_id).error)
+
+
+def warned(desk: InlineWorker, job_id: str) -> set[str]:
+    failures = desk.shop.jobs.failures(job_id)
+    assert all("blank" in failure.reason and failure.warning for failure in failures)
+    return {failure.path for failure in failures}
+
+
+def test_a_blank_image_is_warned_of_in_each_rebuild_however_its_vector_comes(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    blank = desk.shop.root / "kind0" / "blank.png"
+    Image.new("RGB", (64, 64), "white").save(blank)
+    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}
+    unchanged = desk.rebuild()
+    assert (warned(desk, unchanged), desk.progress(unchanged).embedded) == ({"kind0/blank.png"}, 0)
+    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}  # from job to job
+    os.utime(blank, ns=(1, 1))
+    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}
+    (desk.shop.root / "copy.png").write_bytes(blank.read_bytes())
+    images = encoder.images
+    copied = desk.rebuild()
+    assert warned(desk, copied) == {"copy.png", "kind0/blank.png"}
+    assert encoder.images == images + 1
+    (desk.shop.root / "kind1" / "copy.png").write_bytes(
+        (desk.shop.root / "kind0" / "00.png").read_bytes()
+    )
+    assert desk.progress(desk.rebuild()).embedded == 0  # a vector without a warning is reused
+    blank.unlink()
+    assert warned(desk, desk.rebuild()) == {"copy.png"}
+    assert warned(desk, desk.rebuild(full=True)) == {"copy.png"}

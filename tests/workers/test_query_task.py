@@ -57,9 +57,12 @@ def product(desk: InlineWorker, name: str = "kind0/04.png") -> bytes:
     return (desk.shop.root / name).read_bytes()
 
 
-def jpeg(color: str) -> bytes:
+def jpeg(color: str, *, blank: bool = False) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), color).save(buffer, "JPEG")
+    image = Image.new("RGB", (32, 32), color)
+    if not blank:
+        image.paste("black", (0, 0, 4, 4))
+    image.save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -198,9 +201,9 @@ def test_an_automatic_box_holds_the_largest_object_alone(desk: InlineWorker) -> 
     desk.resources.remover = lambda image: mask
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    seen = query._prepare(desk.resources, buffer.getvalue(), "auto")
+    seen = query._prepare(desk.resources, buffer.getvalue(), "auto").image
     assert (np.asarray(seen) == (255, 0, 0)).all()
-    both = np.asarray(query._prepare(desk.resources, buffer.getvalue(), None))
+    both = np.asarray(query._prepare(desk.resources, buffer.getvalue(), None).image)
     assert (both == (0, 0, 255)).all(axis=2).any()
 
 
@@ -521,6 +524,17 @@ def test_what_the_model_did_not_read_stands_beside_a_query_s_answer_and_a_cached
     assert query_image(desk, b"", 2, options) == first
     assert told == [["a bow", "laces"]] * 2
     assert "warnings" not in query_image(desk, product(desk), 2)
+
+
+def test_a_blank_image_is_told_beside_each_answer(
+    desk: InlineWorker, head: Callable[..., Head]
+) -> None:
+    desk.rebuild()
+    for _ in range(2):  # the second answer is not a cached one without the warning
+        (warning,) = query_image(desk, jpeg("white", blank=True), 2)["warnings"]
+        assert warning.startswith("The query's image: the image is blank")
+        (warning,) = classify_image(desk.resources, jpeg("white", blank=True))["warnings"]
+        assert warning.startswith("The image: the image is blank")
 
 
 def test_what_the_model_did_not_read_of_the_labels_stands_beside_a_class(

@@ -129,8 +129,7 @@ async def image(
     path: Annotated[str, Query(max_length=4096)],
 ) -> Response:
     """Show an image of a version, made small; nothing where it cannot be read."""
-    web = web_of(request)
-    _, answer = await web.answers.ask(PICTURES, (version, [path]), web.settings.web_timeout_s)
+    answer = await web_of(request).ask(PICTURES, (version, [path]))
     headers = {"Cache-Control": f"private, max-age={IMAGE_MAX_AGE_S}"}
     if path not in answer:
         return Response(status_code=204, headers=headers)

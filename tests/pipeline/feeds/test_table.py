@@ -300,3 +300,13 @@ def test_json_lines_keep_numbers_and_truth_and_name_what_is_none(tmp_path: Path)
 def test_a_line_without_end_is_refused_before_it_fills_the_memory() -> None:
     with pytest.raises(WrongUse, match="more than 1,048,576 characters"):
         Table(io.StringIO("a" * (MAX_LINE + 1)), Problems())
+
+
+def test_ids_and_images_have_one_form_whichever_way_accents_are_written(tmp_path: Path) -> None:
+    """macOS writes the names of files in parts: e and an accent."""
+    parts, whole = "e\u0301te\u0301", "\u00e9t\u00e9"
+    text = f"product_id,title,image\n{parts},one,{parts}.jpg\n{whole},two,{whole}-2.jpg\n"
+    products, _, _ = read(write(tmp_path, text))
+    (product,) = products
+    assert (product.product_id, product.facts["title"]) == (whole, "one")
+    assert product.images == (f"{whole}.jpg", f"{whole}-2.jpg")
