@@ -90,7 +90,8 @@ def query_image(
     cached = answer is not None
     warnings: list[str] = []
     if answer is None:
-        vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
+        warned = resources.warned_paths(index.version)
+        vectors = KnownVectors(resources.cache, fingerprint.id, index.version, warned=warned)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
             with resources.metrics.query("vector"):

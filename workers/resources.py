@@ -345,8 +345,7 @@ class Resources:
 
         Args:
             reuse: false for vectors that are only kept, never looked up.
-            verify: as a rebuild needs it: the version's vectors are compared with their digest
-                before one is reused, and those of images with a warning are left out.
+            verify: compare the version's vectors with their digest before one is reused.
         """
         version = None
         if reuse:
@@ -357,14 +356,20 @@ class Resources:
                     self._verified.add(version.identity)
             except ImgrecError:
                 version = None  # none yet, or broken: then nothing of it is reused
-        warned = self._warned_paths(version) if version is not None and verify else ()
+        warned = self.warned_paths(version) if version is not None else ()
         return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse, warned=warned)
 
-    def _warned_paths(self, version: Version) -> Collection[str]:
-        """Return the paths of the version's images that have a warning."""
+    def warned_paths(self, version: Version) -> Collection[str]:
+        """Return the paths of the version's images that have a warning.
+
+        Without the database there are none: a query needs no warning, and a rebuild waits for it.
+        """
         identity, paths = self._warned
         if identity != version.identity:
-            paths = self.jobs.image_warnings(version.manifest["job_id"]).keys()
+            try:
+                paths = self.jobs.image_warnings(version.manifest["job_id"]).keys()
+            except ImgrecError:
+                return ()
             self._warned = (version.identity, paths)
         return paths
 

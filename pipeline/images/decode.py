@@ -53,6 +53,7 @@ UPRIGHT = {
 }
 
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF
+PLANAR, SEPARATE = 284, 2
 SETTING_LIKE = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b")
 
 # Of 1,500 photos of clothing, white on white among them, the plainest has a range of 88 between its
@@ -206,6 +207,7 @@ def _decode(
                 f"the image is {width}x{height} pixels, but each side must have at least "
                 f"{limits.min_side}"
             )
+        _require_readable_planes(image)
         try:
             reject_decompression_bomb(image, data, limits.max_pixels)
             # In the image's own shape: in a square one, a 4:3 photo would be decoded twice as
@@ -244,6 +246,18 @@ def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
         raise ImageTooLarge(
             f"the image has {width}x{height} = {width * height:,} pixels, "
             f"more than MAX_IMAGE_PIXELS ({limits.max_pixels:,})"
+        )
+
+
+def _require_readable_planes(image: Image.Image) -> None:
+    """Refuse a TIFF whose colors lie apart with more than 8 bits: Pillow reads them as 8 bits."""
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(PLANAR) != SEPARATE:
+        return
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))
+    if len(bits) > 1 and max(bits) > 8:
+        raise BadImage(
+            f"the TIFF image has {max(bits)} bits in separate planes, which is not read: save it "
+            "with interleaved channels, or as PNG"
         )
 
 

@@ -121,10 +121,12 @@ def test_a_right_that_is_missing_is_one_sentence_with_code_4_and_loses_nothing(
         assert all(job["state"] != "running" for job in shop.answer("jobs")["jobs"])
 
 
-@pytest.mark.parametrize("command", [REBUILD, QUERY])
-@pytest.mark.parametrize(("mode", "offline"), [(0, "1"), (0, "0"), (0o555, "0")])
+@pytest.mark.parametrize(
+    ("command", "mode", "offline"),
+    [(REBUILD, 0, "1"), (QUERY, 0, "1"), (QUERY, 0o555, "0")],  # offline, nothing is written
+)
 def test_a_hub_cache_that_is_denied_is_named_and_not_the_model(
-    shop: LiveStack, mode: int, offline: str, command: tuple[str, ...]
+    shop: LiveStack, command: tuple[str, ...], mode: int, offline: str
 ) -> None:
     hub = shop.folder / "hub"
     hub.chmod(mode)

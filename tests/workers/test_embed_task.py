@@ -15,6 +15,7 @@ from PIL import Image
 from toy_pipeline import ToyPipeline
 
 from pipeline.errors import ServerUnavailable, SetupError, WrongUse
+from pipeline.images.decode import sha256
 from workers.embed import MAX_CRASHES, embed
 from workers.resources import HOST
 
@@ -489,3 +490,33 @@ def test_a_blank_image_is_warned_of_in_each_rebuild_however_its_vector_comes(
     blank.unlink()
     assert warned(desk, desk.rebuild()) == {"copy.png"}
     assert warned(desk, desk.rebuild(full=True)) == {"copy.png"}
+
+
+def test_a_file_that_changes_after_the_listing_is_read_again_by_the_next_rebuild(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    file = desk.shop.root / "kind0" / "00.png"
+    job_id = desk.shop.plan()
+    desk.shop.draw("kind0/00.png", seed=999)
+    desk.advance(job_id)
+    desk.work()
+    version = desk.shop.versions.current()
+    row = list(version.paths).index("kind0/00.png")
+    assert version.sha256[row].decode() == sha256(file.read_bytes())  # whole, as it was then
+    assert version.files[row][1] != file.stat().st_mtime_ns
+    desk.rebuild()
+    version = desk.shop.versions.current()
+    assert version.files[row][1] == file.stat().st_mtime_ns
+
+
+def test_a_file_that_is_still_being_written_is_a_failure_until_it_is_whole(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    whole = (desk.shop.root / "kind0" / "00.png").read_bytes()
+    file = desk.shop.root / "new.png"
+    file.write_bytes(whole[: len(whole) // 2])
+    assert [failure.path for failure in desk.shop.jobs.failures(desk.rebuild())] == ["new.png"]
+    with file.open("ab") as stream:
+        stream.write(whole[len(whole) // 2 :])
+    assert desk.shop.jobs.failures(desk.rebuild()) == []
+    assert "new.png" in desk.shop.versions.current().paths

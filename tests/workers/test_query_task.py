@@ -529,8 +529,9 @@ def test_what_the_model_did_not_read_stands_beside_a_query_s_answer_and_a_cached
 def test_a_blank_image_is_told_beside_each_answer(
     desk: InlineWorker, head: Callable[..., Head]
 ) -> None:
+    (desk.shop.root / "blank.jpg").write_bytes(jpeg("white", blank=True))
     desk.rebuild()
-    for _ in range(2):  # the second answer is not a cached one without the warning
+    for _ in range(2):  # neither a cached answer nor a known vector comes without the warning
         (warning,) = query_image(desk, jpeg("white", blank=True), 2)["warnings"]
         assert warning.startswith("The query's image: the image is blank")
         (warning,) = classify_image(desk.resources, jpeg("white", blank=True))["warnings"]
