@@ -71,14 +71,19 @@ class PendingQuery:
         the same way to Redis.
         """
         settings = self._wiring.settings
-        parts = []
-        if self._task == QUERY_IMAGE and (settings.index_dir / "CURRENT").is_file():
+        shared, parts = bool(settings.artifacts_url), []
+        if self._task == QUERY_IMAGE and (shared or (settings.index_dir / "CURRENT").is_file()):
             parts.append("data")
-        if self._task == CLASSIFY_IMAGE and self._args[1:] and has_heads(settings.models_dir):
+        if (
+            self._task == CLASSIFY_IMAGE
+            and self._args[1:]
+            and (shared or has_heads(settings.models_dir))
+        ):
             parts.append("models")
         present = self._send(ask_workers=bool(parts))
         if serving(present, [QUERY]):
-            mine = Identifier(settings, None).read(*parts)
+            # The addresses of stores are compared, not their ids: a question asks no store.
+            mine = Identifier(settings, None).read(*(["database"] if shared else parts))
             require_agreement(RollCall(settings.redis_url), mine, [QUERY], parts, present)
 
     def _send(self, *, ask_workers: bool = False) -> list[Announcement]:

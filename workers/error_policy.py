@@ -10,6 +10,7 @@ its reason:
                                      answers and fails (`DatabaseFailed`) is not unavailable
     a folder is full or denied       waits: somebody has to mend it, and the sentence says how
     the index is locked              waits: another merge or a rollback ends sooner or later
+    an object was changed meanwhile  waits: another host was first, and the next try sees it
     the models cannot be loaded      refused: another worker may be set up as the job needs it
 """
 
@@ -22,7 +23,13 @@ from enum import Enum
 from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
-from pipeline.errors import DatabaseFailed, ImgrecError, ServerUnavailable, StoreRefused
+from pipeline.errors import (
+    DatabaseFailed,
+    ImgrecError,
+    ObjectConflict,
+    ServerUnavailable,
+    StoreRefused,
+)
 from pipeline.settings import Settings
 from workers.lease import LeaseLost, Stopped
 
@@ -101,6 +108,8 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
             return Release(count_attempt=attempt.lacks_memory, at_once=True)
         case ServerUnavailable():
             return Wait(str(error))
+        case ObjectConflict():
+            return Wait(str(error))
         case StoreRefused() if attempt.stage is not Stage.LOAD:
             return Wait(str(error))
         case Timeout():  # an OSError, too
@@ -132,7 +141,7 @@ def give_up(attempt: Attempt) -> Fail | None:
         f"{attempt.description} was begun {attempt.number - 1} times and never ended: its worker "
         "died each time, or the files of the shards were not where they had been written. See the "
         "log of the index worker; it may need more memory (WORKER_MAX_MEMORY), and the workers on "
-        "queues 'embed' and 'index' must share DATA_DIR."
+        "queues 'embed' and 'index' must share DATA_DIR or ARTIFACTS_URL."
     )
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import redis
 
 from pipeline.errors import SettingsDiffer
-from pipeline.store.identity import PARTS, SETTING_OF, Identifier, Identity
+from pipeline.storage.address import is_address
+from pipeline.store.identity import PARTS, SETTING_OF, STORE_SETTING, Identifier, Identity
 from pipeline.store.redis_client import PREFIX, connect, server_time, trouble
 
 log = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ class Dispute:
 
     def __str__(self) -> str:
         settings = "; ".join(
-            f"{SETTING_OF[part]} is {' but '.join(_side(group, part) for group in groups)}"
+            f"{_setting(groups, part)} is {' but '.join(_side(group, part) for group in groups)}"
             for part, groups in self.sides.items()
         )
         return (
@@ -243,6 +244,14 @@ def _groups(processes: list[tuple[str, Identity]], part: str) -> list[list[tuple
         else:
             groups.append([each])
     return groups
+
+
+def _setting(groups: list[list[tuple[str, Identity]]], part: str) -> str:
+    """Name the setting that says where a part is, or both, where some have a store instead."""
+    places = [is_address(getattr(group[0][1], part).where) for group in groups]
+    if part == "database" or not any(places):
+        return SETTING_OF[part]
+    return STORE_SETTING if all(places) else f"{STORE_SETTING} or {SETTING_OF[part]}"
 
 
 def _side(group: list[tuple[str, Identity]], part: str) -> str:
