@@ -184,7 +184,7 @@ def test_rollback_to_a_version_whose_files_are_gone_is_refused(
     first = publish(host("a"), "job1")
     publish(host("a"), "job2")
     store.delete([f"builds/{first.manifest['build']}/index.bin"])
-    with pytest.raises(IndexBroken, match="lacks the file index.bin of v0001"):
+    with pytest.raises(IndexBroken, match=r"lacks the file index\.bin of v0001"):
         host("b").rollback()
     assert host("b").current_name() == "v0002"
 
