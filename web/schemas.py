@@ -120,6 +120,7 @@ class SearchAnswer(BaseModel):
     matches: list[Match]
     total: int | None = Field(None, description="All matches, where their number is known.")
     min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
+    warnings: list[str] | None = Field(None, description="What of the query means little.")
     took_ms: float
 
 
@@ -146,6 +147,7 @@ class Attribute(Label):
 class Classes(BaseModel):
     category: Label
     attributes: list[Attribute]
+    warnings: list[str] | None = Field(None, description="What of the answer means little.")
 
 
 class FeedbackBody(Body):
@@ -258,7 +260,7 @@ class Health(BaseModel):
 
 class Readiness(BaseModel):
     ready: bool
-    checks: dict[str, bool] = Field(description="redis, database, query_worker, index.")
+    checks: dict[str, bool] = Field(description="redis, database, query_worker, same_data, index.")
     missing: list[str]
 
 

@@ -11,14 +11,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import WORK_SIDE, crop, decode, encode_jpeg, sha256
+from pipeline.images.decode import (
+    WORK_SIDE,
+    crop,
+    decode,
+    decode_with_warnings,
+    encode_jpeg,
+    sha256,
+)
 from pipeline.images.find import ImageFile
 from pipeline.images.roots import open_source
 from pipeline.index.versions import Version
+from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import Box, Query
 from pipeline.search.query_vector import compose, embed_image
@@ -69,16 +76,21 @@ def query_image(
     key = _result_key(query, index.version, fingerprint.id, digest, indexed)
     answer = None if query.uses_feedback else _unpack(resources.cache.get_result(key))
     cached = answer is not None
+    warning: str | None = None
     if answer is None:
-        vectors = KnownVectors(resources.cache, fingerprint.id, index.version)
+        warned = resources.warned_paths(index.version)
+        vectors = KnownVectors(resources.cache, fingerprint.id, index.version, warned=warned)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
             with resources.metrics.query("vector"):
-                image = _vector(resources, data, digest, vectors, query.box) if data else None
+                image = None
+                if data:
+                    image, warning = _vector(resources, data, digest, vectors, query.box)
                 query_vector = compose(query, image, resources.text_vector, indexed)
             with resources.metrics.query("search"):
                 answer = recommend(query, index, indexed, query_vector, feedback)
-            if not query.uses_feedback:  # each new feedback may change such a result
+            # Each new feedback may change a result, and a cached one comes without its warning.
+            if not query.uses_feedback and not warning:
                 resources.cache.put_result(key, _pack(answer))
     log.info(
         "Query %s: %d matches%s in %.0f ms.",
@@ -97,8 +109,10 @@ def query_image(
     }
     if answer.min_score is not None:
         response["min_score"] = answer.min_score
+    warnings = [f"The query's image: {warning}."] if warning else []
     if texts := [text for text in (query.text, query.without) if text]:
-        response |= _told(resources.clip.text_warnings(texts))
+        warnings += resources.clip.text_warnings(texts)
+    response |= _told(warnings)
     if query.total:
         response["total"] = answer.total
     return response
@@ -180,8 +194,10 @@ def classify_image(
     if not isinstance(use_trained, bool):
         raise WrongUse("The query cannot be used: use_trained must be true or false.")
     classifier = resources.trained if use_trained else resources.zero_shot
-    vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
+    vector, warning = _vector(resources, data, sha256(data), resources.reusable_vectors())
     answer = classifier.classify(vector)
+    if warning:
+        answer = {**answer, "warnings": [f"The image: {warning}.", *answer.get("warnings", [])]}
     log.info("Classified %s in %.0f ms.", query_id, 1000 * (time.monotonic() - start))
     return answer
 
@@ -204,8 +220,8 @@ def _vector(
     digest: str,
     vectors: KnownVectors,
     box: Box | None = None,
-) -> NDArray[np.float32]:
-    """Return the image's (d,) unit vector: a known one, or the model's."""
+) -> tuple[NDArray[np.float32], str | None]:
+    """Return the image's (d,) unit vector, a known one or the model's, and a warning."""
     return embed_image(
         data,
         digest,
@@ -215,15 +231,16 @@ def _vector(
     )
 
 
-def _prepare(resources: Resources, data: bytes, box: Box | None) -> Image.Image:
+def _prepare(resources: Resources, data: bytes, box: Box | None) -> PreparedImage:
     """Decode and preprocess a query's image; the models are loaded first."""
     prepare = resources.query_prepare
     resources.memory_guard.apply_limit(QUERY)
-    image = decode(data, resources.limits, resources.settings.preprocess_bg_color)
+    decoded = decode_with_warnings(data, resources.limits, resources.settings.preprocess_bg_color)
+    image = decoded.image
     if box is not None:
         image = crop(image, box)
     try:
-        return prepare(image).image
+        return PreparedImage(prepare(image).image, "; ".join(decoded.warnings) or None)
     except MemoryError as error:
         raise ImageOutOfMemory(stage="preprocess") from error
 

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -28,7 +28,7 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.remote_versions import RemoteVersions
-from pipeline.index.versions import VersionStore
+from pipeline.index.versions import Version, VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, Remover, prepare
@@ -127,6 +127,7 @@ class Resources:
         self.memory_guard = MemoryGuard(settings, self.stopping, self.watchdog)
         self.failed_looks: Counter[str] = Counter()  # of the reconciler, by job
         self._verified: set[str] = set()  # versions whose vectors this process has read whole
+        self._warned: tuple[str, Collection[str]] = ("", ())  # of a version, by its identity
         if cache is not None:
             vars(self)["cache"] = cache
         if clip is not None:
@@ -381,7 +382,22 @@ class Resources:
                     self._verified.add(version.identity)
             except ImgrecError:
                 version = None  # none yet, or broken: then nothing of it is reused
-        return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse)
+        warned = self.warned_paths(version) if version is not None else ()
+        return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse, warned=warned)
+
+    def warned_paths(self, version: Version) -> Collection[str]:
+        """Return the paths of the version's images that have a warning.
+
+        Without the database there are none: a query needs no warning, and a rebuild waits for it.
+        """
+        identity, paths = self._warned
+        if identity != version.identity:
+            try:
+                paths = self.jobs.image_warnings(version.manifest["job_id"]).keys()
+            except ImgrecError:
+                return ()
+            self._warned = (version.identity, paths)
+        return paths
 
 
 _lock = threading.Lock()

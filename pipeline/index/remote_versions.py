@@ -67,6 +67,7 @@ class RemoteVersions(VersionStore):
         self._copies = VersionCopies(store, folder)
         self._manifests: dict[tuple[str, str], CopiedVersion] = {}  # by key and ETag
         self._turn = threading.Lock()
+        self._is_published = False
         self._followed: CopiedVersion | None = None
         self._followed_stamp: Stamp = ""
         self._follower = Follower("versions", self._look, FOLLOW_S)
@@ -75,6 +76,11 @@ class RemoteVersions(VersionStore):
 
     def current_name(self) -> str | None:
         return self._pointer_now().version
+
+    def is_published(self) -> bool:
+        # For good: a probe of a web server asks this every few seconds, also while the store is away.
+        self._is_published = self._is_published or self.current_name() is not None
+        return self._is_published
 
     def pointer_stamp(self) -> Stamp:
         stored = self._stored_pointer()

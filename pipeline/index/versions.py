@@ -224,6 +224,10 @@ class VersionStore:
             )
         return name
 
+    def is_published(self) -> bool:
+        """Whether there is a published version."""
+        return self.current_name() is not None
+
     def pointer_stamp(self) -> Stamp:
         """Return when the pointer was written last; 0 before the first publication."""
         try:

@@ -10,6 +10,7 @@ from pydantic import model_validator as validate_model
 
 from pipeline.embed.unread_text import has_words
 from pipeline.errors import WrongUse, first_invalid, quote
+from pipeline.names import nfc
 from pipeline.search.product_catalogue import Condition
 
 AUTO = "auto"
@@ -173,7 +174,7 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
     @property
     def own_products(self) -> frozenset[str]:
         """The products that the query is made of, which are no matches of it."""
-        return frozenset({self.product, *self.products} - {""})
+        return frozenset(map(nfc, {self.product, *self.products} - {""}))
 
     def require_subject(self, has_image: bool) -> None:
         """Refuse a query that names no subject, or two.

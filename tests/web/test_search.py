@@ -42,12 +42,35 @@ def test_text_and_products_are_questions_too(web: WebServer) -> None:
     assert "kind0/product-003" not in [m["product_id"] for m in answer.json["matches"]]
 
 
+def test_every_option_is_the_command_lines(web: WebServer, stand: LiveStack) -> None:
+    fields = {"not": "blue", "diverse": 0.5, "min_score": -0.9, "explain": True, "limit": 4}
+    answer = web.search(text="shoe", **fields)
+    assert answer.status == 200, answer.body
+    options = ["--exclude-text", "blue", "--diversity", "0.5", "--min-score=-0.9", "--explain"]
+    done = stand.answer("query", "--text", "shoe", *options, "--top-k", "4", "--wait")
+    matches = answer.json["matches"]
+    assert [{key: match[key] for key in done["matches"][0]} for match in matches] == done["matches"]
+    assert answer.json["took_ms"] > 0
+
+
+def test_a_classification_is_the_command_lines(
+    web: WebServer, stand: LiveStack, photo: Path
+) -> None:
+    answer = web.upload("/v1/classify", photo.read_bytes())
+    assert answer.status == 200, answer.body
+    assert answer.json == stand.answer("classify", str(photo), "--wait")
+    text = base64.b64encode(photo.read_bytes()).decode()
+    assert web.post("/v1/classify", json={"image_base64": text}).json == answer.json
+    assert "Name an image" in web.post("/v1/classify", json={}).detail
+
+
 def test_a_products_image_comes_encoded_again_and_is_kept_by_its_etag(web: WebServer) -> None:
     path = "/v1/products/kind0%2Fproduct-003/image"
     answer = web.get(f"{path}?size=64")
     assert answer.status == 200, answer.body
     assert answer.headers["Content-Type"] == "image/jpeg"
     assert answer.body[:3] == b"\xff\xd8\xff"
+    assert answer.headers["Cache-Control"] == "private, max-age=300"
     again = web.get(f"{path}?size=64", headers={"If-None-Match": answer.headers["ETag"]})
     assert (again.status, again.body) == (304, b"")
 

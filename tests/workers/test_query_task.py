@@ -57,9 +57,12 @@ def product(desk: InlineWorker, name: str = "kind0/04.png") -> bytes:
     return (desk.shop.root / name).read_bytes()
 
 
-def jpeg(color: str) -> bytes:
+def jpeg(color: str, *, blank: bool = False) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), color).save(buffer, "JPEG")
+    image = Image.new("RGB", (32, 32), color)
+    if not blank:
+        image.paste("black", (0, 0, 4, 4))
+    image.save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -459,6 +462,18 @@ def test_what_the_model_did_not_read_stands_beside_a_query_s_answer_and_a_cached
     assert query_image(desk, b"", 2, options) == first
     assert told == [["a bow", "laces"]] * 2
     assert "warnings" not in query_image(desk, product(desk), 2)
+
+
+def test_a_blank_image_is_told_beside_each_answer(
+    desk: InlineWorker, head: Callable[..., Head]
+) -> None:
+    (desk.shop.root / "blank.jpg").write_bytes(jpeg("white", blank=True))
+    desk.rebuild()
+    for _ in range(2):  # neither a cached answer nor a known vector comes without the warning
+        (warning,) = query_image(desk, jpeg("white", blank=True), 2)["warnings"]
+        assert warning.startswith("The query's image: the image is blank")
+        (warning,) = classify_image(desk.resources, jpeg("white", blank=True))["warnings"]
+        assert warning.startswith("The image: the image is blank")
 
 
 def test_what_the_model_did_not_read_of_the_labels_stands_beside_a_class(
