@@ -236,7 +236,7 @@ class PublishedIndex:
     def _is_large(self, name: str) -> bool:
         try:
             return self._versions.file_bytes(name, "index.bin") > LOAD_AT_ONCE
-        except OSError:
+        except (OSError, ImgrecError):
             return False  # loading it says what is wrong
 
     def _start_loading(self, name: str, index: OpenIndex, stamp: Stamp) -> None:

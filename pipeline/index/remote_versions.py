@@ -12,6 +12,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 POINTER, VERSIONS = "CURRENT", "versions"
 FOLLOW_S = 1.0  # between two looks at the pointer
+UPLOADERS = 4  # files at the same time
+CHECK_S = 1.0
 MAX_JSON_BYTES = 1 << 20
 
 
@@ -78,7 +81,7 @@ class RemoteVersions(VersionStore):
         return self._pointer_now().version
 
     def is_published(self) -> bool:
-        # For good: a probe of a web server asks this every few seconds, also while the store is away.
+        # Once is for good: a probe asks this every few seconds, also while the store is away.
         self._is_published = self._is_published or self.current_name() is not None
         return self._is_published
 
@@ -169,13 +172,16 @@ class RemoteVersions(VersionStore):
         assert isinstance(version, CopiedVersion)
         self._copies.verify(version, only)
 
-    def commit(self, workspace: Path, manifest: dict[str, Any]) -> Version:
+    def commit(
+        self,
+        workspace: Path,
+        manifest: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+    ) -> Version:
         """Upload a workspace, then give it the next free number; does not publish it."""
         build = f"{manifest['job_id']}.{uuid.uuid4().hex[:8]}"
         manifest = sealed(workspace, {**manifest, "build": build})
-        for name in manifest["files"]:
-            self._store.put(f"{BUILDS}/{build}/{name}", workspace / name)
-            failpoint("upload", name)
+        self._upload(workspace, build, manifest["files"], check)
         data = manifest_bytes(manifest)
         n = max(map(number, self._names()), default=0) + 1
         while True:
@@ -188,8 +194,29 @@ class RemoteVersions(VersionStore):
         self._copies.adopt(workspace, version)
         return version
 
+    def _upload(
+        self, workspace: Path, build: str, names: Iterable[str], check: Callable[[], None]
+    ) -> None:
+        def put(name: str) -> None:
+            self._store.put(f"{BUILDS}/{build}/{name}", workspace / name)
+            failpoint("upload", name)
+
+        pool = ThreadPoolExecutor(UPLOADERS, "upload")
+        try:
+            running = {pool.submit(put, name) for name in names}
+            while running:
+                # A large file takes minutes, in which the lease of the merge must not end.
+                done, running = wait(running, CHECK_S, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                check()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def file_bytes(self, name: str, file: str) -> int:
-        return int(self.open(name).manifest["files"][file]["bytes"])
+        followed = self._followed
+        version = followed if followed and followed.name == name else self.open(name)
+        return int(version.manifest["files"][file]["bytes"])
 
     def _verify_target(self, version: Version) -> None:
         """Leave it to `point_to`, which asks the store: digests are compared by those who fetch."""
@@ -285,7 +312,7 @@ class RemoteVersions(VersionStore):
         pointer = self._pointer_now()
         pruned = self.prunable(keep, protect)
         names = [version.name for version in pruned]
-        if not pruned:
+        if not pruned or pointer.version is None:
             return []
         try:
             self._swap(pointer, pointer.version, names)

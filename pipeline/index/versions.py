@@ -22,7 +22,7 @@ import re
 import shutil
 import uuid
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -339,8 +339,17 @@ class VersionStore:
     def _hidden(self) -> Path:
         return self.folder / f".build-{uuid.uuid4().hex[:8]}"
 
-    def commit(self, workspace: Path, manifest: dict[str, Any]) -> Version:
-        """Seal a workspace (digests, flush) and give it the next name; does not publish it."""
+    def commit(
+        self,
+        workspace: Path,
+        manifest: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+    ) -> Version:
+        """Seal a workspace (digests, flush) and give it the next name; does not publish it.
+
+        Args:
+            check: called while that takes time; raises to stop.
+        """
         manifest = sealed(workspace, manifest)
         reserved = [
             number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)

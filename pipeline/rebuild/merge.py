@@ -118,6 +118,7 @@ def merge(
                 "decoding": _decoding(job, versions),
                 "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
             },
+            check,
         )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)

@@ -111,24 +111,48 @@ def test_a_version_is_named_only_when_all_its_files_are_there(
     host: Host, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = host("a")
-    put, left = store.put, [1]
+    put = store.put
 
     def fail(key: str, data: Any) -> None:
-        if not left:
+        if key.endswith("vectors.npy"):
             raise ServerUnavailable("The store does not answer.")
-        left.pop()
         put(key, data)
 
     monkeypatch.setattr(store, "put", fail)
     with pytest.raises(ServerUnavailable):
         publish(versions, "job1")
-    assert len(keys(store, "builds")) == 1
+    until(lambda: len(keys(store, "builds")) == 1, "the other file is there", 20)
     assert keys(store, "versions") == []
     assert versions.current_name() is None
     assert versions.abandoned_builds(lambda: {"job1"}) == []
     (build_name,) = versions.abandoned_builds(set)
     versions.delete_build(build_name)
     assert keys(store, "builds") == []
+
+
+def test_the_lease_is_checked_during_an_upload_and_ends_it(
+    host: Host, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    put, go_on, checks = store.put, threading.Event(), list[int]()
+
+    def slow(key: str, data: Any) -> None:
+        assert go_on.wait(20)
+        put(key, data)
+
+    def lost() -> None:
+        checks.append(1)
+        if len(checks) == 3:
+            raise TimeoutError
+
+    monkeypatch.setattr(store, "put", slow)
+    versions = host("a")
+    workspace = versions.workspace()
+    (workspace / "index.bin").write_bytes(b"vectors")
+    with pytest.raises(TimeoutError):
+        versions.commit(workspace, {**FACTS, "job_id": "job1"}, lost)
+    go_on.set()
+    assert keys(store, "versions") == []
 
 
 def test_who_has_seen_another_pointer_publishes_nothing(host: Host) -> None:
