@@ -439,14 +439,16 @@ def test_eight_publishers_race_for_fifty_rounds_and_readers_see_whole_versions(
 
     with ThreadPoolExecutor(10) as pool:
         readers = [pool.submit(read, n) for n in range(2)]
-        for round_number in range(50):
-            stamp = host("judge").pointer_stamp()
-            rounds = [pool.submit(take_part, n, round_number, stamp) for n in range(8)]
-            winners = [name for each in rounds if (name := each.result())]
-            assert len(winners) == 1
-            assert host("judge").current_name() == winners[0]
-            publishers[round_number % 8].prune(20, ())
-        ended.set()
+        try:
+            for round_number in range(50):
+                stamp = host("judge").pointer_stamp()
+                rounds = [pool.submit(take_part, n, round_number, stamp) for n in range(8)]
+                winners = [name for each in rounds if (name := each.result())]
+                assert len(winners) == 1
+                assert host("judge").current_name() == winners[0]
+                publishers[round_number % 8].prune(20, ())
+        finally:
+            ended.set()
         for reader in readers:
             reader.result()
     # Every publisher has got a number of its own: 1 and 50 * 8.
