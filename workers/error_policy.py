@@ -10,7 +10,6 @@ its reason:
                                      answers and fails (`DatabaseFailed`) is not unavailable
     a folder is full or denied       waits: somebody has to mend it, and the sentence says how
     the index is locked              waits: another merge or a rollback ends sooner or later
-    an object was changed meanwhile  waits: another host was first, and the next try sees it
     the models cannot be loaded      refused: another worker may be set up as the job needs it
 """
 
@@ -26,7 +25,6 @@ from pipeline.access import explain, is_unavailable
 from pipeline.errors import (
     DatabaseFailed,
     ImgrecError,
-    ObjectConflict,
     ServerUnavailable,
     StoreRefused,
 )
@@ -107,8 +105,6 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
             # What ends workers by their memory again and again must come to be tried alone.
             return Release(count_attempt=attempt.lacks_memory, at_once=True)
         case ServerUnavailable():
-            return Wait(str(error))
-        case ObjectConflict():
             return Wait(str(error))
         case StoreRefused() if attempt.stage is not Stage.LOAD:
             return Wait(str(error))
