@@ -22,12 +22,7 @@ from enum import Enum
 from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
-from pipeline.errors import (
-    DatabaseFailed,
-    ImgrecError,
-    ServerUnavailable,
-    StoreRefused,
-)
+from pipeline.errors import DatabaseFailed, ImgrecError, ServerUnavailable, StoreRefused
 from pipeline.settings import Settings
 from workers.lease import LeaseLost, Stopped
 

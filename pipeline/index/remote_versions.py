@@ -7,13 +7,12 @@ deleted, so a rollback to one of them and its deletion cannot both succeed.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.failpoints import failpoint
 from pipeline.index.version_copies import BUILDS, CopiedVersion, VersionCopies
+from pipeline.index.version_pointer import MAX_JSON_BYTES, VersionPointer, put_once
 from pipeline.index.versions import (
     NAME,
     PUBLISHING,
@@ -42,20 +42,10 @@ from pipeline.storage.object_store import ObjectStore, StoredObject
 
 log = logging.getLogger(__name__)
 
-POINTER, VERSIONS = "CURRENT", "versions"
+VERSIONS = "versions"
 FOLLOW_S = 1.0  # between two looks at the pointer
 UPLOADERS = 4  # files at the same time
 CHECK_S = 1.0
-MAX_JSON_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """What CURRENT says; `stamp` is its ETag, empty where there is none."""
-
-    version: str | None
-    deleting: tuple[str, ...] = ()
-    stamp: str = ""
 
 
 class RemoteVersions(VersionStore):
@@ -68,6 +58,7 @@ class RemoteVersions(VersionStore):
         super().__init__(folder)
         self._store = store
         self._copies = VersionCopies(store, folder)
+        self._current = VersionPointer(store)
         self._manifests: dict[tuple[str, str], CopiedVersion] = {}  # by key and ETag
         self._turn = threading.Lock()
         self._is_published = False
@@ -78,7 +69,7 @@ class RemoteVersions(VersionStore):
     # -- the pointer -------------------------------------------------------------------------------
 
     def current_name(self) -> str | None:
-        return self._pointer_now().version
+        return self._current.read().version
 
     def is_published(self) -> bool:
         # Once is for good: a probe asks this every few seconds, also while the store is away.
@@ -86,8 +77,7 @@ class RemoteVersions(VersionStore):
         return self._is_published
 
     def pointer_stamp(self) -> Stamp:
-        stored = self._stored_pointer()
-        return stored.etag if stored else ""
+        return self._current.stamp()
 
     def point_to(self, version: Version, seen: Stamp | None = None) -> None:
         """Publish a version.
@@ -98,46 +88,15 @@ class RemoteVersions(VersionStore):
         """
         assert isinstance(version, CopiedVersion)
         self._require_uploaded(version)
-        stored = self._stored_pointer()
-        stamp = stored.etag if stored else ""
-        if seen is not None and stamp != seen:
+        pointer = self._current.look()  # a broken one is mended
+        if seen is not None and pointer.stamp != seen:
             raise ObjectConflict(PUBLISHING)
-        try:
-            pointer = _pointer(stored)
-        except IndexBroken:  # which this mends
-            pointer = Pointer(None, (), stamp)
         if version.name in pointer.deleting:
             raise Conflict(f"Index version {version.name} is being deleted.")
         # Those whose deletion was cut short can still be named by nobody.
         listed = set(self._names())
         deleting = [name for name in pointer.deleting if name in listed]
-        self._swap(pointer, version.name, deleting)
-
-    def _pointer_now(self) -> Pointer:
-        return _pointer(self._stored_pointer())
-
-    def _stored_pointer(self) -> StoredObject | None:
-        try:
-            return self._store.get(POINTER, MAX_JSON_BYTES)
-        except ObjectMissing:
-            return None
-
-    def _swap(self, seen: Pointer, version: str | None, deleting: Iterable[str]) -> None:
-        # The id tells two pointers to one version apart, also by an ETag that is a content's hash.
-        facts = {"version": version, "deleting": list(deleting), "id": uuid.uuid4().hex}
-        self._put_once(POINTER, json.dumps(facts).encode(), seen.stamp or None)
-
-    def _put_once(self, key: str, data: bytes, etag: str | None) -> None:
-        try:
-            self._store.put_if(key, data, etag)
-        except ObjectConflict:
-            # A put whose answer was lost is sent again, and then meets itself.
-            try:
-                if self._store.get(key, MAX_JSON_BYTES).data == data:
-                    return
-            except ObjectMissing:
-                pass
-            raise
+        self._current.replace(pointer, version.name, deleting)
 
     # -- the versions ------------------------------------------------------------------------------
 
@@ -165,7 +124,7 @@ class RemoteVersions(VersionStore):
         return version
 
     def versions(self) -> list[Version]:
-        deleting = set(self._pointer_or_broken().deleting)
+        deleting = set(self._current.look().deleting)
         return [version for version in self._all() if version.name not in deleting]
 
     def verify(self, version: Version, only: Collection[str] | None = None) -> None:
@@ -186,7 +145,7 @@ class RemoteVersions(VersionStore):
         n = max(map(number, self._names()), default=0) + 1
         while True:
             try:
-                self._put_once(_key(f"v{n:04d}"), data, None)
+                put_once(self._store, _key(f"v{n:04d}"), data, None)
                 break
             except ObjectConflict:  # another publisher has taken this one
                 n += 1
@@ -254,13 +213,6 @@ class RemoteVersions(VersionStore):
                     "back to another version or rebuild."
                 )
 
-    def _pointer_or_broken(self) -> Pointer:
-        stored = self._stored_pointer()
-        try:
-            return _pointer(stored)
-        except IndexBroken:
-            return Pointer(None, (), stored.etag if stored else "")
-
     def _not_found(self, name: str) -> NotFound:
         names = ", ".join(version.name for version in self.versions()) or "none"
         return NotFound(f"There is no index version {name!r}. Available versions: {names}.")
@@ -290,7 +242,7 @@ class RemoteVersions(VersionStore):
             self._catch_up()
 
     def _catch_up(self) -> None:
-        pointer = self._pointer_now()
+        pointer = self._current.read()
         if pointer.version is None or pointer.stamp == self._followed_stamp:
             return
         stored = self._store.get(_key(pointer.version), MAX_JSON_BYTES)
@@ -303,19 +255,19 @@ class RemoteVersions(VersionStore):
     # -- deletion ----------------------------------------------------------------------------------
 
     def prunable(self, keep: int, protect: Collection[str]) -> list[Version]:
-        pointer = self._pointer_or_broken()
-        doomed = {version.name for version in super().prunable(keep, protect)} | {*pointer.deleting}
+        doomed = {version.name for version in super().prunable(keep, protect)}
+        doomed |= {*self._current.look().deleting}
         return [version for version in self._all() if version.name in doomed]
 
     def prune(self, keep: int, protect: Collection[str]) -> list[str]:
         """Delete what is `prunable`; nothing if another process publishes meanwhile."""
-        pointer = self._pointer_now()
+        pointer = self._current.read()
         pruned = self.prunable(keep, protect)
         names = [version.name for version in pruned]
         if not pruned or pointer.version is None:
             return []
         try:
-            self._swap(pointer, pointer.version, names)
+            self._current.replace(pointer, pointer.version, names)
         except ObjectConflict:  # then that one prunes
             return []
         for version in pruned:
@@ -345,24 +297,3 @@ class RemoteVersions(VersionStore):
 
 def _key(name: str) -> str:
     return f"{VERSIONS}/{name}.json"
-
-
-def _pointer(stored: StoredObject | None) -> Pointer:
-    """Read the pointer.
-
-    Raises:
-        IndexBroken: it is none.
-    """
-    if stored is None:
-        return Pointer(None)
-    try:
-        facts = json.loads(stored.data)
-        name, deleting = facts["version"], facts["deleting"]
-        if not NAME.fullmatch(name) or not all(map(NAME.fullmatch, deleting)):
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise IndexBroken(
-            f"The object {POINTER} of the store contains {stored.data[:50]!r}, not the name of a "
-            "version: run 'imgrec index rollback VERSION'."
-        ) from None
-    return Pointer(name, tuple(deleting), stored.etag)

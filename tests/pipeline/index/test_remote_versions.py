@@ -28,6 +28,7 @@ from pipeline.errors import (
 from pipeline.index import remote_versions as module
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.remote_versions import RemoteVersions
+from pipeline.index.version_pointer import VersionPointer
 from pipeline.index.versions import Version
 from pipeline.settings import Settings
 from pipeline.storage import download as downloading
@@ -244,15 +245,15 @@ def test_a_version_is_not_both_deleted_and_published(
     for number in range(3):
         publish(host("a"), f"job{number}")
     one, two = host("a"), host("b")
-    swap = RemoteVersions._swap
+    replace = VersionPointer.replace
     others = [lambda: two.rollback("v0001")] if first == "prune" else [lambda: two.prune(1, ())]
 
-    def interrupted(self: RemoteVersions, *args: Any) -> None:
+    def interrupted(self: VersionPointer, *args: Any) -> None:
         while others:
             others.pop()()
-        swap(self, *args)
+        replace(self, *args)
 
-    monkeypatch.setattr(RemoteVersions, "_swap", interrupted)
+    monkeypatch.setattr(VersionPointer, "replace", interrupted)
     if first == "prune":
         assert one.prune(1, ()) == []
     else:
@@ -263,12 +264,15 @@ def test_a_version_is_not_both_deleted_and_published(
     host("c").verify(host("c").open(name))
 
 
-def test_a_rollback_to_a_version_that_is_being_deleted_is_refused(host: Host) -> None:
+def test_a_rollback_to_a_version_that_is_being_deleted_is_refused(
+    host: Host, store: ObjectStore
+) -> None:
     for number in range(3):
         publish(host("a"), f"job{number}")
     versions = host("a")
     target = versions.open("v0001")
-    versions._swap(versions._pointer_now(), "v0003", ["v0001"])  # a kill before the deletion
+    pointer = VersionPointer(store)
+    pointer.replace(pointer.read(), "v0003", ["v0001"])  # a kill before the deletion
     assert [each.name for each in versions.versions()] == ["v0002", "v0003"]
     with pytest.raises(Conflict, match="being deleted"):
         versions.point_to(target, versions.pointer_stamp())
