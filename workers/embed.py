@@ -26,7 +26,18 @@ from pipeline.images.roots import open_source
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide, describe
+from workers.error_policy import (
+    Attempt,
+    Drop,
+    Fail,
+    Refuse,
+    Release,
+    Stage,
+    Wait,
+    decide,
+    describe,
+    unforeseen,
+)
 from workers.lease import Lease
 from workers.reconcile import advance, report_unknown_job
 from workers.refusal import refuse
@@ -204,7 +215,7 @@ def _after_error(
         case Refuse():
             _refuse(resources, job, n, f"Worker embed@{HOST} cannot do this job: {decision.reason}")
         case Fail():
-            log.error("%s failed.", shard, exc_info=error)
+            log.error("%s failed: %s", shard, decision.reason, exc_info=unforeseen(error))
             resources.jobs.fail(job.id, decision.reason)
 
 
