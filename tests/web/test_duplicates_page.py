@@ -78,10 +78,3 @@ def test_groups_are_searched_for_shown_and_taken_apart(page: Page, web: WebServe
     screenshot(page, "duplicates-decided")
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("section li", has_text="kind0/small.jpg")).to_have_count(1)
-
-
-def test_the_page_is_for_keys_of_the_scope_admin(stand: LiveStack, web: WebServer) -> None:
-    key = stand.answer("keys", "create", "shop", "--scope", "search")["key"]
-    assert web.get("/duplicates", key=key).status in (303, 403)
-    secret = stand.answer("keys", "create", "boss", "--scope", "admin")["key"]
-    assert web.post("/duplicates/decide", key=secret, fields={"image": "a"}).status in (303, 403)
