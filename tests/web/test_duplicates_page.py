@@ -78,3 +78,13 @@ def test_groups_are_searched_for_shown_and_taken_apart(page: Page, web: WebServe
     screenshot(page, "duplicates-decided")
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("section li", has_text="kind0/small.jpg")).to_have_count(1)
+
+
+def test_a_worker_answers_the_command_line(stand: LiveStack) -> None:
+    file = stand.folder / "page.html"
+    answer = stand.answer("duplicates", "--threshold", "0.999", "--html", str(file))
+    names = [{image["filename"] for image in group["images"]} for group in answer["groups"]]
+    assert any(EVIL in group and len(group) == 2 for group in names)
+    page = file.read_text()
+    assert page.count("data:image/jpeg;base64,") == sum(map(len, names))
+    assert "<img src=x" not in page
