@@ -33,7 +33,7 @@ def server(stand: LiveStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.fault(50, "the store of versions and shards {how}")
 @pytest.mark.short("away for 20 s")
 @pytest.mark.parametrize(
-    "how", ["away for 20 s", "failing every fifth request", "slow", "full for 5 s"]
+    "how", ["away for 20 s", "failing every fifth request", "slow", "full for a while"]
 )
 def test_a_store_in_trouble_loses_nothing_of_a_rebuild(
     trial: FaultRun, server: S3Server, how: str
@@ -54,7 +54,7 @@ def test_a_store_in_trouble_loses_nothing_of_a_rebuild(
         server.stop()
         time.sleep(AWAY_S)
         server.start()
-    if how == "full for 5 s":
+    if how == "full for a while":
         proxy.full = True
         until(lambda: stand.jobs.get(job_id).error, "the job waits for the store")
         proxy.full = False
