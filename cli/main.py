@@ -72,6 +72,11 @@ COMMANDS = {
         "Measure the recall of the published index against exact search.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
+    "duplicates": (
+        "cli.duplicates",
+        "duplicates",
+        "Find images of the published index that show the same thing.",
+    ),
     "prune": (
         "cli.prune",
         "prune",

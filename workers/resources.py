@@ -31,8 +31,15 @@ from pipeline.index.remote_versions import RemoteVersions
 from pipeline.index.versions import Version, VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
-from pipeline.preprocess.prepare import PreparedImage, Preprocessing, Remover, prepare
+from pipeline.preprocess.prepare import (
+    PreparedImage,
+    Preprocessing,
+    Remover,
+    largest_object,
+    prepare,
+)
 from pipeline.search.catalogue_filter import IndexedCatalogues
+from pipeline.search.duplicate_rows import DuplicateRows
 from pipeline.search.facets import Facet, facets
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
@@ -46,6 +53,7 @@ from pipeline.storage.object_store import ObjectStore
 from pipeline.store.api_keys import ApiKeys, KeyRing
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
+from pipeline.store.duplicates import Duplicates
 from pipeline.store.feedback import FeedbackLog
 from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
@@ -197,6 +205,16 @@ class Resources:
         return RevisionCache(self.products.revision, lambda: facets(self.products.catalogue()))
 
     @once
+    def duplicates(self) -> Duplicates:
+        return Duplicates(self.database)
+
+    @once
+    def duplicate_rows(self) -> DuplicateRows:
+        """The groups of duplicates as queries collapse them."""
+        published = RevisionCache(self.duplicates.revision, self.duplicates.published)
+        return DuplicateRows(published.get)
+
+    @once
     def feedback_log(self) -> FeedbackLog:
         return FeedbackLog(self.database)
 
@@ -311,11 +329,11 @@ class Resources:
         return load_remover(self.settings, threads=self.settings.threads)
 
     @once
-    def query_prepare(self) -> Callable[[Image.Image], PreparedImage]:
+    def query_prepare(self) -> Callable[..., PreparedImage]:
         """The same preprocessing for queries; background removal takes one image at a time.
 
         Without it there is nothing to wait for: images are made ready side by side while the
-        model computes.
+        model computes. With background removal, `largest=True` keeps the largest object only.
         """
         _ = self.clip  # before the remover, as in `embedder`
         spec = Preprocessing.from_settings(self.settings)
@@ -324,8 +342,10 @@ class Resources:
         remover = self.remover
         turn = threading.Lock()
 
-        def run(image: Image.Image) -> PreparedImage:
+        def run(image: Image.Image, largest: bool = False) -> PreparedImage:
             with turn:
+                if largest:
+                    return prepare(image, spec, lambda image: largest_object(remover(image)))
                 return prepare(image, spec, remover)
 
         return run
