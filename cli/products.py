@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +25,22 @@ if TYPE_CHECKING:
     from pipeline.feeds.records import Problem
     from pipeline.feeds.staging import Staging
     from pipeline.store.catalogue_import import Outcome
+    from pipeline.store.feeds import Origin
     from workers.resources import Resources
 
 SHOWN = 20  # problems of a kind; --json lists more
 PATHS = 500  # of the index that are looked up at once
+
+
+class FileOrAddress(click.ParamType[str]):
+    """A file that exists, or an address of http or https."""
+
+    name = "file or address"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if re.match(r"https?://", value, re.IGNORECASE):
+            return str(value)
+        return str(click.Path(exists=True, dir_okay=False).convert(value, param, ctx))
 
 
 class ColumnType(click.ParamType[tuple[str, Type]]):
@@ -42,7 +59,13 @@ class ColumnType(click.ParamType[tuple[str, Type]]):
 
 
 @click.command("import-catalogue")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", metavar="FILE|URL", type=FileOrAddress())
+@click.option(
+    "--name",
+    default="",
+    metavar="NAME",
+    help="Name of the feed, for 'enqueue-rebuild feed:NAME'; default: the name of the file.",
+)
 @click.option(
     "--format",
     "form",
@@ -71,7 +94,8 @@ class ColumnType(click.ParamType[tuple[str, Type]]):
 @pass_wiring
 def import_catalogue(
     wiring: Wiring,
-    file: Path,
+    source: str,
+    name: str,
     form: str,
     types: tuple[tuple[str, Type], ...],
     id_column: str,
@@ -84,7 +108,8 @@ def import_catalogue(
 
     FILE is a table (CSV or TSV, in the usual encodings and with the usual delimiters) with a
     header, a .jsonl file with one object on each line, a Parquet file, a feed for Google Merchant
-    (XML or TSV), or an export of Shopify or WooCommerce. The column 'product_id' identifies a
+    (XML or TSV), or an export of Shopify or WooCommerce, each also packed with gzip. A URL is
+    downloaded, if it has changed since its last import. The column 'product_id' identifies a
     product. The column 'image' names an image of the product, relative to the products folder, or
     its address; a product with several images has several rows. Without it, a product's images are
     the image of its name and those in the folder of its name. All other columns are shown in
@@ -93,20 +118,36 @@ def import_catalogue(
     """
     from pipeline.feeds.read_feed import read_feed
     from pipeline.feeds.staging import Staging
+    from pipeline.fetch.feed_file import default_name, require_name
+    from pipeline.outbound import AllowedHosts
 
-    with Staging() as staging:
-        feed = read_feed(file, staging, form=form, encoding=encoding, identified_by=id_column)
-        resources = wiring.resources
-        if not dry_run:
-            require_agreement(resources, (QUERY,), "database")
-        outcome = resources.products.update(feed, dict(types), replace=replace, dry_run=dry_run)
+    name = name or default_name(source)
+    require_name(name)
+    resources = wiring.resources
+    if not dry_run:
+        require_agreement(resources, (QUERY,), "database")
+    reading = {"form": form, "encoding": encoding, "identified_by": id_column}
+    how = {**reading, "types": dict(types), "replace": replace}
+    hosts = AllowedHosts.parse(wiring.settings.fetch_hosts, star=True)
+    with _opened(resources, source, name, how, dry_run) as opened, Staging() as staging:
+        if opened is None:
+            _tell_unchanged(resources, name, as_json)
+            return
+        file, origin = opened
+        shown = origin.source
+        feed = read_feed(file, staging, shown=shown, private=hosts.networks, **reading)
+        outcome = resources.products.update(
+            feed, dict(types), replace=replace, dry_run=dry_run, origin=origin
+        )
         indexed, stranger = (None, "") if dry_run else _count_indexed(resources, staging)
     if as_json:
-        print_json(_summary(feed, outcome, indexed, dry_run))
+        print_json({**_summary(feed, outcome, indexed, dry_run), "feed": name, "unchanged": False})
     else:
         _show(feed, outcome, indexed, dry_run)
     _tell(feed, outcome, dry_run)
-    if indexed is None and not dry_run:
+    if outcome.urls and not dry_run:
+        echo_err(f"'imgrec enqueue-rebuild feed:{name}' fetches and indexes the images.")
+    elif indexed is None and not dry_run:
         echo_err("No index yet: 'imgrec enqueue-rebuild FOLDER' creates one.")
     elif stranger:
         echo_err(
@@ -114,6 +155,43 @@ def import_catalogue(
             f"'{stranger}'. A product_id is the path of an image without its suffix, or of a "
             "folder of images, unless the column 'image' names the images."
         )
+
+
+@contextmanager
+def _opened(
+    resources: Resources, source: str, name: str, how: dict[str, Any], dry_run: bool
+) -> Iterator[tuple[Path, Origin] | None]:
+    """Yield the file to read and where it comes from; None for a feed that has not changed."""
+    from pipeline.fetch.feed_file import download_feed, is_feed_address, unpacked
+    from pipeline.store.feeds import Origin
+
+    if not is_feed_address(source):
+        with unpacked(Path(source), int(resources.settings.feed_max_bytes)) as file:
+            yield file, Origin(name, source)
+        return
+    digest = hashlib.sha256(json.dumps([source, how], sort_keys=True).encode()).hexdigest()
+    known = None if dry_run else resources.feeds.find(name)
+    if known is not None and known.digest != digest:  # another address, or read otherwise
+        known = None
+    etag, last_modified = (known.etag, known.last_modified) if known else ("", "")
+    with download_feed(
+        source, resources.settings, etag=etag, last_modified=last_modified
+    ) as feed:
+        if feed is None or (known is not None and known.sha256 == feed.sha256):
+            yield None
+            return
+        shown = source.partition("?")[0]  # a query may hold a secret
+        yield (
+            feed.path,
+            Origin(name, shown, digest, feed.sha256, feed.etag, feed.last_modified),
+        )
+
+
+def _tell_unchanged(resources: Resources, name: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"feed": name, "unchanged": True})
+    else:
+        echo(f"The feed '{name}' has not changed since its last import: nothing was imported.")
 
 
 def _count_indexed(resources: Resources, staging: Staging) -> tuple[int | None, str]:

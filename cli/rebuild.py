@@ -12,12 +12,14 @@ from cli.output import echo, echo_err, json_option, local_option, print_json, pr
 from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
-from pipeline.errors import ImgrecError, ServerUnavailable, quote
+from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse, quote
 from pipeline.images.decode import DECODING
 from pipeline.images.exclude import Exclude
+from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
+from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.store.job_object import job_object, to_object
-from workers.routes import EMBED, INDEX
+from workers.routes import EMBED, FETCH, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
@@ -58,31 +60,45 @@ def enqueue_rebuild(
 ) -> None:
     """Index a folder of product images.
 
-    Instead of a folder, the address of an object store, e.g. s3://bucket/prefix.
+    Instead of a folder, the address of an object store, e.g. s3://bucket/prefix, or feed:NAME for
+    the images that an imported feed lists, which are fetched first.
     Unchanged images keep their vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
     exclude = Exclude(patterns)
-    source = check_source(folder, settings, exclude)
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
+    is_feed = feed_name(folder) is not None
+    if is_feed and patterns:
+        raise WrongUse("--exclude applies to folders and stores, not to feeds.")
+    if is_feed:
+        check_feed(folder, resources.feeds)
+        name = folder
+    else:
+        name = check_source(folder, settings, exclude).name
     if local:
         require_data_dir(settings)
     resources.dispatcher.require_broker()
-    resources.require_agreement((EMBED, INDEX), "database", "data")
-    _tell_of_base(source.name, resources.versions, full)
+    queues = (FETCH, EMBED, INDEX) if is_feed else (EMBED, INDEX)
+    resources.require_agreement(queues, "database", "data")
+    _tell_of_base(name, resources.versions, full)
     with _listing(as_json) as listed:
-        job_id = plan_rebuild(
-            folder,
-            settings,
-            resources.jobs,
-            resources.versions,
-            full=full,
-            save_preprocessed=save_preprocessed,
-            exclude=exclude,
-            listed=listed,
-        )
+        how = {"full": full, "save_preprocessed": save_preprocessed}
+        if is_feed:
+            job_id = plan_fetch(
+                folder, settings, resources.jobs, resources.feeds, listed=listed, **how
+            )
+        else:
+            job_id = plan_rebuild(
+                folder,
+                settings,
+                resources.jobs,
+                resources.versions,
+                exclude=exclude,
+                listed=listed,
+                **how,
+            )
     for pattern in exclude.unused:
         echo_err(f"--exclude {quote(pattern)} matched no file or folder below {folder}.")
     try:

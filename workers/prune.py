@@ -16,6 +16,7 @@ from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, WrongUse
+from pipeline.images.fetched import FetchedFiles
 from pipeline.preprocess.cutout_cache import shrink_cache
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Pruned:
     rows: int
     folders: list[str]  # of the files of ended jobs
     cutout_bytes: int
+    fetched_files: int = 0  # that no feed leads to any more
+    fetched_bytes: int = 0
 
 
 def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
@@ -54,8 +57,11 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     n_bytes = shrink_cache(settings.cutout_dir, settings.cutout_cache_bytes, dry_run=dry_run)
+    if not dry_run:
+        resources.feeds.forget_unlisted()
+    fetched = FetchedFiles(settings.fetched_dir).prune(resources.feeds.needed, dry_run=dry_run)
     names = [folder.name for folder in folders]
-    return Pruned(versions, list(ended), sum(ended.values()), names, n_bytes)
+    return Pruned(versions, list(ended), sum(ended.values()), names, n_bytes, *fetched)
 
 
 def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:

@@ -37,6 +37,7 @@ from pipeline.store.api_keys import ApiKeys, KeyRing
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
+from pipeline.store.feeds import Feeds
 from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
 from pipeline.store.products import Products
@@ -175,6 +176,10 @@ class Resources:
     @once
     def products(self) -> Products:
         return Products(self.database)
+
+    @once
+    def feeds(self) -> Feeds:
+        return Feeds(self.database)
 
     @once
     def catalogue(self) -> RevisionCache[Catalogue]:

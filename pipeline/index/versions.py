@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from pipeline.access import is_unavailable
 from pipeline.atomic_files import file_sha256, sync_file, sync_folder, write_atomic
 from pipeline.errors import Conflict, FingerprintMismatch, IndexBroken, IndexMissing, NotFound
+from pipeline.images.find import ImageFile
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import read_id_map
 
@@ -120,6 +121,12 @@ class Version:
         """Tell whether an image is indexed, by bisection."""
         row = bisect_left(self.paths, path)
         return row < len(self.paths) and self.paths[row] == path
+
+    def image(self, path: str) -> ImageFile:
+        """Return an indexed image as it was listed."""
+        row = bisect_left(self.paths, path)
+        size, mtime_ns = self.files[row].tolist()
+        return ImageFile(path, size, mtime_ns, self.sha256[row].decode())
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
