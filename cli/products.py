@@ -174,9 +174,7 @@ def _opened(
     if known is not None and known.digest != digest:  # another address, or read otherwise
         known = None
     etag, last_modified = (known.etag, known.last_modified) if known else ("", "")
-    with download_feed(
-        source, resources.settings, etag=etag, last_modified=last_modified
-    ) as feed:
+    with download_feed(source, resources.settings, etag=etag, last_modified=last_modified) as feed:
         if feed is None or (known is not None and known.sha256 == feed.sha256):
             yield None
             return

@@ -16,7 +16,9 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pipeline.errors import ServerUnavailable, WrongUse
+from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
+from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.rebuild.retry import plan_retry
 from pipeline.store.job_object import job_object, to_object
 from pipeline.store.jobs import AlreadyRequested, Job, JobRequest, Progress
@@ -95,7 +97,6 @@ async def create_job(
     """Index a folder of product images. The answer comes when the folder is being listed."""
     web = web_of(request)
     request.state.values = body.folder
-    settings = web.settings
     if body.webhook_url is not None:
         _require_webhook(web, body.webhook_url)
     job_request = None
@@ -105,14 +106,8 @@ async def create_job(
     try:
         if job_request is not None:
             await asyncio.to_thread(web.resources.jobs.require_new, job_request)
-        await asyncio.to_thread(check_source, body.folder, settings)
-        await asyncio.to_thread(web.resources.dispatcher.require_broker)
         plan = partial(
-            plan_rebuild,
-            body.folder,
-            settings,
-            web.resources.jobs,
-            web.resources.versions,
+            await asyncio.to_thread(planner, web, body.folder),
             full=body.full,
             save_preprocessed=body.save_preprocessed,
             request=job_request,
@@ -123,6 +118,22 @@ async def create_job(
         job_id = repeated.job_id
     response.headers["Location"] = f"/v1/jobs/{job_id}"
     return await asyncio.to_thread(details, web, job_id)
+
+
+def planner(web: Web, root: str) -> Callable[..., str]:
+    """Return what plans the rebuild of a folder, a store or a feed, which can be used.
+
+    Raises:
+        ImgrecError: it cannot, or Redis does not answer.
+    """
+    resources, settings = web.resources, web.settings
+    if feed_name(root) is not None:
+        check_feed(root, resources.feeds)
+        resources.dispatcher.require_broker()
+        return partial(plan_fetch, root, settings, resources.jobs, resources.feeds)
+    check_source(root, settings)
+    resources.dispatcher.require_broker()
+    return partial(plan_rebuild, root, settings, resources.jobs, resources.versions)
 
 
 def _require_webhook(web: Web, url: str) -> None:
@@ -247,7 +258,9 @@ async def start_retry(web: Web, job_id: str) -> str:
     require_names(job_id)
     resources = web.resources
     await asyncio.to_thread(resources.dispatcher.require_broker)
-    plan = partial(plan_retry, job_id, web.settings, resources.jobs, resources.versions)
+    plan = partial(
+        plan_retry, job_id, web.settings, resources.jobs, resources.versions, resources.feeds
+    )
     return await start_plan(web, plan)
 
 

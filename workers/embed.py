@@ -46,7 +46,7 @@ def embed(resources: Resources, job_id: str, n: int) -> None:
     require_names(job_id, n)
     try:
         job = resources.jobs.get(job_id)
-        if job.open:
+        if job.open and not job.stage:  # its images are there
             _embed_shard(resources, job, n)
     except UnknownJob:
         report_unknown_job(resources, job_id)

@@ -40,7 +40,7 @@ def fetch(resources: Resources, job_id: str, n: int) -> None:
     require_names(job_id, n)
     try:
         job = resources.jobs.get(job_id)
-        if job.open:
+        if job.open and job.stage:
             _fetch_shard(resources, job, n)
     except UnknownJob:
         report_unknown_job(resources, job_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, WrongUse
-from pipeline.images.fetched import FetchedFiles
+from pipeline.images.fetched import FetchedFiles, feed_name
 from pipeline.preprocess.cutout_cache import shrink_cache
 
 if TYPE_CHECKING:
@@ -57,11 +58,32 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     n_bytes = shrink_cache(settings.cutout_dir, settings.cutout_cache_bytes, dry_run=dry_run)
-    if not dry_run:
-        resources.feeds.forget_unlisted()
-    fetched = FetchedFiles(settings.fetched_dir).prune(resources.feeds.needed, dry_run=dry_run)
+    fetched = _prune_fetched(resources, dry_run=dry_run)
     names = [folder.name for folder in folders]
     return Pruned(versions, list(ended), sum(ended.values()), names, n_bytes, *fetched)
+
+
+def _prune_fetched(resources: Resources, *, dry_run: bool) -> tuple[int, int]:
+    """Delete fetched files that no feed and no index version leads to."""
+    if any(feed_name(job.root) is not None for job in resources.jobs.open_jobs()):
+        return 0, 0  # it may be about to read one
+    if not dry_run:
+        resources.feeds.forget_unlisted()
+    versions = [
+        version
+        for version in resources.versions.versions()
+        if feed_name(version.manifest["root"]) is not None
+    ]
+
+    def needed(digests: Sequence[str]) -> set[str]:
+        indexed = {
+            digest
+            for digest in digests
+            if any(version.row_of_hash(digest) is not None for version in versions)
+        }
+        return indexed | resources.feeds.needed(digests)
+
+    return FetchedFiles(resources.settings.fetched_dir).prune(needed, dry_run=dry_run)
 
 
 def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:

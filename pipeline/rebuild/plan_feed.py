@@ -192,7 +192,6 @@ class FetchedFeed:
                     self.n_images += 1
                     yield ImageFile(path, size, content_number(digest), digest)
 
-
     def _rows(self) -> Iterator[tuple[str, int, str, str]]:
         images = self._feeds.images(feed_name(self._root) or "")
         for count, image in enumerate(images):

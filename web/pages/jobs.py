@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pipeline.errors import ImgrecError
-from pipeline.rebuild.plan import check_source, plan_rebuild
 from web import jobs as api
 from web.access import Client
 from web.context import web_of
@@ -72,17 +71,7 @@ async def start(request: Request, client: AdminVisitor) -> Response:
         error = "Name the folder that holds the product images."
         return await _jobs_page(request, client, folder="", full=full, error=error, status=422)
     try:
-        await asyncio.to_thread(check_source, folder, web.settings)
-        await asyncio.to_thread(web.resources.dispatcher.require_broker)
-        resources = web.resources
-        plan = partial(
-            plan_rebuild,
-            folder,
-            web.settings,
-            resources.jobs,
-            resources.versions,
-            full=full,
-        )
+        plan = partial(await asyncio.to_thread(api.planner, web, folder), full=full)
         job_id = await api.start_plan(web, plan)
     except ImgrecError as problem:
         status, error = problem_of(problem, folder)
