@@ -42,6 +42,7 @@ LAYERS = (
     "evaluate",
     "search",
     "feeds",
+    "fetch",
     "index",
     "embed",
     "preprocess",
