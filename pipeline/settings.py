@@ -308,6 +308,18 @@ class Settings(BaseSettings):
         description="Number of queries that the web server serves concurrently; more are refused "
         "with status 503",
     )
+    web_max_streams: int = Field(
+        64,
+        ge=1,
+        description="Number of event streams (progress of rebuilds) that the web server keeps "
+        "open; more are refused with status 503",
+    )
+    web_max_streams_per_key: int = Field(
+        16,
+        ge=1,
+        description="Number of event streams that one API key may keep open; more are refused with "
+        "status 429",
+    )
     web_max_body: Size = Field(
         ByteSize(20 * MIB),
         ge=1024,

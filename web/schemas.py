@@ -264,7 +264,7 @@ class Health(BaseModel):
 
 class Readiness(BaseModel):
     ready: bool
-    checks: dict[str, bool] = Field(description="redis, database, query_worker, index.")
+    checks: dict[str, bool] = Field(description="redis, database, query_worker, same_data, index.")
     missing: list[str]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from fastapi import Query as QueryParameter
 
-from pipeline.errors import NotFound
+from pipeline.errors import NotFound, WrongUse
 from pipeline.search.query import MAX_OFFSET, Query
 from web.access import Rater, Searcher
 from web.context import Web, web_of
@@ -29,7 +29,7 @@ from web.schemas import (
     SearchAnswer,
     SearchBody,
 )
-from workers.routes import CLASSIFY_IMAGE, PRODUCT, PRODUCT_IMAGE, QUERY_IMAGE
+from workers.routes import CLASSIFY_IMAGE, PRODUCT, PRODUCT_IMAGE, QUERY, QUERY_IMAGE
 
 router = APIRouter(prefix="/v1")
 
@@ -77,11 +77,11 @@ async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dic
     args: tuple[Any, ...] = (data, query.top_k)
     if query.options:
         args += (query.options,)
-    _, answer = await web.answers.ask(QUERY_IMAGE, args, web.settings.web_timeout_s)
+    answer = await web.ask(QUERY_IMAGE, args)
     for match in answer["matches"]:
         match["image"] = product_url(match["product_id"], "image")
     answer["took_ms"] = round(1000 * (time.perf_counter() - start), 1)
-    return dict(answer)
+    return answer
 
 
 @router.get(
@@ -91,9 +91,8 @@ async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dic
 )
 async def product(request: Request, product_id: ProductPath, client: Searcher) -> dict[str, Any]:
     """Show a product of the index and its imported data."""
-    web = web_of(request)
     name = _product_id(product_id)
-    _, answer = await web.answers.ask(PRODUCT, (name,), web.settings.web_timeout_s)
+    answer = await web_of(request).ask(PRODUCT, (name,))
     return {**answer, "image": product_url(name, "image")}
 
 
@@ -148,9 +147,7 @@ async def image(
     ] = 256,
 ) -> Response:
     """Show a product's image, encoded again as JPEG."""
-    web = web_of(request)
-    name = _product_id(product_id)
-    _, answer = await web.answers.ask(PRODUCT_IMAGE, (name, size), web.settings.web_timeout_s)
+    answer = await web_of(request).ask(PRODUCT_IMAGE, (_product_id(product_id), size))
     data = base64.b64decode(answer["jpeg"])
     etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": f"private, max-age={IMAGE_MAX_AGE_S}"}
@@ -167,17 +164,11 @@ async def image(
 )
 async def classify(request: Request, client: Searcher) -> dict[str, Any]:
     """Name the category and attributes of a product."""
-    web = web_of(request)
     body, data = await read_body(request, ClassifyBody)
     if not data:
-        from pipeline.errors import WrongUse
-
         raise WrongUse("Name an image: send a file, image_base64 or image_url.")
     args = (data, True) if body.use_trained else (data,)
-    _, answer = await web.answers.ask(
-        CLASSIFY_IMAGE, args, web.settings.web_timeout_s, needs_index=False
-    )
-    return dict(answer)
+    return await web_of(request).ask(CLASSIFY_IMAGE, args, needs_index=False)
 
 
 @router.post(
@@ -188,7 +179,9 @@ async def classify(request: Request, client: Searcher) -> dict[str, Any]:
 )
 async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[str, Any]:
     """Record what somebody thought of a match."""
-    log = web_of(request).resources.feedback_log
+    web = web_of(request)
+    log = web.resources.feedback_log
+    await web.agreement.require_of_running((QUERY,), "database")
 
     def add() -> dict[str, Any]:
         query = log.wait_for_query(body.query_id)
