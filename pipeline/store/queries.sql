@@ -85,8 +85,9 @@ FROM (
            COALESCE(SUM(CASE WHEN state = 'done' THEN counts ELSE 0 END), 0) AS shards_done
     FROM (
         SELECT kind, shards.state, images, progress, embedded, reused,
-               CASE WHEN (kind = 'fetch') = (jobs.stage = 'fetching') THEN 1 ELSE 0 END AS counts
-        FROM shards JOIN jobs ON jobs.id = shards.job_id WHERE shards.job_id = :job_id
+               CASE WHEN (kind = 'fetch') = (COALESCE(jobs.stage, '') = 'fetching')
+                    THEN 1 ELSE 0 END AS counts
+        FROM shards LEFT JOIN jobs ON jobs.id = shards.job_id WHERE shards.job_id = :job_id
     ) AS counted
 ) AS done, (
     SELECT COALESCE(SUM(1 - warning), 0) AS skipped, COALESCE(SUM(warning), 0) AS warnings,

@@ -97,7 +97,7 @@ class Shards:
             owner: of the claim of the plan, if it was claimed.
 
         Raises:
-            Conflict: another process has taken the plan over, or the job has ended.
+            PlanLost: another process has taken the claimed plan over, or the job has ended.
         """
         rows = [
             {
@@ -113,7 +113,7 @@ class Shards:
         ]
         with self._database.transaction() as tx:
             lease = {"job_id": job_id, "lease_s": lease_s, "owner": owner}
-            if not tx.rows(QUERIES["renew_plan_lease"], lease):
+            if not tx.rows(QUERIES["renew_plan_lease"], lease) and owner:
                 raise PlanLost(f"Job {job_id} was ended, or is planned by another process.")
             tx.many(QUERIES["add_shard"], rows)
             _add_failures(tx, job_id, UNLISTED, failures)

@@ -131,7 +131,7 @@ async def waiting(request: Request, job_id: str, client: AdminVisitor) -> Respon
     job = await asyncio.to_thread(web.resources.jobs.get, job_id)
     progress = await asyncio.to_thread(web.resources.jobs.progress, job_id)
     sentence = job.error or ""
-    if job.open and not job.plan_done:
+    if job.open and not job.plan_done and not job.stage:
         sentence = f"Listing the folder: {progress.images:,} images so far."
     elif job.open and not sentence:
         at_work = FETCH if job.stage else EMBED
