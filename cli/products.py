@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.agreement import require_agreement
+from cli.feed_source import FileOrAddress, opened
 from cli.output import counted, echo, echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
@@ -25,22 +20,10 @@ if TYPE_CHECKING:
     from pipeline.feeds.records import Problem
     from pipeline.feeds.staging import Staging
     from pipeline.store.catalogue_import import Outcome
-    from pipeline.store.feeds import Origin
     from workers.resources import Resources
 
 SHOWN = 20  # problems of a kind; --json lists more
 PATHS = 500  # of the index that are looked up at once
-
-
-class FileOrAddress(click.ParamType[str]):
-    """A file that exists, or an address of http or https."""
-
-    name = "file or address"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        if re.match(r"https?://", value, re.IGNORECASE):
-            return str(value)
-        return str(click.Path(exists=True, dir_okay=False).convert(value, param, ctx))
 
 
 class ColumnType(click.ParamType[tuple[str, Type]]):
@@ -129,11 +112,11 @@ def import_catalogue(
     reading = {"form": form, "encoding": encoding, "identified_by": id_column}
     how = {**reading, "types": dict(types), "replace": replace}
     hosts = AllowedHosts.parse(wiring.settings.fetch_hosts, star=True)
-    with _opened(resources, source, name, how, dry_run) as opened, Staging() as staging:
-        if opened is None:
+    with opened(resources, source, name, how, dry_run) as found, Staging() as staging:
+        if found is None:
             _tell_unchanged(resources, name, as_json)
             return
-        file, origin = opened
+        file, origin = found
         shown = origin.source
         feed = read_feed(file, staging, shown=shown, private=hosts.networks, **reading)
         outcome = resources.products.update(
@@ -154,34 +137,6 @@ def import_catalogue(
             f"{outcome.products - (indexed or 0)} of them have no image in the index, e.g. "
             f"'{stranger}'. A product_id is the path of an image without its suffix, or of a "
             "folder of images, unless the column 'image' names the images."
-        )
-
-
-@contextmanager
-def _opened(
-    resources: Resources, source: str, name: str, how: dict[str, Any], dry_run: bool
-) -> Iterator[tuple[Path, Origin] | None]:
-    """Yield the file to read and where it comes from; None for a feed that has not changed."""
-    from pipeline.fetch.feed_file import download_feed, is_feed_address, unpacked
-    from pipeline.store.feeds import Origin
-
-    if not is_feed_address(source):
-        with unpacked(Path(source), int(resources.settings.feed_max_bytes)) as file:
-            yield file, Origin(name, source)
-        return
-    digest = hashlib.sha256(json.dumps([source, how], sort_keys=True).encode()).hexdigest()
-    known = None if dry_run else resources.feeds.find(name)
-    if known is not None and known.digest != digest:  # another address, or read otherwise
-        known = None
-    etag, last_modified = (known.etag, known.last_modified) if known else ("", "")
-    with download_feed(source, resources.settings, etag=etag, last_modified=last_modified) as feed:
-        if feed is None or (known is not None and known.sha256 == feed.sha256):
-            yield None
-            return
-        shown = source.partition("?")[0]  # a query may hold a secret
-        yield (
-            feed.path,
-            Origin(name, shown, digest, feed.sha256, feed.etag, feed.last_modified),
         )
 
 

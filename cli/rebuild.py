@@ -84,10 +84,15 @@ def enqueue_rebuild(
     resources.require_agreement(queues, "database", "data")
     _tell_of_base(name, resources.versions, full)
     with _listing(as_json) as listed:
-        how = {"full": full, "save_preprocessed": save_preprocessed}
         if is_feed:
             job_id = plan_fetch(
-                folder, settings, resources.jobs, resources.feeds, listed=listed, **how
+                folder,
+                settings,
+                resources.jobs,
+                resources.feeds,
+                full=full,
+                save_preprocessed=save_preprocessed,
+                listed=listed,
             )
         else:
             job_id = plan_rebuild(
@@ -95,9 +100,10 @@ def enqueue_rebuild(
                 settings,
                 resources.jobs,
                 resources.versions,
+                full=full,
+                save_preprocessed=save_preprocessed,
                 exclude=exclude,
                 listed=listed,
-                **how,
             )
     for pattern in exclude.unused:
         echo_err(f"--exclude {quote(pattern)} matched no file or folder below {folder}.")
