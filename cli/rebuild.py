@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,7 @@ from workers.routes import EMBED, FETCH, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
+    from workers.resources import Resources
 
 
 @click.command("enqueue-rebuild")
@@ -84,27 +85,12 @@ def enqueue_rebuild(
     resources.require_agreement(queues, "database", "data")
     _tell_of_base(name, resources.versions, full)
     with _listing(as_json) as listed:
-        if is_feed:
-            job_id = plan_fetch(
-                folder,
-                settings,
-                resources.jobs,
-                resources.feeds,
-                full=full,
-                save_preprocessed=save_preprocessed,
-                listed=listed,
-            )
-        else:
-            job_id = plan_rebuild(
-                folder,
-                settings,
-                resources.jobs,
-                resources.versions,
-                full=full,
-                save_preprocessed=save_preprocessed,
-                exclude=exclude,
-                listed=listed,
-            )
+        job_id = _plan(
+            resources,
+            folder,
+            exclude,
+            {"full": full, "save_preprocessed": save_preprocessed, "listed": listed},
+        )
     for pattern in exclude.unused:
         echo_err(f"--exclude {quote(pattern)} matched no file or folder below {folder}.")
     try:
@@ -231,6 +217,14 @@ def cancel(wiring: Wiring, job: str, as_json: bool) -> None:
         echo_err(f"Cancelled job {job}. Workers stop after their current image.")
     else:
         echo_err(f"Job {job} had already ended: {before.state}.")
+
+
+def _plan(resources: Resources, root: str, exclude: Exclude, how: dict[str, Any]) -> str:
+    """Write the plan of a rebuild; return the job's id."""
+    settings, jobs = resources.settings, resources.jobs
+    if feed_name(root) is not None:
+        return plan_fetch(root, settings, jobs, resources.feeds, **how)
+    return plan_rebuild(root, settings, jobs, resources.versions, exclude=exclude, **how)
 
 
 def _tell_of_base(name: str, versions: VersionStore, full: bool) -> None:
