@@ -67,6 +67,7 @@ def enqueue_rebuild(
     """
     settings = wiring.settings
     exclude = Exclude(patterns)
+    from pipeline.embed.fingerprint import require_readable_model
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
@@ -80,6 +81,7 @@ def enqueue_rebuild(
         name = check_source(folder, settings, exclude).name
     if local:
         require_data_dir(settings)
+        require_readable_model(settings.embedding_model)
     resources.dispatcher.require_broker()
     queues = (FETCH, EMBED, INDEX) if is_feed else (EMBED, INDEX)
     resources.require_agreement(queues, "database", "data")

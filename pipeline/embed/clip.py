@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.embed import int8, numeric_precision, unread_text
 from pipeline.embed.architecture import ARCHITECTURES, Architecture, context_of, pool
-from pipeline.embed.fingerprint import model_revision
+from pipeline.embed.fingerprint import model_revision, require_readable_model
 from pipeline.embed.image_inputs import ImageToInputs, load_image_to_inputs
 from pipeline.embed.not_loadable import not_loadable, unknown_kind
 from pipeline.errors import SetupError
@@ -171,10 +171,12 @@ def load_clip(settings: Settings) -> Clip:
     No code of the model's own is run, and no weights that are not there are made up.
 
     Raises:
-        SetupError: not found, not readable, of an unknown kind, or the device is missing.
+        SetupError: not found, not loadable, of an unknown kind, or the device is missing.
+        OSError: the folder of the model, or HF_HOME, lacks a right or space, see `access.explain`.
     """
     import torch
 
+    require_readable_model(settings.embedding_model)
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads)
     checkpoint = _load_checkpoint(settings.embedding_model, settings.embedding_revision)

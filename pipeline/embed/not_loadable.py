@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 
+from pipeline.access import require_writable, unavailable_cause
 from pipeline.embed.architecture import ARCHITECTURES
 from pipeline.errors import SetupError, one_line
 
@@ -19,13 +20,22 @@ def unknown_kind(name: str, model_type: str) -> SetupError:
     )
 
 
-def not_loadable(name: str, error: Exception) -> SetupError:
-    """Return the sentence for what transformers raised while it loaded a folder or a hub name."""
+def not_loadable(name: str, error: Exception) -> Exception:
+    """Return the error to raise for what transformers raised while it loaded a model.
+
+    A folder without a right or space is no fault of the model: its OSError is returned as it is.
+    """
+    if cause := unavailable_cause(error):
+        return cause
     folder = Path(name).expanduser()
     if folder.is_dir():
         return SetupError(
             f"The model in the folder {name} cannot be loaded: {_folder_reason(folder, error)}."
         )
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:  # it would have been downloaded
+        require_writable(Path(constants.HF_HUB_CACHE), "HF_HOME")
     return SetupError(
         f"The model {name} cannot be loaded: it is not a folder, and the hub answered: "
         f"{_reason(error)}. Check the name and the network, or set EMBEDDING_MODEL to a folder "

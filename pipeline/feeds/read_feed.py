@@ -57,7 +57,9 @@ def read_feed(
     feed, shown = Feed(staging), shown or str(file)
     feed.problems.private = private
     try:
-        _read(feed, file, form, encoding, identified_by)
+        _read(feed, staging.regular(file), form, encoding, identified_by)
+    except OSError as error:
+        raise WrongUse(f"The file '{shown}' cannot be imported: {error.strerror}.") from error
     except WrongUse as error:
         raise WrongUse(f"The file '{shown}' cannot be imported: {error}") from error
     if not feed.n_items:

@@ -127,6 +127,8 @@ def unpacked(path: Path, max_bytes: int) -> Iterator[Path]:
 
 
 def _is_packed(path: Path) -> bool:
+    if not path.is_file():
+        return False  # a pipe can be read once only
     try:
         with path.open("rb") as stream:
             return stream.read(len(GZIP)) == GZIP

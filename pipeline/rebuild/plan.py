@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def plan_rebuild(
         webhook_url=webhook_url,
     )
     created(job_id)
-    detector = ChangeDetector(source, base, exclude)
+    warnings = jobs.image_warnings(base.manifest["job_id"]) if base else {}
+    detector = ChangeDetector(source, base, exclude, warnings)
     try:
         PlanWriter(jobs, job_id, lease_s).write(detector, settings.shard_size, listed)
         failpoint("plan.before_finish")
@@ -187,9 +188,19 @@ class ChangeDetector:
     """Split a stream of listed images into changed ones, rows of the base, and failures."""
 
     def __init__(
-        self, source: ImageLister, base: Version | None, exclude: Exclude | None = None
+        self,
+        source: ImageLister,
+        base: Version | None,
+        exclude: Exclude | None = None,
+        warnings: Mapping[str, Failure] | None = None,
     ) -> None:
+        """Compare with a base.
+
+        Args:
+            warnings: those of the base's images, by path; they hold for unchanged ones, too.
+        """
         self._source = source
+        self._warnings = warnings or {}
         self._exclude = exclude
         self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
@@ -210,8 +221,10 @@ class ChangeDetector:
             row = self._cursor.row_of(image) if self._cursor else None
             if row is None:
                 yield image
-            else:
-                self._rows.append(row)
+                continue
+            self._rows.append(row)
+            if warning := self._warnings.get(image.path):
+                self._failures.append(warning)
 
     def take_rows(self, last: bool) -> Iterator[list[int]]:
         """Yield full chunks of reused rows, and the rest at the end."""

@@ -129,7 +129,8 @@ def plan_fetched(
 
     source = FetchedFeed(job.root, feeds, renew)
     writer = PlanWriter(jobs, job.id, lease_s, claim.first, claim.owner)
-    writer.write(ChangeDetector(source, base), settings.shard_size, renew)
+    warnings = jobs.image_warnings(base.manifest["job_id"]) if base else {}
+    writer.write(ChangeDetector(source, base, None, warnings), settings.shard_size, renew)
     if not source.n_images:
         raise JobFailed(
             "No image of the feed could be fetched, so nothing was published: 'imgrec failures "

@@ -74,7 +74,7 @@ class Job:
             error=row["error"],
             created_at=row["created_at"],
             finished_at=row["finished_at"],
-            seconds=row["seconds"],
+            seconds=max(0.0, row["seconds"]),  # the clock may have been set back meanwhile
         )
 
     @property
@@ -355,6 +355,15 @@ class Jobs:
         return [
             Failure(row["path"], row["stage"], row["reason"], bool(row["warning"])) for row in rows
         ]
+
+    def image_warnings(self, job_id: str) -> dict[str, Failure]:
+        """Return by path what a job warned of in the images that it read; {} for a deleted job."""
+        return {
+            failure.path: failure
+            for failure in self.failures(job_id)
+            # The listing warns by itself, each time; so does what was fetched.
+            if failure.warning and failure.stage not in ("find", "fetch")
+        }
 
     def timings(self, job_id: str) -> StageTimings:
         """Sum the time of a job's finished shards by stage."""

@@ -15,10 +15,18 @@ from pipeline.store.database import Database
 from pipeline.store.identity import Identifier
 from web import agreement
 from web.answers import Answers
+from workers import roll_call
 from workers.dispatch import CeleryDispatcher
 from workers.resources import Resources
 from workers.roll_call import Announcer, RollCall
 
+ANSWER = {  # to any question
+    "query_id": "x",
+    "index_version": "v0001",
+    "matches": [],
+    "category": {"label": "shoe", "confidence": 1.0},
+    "attributes": [],
+}
 QUEUES = ("embed", "index", "query")
 
 
@@ -66,10 +74,11 @@ class Worker:
 @pytest.fixture
 def client(mine: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpClient]:
     async def ask(self: Answers, task: str, *_: object, **options: object) -> tuple[str, object]:
-        return "id", {"matches": [], "product_id": "x", "category": None, "attributes": []}
+        return "x", ANSWER
 
     monkeypatch.setattr(Answers, "ask", ask)  # what would be answered if it was sent
     monkeypatch.setattr(agreement, "KEPT_S", 0.0)
+    monkeypatch.setattr(roll_call, "EVERY_S", 0.2)
     with serve_here(Resources(mine, CeleryDispatcher(mine.redis_url))) as (client, _):
         yield client
 

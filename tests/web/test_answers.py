@@ -15,7 +15,7 @@ import pytest
 import redis
 from live_stack import LiveStack, until
 
-from pipeline.errors import ServerUnavailable, TimedOut
+from pipeline.errors import Overloaded, ServerUnavailable, TimedOut
 from web.answers import Answers
 from web.shared_look import SharedLook
 from workers.query_messages import QUEUE_KEY, result_key
@@ -128,6 +128,27 @@ def test_an_answer_that_came_while_nobody_listened_is_heard(server: LiveStack) -
         await asyncio.to_thread(server.redis().set, result_key(query_id), result)
         listener = asyncio.create_task(answers.run())
         assert await question == (query_id, "early")
+        listener.cancel()
+        await answers.close()
+
+    asyncio.run(run())
+
+
+def test_a_question_that_nobody_answers_ends_in_time_and_more_are_refused(
+    server: LiveStack,
+) -> None:
+    answers = make_answers(server)
+
+    async def run() -> None:
+        listener = asyncio.create_task(answers.run())
+        questions = [
+            asyncio.create_task(answers.ask("task", (1,), 1.0)) for _ in range(2 * CLIENTS)
+        ]
+        await asyncio.sleep(0)  # all wait
+        with pytest.raises(Overloaded, match=f"already serves {2 * CLIENTS} queries"):
+            await answers.ask("task", (1,), 1.0)
+        ended = await asyncio.gather(*questions, return_exceptions=True)
+        assert {type(each) for each in ended} == {TimedOut}
         listener.cancel()
         await answers.close()
 

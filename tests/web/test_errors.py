@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from web_stand import HttpClient, serve_here
 
+from pipeline import errors
 from pipeline.settings import Settings
 from pipeline.store.api_keys import ApiKeys
 from pipeline.store.database import Database
 from web.context import Web
+from web.problems import describe, public_sentence
 from workers.dispatch import CeleryDispatcher
 from workers.resources import Resources
 
@@ -99,6 +101,60 @@ def test_a_bug_tells_nothing_of_itself(
     assert caplog.text.count("Traceback") == 1
     seen = {key[1:] for key in web.metrics.requests._metrics}
     assert (path, "500") in seen
+
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.ImgrecError)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_has_the_status_of_its_exit_code(kind: type[errors.ImgrecError]) -> None:
+    status, name, sentence = describe(kind("The disk is full."))
+    assert sentence == "The disk is full."
+    assert name == name.lower()
+    if kind.exit_code == 2:
+        assert 400 <= status < 500
+    elif kind.exit_code in (3, 4) or kind is errors.Overloaded:
+        assert status == 503
+    else:
+        assert status == (504 if kind is errors.TimedOut else 500)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "public"),
+    [
+        ("No such file: '/srv/shop/a.jpg'.", "No such file: 'a.jpg'."),
+        ("It is sqlite:////srv/shop/app.db on vm.", "It is sqlite:///app.db on vm."),
+        ("It is /srv/data on vm (id 1a2b).", "It is data on vm (id 1a2b)."),
+        ("See http://cdn.example/a/b/c.jpg.", "See http://cdn.example/a/b/c.jpg."),
+        ("The product kind0/a/b is unknown.", "The product kind0/a/b is unknown."),
+        ("postgresql://me:pw@db/shop", "postgresql://me:***@db/shop"),
+    ],
+)
+def test_a_sentence_tells_no_path_and_no_password(sentence: str, public: str) -> None:
+    assert public_sentence(sentence) == public
+
+
+def test_pages_of_allowed_origins_may_call_the_api(settings: Settings) -> None:
+    settings.data_dir.mkdir()
+    settings = settings.model_copy(update={"cors_origins": "https://shop.example"})
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    with serve_here(Resources(settings, CeleryDispatcher(settings.redis_url))) as (client, _):
+        for origin, allowed in (("https://shop.example", True), ("https://evil.example", False)):
+            headers = {"Origin": origin}
+            preflight = client.send("OPTIONS", "/v1/search", headers={**headers, **asks})
+            answer = client.get("/v1/jobs", headers=headers)
+            for each in (preflight, answer):
+                granted = each.headers.get("Access-Control-Allow-Origin")
+                assert granted == (origin if allowed else None)
+                assert "Access-Control-Allow-Credentials" not in each.headers  # no cookies
+            assert client.post("/v1/jobs/x/cancel", headers=headers).status == 403  # without a key
 
 
 def test_an_error_of_a_server_that_is_away_is_a_page_to_come_back_to(
