@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -384,7 +385,7 @@ class Settings(BaseSettings):
     fetch_robots: str = Field(
         "noai,noimageai",
         description="Directives of the header `X-Robots-Tag`, separated by commas, with which an "
-        "image is left out, e.g. `noai,noimageai,noindex,noimageindex`; empty: none",
+        "image is left out, e.g. `noai,noimageai,noindex,noimageindex`; `off`: none",
     )
     feed_max_bytes: Size = Field(
         ByteSize(4 * GIB),
@@ -479,12 +480,24 @@ class Settings(BaseSettings):
         AllowedHosts.parse(value, star=True)
         return value
 
+    @field_validator("fetch_robots")
+    @classmethod
+    def _known_directives(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z]+( *, *[a-z]+)*", value.lower()):
+            raise ValueError("words separated by commas are required, e.g. noai,noimageai, or off")
+        return value.lower()
+
     @field_validator("webhook_secret")
     @classmethod
     def _long_secret(cls, value: str) -> str:
         if value and len(value) < 24:
             raise ValueError("at least 24 characters are required")
         return value
+
+    @property
+    def robots_directives(self) -> frozenset[str]:
+        """The directives of FETCH_ROBOTS that are honoured."""
+        return frozenset(part.strip() for part in self.fetch_robots.split(",")) - {"off"}
 
     @property
     def index_dir(self) -> Path:

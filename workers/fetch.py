@@ -91,9 +91,6 @@ class _Fetcher:
         self._client = fetch_client(
             settings, int(settings.max_image_bytes), settings.fetch_timeout_s
         )
-        self._robots = frozenset(
-            part.strip().lower() for part in settings.fetch_robots.split(",") if part.strip()
-        )
         self._known: dict[str, FetchedUrl] = {}
 
     def run(self) -> None:
@@ -148,7 +145,7 @@ class _Fetcher:
             etag=known.etag if known else "",
             last_modified=known.last_modified if known else "",
             max_pixels=self._settings.max_image_pixels,
-            robots=self._robots,
+            robots=self._settings.robots_directives,
         )
         if image.data is None and known is not None:
             self._record(replace(known, outcome="unchanged", reason=""))

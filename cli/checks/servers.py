@@ -114,7 +114,7 @@ def fetching(context: CheckContext) -> str:
     """A worker fetches the images of feeds, or `imgrec up` would start one."""
     if not context.redis_works:
         raise CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
-    hosts = context.settings.fetch_hosts or "none (FETCH_HOSTS is empty)"
+    hosts = context.settings.fetch_hosts
     count = context.workers[FETCH]
     if not count:
         raise CheckWarning(
