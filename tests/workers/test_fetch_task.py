@@ -17,10 +17,11 @@ from toy_pipeline import ToyPipeline
 
 from pipeline.errors import NotFound, WrongUse
 from pipeline.images.fetched import FetchedFiles
+from pipeline.rebuild.retry import plan_retry
 from pipeline.settings import Settings
 from pipeline.store.jobs import Job
 from pipeline.store.shards import PlanLost
-from workers import fetch, query
+from workers import duplicates, fetch, query
 from workers.local import run_next
 from workers.prune import prune
 from workers.reconcile import reconcile
@@ -339,6 +340,26 @@ def test_a_file_that_vanished_is_fetched_again(desk: FeedDesk, server: FeedServe
     assert Counter(conditional) == {True: 2, False: 1}
 
 
+def test_a_retry_asks_again_and_indexes_what_has_come_since(
+    desk: FeedDesk, server: FeedServer
+) -> None:
+    products = desk.draw_products(3)
+    good = server.pages["/1-0.png"]
+    server.put("/1-0.png", status=404)
+    desk.import_products(products)
+    job = desk.rebuild_feed()
+    server.pages["/1-0.png"] = good
+    resources = desk.resources
+    retry_id = plan_retry(
+        job.id, resources.settings, resources.jobs, resources.versions, resources.feeds
+    )
+    desk.advance(retry_id)
+    desk.work()
+    progress = desk.progress(retry_id)
+    assert (progress.fetched, progress.unchanged, progress.reused) == (1, 2, 2)
+    assert len(desk.indexed()) == 3
+
+
 def test_a_cancelled_job_stops_fetching(desk: FeedDesk, server: FeedServer) -> None:
     desk.import_products(desk.draw_products(30))
     job_id = desk.plan_feed()
@@ -423,6 +444,19 @@ def test_a_file_that_nothing_leads_to_yet_is_not_pruned(desk: FeedDesk) -> None:
     files.put(picture(1))  # fetched again: about to be recorded
     assert prune(desk.resources).fetched_files == 0
     assert files.has(digest)
+
+
+def test_duplicates_are_found_in_the_index_of_a_feed(desk: FeedDesk, server: FeedServer) -> None:
+    products = desk.draw_products(3)
+    products.append(("COPY", [server.put("/copy.png", picture(10))]))
+    desk.import_products(products)
+    desk.rebuild_feed()
+    resources = desk.resources
+    search = resources.duplicates.plan(resources.versions.current().identity, 0.99)
+    duplicates.find_duplicates(resources, search.id)
+    found = resources.duplicates.published().result
+    assert [pair.key for pair in found.pairs] == [("COPY/image-1.png", "SKU-001/image-1.png")]
+    assert found.facts["COPY/image-1.png"].width == 24
 
 
 def test_a_folder_is_rebuilt_as_before_beside_feeds(desk: FeedDesk) -> None:
