@@ -307,7 +307,7 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     """
     if not isinstance(version, str) or not isinstance(filenames, list | tuple):
         raise WrongUse("Invalid request for thumbnails: name an index version and a list of files.")
-    opened = resources.versions.current()
+    opened = resources.live_index.current().version
     if opened.name != version:
         opened = resources.versions.open(version)
     names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImgrecError, IndexBroken
 from pipeline.index import faiss_index
 from pipeline.index.choose import IndexSpec
-from pipeline.index.versions import ADVICE, Version, VersionStore
+from pipeline.index.versions import ADVICE, Stamp, Version, VersionStore
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,11 @@ class Loading:
 class Broken:
     """This index does not match its digests, so that no query may see it.
 
-    `pointer_ns` is when the pointer file was written that named it.
+    `stamp` is that of the pointer that named it.
     """
 
     index: OpenIndex
-    pointer_ns: int
+    stamp: Stamp
     reason: str
 
 
@@ -142,19 +142,19 @@ class PublishedIndex:
         Raises:
             IndexMissing: nothing was published. IndexBroken: nothing loadable was.
         """
-        name = self._versions.current_name()
-        index = self._usable(name)
+        name, stamp = self._versions.followed()
+        index = self._usable(stamp)
         if index and index.version.name == name and index.version.is_current:
             return index
         if index and name and self._is_large(name):
-            self._start_loading(name, index)
+            self._start_loading(name, index, stamp)
             return index
         with self._lock:
-            index = self._usable(name)  # another query may have loaded it meanwhile
+            index = self._usable(stamp)  # another query may have loaded it meanwhile
             if index and index.version.name == name and index.version.is_current:
                 return index
             try:
-                return self._serve(*self._load(name))
+                return self._serve(self._load(name), stamp)
             except ImgrecError:
                 if index is None or name is None:
                     raise
@@ -175,12 +175,12 @@ class PublishedIndex:
         with self._earlier_lock:
             earlier = self._earlier
             if earlier is None or earlier.version.name != name or not earlier.version.is_current:
-                earlier, _ = self._load(name)
+                earlier = self._load(name)
                 self._versions.verify(earlier.version)
                 self._earlier = earlier
             return earlier
 
-    def _usable(self, name: str | None) -> OpenIndex | None:
+    def _usable(self, stamp: Stamp) -> OpenIndex | None:
         """Return the index in memory, if it may answer.
 
         Raises:
@@ -191,16 +191,14 @@ class PublishedIndex:
             return state.index if state else None
         # A rollback verifies a version before it writes the pointer, even to the same name. So a
         # pointer that was written since names files that are worth loading.
-        if state.index.version.is_current and self._versions.pointer_ns() == state.pointer_ns:
+        if state.index.version.is_current and stamp == state.stamp:
             raise IndexBroken(state.reason)  # no answer is better than a wrong one
         return None
 
-    def _load(self, name: str | None) -> tuple[OpenIndex, int]:
-        """Open a version; return it with the time of the pointer that was read before."""
-        pointer_ns = self._versions.pointer_ns()
+    def _load(self, name: str | None) -> OpenIndex:
         version = self._versions.open(name) if name else self._versions.current()
         spec = IndexSpec.of(version.manifest["index"])
-        faiss = faiss_index.load(version.folder / "index.bin", spec)
+        faiss = faiss_index.load(version.file("index.bin"), spec)
         # Now, not within the first query: the version may be pruned while it serves.
         _ = version.paths, version.vectors, version.sha256, version.by_hash
         try:
@@ -213,17 +211,17 @@ class PublishedIndex:
                 f"{version.folder / 'index.bin'} and vectors.npy do not belong together ({error}): "
                 f"{ADVICE}."
             ) from error
-        return OpenIndex(version, faiss), pointer_ns
+        return OpenIndex(version, faiss)
 
-    def _serve(self, index: OpenIndex, pointer_ns: int) -> OpenIndex:
+    def _serve(self, index: OpenIndex, stamp: Stamp) -> OpenIndex:
         """Answer from this index, and compare its large files with their digests meanwhile."""
         self._state = Serving(index)
         threading.Thread(
-            target=self._verify_digests, args=(index, pointer_ns), name="verify", daemon=True
+            target=self._verify_digests, args=(index, stamp), name="verify", daemon=True
         ).start()
         return index
 
-    def _verify_digests(self, index: OpenIndex, pointer_ns: int) -> None:
+    def _verify_digests(self, index: OpenIndex, stamp: Stamp) -> None:
         """Take 1 s a gigabyte, beside the queries."""
         try:
             self._versions.verify(index.version)
@@ -231,17 +229,17 @@ class PublishedIndex:
             log.critical("%s", error)
             with self._lock:
                 if self._state is not None and self._state.index is index:
-                    self._state = Broken(index, pointer_ns, str(error))
+                    self._state = Broken(index, stamp, str(error))
         except OSError:
             log.info("Index %s was deleted while it was read.", index.version.name)
 
     def _is_large(self, name: str) -> bool:
         try:
-            return (self._versions.folder / name / "index.bin").stat().st_size > LOAD_AT_ONCE
-        except OSError:
+            return self._versions.file_bytes(name, "index.bin") > LOAD_AT_ONCE
+        except (OSError, ImgrecError):
             return False  # loading it says what is wrong
 
-    def _start_loading(self, name: str, index: OpenIndex) -> None:
+    def _start_loading(self, name: str, index: OpenIndex, stamp: Stamp) -> None:
         with self._lock:
             state = self._state
             if not isinstance(state, Serving) or state.index is not index:
@@ -249,14 +247,17 @@ class PublishedIndex:
             if time.monotonic() >= state.retry_at:
                 self._state = Loading(index)
                 threading.Thread(
-                    target=self._load_in_background, args=(name, index), name="index", daemon=True
+                    target=self._load_in_background,
+                    args=(name, index, stamp),
+                    name="index",
+                    daemon=True,
                 ).start()
 
-    def _load_in_background(self, name: str, index: OpenIndex) -> None:
+    def _load_in_background(self, name: str, index: OpenIndex, stamp: Stamp) -> None:
         start = time.monotonic()
         try:
-            fresh, pointer_ns = self._load(name)
-            _read_ahead(fresh.version.folder / "index.bin")
+            fresh = self._load(name)
+            _read_ahead(fresh.version.file("index.bin"))
         except Exception:
             # Whatever it was: the state must not stay `Loading`, or no version is loaded again.
             log.exception("Index %s cannot be loaded; %s stays in use.", name, index.version.name)
@@ -269,7 +270,7 @@ class PublishedIndex:
         except ImgrecError as error:  # it can serve all the same
             log.warning("Index %s could not be prepared: %s", name, error)
         with self._lock:
-            self._serve(fresh, pointer_ns)
+            self._serve(fresh, stamp)
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)
 
 
