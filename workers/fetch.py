@@ -17,7 +17,7 @@ from pipeline.fetch.feed_file import fetch_client
 from pipeline.fetch.fetch_images import Attempts, fetch_images
 from pipeline.fetch.image import download
 from pipeline.fetch.turns import HostLimits
-from pipeline.images.fetched import FetchedFiles
+from pipeline.images.fetched import fetched_store
 from pipeline.store.feeds import FetchedUrl
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim
@@ -87,7 +87,7 @@ class _Fetcher:
         self._job = job
         self._claim = claim
         self._lease = lease
-        self._files = FetchedFiles(settings.fetched_dir)
+        self._files = fetched_store(settings)
         self._client = fetch_client(
             settings, int(settings.max_image_bytes), settings.fetch_timeout_s
         )
@@ -95,7 +95,6 @@ class _Fetcher:
 
     def run(self) -> None:
         urls, settings = self._claim.urls, self._settings
-        self._files.folder.mkdir(parents=True, exist_ok=True)
         self._known = self._resources.feeds.known(urls)
         left = [url for url in urls if not self._is_done(url)]
         done = len(urls) - len(left)

@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, WrongUse
-from pipeline.images.fetched import FetchedFiles, feed_name
+from pipeline.images.fetched import feed_name, fetched_store, prune_fetched
 from pipeline.index.remote_versions import RemoteVersions
 from pipeline.preprocess.cutout_cache import shrink_cache
 
@@ -85,7 +85,7 @@ def _prune_fetched(resources: Resources, *, dry_run: bool) -> tuple[int, int]:
         }
         return indexed | resources.feeds.needed(digests)
 
-    return FetchedFiles(resources.settings.fetched_dir).prune(needed, dry_run=dry_run)
+    return prune_fetched(fetched_store(resources.settings), needed, dry_run=dry_run)
 
 
 def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
