@@ -43,6 +43,7 @@ LAYERS = (
     "search",
     "duplicates",
     "feeds",
+    "fetch",
     "index",
     "embed",
     "preprocess",
