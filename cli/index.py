@@ -63,6 +63,7 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
     store = wiring.resources.versions
     opened = store.open(version) if version else store.current()
     store.verify(opened)
+    wiring.resources.engines.verify(opened)
     answer = version_object(opened, store.current_name())
     if as_json:
         print_json(answer)
@@ -82,7 +83,7 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
     Default: the version before the current one.
     """
     require_agreement(wiring.resources, (QUERY,), "data")
-    old, new = wiring.resources.versions.rollback(version)
+    old, new = wiring.resources.versions.rollback(version, wiring.resources.engines.verify)
     if as_json:
         print_json({"from": old, "to": new.name})
     else:

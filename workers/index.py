@@ -95,6 +95,7 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
             settings,
             versions,
             lease.check,
+            engines=resources.engines,
             later_jobs=jobs.created_after(job.id),
             require_fit=guard.require_fit,
         )

@@ -16,6 +16,7 @@ from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, WrongUse
+from pipeline.index.engine import drop_unused
 from pipeline.preprocess.cutout_cache import shrink_cache
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
             protect = resources.jobs.referenced_versions()
             if dry_run:
                 return [version.name for version in store.prunable(keep, protect)]
-            return store.prune(keep, protect)
+            pruned = store.prune(keep, protect)
+            if pruned:
+                drop_unused(resources.engines, store)
+            return pruned
     except Timeout as error:
         raise WrongUse("An index is being published right now; try again shortly.") from error
 

@@ -101,6 +101,8 @@ def query_image(
         response |= _told(resources.clip.text_warnings(texts))
     if query.total:
         response["total"] = answer.total
+    if answer.search is not None:
+        response["search"] = answer.search
     return response
 
 
@@ -155,13 +157,14 @@ def _record(
 def _pack(answer: Answer) -> dict[str, Any]:
     vector = base64.b64encode(np.asarray(answer.vector, "<f4").tobytes()).decode()
     facts = {"matches": answer.matches, "min_score": answer.min_score, "total": answer.total}
-    return {**facts, "vector": vector}
+    return {**facts, "vector": vector, "search": answer.search}
 
 
 def _unpack(result: Any) -> Answer | None:
     try:
         vector = np.frombuffer(base64.b64decode(result["vector"]), "<f4").astype(np.float32)
-        return Answer(list(result["matches"]), result["min_score"], vector, result["total"])
+        matches, limit = list(result["matches"]), result["min_score"]
+        return Answer(matches, limit, vector, result["total"], result["search"])
     except (TypeError, ValueError, KeyError):
         return None  # not written by this module
 

@@ -20,9 +20,11 @@ from pipeline.classify.labels import load_labels
 from pipeline.embed.clip import Clip, load_clip
 from pipeline.embed.embed_images import Embedder, build_embedder
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
+from pipeline.engines.choice import engines
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
+from pipeline.index.engine import Engines
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.versions import VersionStore
 from pipeline.micro_batcher import Batcher
@@ -211,7 +213,16 @@ class Resources:
     @once
     def live_index(self) -> PublishedIndex:
         return PublishedIndex(
-            self.versions, lambda version: self.indexed_catalogues.prepare(version)
+            self.versions,
+            lambda version: self.indexed_catalogues.prepare(version),
+            self.engines,
+        )
+
+    @once
+    def engines(self) -> Engines:
+        """What builds and searches the index."""
+        return engines(
+            self.settings, lambda: self.identifier.read("data", create=True).data.id or ""
         )
 
     @once

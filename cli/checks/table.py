@@ -13,6 +13,12 @@ CHECKS = (
     Check("redis", servers.redis, corrected("REDIS_URL")),
     Check("cache", servers.cache, corrected("CACHE_URL"), applies=servers.has_cache_of_its_own),
     Check("database", servers.database, corrected("DATABASE_URL")),
+    Check(
+        "vectors",
+        servers.vectors,
+        corrected("VECTOR_URL"),
+        applies=servers.has_vector_server,
+    ),
     Check("disk", folders.disk, f"give this user that right, then: {RECHECK}"),
     Check("rights", folders.rights, f"give this user that right, then: {RECHECK}"),
     Check(

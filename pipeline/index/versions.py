@@ -22,7 +22,7 @@ import re
 import shutil
 import uuid
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -321,8 +321,13 @@ class VersionStore:
         """Publish a version: readers see it the next time they read the pointer."""
         write_atomic(self._pointer, f"{version.name}\n".encode())
 
-    def rollback(self, name: str | None = None) -> tuple[str | None, Version]:
+    def rollback(
+        self, name: str | None = None, verify: Callable[[Version], None] = lambda version: None
+    ) -> tuple[str | None, Version]:
         """Point to `name`, or to the version before the current one; return (old, new).
+
+        Args:
+            verify: called with the target besides, e.g. to ask its engine.
 
         A named version needs no readable pointer, so this repairs a broken one.
 
@@ -347,6 +352,7 @@ class VersionStore:
                     name = older[-1].name
                 target = self.open(name)
                 self.verify(target)
+                verify(target)
                 self.point_to(target)
                 return current, target
         except Timeout as error:

@@ -15,7 +15,7 @@ from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import DECODING
 from pipeline.index import faiss_index
-from pipeline.index.choose import IndexSpec
+from pipeline.index.engine import Engines, drop_unused, engine_of
 from pipeline.index.id_map import write_id_map
 from pipeline.index.versions import IndexRows, Version, VersionStore, order_by_hash
 from pipeline.rebuild.join import join
@@ -41,6 +41,7 @@ def merge(
     versions: VersionStore,
     check: Callable[[], None],
     *,
+    engines: Engines,
     later_jobs: Collection[str],
     require_fit: Callable[[int], None] = lambda vector_bytes: None,
 ) -> Merged:
@@ -51,6 +52,7 @@ def merge(
 
     Args:
         check: called between steps; raises to stop.
+        engines: build the index.
         later_jobs: the ids of the jobs created after this one, by the job table.
         require_fit: called with the bytes of all vectors; raises where memory is too small.
 
@@ -70,6 +72,7 @@ def merge(
             "older one would replace it. Run the rebuild again to publish its images."
         )
     workspace = versions.workspace()
+    drop_unused(engines, versions)
     try:
         contents, broken = join(
             job,
@@ -83,12 +86,14 @@ def merge(
             return Merged(broken=broken)
         failpoint("merge.after_read")
         check()
-        same = None if job.full else _same(contents, job.fingerprint, versions)
+        same = None if job.full else _same(contents, job.fingerprint, versions, engines)
         if same is not None:
             return Merged(same)
         check()
-        require_fit(contents.vectors.nbytes)
-        kind = _write(contents, workspace, settings, check)
+        if engines.current.builds_in_memory:
+            require_fit(contents.vectors.nbytes)
+        index = engines.current.build(contents.vectors, workspace, check)
+        _write(contents, workspace)
         check()
         failpoint("merge.before_commit")
         version = versions.commit(
@@ -100,7 +105,7 @@ def merge(
                 "root": job.root,
                 "images": len(contents.paths),
                 "dimension": int(contents.vectors.shape[1]),
-                "index": kind.parameters(),
+                "index": index,
                 "random_pairs": faiss_index.random_pairs(contents.vectors),
                 "decoding": _decoding(job, versions),
                 "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
@@ -138,17 +143,21 @@ def _base(job: Job, versions: VersionStore) -> Version:
     return base
 
 
-def _same(contents: IndexRows, fingerprint: str | None, versions: VersionStore) -> str | None:
+def _same(
+    contents: IndexRows, fingerprint: str | None, versions: VersionStore, engines: Engines
+) -> str | None:
     """Return the published version's name if it is undamaged and holds exactly these rows."""
     try:
         current = versions.current()
         if (
             current.fingerprint == fingerprint
+            and engine_of(current) == engines.current.name
             and current.paths == contents.paths
             and np.array_equal(current.files, contents.files)
             and np.array_equal(current.sha256, contents.sha256)
         ):
             versions.verify(current)
+            engines.verify(current)
             return current.name
     except IndexMissing:
         return None
@@ -157,21 +166,8 @@ def _same(contents: IndexRows, fingerprint: str | None, versions: VersionStore) 
     return None
 
 
-def _write(
-    contents: IndexRows, workspace: Path, settings: Settings, check: Callable[[], None]
-) -> IndexSpec:
-    built, kind = faiss_index.build(
-        contents.vectors,
-        settings.flat_max_vectors,
-        settings.threads,
-        settings.index_memory,
-        check,
-    )
-    faiss_index.self_check(built, contents.vectors, kind)
-    failpoint("merge.before_save")
-    faiss_index.save(built, workspace / "index.bin")
+def _write(contents: IndexRows, workspace: Path) -> None:
     write_id_map(workspace, contents.paths)
     np.save(workspace / "sha256.npy", contents.sha256)
     np.save(workspace / "by_hash.npy", order_by_hash(contents.sha256))
     np.save(workspace / "files.npy", contents.files)
-    return kind
