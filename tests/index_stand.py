@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.index.engine import Engine
+from pipeline.index.engine import Base, Engine
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import write_id_map
 from pipeline.index.versions import Version, VersionStore, order_by_hash
@@ -22,13 +22,15 @@ def clustered(count: int, dim: int, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def publish(store: VersionStore, engine: Engine, vectors: np.ndarray) -> Version:
+def publish(
+    store: VersionStore, engine: Engine, vectors: np.ndarray, base: Base | None = None
+) -> Version:
     """Publish vectors as a merge does."""
     count = len(vectors)
     with store.lock():
         workspace = store.workspace()
         np.save(workspace / "vectors.npy", vectors)
-        index = engine.build(vectors, workspace, lambda: None)
+        index = engine.build(vectors, workspace, lambda: None, base)
         write_id_map(workspace, [f"{row:06d}.jpg" for row in range(count)])
         sha256 = np.array([f"{row:064x}" for row in range(count)], "S64")
         np.save(workspace / "sha256.npy", sha256)

@@ -15,7 +15,7 @@ from pipeline.engines.pgvector_server import PgvectorServer
 from pipeline.errors import DatabaseFailed, IndexBroken, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.memory_budget import format_bytes
-from pipeline.index.engine import EngineState, Vectors
+from pipeline.index.engine import Base, EngineState, Vectors
 from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
 from pipeline.index.versions import ADVICE, Version
 from pipeline.store.postgresql import PostgresTransaction
@@ -53,7 +53,13 @@ class PgvectorEngine:
         self._owner = owner
         self._memory = memory
 
-    def build(self, vectors: Vectors, workspace: Path, check: Callable[[], None]) -> dict[str, Any]:
+    def build(
+        self,
+        vectors: Vectors,
+        workspace: Path,
+        check: Callable[[], None],
+        base: Base | None = None,
+    ) -> dict[str, Any]:
         """Write a table and its graph, and check that it finds its own vectors."""
         count, dim = vectors.shape
         if dim > MAX_DIM:

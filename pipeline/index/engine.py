@@ -69,6 +69,17 @@ class EngineState:
     warning: str = ""
 
 
+@dataclass(frozen=True)
+class Base:
+    """A version that the next one is like.
+
+    rows: (n,) for the rows of the next version: the same row in this one, or -1.
+    """
+
+    version: Version
+    rows: NDArray[np.int64]
+
+
 class Engine(Protocol):
     """One way to build, keep and search the vectors of versions."""
 
@@ -80,12 +91,19 @@ class Engine(Protocol):
     def builds_in_memory(self) -> bool:
         """Whether a build holds all vectors in this process."""
 
-    def build(self, vectors: Vectors, workspace: Path, check: Callable[[], None]) -> dict[str, Any]:
+    def build(
+        self,
+        vectors: Vectors,
+        workspace: Path,
+        check: Callable[[], None],
+        base: Base | None = None,
+    ) -> dict[str, Any]:
         """Index (n, d) unit vectors and check the result; return its facts for the manifest.
 
         Args:
             workspace: folder of the version to be.
             check: called between steps; raises to stop.
+            base: a version that most rows are of; what was computed for it may be kept.
 
         Raises:
             IndexBroken: the index does not find its own vectors.

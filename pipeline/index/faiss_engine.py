@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +16,10 @@ from pipeline.errors import IndexBroken
 from pipeline.failpoints import failpoint
 from pipeline.index import faiss_index
 from pipeline.index.choose import IndexSpec
-from pipeline.index.engine import FAISS, EngineState, Hits, Vectors
+from pipeline.index.engine import FAISS, Base, EngineState, Hits, Vectors, engine_of
 from pipeline.index.versions import ADVICE, Version
+
+log = logging.getLogger(__name__)
 
 FILE = "index.bin"
 # An exact index loses no row by chance, and a query may wait for this check, which passes over all
@@ -107,9 +110,18 @@ class FaissEngine:
         """Build with these limits, see `faiss_index.build`; opening needs none."""
         self._flat_max, self._threads, self._budget = flat_max, threads, budget
 
-    def build(self, vectors: Vectors, workspace: Path, check: Callable[[], None]) -> dict[str, Any]:
-        """Build and check an index, and save it to the workspace."""
-        built, kind = faiss_index.build(vectors, self._flat_max, self._threads, self._budget, check)
+    def build(
+        self,
+        vectors: Vectors,
+        workspace: Path,
+        check: Callable[[], None],
+        base: Base | None = None,
+    ) -> dict[str, Any]:
+        """Build and check an index, and save it to the workspace; keep the lists of the base."""
+        trained = None if base is None else _trained(base)
+        built, kind = faiss_index.build(
+            vectors, self._flat_max, self._threads, self._budget, check, trained
+        )
         faiss_index.self_check(built, vectors, kind)
         failpoint("merge.before_save")
         faiss_index.save(built, workspace / FILE)
@@ -141,3 +153,19 @@ class FaissEngine:
     def check(self) -> EngineState:
         """Nothing but the library, which each build and search needs."""
         return EngineState("FAISS, in files of DATA_DIR")
+
+
+def _trained(base: Base) -> faiss_index.Trained | None:
+    """Return the lists of a version, where it has some that can be read."""
+    version = base.version
+    kind = IndexSpec.of(version.manifest["index"])
+    if engine_of(version) != FAISS or not kind.nlist:
+        return None
+    # One of before this was noted was trained for all of its vectors.
+    kind = replace(kind, trained=kind.trained or version.manifest["images"])
+    try:
+        opened = faiss_index.load(version.folder / FILE, kind)
+    except (IndexBroken, FileNotFoundError) as error:
+        log.warning("The lists of index %s are trained anew: %s", version.name, error)
+        return None
+    return faiss_index.keep_lists(opened, kind, base.rows)

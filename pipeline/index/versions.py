@@ -58,13 +58,14 @@ class IndexRows:
     """All rows of a version, sorted by path.
 
     paths: n posix paths; files: (n, 2) int64 bytes and mtime in ns; sha256: (n,) S64;
-    vectors: (n, d) float32, L2-normalised.
+    vectors: (n, d) float32, L2-normalised. base_rows: (n,) the same row in the base version, or -1.
     """
 
     paths: list[str]
     files: NDArray[np.int64]
     sha256: NDArray[np.bytes_]
     vectors: NDArray[np.float32]
+    base_rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import DECODING
 from pipeline.index import faiss_index
-from pipeline.index.engine import Engines, drop_unused, engine_of
+from pipeline.index.engine import Base, Engines, drop_unused, engine_of
 from pipeline.index.id_map import write_id_map
 from pipeline.index.versions import IndexRows, Version, VersionStore, order_by_hash
 from pipeline.rebuild.join import join
@@ -71,6 +71,10 @@ def merge(
             f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
             "older one would replace it. Run the rebuild again to publish its images."
         )
+    shards = list(shards)
+    unchanged = _unchanged(job, shards, versions, engines)
+    if unchanged is not None:
+        return Merged(unchanged)
     workspace = versions.workspace()
     drop_unused(engines, versions)
     try:
@@ -92,7 +96,9 @@ def merge(
         check()
         if engines.current.builds_in_memory:
             require_fit(contents.vectors.nbytes)
-        index = engines.current.build(contents.vectors, workspace, check)
+        index = engines.current.build(
+            contents.vectors, workspace, check, _like(contents, job, versions)
+        )
         _write(contents, workspace)
         check()
         failpoint("merge.before_commit")
@@ -141,6 +147,40 @@ def _base(job: Job, versions: VersionStore) -> Version:
             "enqueue-rebuild --full'."
         ) from error
     return base
+
+
+def _like(contents: IndexRows, job: Job, versions: VersionStore) -> Base | None:
+    """Return the base version of a job that reuses more than half of its rows from it."""
+    share = float(np.mean(contents.base_rows >= 0))
+    if job.base_version is None or share <= 0.5:
+        return None
+    return Base(versions.open(job.base_version), contents.base_rows)
+
+
+def _unchanged(
+    job: Job, shards: Sequence[DoneShard], versions: VersionStore, engines: Engines
+) -> str | None:
+    """Return the published version's name if the plan is to reuse all of its rows, and no others.
+
+    So a rebuild of an unchanged folder ends without a copy of the vectors.
+    """
+    rows = [row for shard in shards for row in shard.rows]
+    if job.full or any(shard.images for shard in shards) or not rows:
+        return None
+    try:
+        current = versions.current()
+        if (
+            current.name == job.base_version
+            and current.fingerprint == job.fingerprint
+            and engine_of(current) == engines.current.name
+            and np.array_equal(np.sort(np.array(rows)), np.arange(current.manifest["images"]))
+        ):
+            versions.verify(current)
+            engines.verify(current)
+            return current.name
+    except ImgrecError as error:
+        log.warning("A damaged published index is replaced: %s", error)
+    return None
 
 
 def _same(
