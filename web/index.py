@@ -11,6 +11,7 @@ from web import schemas
 from web.access import Admin, Searcher
 from web.context import web_of
 from web.responses import problems
+from workers.rollback import roll_back
 
 router = APIRouter(prefix="/v1/index")
 
@@ -37,6 +38,5 @@ def versions(request: Request, client: Admin) -> dict[str, Any]:
 )
 def rollback(request: Request, body: schemas.RollbackBody, client: Admin) -> dict[str, Any]:
     """Publish an earlier version again."""
-    resources = web_of(request).resources
-    old, new = resources.versions.rollback(body.version, resources.engines.verify)
+    old, new, _ = roll_back(web_of(request).resources, body.version)
     return {"from": old, "to": new.name}

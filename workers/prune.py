@@ -46,6 +46,8 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
     versions = prune_versions(resources, dry_run=dry_run)
     # An open job learns from these rows which of the versions on disk are newer than itself.
     on_disk = {version.manifest["job_id"] for version in resources.versions.versions()}
+    if not dry_run:
+        _forget_added(resources)
     ended = jobs.prunable(settings.keep_jobs, settings.keep_job_rows, on_disk)
     folders = _leftovers(resources)
     if not dry_run:
@@ -75,6 +77,13 @@ def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
             return pruned
     except Timeout as error:
         raise WrongUse("An index is being published right now; try again shortly.") from error
+
+
+def _forget_added(resources: Resources) -> None:
+    """Forget the images that were added before the published version's rebuild."""
+    if resources.versions.current_name() is not None:
+        manifest = resources.versions.current().manifest
+        resources.live_changes.forget_added(manifest["job_created_at"])
 
 
 def prune_after_publishing(resources: Resources) -> None:

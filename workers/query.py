@@ -60,7 +60,7 @@ def query_image(
     start = time.monotonic()
     failpoint("query.start")
     query = _checked(resources, data, top_k, options)
-    index = resources.live_index.version(query.index_version)
+    index = resources.searched_index(query.index_version)
     fingerprint = resources.fingerprint
     index.version.require(fingerprint.id, fingerprint.summary)
     # A user who filters may have imported the products within the same second.
@@ -189,6 +189,27 @@ def classify_image(
     return answer
 
 
+def image_vector(
+    resources: Resources, data: bytes, *, query_id: str | None = None
+) -> dict[str, Any]:
+    """Return the vector of the image in `data`, base64 of little-endian float32, to be indexed.
+
+    Raises:
+        FingerprintMismatch: it cannot be compared with those of the published index.
+    """
+    _require_size(resources, data)
+    fingerprint = resources.fingerprint
+    version = resources.live_index.current().version
+    version.require(fingerprint.id, fingerprint.summary)
+    vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
+    log.info("Embedded %s.", query_id)
+    return {
+        "vector": base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode(),
+        "fingerprint": fingerprint.id,
+        "index_version": version.name,
+    }
+
+
 def _require_size(resources: Resources, data: bytes) -> None:
     if not isinstance(data, bytes):  # a message may come from anybody who reaches Redis
         raise WrongUse("The query cannot be used: its image must be bytes.")
@@ -238,7 +259,7 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     """
     if not isinstance(version, str) or not isinstance(filenames, list | tuple):
         raise WrongUse("Invalid request for thumbnails: name an index version and a list of files.")
-    opened = resources.versions.current()
+    opened = resources.searched_index().version
     if opened.name != version:
         opened = resources.versions.open(version)
     names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
@@ -334,7 +355,7 @@ def _require_side(side: Any) -> None:
 
 
 def _indexed(resources: Resources) -> IndexedCatalogue:
-    return resources.indexed_catalogues.of(resources.live_index.current().version)
+    return resources.indexed_catalogues.of(resources.searched_index().version)
 
 
 def _filenames(indexed: IndexedCatalogue, product_id: Any) -> list[str]:

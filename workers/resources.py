@@ -24,7 +24,8 @@ from pipeline.engines.choice import engines
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
-from pipeline.index.engine import Engines
+from pipeline.index.engine import Engines, OpenIndex
+from pipeline.index.live_changes import ChangedIndexes
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.versions import VersionStore
 from pipeline.micro_batcher import Batcher
@@ -41,6 +42,7 @@ from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
+from pipeline.store.live_changes import LiveChanges
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
 from pipeline.store.webhooks import Webhooks
@@ -217,6 +219,23 @@ class Resources:
             lambda version: self.indexed_catalogues.prepare(version),
             self.engines,
         )
+
+    def searched_index(self, name: str = "") -> OpenIndex:
+        """Return the published index with the changes since, or a version as it was published.
+
+        Raises:
+            IndexMissing, IndexBroken, NotFound: see `PublishedIndex.version`.
+        """
+        index = self.live_index.version(name)
+        return index if name else self._changed_indexes.of(index)
+
+    @once
+    def _changed_indexes(self) -> ChangedIndexes:
+        return ChangedIndexes(RevisionCache(self.live_changes.revision, self.live_changes.all).get)
+
+    @once
+    def live_changes(self) -> LiveChanges:
+        return LiveChanges(self.database)
 
     @once
     def engines(self) -> Engines:

@@ -15,6 +15,7 @@ PICTURES = "imgrec.pictures"
 PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
 FAILURE_IMAGE = "imgrec.failure_image"
+IMAGE_VECTOR = "imgrec.image_vector"
 
 # Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
 # addition that it may ignore needs none.
@@ -27,6 +28,7 @@ QUEUE_OF = {
     SEND_WEBHOOK: INDEX,
     QUERY_IMAGE: QUERY,
     CLASSIFY_IMAGE: QUERY,
+    IMAGE_VECTOR: QUERY,
     THUMBNAILS: QUERY,
     PICTURES: QUERY,
     PRODUCT: QUERY,

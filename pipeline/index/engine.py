@@ -146,6 +146,18 @@ class Engines:
         self._engines = engines
         self.current = engines[current]
 
+    def named(self, name: str) -> Engine:
+        """Return an engine by its name.
+
+        Raises:
+            SetupError: the settings do not name its server.
+        """
+        if name not in self._engines:
+            raise SetupError(
+                f"The settings name no {name}: set VECTOR_URL, see docs/operations.md."
+            )
+        return self._engines[name]
+
     def of(self, version: Version) -> Engine:
         """Return the engine of a version.
 

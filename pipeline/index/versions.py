@@ -123,6 +123,11 @@ class Version:
         return row < len(self.paths) and self.paths[row] == path
 
     @cached_property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """The (n,) rows that were not removed since; None: all."""
+        return None
+
+    @cached_property
     def vectors(self) -> NDArray[np.float32]:
         array: NDArray[np.float32] = self._array("vectors.npy")
         return array

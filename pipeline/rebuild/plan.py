@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from pipeline.images.source import ImageFolder, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
 from pipeline.store.jobs import JobRequest, Jobs
+from pipeline.store.live_changes import LiveChanges
 
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
+REMOVED = "removed with 'imgrec remove'"
 PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead; slow disks take time
 
 
@@ -106,7 +108,7 @@ def plan_rebuild(
         webhook_url=webhook_url,
     )
     created(job_id)
-    detector = ChangeDetector(source, base, exclude)
+    detector = ChangeDetector(source, base, exclude, LiveChanges(jobs.database).all().removed())
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
 
@@ -156,9 +158,19 @@ class ChangeDetector:
     """Split a stream of listed images into changed ones, rows of the base, and failures."""
 
     def __init__(
-        self, source: ImageSource, base: Version | None, exclude: Exclude | None = None
+        self,
+        source: ImageSource,
+        base: Version | None,
+        exclude: Exclude | None = None,
+        removed: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
+        """Compare what `source` lists with `base`.
+
+        Args:
+            removed: (bytes, mtime in ns) of files that 'imgrec remove' took out, by path.
+        """
         self._source = source
+        self._removed = removed or {}
         self._exclude = exclude
         self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
@@ -174,6 +186,9 @@ class ChangeDetector:
             if isinstance(image, Failure):
                 self.count += not image.warning
                 self._failures.append(image)
+                continue
+            if self._removed.get(image.path) == (image.size, image.mtime_ns):
+                self.left_out.add(REMOVED)
                 continue
             self.count += 1
             row = self._cursor.row_of(image) if self._cursor else None

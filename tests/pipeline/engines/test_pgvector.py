@@ -23,6 +23,7 @@ from pipeline.engines.pgvector_index import PgvectorIndex
 from pipeline.engines.pgvector_server import PgvectorServer
 from pipeline.errors import ImgrecError, ServerUnavailable, SetupError, WrongUse
 from pipeline.index.versions import Version, VersionStore
+from pipeline.rebuild.migrate import migrate
 from workers import query
 
 COUNT, DIM = 3000, 16
@@ -322,3 +323,48 @@ def test_replicas_answer_and_the_primary_where_they_cannot(
 def test_a_server_that_is_no_replica_is_told(vector_url: str) -> None:
     engine = PgvectorEngine(PgvectorServer(vector_url, [vector_url]), lambda: "a folder")
     assert engine.check().warning.endswith("is no replica")
+
+
+def test_an_index_moves_to_postgresql_and_back_without_being_embedded(
+    desk: InlineWorker, vector_url: str, vector_server: Postgres
+) -> None:
+    desk.rebuild()
+    desk.start_again(vector_url=vector_url)
+    resources = desk.resources
+    before = ask(desk, "kind0/04.png")["matches"]
+    names = []
+    for engine in ("pgvector", "pgvector", "faiss"):
+        with resources.versions.lock():
+            names.append(migrate(resources.versions, resources.engines, engine)[1].name)
+        assert ask(desk, "kind0/04.png")["matches"] == before
+    assert names == ["v0002", "v0002", "v0003"]
+    assert len(tables(vector_server)) == 1
+    for name in ("v0001", "v0002", "v0003"):
+        resources.versions.rollback(name, resources.engines.verify)
+        resources.versions.verify(resources.versions.current())
+    desk.rebuild()  # VECTOR_URL decides where the next one is built
+    assert resources.versions.current().manifest["index"]["engine"] == "pgvector"
+    resources.engines.current.keep_only([])
+
+
+def test_a_move_that_is_interrupted_changes_nothing(
+    desk: InlineWorker, vector_url: str, vector_server: Postgres
+) -> None:
+    desk.rebuild()
+    desk.start_again(vector_url=vector_url)
+    resources = desk.resources
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with resources.versions.lock(), pytest.raises(KeyboardInterrupt):
+        migrate(resources.versions, resources.engines, "pgvector", stop)
+    assert resources.versions.current_name() == "v0001"
+    assert tables(vector_server) == []
+    assert list(resources.versions.folder.glob(".build-*")) == []
+
+
+def test_an_engine_without_a_server_is_named(desk: InlineWorker) -> None:
+    desk.rebuild()
+    with pytest.raises(SetupError, match="The settings name no pgvector: set VECTOR_URL"):
+        migrate(desk.resources.versions, desk.resources.engines, "pgvector")
