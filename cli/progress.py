@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cli.output import duration, echo_err
+from pipeline.names import printable
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Job, Progress
@@ -54,8 +55,10 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
 def image_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal; yield the function that is told how many images are done."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
+    name = escape(printable(name))
     console = Console(stderr=True)
     with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(name, total=total)

@@ -64,11 +64,13 @@ def enqueue_rebuild(
     settings = wiring.settings
     exclude = Exclude(patterns)
     source = check_source(folder, settings, exclude)
+    from pipeline.embed.fingerprint import require_readable_model
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
     if local:
         require_data_dir(settings)
+        require_readable_model(settings.embedding_model)
     resources.dispatcher.require_broker()
     resources.require_agreement((EMBED, INDEX), "database", "data")
     _tell_of_base(source.name, resources.versions, full)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+STDOUT = "<stdout>"
 
 
 def prepare() -> None:
@@ -21,7 +28,9 @@ def prepare() -> None:
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdout = _named("utf-8", line_buffering=False)
+    elif sys.stdout is sys.__stdout__:  # not a test's stand-in
+        sys.stdout = _named(sys.stdout.encoding, line_buffering=sys.stdout.isatty())
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -30,13 +39,33 @@ def prepare() -> None:
             reconfigure(errors="backslashreplace")
 
 
+def is_stdout(error: OSError) -> bool:
+    """Tell whether an error came from writing to stdout, and not from a file of the work."""
+    return error.filename == STDOUT
+
+
+class _Stdout(io.FileIO):
+    """Stdout whose errors name it: one of a write to a file has no name, either."""
+
+    def write(self, data: ReadableBuffer, /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STDOUT) from error
+
+
+def _named(encoding: str, *, line_buffering: bool) -> io.TextIOWrapper:
+    raw = _Stdout(1, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, line_buffering=line_buffering)
+
+
 def finish(code: int) -> int:
     """Write out what is left; return the exit code, which is a failure where that fails."""
     try:
         sys.stdout.flush()
         return code
     except (OSError, ValueError) as error:
-        if not isinstance(error, BrokenPipeError):
+        if not isinstance(error, BrokenPipeError) and not code:  # else it was said before
             with suppress(OSError, ValueError):
                 reason = getattr(error, "strerror", None) or error
                 sys.stderr.write(f"Error: The output cannot be written: {reason}.\n")

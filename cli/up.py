@@ -119,9 +119,9 @@ def _supervise(
             if not ready and stack.ready():
                 ready = True
                 _write(run, ready=True)
-                click.echo("Ready. Ctrl-C stops everything.")
+                log.write("Ready. Ctrl-C stops everything.")
             time.sleep(0.2)
-        click.echo("Stopping ...")
+        log.write("Stopping ...")
     finally:
         stack.stop()
         (run / "up.json").unlink(missing_ok=True)

@@ -35,6 +35,16 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in DENIED | DISK_FULL
 
 
+def unavailable_cause(error: BaseException) -> OSError | None:
+    """Return the error about a folder that a library has wrapped into another one, if there is."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and is_unavailable(cause):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def explain(error: OSError, settings: Settings) -> FolderUnavailable:
     """Return the sentence for an error of `DENIED` or `DISK_FULL`."""
     path = _path(error) or settings.data_dir
@@ -196,11 +206,10 @@ def _path(error: OSError) -> Path | None:
 def _setting_of(path: Path, settings: Settings) -> tuple[str, Path]:
     """Return the setting that names the folder of a path, and the folder."""
     path = path.absolute()
-    fitting = [
-        (name, folder)
-        for name, folder in named_folders(settings)
-        if path.is_relative_to(folder.absolute())
-    ]
+    folders = list(named_folders(settings))
+    if os.path.isdir(settings.embedding_model):
+        folders.append(("EMBEDDING_MODEL", Path(settings.embedding_model)))
+    fitting = [(name, folder) for name, folder in folders if path.is_relative_to(folder.absolute())]
     return max(fitting, key=lambda each: len(each[1].absolute().parts), default=("It", path))
 
 

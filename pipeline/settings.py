@@ -70,7 +70,11 @@ class Settings(BaseSettings):
     """All settings; the environment's name of a field is its name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=".env",
+        env_file_encoding="utf-8-sig",  # Windows' editors write a byte order mark
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
     )
 
     # Model
@@ -324,6 +328,18 @@ class Settings(BaseSettings):
         description="Number of queries that the web server serves concurrently; more are refused "
         "with status 503",
     )
+    web_max_streams: int = Field(
+        64,
+        ge=1,
+        description="Number of event streams (progress of rebuilds) that the web server keeps "
+        "open; more are refused with status 503",
+    )
+    web_max_streams_per_key: int = Field(
+        16,
+        ge=1,
+        description="Number of event streams that one API key may keep open; more are refused with "
+        "status 429",
+    )
     web_max_body: Size = Field(
         ByteSize(20 * MIB),
         ge=1024,
@@ -508,10 +524,22 @@ def load_settings() -> Settings:
     """Return the process's settings.
 
     Raises:
-        WrongUse: a value does not parse; the sentence names the setting and the value.
+        WrongUse: a value does not parse, or .env cannot be read; the sentence names the setting
+            and the value, or the file.
     """
     try:
         settings = Settings()
+    except OSError as error:
+        raise WrongUse(
+            f"The settings file .env of the working folder cannot be read: {error.strerror}. Give "
+            "this user the right to read the folder and the file, or start in another folder."
+        ) from error
+    except UnicodeDecodeError as error:
+        utf16 = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
+        raise WrongUse(
+            f"The settings file .env of the working folder is {'UTF-16, ' if utf16 else ''}not "
+            "UTF-8: save it as UTF-8."
+        ) from error
     except ValidationError as error:
         path, reason, value = first_invalid(error)
         name, shown = str(path[0]).upper(), without_password(repr(value))

@@ -29,7 +29,7 @@ EXAMPLE_HEAD = """\
 # Every setting with its default. Copy this file to .env in the folder where you run imgrec and
 # change what you need. Variables of the environment take precedence over the file.
 """
-HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
+HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime", "imagehash", "skimage"}
 HTTP = {"fastapi", "starlette", "uvicorn", "jinja2"}
 SHIPPED = ("cli", "web", "workers", "pipeline")
 MODULES = ("celeryconfig.py", "imgrec.py")
@@ -42,6 +42,7 @@ LAYERS = (
     "classify",
     "evaluate",
     "search",
+    "duplicates",
     "feeds",
     "index",
     "embed",

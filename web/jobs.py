@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pipeline.errors import ServerUnavailable, WrongUse
+from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse
 from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.rebuild.retry import plan_retry
 from pipeline.store.job_object import job_object, to_object
@@ -26,6 +26,7 @@ from web.context import Web, web_of
 from web.responses import problems
 from workers.dispatch import require_names
 from workers.reconcile import advance
+from workers.routes import EMBED, INDEX
 from workers.webhooks import webhook_client
 
 router = APIRouter(prefix="/v1/jobs")
@@ -106,7 +107,7 @@ async def create_job(
         if job_request is not None:
             await asyncio.to_thread(web.resources.jobs.require_new, job_request)
         await asyncio.to_thread(check_source, body.folder, settings)
-        await asyncio.to_thread(web.resources.dispatcher.require_broker)
+        await require_workers(web)
         plan = partial(
             plan_rebuild,
             body.folder,
@@ -209,17 +210,19 @@ def _csv(rows: Any) -> Iterator[str]:
     yield buffer.getvalue()
 
 
-def _existing(request: Request, job_id: str, client: Admin) -> str:
-    """Return the id of a job that there is: when a stream has begun, it is too late for a 404."""
+async def _followed(request: Request, job_id: str, client: Admin) -> AsyncIterator[str]:
+    """Hold a stream, and yield the id of its job; after its beginning, it is too late to refuse."""
+    web = web_of(request)
     require_names(job_id)
-    return web_of(request).resources.jobs.get(job_id).id
+    with web.streams.hold(client.key):
+        yield (await asyncio.to_thread(web.resources.jobs.get, job_id)).id
 
 
 @router.get(
     "/{job_id}/events", response_class=EventSourceResponse, responses=problems(404, 422, 503)
 )
 async def events(
-    request: Request, job_id: Annotated[str, Depends(_existing)], client: Admin
+    request: Request, job_id: Annotated[str, Depends(_followed)]
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow a rebuild: `progress` events with the object of a job, `end` with the last one."""
     web = web_of(request)
@@ -227,7 +230,7 @@ async def events(
     while not web.stopping.is_set():
         try:
             job = await asyncio.to_thread(details, web, job_id)
-        except ServerUnavailable:
+        except (ServerUnavailable, DatabaseFailed):
             job = before or {}  # the job outlives a database that restarts; so does this
         if job and job != before:
             ended = job["state"] in ("published", "failed", "cancelled")
@@ -246,9 +249,20 @@ async def start_retry(web: Web, job_id: str) -> str:
     """
     require_names(job_id)
     resources = web.resources
-    await asyncio.to_thread(resources.dispatcher.require_broker)
+    await require_workers(web)
     plan = partial(plan_retry, job_id, web.settings, resources.jobs, resources.versions)
     return await start_plan(web, plan)
+
+
+async def require_workers(web: Web) -> None:
+    """Check that a job can be sent, to workers that would find it.
+
+    Raises:
+        ServerUnavailable: Redis does not answer.
+        SettingsDiffer: workers have another database or data folder.
+    """
+    await asyncio.to_thread(web.resources.dispatcher.require_broker)
+    await web.agreement.require((EMBED, INDEX), "database", "data")
 
 
 async def start_plan(web: Web, write_plan: Callable[..., str]) -> str:

@@ -21,6 +21,7 @@ from pipeline.images.memory_budget import limit_malloc_arenas
 from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.store.redis_client import connect, require_fit
 from workers import transport
+from workers.log_escape import escape
 from workers.reconcile import reconcile
 from workers.resources import Resources, process_resources
 from workers.roll_call import Announcer
@@ -125,6 +126,14 @@ def silence_loggers(**_: Any) -> None:
     """Keep to what an operator reads: our own lines, and what goes wrong."""
     for name in ("celery.app.trace", "celery.worker.strategy", "faiss.loader", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def escape_log(logger: logging.Logger, **_: Any) -> None:
+    """Let no name of a file steer the terminal that shows the log."""
+    for handler in logger.handlers:
+        handler.addFilter(escape)
 
 
 @signals.worker_ready.connect

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
 
@@ -27,11 +27,18 @@ from pipeline.images.decode import Limits
 from pipeline.index.engine import Engines, OpenIndex
 from pipeline.index.live_changes import ChangedIndexes
 from pipeline.index.live_index import PublishedIndex
-from pipeline.index.versions import VersionStore
+from pipeline.index.versions import Version, VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
-from pipeline.preprocess.prepare import PreparedImage, Preprocessing, Remover, prepare
+from pipeline.preprocess.prepare import (
+    PreparedImage,
+    Preprocessing,
+    Remover,
+    largest_object,
+    prepare,
+)
 from pipeline.search.catalogue_filter import IndexedCatalogues
+from pipeline.search.duplicate_rows import DuplicateRows
 from pipeline.search.facets import Facet, facets
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
@@ -39,6 +46,7 @@ from pipeline.settings import Settings, load_settings
 from pipeline.store.api_keys import ApiKeys, KeyRing
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
+from pipeline.store.duplicates import Duplicates
 from pipeline.store.feedback import FeedbackLog
 from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
@@ -121,6 +129,7 @@ class Resources:
         self.memory_guard = MemoryGuard(settings, self.stopping, self.watchdog)
         self.failed_looks: Counter[str] = Counter()  # of the reconciler, by job
         self._verified: set[str] = set()  # versions whose vectors this process has read whole
+        self._warned: tuple[str, Collection[str]] = ("", ())  # of a version, by its identity
         if cache is not None:
             vars(self)["cache"] = cache
         if clip is not None:
@@ -188,6 +197,16 @@ class Resources:
     def facets(self) -> RevisionCache[list[Facet]]:
         """What the products can be filtered by; the catalogue itself is not kept."""
         return RevisionCache(self.products.revision, lambda: facets(self.products.catalogue()))
+
+    @once
+    def duplicates(self) -> Duplicates:
+        return Duplicates(self.database)
+
+    @once
+    def duplicate_rows(self) -> DuplicateRows:
+        """The groups of duplicates as queries collapse them."""
+        published = RevisionCache(self.duplicates.revision, self.duplicates.published)
+        return DuplicateRows(published.get)
 
     @once
     def feedback_log(self) -> FeedbackLog:
@@ -294,11 +313,11 @@ class Resources:
         return load_remover(self.settings, threads=self.settings.threads)
 
     @once
-    def query_prepare(self) -> Callable[[Image.Image], PreparedImage]:
+    def query_prepare(self) -> Callable[..., PreparedImage]:
         """The same preprocessing for queries; background removal takes one image at a time.
 
         Without it there is nothing to wait for: images are made ready side by side while the
-        model computes.
+        model computes. With background removal, `largest=True` keeps the largest object only.
         """
         _ = self.clip  # before the remover, as in `embedder`
         spec = Preprocessing.from_settings(self.settings)
@@ -307,8 +326,10 @@ class Resources:
         remover = self.remover
         turn = threading.Lock()
 
-        def run(image: Image.Image) -> PreparedImage:
+        def run(image: Image.Image, largest: bool = False) -> PreparedImage:
             with turn:
+                if largest:
+                    return prepare(image, spec, lambda image: largest_object(remover(image)))
                 return prepare(image, spec, remover)
 
         return run
@@ -365,7 +386,22 @@ class Resources:
                     self._verified.add(version.identity)
             except ImgrecError:
                 version = None  # none yet, or broken: then nothing of it is reused
-        return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse)
+        warned = self.warned_paths(version) if version is not None else ()
+        return KnownVectors(self.cache, self.fingerprint.id, version, reuse=reuse, warned=warned)
+
+    def warned_paths(self, version: Version) -> Collection[str]:
+        """Return the paths of the version's images that have a warning.
+
+        Without the database there are none: a query needs no warning, and a rebuild waits for it.
+        """
+        identity, paths = self._warned
+        if identity != version.identity:
+            try:
+                paths = self.jobs.image_warnings(version.manifest["job_id"]).keys()
+            except ImgrecError:
+                return ()
+            self._warned = (version.identity, paths)
+        return paths
 
 
 _lock = threading.Lock()

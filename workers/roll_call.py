@@ -16,13 +16,16 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import redis
 
 from pipeline.errors import SettingsDiffer
+from pipeline.settings import Settings
 from pipeline.store.identity import PARTS, SETTING_OF, Identifier, Identity
 from pipeline.store.redis_client import PREFIX, connect, server_time, trouble
+from workers.routes import CLASSIFY_IMAGE, FAILURE_IMAGE
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +156,7 @@ def require_agreement(
     queues: Sequence[str],
     parts: Sequence[str],
     present: list[Announcement],
+    me: str = ME,
 ) -> None:
     """Refuse to send work that would reach a worker with another database or folder.
 
@@ -161,6 +165,7 @@ def require_agreement(
 
     Args:
         present: what the workers have said, see `RollCall.present`.
+        me: what this process is called in the sentence.
 
     Raises:
         SettingsDiffer: with the settings, their values on each side, and what to do.
@@ -168,12 +173,30 @@ def require_agreement(
     """
     said = {each.worker: each.at for each in present}
     deadline = time.monotonic() + STALE_S + EVERY_S
-    while dispute := Dispute.find(mine, present, queues, parts):
+    while dispute := Dispute.find(mine, present, queues, parts, me):
         silent = [each for each in dispute.dissenters if each.at == said.get(each.worker)]
         if not silent or time.monotonic() > deadline:
             raise SettingsDiffer(str(dispute))
         time.sleep(LOOK_S)
         present = roll_call.present()
+
+
+def parts_of_query(task: str, args: Sequence[Any], settings: Settings) -> list[str]:
+    """Return what a query worker must share with who asks, for the answer to be the expected one.
+
+    A question may come from a host that has neither an index nor heads. One that has them expects
+    an answer from them.
+    """
+    if task == FAILURE_IMAGE:
+        return ["database"]
+    if task == CLASSIFY_IMAGE:
+        return ["models"] if args[1:] and has_heads(settings.models_dir) else []
+    return ["data"] if (settings.index_dir / "CURRENT").is_file() else []
+
+
+def has_heads(models: Path) -> bool:
+    """Tell whether heads were trained here."""
+    return next(models.glob("*/*/model.pt"), None) is not None
 
 
 def serving(present: Sequence[Announcement], queues: Sequence[str]) -> list[Announcement]:

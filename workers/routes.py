@@ -16,6 +16,7 @@ PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
 FAILURE_IMAGE = "imgrec.failure_image"
 IMAGE_VECTOR = "imgrec.image_vector"
+FIND_DUPLICATES = "imgrec.find_duplicates"
 
 # Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
 # addition that it may ignore needs none.
@@ -34,4 +35,5 @@ QUEUE_OF = {
     PRODUCT: QUERY,
     PRODUCT_IMAGE: QUERY,
     FAILURE_IMAGE: QUERY,
+    FIND_DUPLICATES: INDEX,
 }

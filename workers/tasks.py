@@ -11,7 +11,7 @@ from celery.app.task import Task
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, ServerUnavailable
-from workers import embed, index, query, routes, webhooks
+from workers import duplicates, embed, index, query, routes, webhooks
 from workers.resources import Resources, process_resources
 
 
@@ -28,6 +28,11 @@ def merge_shards(job_id: str) -> None:
 @shared_task(name=routes.SEND_WEBHOOK, throws=(ImgrecError,))
 def send_webhook(job_id: str) -> None:
     webhooks.send_webhook(process_resources(), job_id)
+
+
+@shared_task(name=routes.FIND_DUPLICATES, throws=(ImgrecError,))
+def find_duplicates(search_id: str) -> None:
+    duplicates.find_duplicates(process_resources(), search_id)
 
 
 @shared_task(name=routes.QUERY_IMAGE, bind=True, throws=(ImgrecError,))

@@ -110,13 +110,15 @@ class PgvectorIndex:
     def n_vectors(self) -> int:
         return self.table.n_rows
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
+    def search(
+        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
         k = min(k, self.n_vectors)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         for place, query in enumerate(queries):
-            hits = self._hits(query, self.table.step(k, None), None)
+            hits = self._hits(query, self.table.step(k, allowed), allowed)
             rows[place, : len(hits)] = [row for row, _ in hits]
             scores[place, : len(hits)] = [score for _, score in hits]
         return scores, rows

@@ -51,7 +51,9 @@ def read_feed(
     """
     feed = Feed(staging)
     try:
-        _read(feed, file, form, encoding, identified_by)
+        _read(feed, staging.regular(file), form, encoding, identified_by)
+    except OSError as error:
+        raise WrongUse(f"The file '{file}' cannot be imported: {error.strerror}.") from error
     except WrongUse as error:
         raise WrongUse(f"The file '{file}' cannot be imported: {error}") from error
     if not feed.n_items:

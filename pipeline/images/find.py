@@ -251,10 +251,13 @@ def confined(root: Path, path: str) -> Path:
         BadImage: `..` or a link leads out of the folder, or in circles.
     """
     folder = root.resolve()
+    circle = BadImage("the file is a broken symbolic link", "read")
     try:
         full = (folder / path).resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13
-        raise BadImage("the file is a broken symbolic link", "read") from error
+        raise circle from error
+    if full.is_symlink():  # since Python 3.13
+        raise circle
     if not full.is_relative_to(folder):
         raise BadImage("the path leads outside the products folder", "read")
     return full

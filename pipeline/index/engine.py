@@ -37,8 +37,14 @@ class OpenIndex(Protocol):
     def exact(self) -> bool:
         """Whether a deeper search never ranks the first rows anew."""
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
-        """Return (scores, rows), each (n, min(k, n_vectors)), best first; row -1 where none is."""
+    def search(
+        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Return (scores, rows), each (n, min(k, n_vectors)), best first; row -1 where none is.
+
+        Args:
+            allowed: (n,) rows that may be found; None allows all.
+        """
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None

@@ -67,9 +67,11 @@ class FaissIndex:
                 return
             nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
+    def search(
+        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `faiss_index.search`."""
-        return self._search(queries, k, None, self.kind.nprobe)
+        return self._search(queries, k, allowed, self.kind.nprobe)
 
     def plan(self, first: int, allowed: NDArray[np.bool_] | None) -> str:
         """Tell how many rows, and lists, the search looks at."""

@@ -6,7 +6,6 @@ masked, so that a change needs no new index. The next rebuild takes both in.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,14 +86,12 @@ class ChangedVersion(Version):
         added = [each for each in changes.images if isinstance(each, AddedImage)]
         n_base = len(base.paths)
         kept = np.ones(n_base + len(added), bool)
-        kept[[row for each in changes.images if (row := _row_of(base, each.path)) is not None]] = (
-            False
-        )
+        replaced = (base.row_of_path(each.path) for each in changes.images)
+        kept[[row for row in replaced if row is not None]] = False
         # Not `self.x = x`: a version is frozen, and its cached properties are entries here.
         vars(self).update(
             added=added,
             revision=changes.revision,
-            base=base,
             paths=_Paths(base.paths, [each.path for each in added]),
             vectors=_Rows(base.vectors, np.array([each.vector for each in added], np.float32)),
             kept=None if kept.all() else kept,
@@ -111,8 +108,7 @@ class ChangedVersion(Version):
 
     def has_path(self, path: str) -> bool:
         """Tell whether an image is in the version or beside it."""
-        base: Version = vars(self)["base"]
-        return any(each.path == path for each in self.added_images) or base.has_path(path)
+        return super().has_path(path) or any(each.path == path for each in self.added_images)
 
     @property
     def added_images(self) -> list[AddedImage]:
@@ -205,13 +201,15 @@ class ChangedIndex:
         n_kept = self._n_base if self.kept is None else int(self.kept.sum())
         return n_kept + len(self.vectors)
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
+    def search(
+        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
         k = min(k, self.n_vectors)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         for place, query in enumerate(queries):
-            hits = next(self.search_deepening(query, k), [])[:k]
+            hits = next(self.search_deepening(query, k, allowed), [])[:k]
             rows[place, : len(hits)] = [row for row, _ in hits]
             scores[place, : len(hits)] = [score for _, score in hits]
         return scores, rows
@@ -266,14 +264,8 @@ class ChangedIndex:
         return mask if self.kept is None else mask & self.kept
 
 
-def _row_of(version: Version, path: str) -> int | None:
-    row = bisect_left(version.paths, path)
-    return row if row < len(version.paths) and version.paths[row] == path else None
-
-
 def _file_of(version: Version, path: str) -> tuple[int, int]:
-    row = bisect_left(version.paths, path, hi=len(version.files))  # added ones come behind
-    size, mtime_ns = version.files[row].tolist()
+    size, mtime_ns = version.files[version.row_of_path(path)].tolist()
     return size, mtime_ns
 
 

@@ -90,9 +90,14 @@ class Version:
         return str(self.manifest["fingerprint"]["id"])
 
     @property
-    def identity(self) -> str:
+    def published_identity(self) -> str:
         """An id of this version alone: its name is used again once the folder was deleted."""
         return f"{self.name}/{self.manifest['job_id']}"
+
+    @property
+    def identity(self) -> str:
+        """An id of what is searched: of this version, with the changes since, if it has any."""
+        return self.published_identity
 
     @property
     def is_current(self) -> bool:
@@ -117,10 +122,14 @@ class Version:
             )
         return paths
 
+    def row_of_path(self, path: str) -> int | None:
+        """Return the row of an image in the published folder, by bisection, or None."""
+        row = bisect_left(self.paths, path, hi=self.manifest["images"])
+        return row if row < self.manifest["images"] and self.paths[row] == path else None
+
     def has_path(self, path: str) -> bool:
-        """Tell whether an image is indexed, by bisection."""
-        row = bisect_left(self.paths, path)
-        return row < len(self.paths) and self.paths[row] == path
+        """Tell whether an image is indexed."""
+        return self.row_of_path(path) is not None
 
     @cached_property
     def kept(self) -> NDArray[np.bool_] | None:

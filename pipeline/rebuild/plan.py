@@ -108,7 +108,9 @@ def plan_rebuild(
         webhook_url=webhook_url,
     )
     created(job_id)
-    detector = ChangeDetector(source, base, exclude, LiveChanges(jobs.database).all().removed())
+    warnings = jobs.image_warnings(base.manifest["job_id"]) if base else {}
+    removed = LiveChanges(jobs.database).all().removed()
+    detector = ChangeDetector(source, base, exclude, warnings, removed)
     number = 0
     pieces: list[tuple[int, str, list[Any]]] = []
 
@@ -162,14 +164,17 @@ class ChangeDetector:
         source: ImageSource,
         base: Version | None,
         exclude: Exclude | None = None,
+        warnings: Mapping[str, Failure] | None = None,
         removed: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        """Compare what `source` lists with `base`.
+        """Compare with a base.
 
         Args:
+            warnings: those of the base's images, by path; they hold for unchanged ones, too.
             removed: (bytes, mtime in ns) of files that 'imgrec remove' took out, by path.
         """
         self._source = source
+        self._warnings = warnings or {}
         self._removed = removed or {}
         self._exclude = exclude
         self.left_out = LeftOut()
@@ -194,8 +199,10 @@ class ChangeDetector:
             row = self._cursor.row_of(image) if self._cursor else None
             if row is None:
                 yield image
-            else:
-                self._rows.append(row)
+                continue
+            self._rows.append(row)
+            if warning := self._warnings.get(image.path):
+                self._failures.append(warning)
 
     def take_rows(self, last: bool) -> Iterator[list[int]]:
         """Yield full chunks of reused rows, and the rest at the end."""

@@ -286,6 +286,14 @@ class Jobs:
             Failure(row["path"], row["stage"], row["reason"], bool(row["warning"])) for row in rows
         ]
 
+    def image_warnings(self, job_id: str) -> dict[str, Failure]:
+        """Return by path what a job warned of in the images that it read; {} for a deleted job."""
+        return {
+            failure.path: failure
+            for failure in self.failures(job_id)
+            if failure.warning and failure.stage != "find"  # the listing warns by itself, each time
+        }
+
     def timings(self, job_id: str) -> StageTimings:
         """Sum the time of a job's finished shards by stage."""
         with self.database.transaction(read_only=True) as tx:

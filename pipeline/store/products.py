@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
+from pipeline.names import nfc
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.store.catalogue_columns import column_of
 from pipeline.store.catalogue_import import NAME, Outcome, import_feed
@@ -59,6 +60,7 @@ class Products:
 
         Reads only what it needs: a catalogue of a million products is not held in memory.
         """
+        paths = list(map(nfc, paths))
         folders = {folder for path in paths for folder in _candidates(path)}
         with self._database.transaction(read_only=True) as tx:
             images = tx.rows(

@@ -217,6 +217,32 @@ CREATE TABLE product_urls (
 
 CREATE INDEX images_by_product ON product_images (product_id);
 
+-- version 8, only adds
+-- Searches for images that show the same thing.
+CREATE TABLE duplicate_searches (
+    id            TEXT PRIMARY KEY,
+    index_version TEXT NOT NULL,              -- its identity: v0007/JOB
+    threshold     DOUBLE PRECISION,           -- lowest cosine; NULL: auto
+    state         TEXT NOT NULL,              -- planned running done failed
+    images        INTEGER NOT NULL DEFAULT 0, -- to look at in this step
+    looked_at     INTEGER NOT NULL DEFAULT 0,
+    owner         TEXT,                       -- the claim that holds the lease
+    lease_until   DOUBLE PRECISION NOT NULL DEFAULT 0,
+    error         TEXT,                       -- why it failed, a sentence
+    created_at    DOUBLE PRECISION NOT NULL,
+    finished_at   DOUBLE PRECISION,
+    -- Last: it is long. JSON: {"facts": {path: [...]}, "pairs": [[path, other, kind, score], ...]}
+    result        TEXT
+);
+
+-- Images that a person said are not the same; path < other.
+CREATE TABLE not_duplicates (
+    path       TEXT NOT NULL,
+    other      TEXT NOT NULL,
+    decided_at DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (path, other)
+);
+
 -- version 10, only adds
 -- Images that were added to the published index, or removed from it, between rebuilds; the last
 -- change of a path counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,41 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(
     monkeypatch.setenv("TOP_K", "9")
     settings = load_settings()
     assert (settings.top_k, settings.shard_size, settings.embed_batch_size) == (9, 99, 32)
+
+
+def test_a_byte_order_mark_hides_no_setting(folder: Path) -> None:
+    """Editors of Windows write one."""
+    (folder / ".env").write_text("TOP_K=7\nSHARD_SIZE=99\n", encoding="utf-8-sig")
+    assert (load_settings().top_k, load_settings().shard_size) == (7, 99)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("TOP_K=7\n".encode("utf-16"), "is UTF-16, not UTF-8"),  # PowerShell's >
+        ("DATA_DIR=/srv/größe\n".encode("latin-1"), "is not UTF-8"),
+    ],
+)
+def test_an_env_file_in_another_encoding_is_a_sentence(
+    folder: Path, data: bytes, words: str
+) -> None:
+    (folder / ".env").write_bytes(data)
+    with pytest.raises(WrongUse, match=f"^The settings file .env of the working folder {words}: "):
+        load_settings()
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_an_env_file_that_cannot_be_read_is_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    (folder / ".env").write_text("TOP_K=7\n")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(error, os.strerror(error), ".env")
+
+    monkeypatch.setattr("dotenv.main.DotEnv.dict", refuse)
+    with pytest.raises(WrongUse, match=f"cannot be read: {os.strerror(error)}"):
+        load_settings()
 
 
 def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import pickle
 import socket
@@ -340,3 +342,24 @@ def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives
     desk.start_again(use_bg_removal=True)
     lifecycle._load_model(desk.resources)
     assert "rembg is not installed" in caplog.text
+
+
+def test_a_name_in_a_worker_s_log_does_not_steer_a_terminal() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = logging.Logger("a worker's")
+    logger.addHandler(handler)
+    lifecycle.escape_log(logger=logger)
+    name = "a\x1b[31m\x9b.jpg"
+    try:
+        raise ValueError(name)
+    except ValueError:
+        logger.exception("No thumbnail of %s", name)
+    text = stream.getvalue()
+    assert not set(text) & {"\x1b", "\x9b"}
+    lines = text.splitlines()
+    assert lines[0] == "No thumbnail of a\\x1b[31m\\x9b.jpg"
+    assert (lines[1], lines[-1]) == (
+        "Traceback (most recent call last):",
+        "ValueError: a\\x1b[31m\\x9b.jpg",
+    )

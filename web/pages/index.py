@@ -18,8 +18,9 @@ from pipeline.settings import Settings
 from pipeline.store.heartbeat import READY, read_heartbeats
 from web.access import Client
 from web.context import Web, web_of
+from web.index import roll_back
 from web.pages.view import render
-from web.pages.visit import AdminVisitor, PageRoute, fields, problem_of
+from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
 from workers.routes import QUEUES
 
 router = APIRouter(prefix="/index", route_class=PageRoute, include_in_schema=False)
@@ -50,7 +51,7 @@ async def _index_page(
         try:
             difference = await asyncio.to_thread(_difference, web, old, new)
         except ImgrecError as problem:
-            _, difference_error = problem_of(problem)
+            _, difference_error = sentence_of(problem)
     return render(
         request,
         "index.html",
@@ -90,11 +91,10 @@ def _heads(settings: Settings) -> list[str]:
 async def rollback(request: Request, client: AdminVisitor) -> Response:
     """Publish another version, and show the versions."""
     texts, _ = await fields(request)
-    store = web_of(request).resources.versions
     try:
-        await asyncio.to_thread(store.rollback, texts.get("version") or None)
+        await roll_back(web_of(request), texts.get("version") or None)
     except ImgrecError as problem:
-        status, error = problem_of(problem)
+        status, error = sentence_of(problem)
         return await _index_page(request, client, error, status)
     return RedirectResponse("/index", 303)
 
@@ -117,7 +117,7 @@ async def workers(request: Request, client: AdminVisitor) -> Response:
     try:
         rows = await asyncio.to_thread(_workers, web)
     except ServerUnavailable as problem:
-        _, error = problem_of(problem)
+        _, error = sentence_of(problem)
     return render(
         request,
         "workers.html",

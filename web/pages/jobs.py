@@ -16,7 +16,7 @@ from web import jobs as api
 from web.access import Client
 from web.context import web_of
 from web.pages.view import render
-from web.pages.visit import AdminVisitor, PageRoute, fields, problem_of
+from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
 from workers.dispatch import require_names
 from workers.routes import EMBED, FAILURE_IMAGE, INDEX
 
@@ -73,7 +73,7 @@ async def start(request: Request, client: AdminVisitor) -> Response:
         return await _jobs_page(request, client, folder="", full=full, error=error, status=422)
     try:
         await asyncio.to_thread(check_source, folder, web.settings)
-        await asyncio.to_thread(web.resources.dispatcher.require_broker)
+        await api.require_workers(web)
         resources = web.resources
         plan = partial(
             plan_rebuild,
@@ -85,7 +85,7 @@ async def start(request: Request, client: AdminVisitor) -> Response:
         )
         job_id = await api.start_plan(web, plan)
     except ImgrecError as problem:
-        status, error = problem_of(problem, folder)
+        status, error = sentence_of(problem, folder)
         return await _jobs_page(
             request, client, folder=folder, full=full, error=error, status=status
         )
@@ -162,14 +162,9 @@ async def failure_image(
     path: Annotated[str, Query(max_length=4096)],
 ) -> Response:
     """Show an image that failed, encoded again; nothing where it cannot be read."""
-    web = web_of(request)
     require_names(job_id)
-    _, answer = await web.answers.ask(
-        FAILURE_IMAGE,
-        (job_id, path, THUMBNAIL_SIDE),
-        web.settings.web_timeout_s,
-        needs_index=False,
-    )
+    args = (job_id, path, THUMBNAIL_SIDE)
+    answer = await web_of(request).ask(FAILURE_IMAGE, args, needs_index=False)
     headers = {"Cache-Control": f"private, max-age={THUMBNAIL_MAX_AGE_S}"}
     if answer["jpeg"] is None:
         return Response(status_code=204, headers=headers)

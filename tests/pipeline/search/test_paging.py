@@ -21,6 +21,11 @@ from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import Feedback, FeedbackIndex
 
 COUNT, DIM = 700, 16
+# Groups of duplicates: equal neighbors, and some that are far from each other; others have none.
+GROUPS = np.full(COUNT, -1)
+GROUPS[0::5] = GROUPS[1::5] = np.arange(COUNT // 5)
+GROUPS[2::35] = GROUPS[3::35] = np.arange(COUNT // 35) + 1000
+GROUPS[4::70] = 5000
 PRODUCTS = [f"p/{number:03d}" for number in range(COUNT)]
 
 
@@ -33,6 +38,7 @@ def open_index(vectors: np.ndarray, flat_max: int, memory: int | None) -> FaissI
     version: Any = SimpleNamespace(
         name="v0001",
         identity="v0001/job",
+        kept=None,
         paths=[f"{product}.jpg" for product in PRODUCTS],
         vectors=vectors,
         manifest={"index": kind.parameters()},
@@ -76,7 +82,8 @@ def ask(shelf: IndexedCatalogue, opened: FaissIndex, **options: Any) -> Answer:
     query = Query(**{"top_k": 5, "total": True, **options})
     image = None if query.product or query.products else np.asarray(opened.version.vectors[3])
     query_vector = compose(query, image, lambda text: 1 / 0, shelf)
-    return recommend(query, opened, shelf, query_vector, feedback)
+    groups = GROUPS if query.collapse else None
+    return recommend(query, opened, shelf, query_vector, feedback, groups)
 
 
 def ids(answer: Answer) -> list[str]:
@@ -101,6 +108,10 @@ DISLIKES = [
         {"sort": "-color"},
         {"min_score": 0.1},
         {"feedback": True},
+        {"collapse": "duplicates"},
+        {"collapse": "duplicates", "diverse": 0.6},
+        {"collapse": "duplicates", "where": ("color=red",)},
+        {"collapse": "duplicates", "sort": "price"},
     ],
     ids=str,
 )
@@ -121,6 +132,38 @@ def test_pages_of_any_sizes_are_the_long_list(
             ]
             pages += ids(answer)
         assert pages == whole[: len(pages)]
+
+
+def test_one_of_each_group_is_shown_on_all_pages_together_and_it_is_the_best(
+    opened: FaissIndex, shelf: IndexedCatalogue
+) -> None:
+    everything = ids(ask(shelf, opened, top_k=1000))
+    collapsed: list[str] = []
+    while matches := ask(
+        shelf, opened, top_k=90, offset=len(collapsed), collapse="duplicates"
+    ).matches:
+        collapsed += [match["product_id"] for match in matches]
+    group_of = dict(zip(PRODUCTS, GROUPS.tolist(), strict=True))
+    first: dict[int, str] = {}
+    for product in everything:
+        if group_of[product] >= 0:
+            first.setdefault(group_of[product], product)
+    expected = [
+        product
+        for product in everything
+        if group_of[product] < 0 or first[group_of[product]] == product
+    ]
+    assert sorted(collapsed) == sorted(expected)
+    if opened.kind.nlist == 0 and not opened.kind.rerank:
+        assert collapsed == expected
+
+
+def test_the_total_of_a_collapsed_list_is_known_where_the_list_is_complete(
+    opened: FaissIndex, shelf: IndexedCatalogue
+) -> None:
+    whole = ask(shelf, opened, top_k=1000, collapse="duplicates")
+    assert whole.total == len(whole.matches) < COUNT
+    assert ask(shelf, opened, top_k=2, collapse="duplicates").total is None
 
 
 def test_every_product_is_on_one_page_and_the_total_counts_them(
@@ -240,4 +283,4 @@ def test_an_invalid_value_is_a_sentence(options: dict[str, Any], sentence: str) 
 )
 def test_what_contradicts_itself_is_a_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(WrongUse, match=sentence):
-        Query(top_k=5, **options).require_subject(has_image=False)
+        Query(top_k=5, **options).require_subject(0)

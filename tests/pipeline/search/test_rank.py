@@ -34,6 +34,7 @@ def open_index(vectors: np.ndarray, paths: list[str], flat_max: int = 10**6) -> 
     version: Any = SimpleNamespace(
         name="v0001",
         identity="v0001/job",
+        kept=None,
         paths=paths,
         vectors=vectors,
         manifest={"index": kind.parameters()},
