@@ -65,7 +65,7 @@ def _image_request(model: str, *, several: bool = False) -> dict[str, Any]:
     "/search",
     response_model=SearchAnswer,
     response_model_exclude_unset=True,
-    responses=problems(400, 404, 408, 413, 415, 422, 503, 504),
+    responses=problems(400, 404, 408, 409, 413, 415, 422, 503, 504),
     openapi_extra=_image_request("SearchBody", several=True),
 )
 async def search(request: Request, client: Searcher) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Job:
             error=row["error"],
             created_at=row["created_at"],
             finished_at=row["finished_at"],
-            seconds=row["seconds"],
+            seconds=max(0.0, row["seconds"]),  # the clock may have been set back meanwhile
         )
 
     @property

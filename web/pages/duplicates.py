@@ -66,6 +66,7 @@ def _newest_of(search: Search | None, version: Version) -> Search | None:
 async def start(request: Request, client: AdminVisitor) -> Response:
     """Have an index worker search the published version."""
     web = web_of(request)
+    await web.agreement.require((INDEX,), "database", "data")
 
     def plan_and_send() -> None:
         resources = web.resources
