@@ -12,7 +12,7 @@ from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import Conflict
 from workers.routes import QUERY
 
-ENGINES = ("faiss", "pgvector")
+ENGINES = ("faiss", "pgvector", "milvus")
 
 
 @click.group()

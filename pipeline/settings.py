@@ -195,7 +195,16 @@ class Settings(BaseSettings):
     vector_url: str = Field(
         "",
         description="Server that searches the vectors: `postgresql://USER:PASSWORD@HOST/NAME`, a "
-        "PostgreSQL with pgvector 0.8.4 or later; empty: FAISS, in files of `DATA_DIR`",
+        "PostgreSQL with pgvector 0.8.4 or later, or `milvus://HOST:19530/DATABASE`, over TLS "
+        "`milvus+tls://`; empty: FAISS, in files of `DATA_DIR`",
+    )
+    vector_token: str = Field(
+        "", description="Token for the Milvus at `VECTOR_URL`, or `USER:PASSWORD`; empty: no login"
+    )
+    vector_replicas: int = Field(
+        1,
+        ge=1,
+        description="Copies of an index that Milvus holds in the memory of its query nodes",
     )
     vector_read_urls: str = Field(
         "",

@@ -92,8 +92,14 @@ def vector_address(url: str) -> str:
     Raises:
         ValueError: it can never work; the reason shows no secret.
     """
+    if url.startswith(("milvus://", "milvus+tls://")):
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            raise ValueError("the login of Milvus belongs into VECTOR_TOKEN")
+        _require(url, parts.netloc, bool(parts.hostname) and not parts.query)
+        return url
     if not url.startswith(("postgresql://", "postgres://")):
-        raise ValueError("must be empty, or start with postgresql://")
+        raise ValueError("must be empty, or start with postgresql://, milvus:// or milvus+tls://")
     return database_address(url)
 
 

@@ -24,6 +24,18 @@ def engines(settings: Settings, owner: Callable[[], str]) -> Engines:
         if settings.vector_read_urls:
             raise WrongUse("VECTOR_READ_URLS names replicas, but VECTOR_URL no server: set both.")
         return Engines(choices)
+    if settings.vector_url.startswith("milvus"):
+        from pipeline.engines.milvus import MilvusEngine
+        from pipeline.engines.milvus_server import MilvusServer
+
+        if settings.vector_read_urls:
+            raise WrongUse("VECTOR_READ_URLS is for PostgreSQL: Milvus has VECTOR_REPLICAS.")
+        milvus = MilvusEngine(
+            MilvusServer(settings.vector_url, settings.vector_token),
+            owner,
+            settings.vector_replicas,
+        )
+        return Engines({**choices, milvus.name: milvus}, milvus.name)
     from pipeline.engines.pgvector import PgvectorEngine
     from pipeline.engines.pgvector_server import PgvectorServer
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.engines.pgvector_index import MAX_EF, PgvectorIndex, Table, scored
+from pipeline.engines.pgvector_index import MAX_EF, PgvectorIndex, Table
 from pipeline.engines.pgvector_server import PgvectorServer
+from pipeline.engines.scores import scored
 from pipeline.errors import DatabaseFailed, IndexBroken, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.memory_budget import format_bytes

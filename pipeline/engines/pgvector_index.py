@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engines.pgvector_server import PgvectorServer
+from pipeline.engines.scores import scored
 from pipeline.index.engine import Hits, Vectors
 from pipeline.index.versions import Version
 from pipeline.store.postgresql import PostgresTransaction
@@ -151,16 +152,6 @@ class PgvectorIndex:
 
     def _rows(self, vector: Vectors, step: Step, allowed: NDArray[np.bool_] | None) -> list[int]:
         return self.server.read(lambda tx: self.table.search(tx, vector, step, allowed))
-
-
-def scored(vectors: Vectors, rows: Sequence[int], query: Vectors) -> Hits:
-    """Return (row, cosine) of some rows, best first: the table has rounded numbers."""
-    if not rows:
-        return []
-    ordered = np.sort(np.array(rows, np.int64))  # as in the file: neighbours are read together
-    scores = np.asarray(vectors[ordered]) @ query
-    best = np.argsort(-scores, kind="stable")
-    return list(zip(ordered[best].tolist(), scores[best].tolist(), strict=True))
 
 
 def _set_local(settings: dict[str, str]) -> str:

@@ -1,7 +1,8 @@
-"""A PostgreSQL with pgvector."""
+"""The servers that search vectors."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -25,3 +26,13 @@ def vector_server() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def vector_url(vector_server: Postgres) -> str:
     return shop_url(vector_server)
+
+
+@pytest.fixture(scope="session")
+def milvus_url() -> str:
+    """A Milvus that was started for the tests, see CONTRIBUTING.md; it is no dependency of them."""
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed")
+    url = os.environ.get("IMGREC_TEST_MILVUS", "")
+    if not url:
+        pytest.skip("IMGREC_TEST_MILVUS names no Milvus")
+    return url

@@ -20,7 +20,7 @@ from pipeline.index.versions import VersionStore
 from pipeline.settings import Settings
 
 COUNT, DIM = 20_000, 32
-ENGINES = ("flat", "ivf", "pgvector")
+ENGINES = ("flat", "ivf", "pgvector", "milvus")
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Shelf:
 def shelf(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shelf]:
-    is_server = request.param == "pgvector"
+    urls = {"pgvector": "vector_url", "milvus": "milvus_url"}
+    name = urls.get(request.param)
     settings = Settings(
         _env_file=None,
         flat_max_vectors=10**6 if request.param == "flat" else 1000,
-        vector_url=request.getfixturevalue("vector_url") if is_server else "",
+        vector_url=request.getfixturevalue(name) if name else "",
         cpu_threads=1,
     )
     made = engines(settings, lambda: "a folder")
@@ -134,7 +135,7 @@ def test_versions_are_published_rolled_back_and_dropped(shelf: Shelf, tmp_path: 
     assert drop_unused(made, store) == []
     store.prune(1, protect=())
     shutil.rmtree(new.folder)
-    assert len(drop_unused(made, store)) == (made.current.name == "pgvector")
+    assert len(drop_unused(made, store)) == (made.current.name != "faiss")
     assert published.current().n_vectors == 600
     assert shelf.engines.open(shelf.opened.version).n_vectors == COUNT
 
