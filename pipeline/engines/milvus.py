@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engines.milvus_server import BUILD_S, CALL_S, MilvusServer
+from pipeline.engines.milvus_server import BUILD_S, CALL_S, MilvusServer, NotLoaded
 from pipeline.engines.scores import scored
 from pipeline.errors import IndexBroken
 from pipeline.index.engine import Base, EngineState, Hits, Vectors
@@ -125,8 +125,13 @@ class MilvusIndex:
         return rows[:depth]
 
     def _ask(self, vector: Vectors, limit: int, condition: str) -> list[int]:
-        with self.server.client() as client:
-            return _search(client, self.collection, vector, limit, self._ef_search, condition)
+        try:
+            with self.server.client() as client:
+                return _search(client, self.collection, vector, limit, self._ef_search, condition)
+        except NotLoaded:  # the server was started again, or somebody has released it
+            with self.server.client() as client:
+                client.load_collection(self.collection, timeout=BUILD_S)
+                return _search(client, self.collection, vector, limit, self._ef_search, condition)
 
 
 class _Taken:
@@ -202,6 +207,10 @@ class MilvusEngine:
         rows = np.unique(np.linspace(0, len(vectors) - 1, SMOKE_TEST_ROWS).astype(np.int64))
         with self.server.client() as client:
             good = client.has_collection(index.collection, timeout=CALL_S)
+            if good:
+                client.load_collection(
+                    index.collection, replica_number=self._replicas, timeout=BUILD_S
+                )
             good = good and _count(client, index.collection) == len(vectors)
             if good:
                 stored = client.query(

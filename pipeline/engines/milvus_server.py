@@ -19,9 +19,14 @@ BUILD_S = 3600.0  # an index that is built, or loaded
 MIN_VERSION = (2, 3)
 # https://milvus.io/docs/error_code.md: a component is not ready, unavailable, or out of memory.
 OUTAGES = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 9, 500, 502, 503, 901})
+NOT_LOADED = frozenset({101, 103})  # the collection, or not all of it
 UNAVAILABLE = re.compile(
     r"StatusCode\.(UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED)|Fail connecting|Timeout|timed out"
 )
+
+
+class NotLoaded(DatabaseFailed):
+    """A collection that is not in the memory of the query nodes."""
 
 
 class MilvusServer:
@@ -57,7 +62,9 @@ class MilvusServer:
                     self._client = self._connect(library)
             yield self._client
         except library.MilvusException as error:
-            raise self._sentence(error, int(error.code)) from error
+            # gRPC's own codes are no numbers.
+            code = error.code if isinstance(error.code, int) else None
+            raise self._sentence(error, code) from error
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in ("grpc", "pymilvus"):
                 raise
@@ -83,6 +90,8 @@ class MilvusServer:
                 f"Milvus at {self.shown} does not answer: {reason}. Start it, or correct "
                 "VECTOR_URL."
             )
+        if code in NOT_LOADED:
+            return NotLoaded(f"Milvus at {self.shown} has not loaded a collection: {reason}.")
         return DatabaseFailed(f"Milvus at {self.shown} cannot do this: {reason}. See its log.")
 
 
