@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +198,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
 
 
 def _answer(resources: Resources, search: Search, keep: bool) -> dict[str, Any]:
+    from pipeline.duplicates.pairs import Kind, other_of
     from pipeline.duplicates.result import group_object
 
     published = resources.duplicates.published(search.id)
@@ -211,7 +212,12 @@ def _answer(resources: Resources, search: Search, keep: bool) -> dict[str, Any]:
         "groups": [group_object(group, published.result.facts, product_of) for group in groups],
     }
     if keep:
-        answer["remove"] = [path for group in groups for path in group.paths[1:]]
+        answer["remove"] = [
+            other_of(pair, group.best)
+            for group in groups
+            for pair in group.others
+            if pair.kind != Kind.SIMILAR
+        ]
     return answer
 
 
@@ -220,7 +226,7 @@ def _show(answer: dict[str, Any]) -> None:
     if not groups:
         echo_err(f"No duplicates among the {answer['images']:,} images of the index.")
         return
-    keeps = "remove" in answer
+    keeps, remove = "remove" in answer, set(answer.get("remove", ()))
     columns = ["group", "image", "kind", "score", "pixels", "bytes", "sharpness"]
     rows = []
     for number, group in enumerate(groups, 1):
@@ -235,12 +241,14 @@ def _show(answer: dict[str, Any]) -> None:
                 f"{image['bytes']:,}" if known else "-",
                 f"{image['sharpness']:.0f}" if known else "-",
             ]
-            rows.append([*row, *([_advice(image, group)] if keeps else [])])
+            rows.append([*row, *([_advice(image, remove)] if keeps else [])])
     title = f"Duplicates in index {answer['index_version']}: {counted(len(groups), 'group')}"
     numbers = {"group", "score", "pixels", "bytes", "sharpness"}
     print_table(title, [*columns, *(["keep"] if keeps else [])], rows, numbers)
     echo_err("'imgrec duplicates --not-same IMAGE OTHER' separates two that are not the same.")
 
 
-def _advice(image: dict[str, Any], group: dict[str, Any]) -> str:
-    return "keep" if image["filename"] == group["best"] else "remove"
+def _advice(image: dict[str, Any], remove: Collection[str]) -> str:
+    if image["kind"] is None:
+        return "keep"
+    return "remove" if image["filename"] in remove else "look"

@@ -29,7 +29,7 @@ def prepare() -> None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if sys.stdout is None:
         sys.stdout = _named("utf-8", line_buffering=False)
-    elif sys.stdout is sys.__stdout__:  # not a test's stand-in
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         sys.stdout = _named(sys.stdout.encoding, line_buffering=sys.stdout.isatty())
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -41,13 +41,13 @@ def prepare() -> None:
 
 def is_stdout(error: OSError) -> bool:
     """Tell whether an error came from writing to stdout, and not from a file of the work."""
-    return error.filename == STDOUT
+    return bool(error.filename == STDOUT)
 
 
 class _Stdout(io.FileIO):
     """Stdout whose errors name it: one of a write to a file has no name, either."""
 
-    def write(self, data: ReadableBuffer, /) -> int | None:
+    def write(self, data: ReadableBuffer, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

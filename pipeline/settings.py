@@ -179,6 +179,12 @@ class Settings(BaseSettings):
         description="Folder of the index, the files of running rebuilds, the cut-out cache, the "
         "training images, the heartbeats and the logs",
     )
+    artifacts_url: str = Field(
+        "",
+        description="Object store of index versions, running rebuilds and trained heads, e.g. "
+        "`s3://shop/imgrec`, so that hosts share no disk; empty: `DATA_DIR` and `MODELS_DIR` hold "
+        "them",
+    )
     models_dir: Path = Field(
         Path("models"), description="Folder of the trained heads; query workers must see the same"
     )

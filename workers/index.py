@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ServerUnavailable, SetupError, UnknownJob
+from pipeline.errors import ObjectConflict, ServerUnavailable, SetupError, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
@@ -89,16 +89,25 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = resources.jobs, resources.settings, resources.versions
     guard = resources.memory_guard
     with versions.lock().acquire(timeout=LOCK_WAIT_S), guard.expect_high_usage():
-        return merge(
-            job,
-            jobs.shards.done(job.id),
-            settings,
-            versions,
-            lease.check,
-            engines=resources.engines,
-            later_jobs=jobs.created_after(job.id),
-            require_fit=guard.require_fit,
-        )
+        while True:
+            # Before the job table is asked: who publishes after this is noticed.
+            seen = versions.pointer_stamp()
+            try:
+                return merge(
+                    job,
+                    jobs.shards.done(job.id),
+                    settings,
+                    versions,
+                    lease.check,
+                    engines=resources.engines,
+                    later_jobs=jobs.created_after(job.id),
+                    require_fit=guard.require_fit,
+                    files=resources.shard_files,
+                    seen=seen,
+                )
+            except ObjectConflict:
+                log.info("Job %s: another host has published meanwhile; looking again.", job.id)
+                lease.check()
 
 
 def _record(resources: Resources, job_id: str, merged: Merged) -> None:

@@ -7,9 +7,7 @@ rollback needs is never deleted.
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import Timeout
@@ -17,6 +15,7 @@ from filelock import Timeout
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, WrongUse
 from pipeline.index.engine import drop_unused
+from pipeline.index.remote_versions import RemoteVersions
 from pipeline.preprocess.cutout_cache import shrink_cache
 
 if TYPE_CHECKING:
@@ -49,22 +48,25 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
     if not dry_run:
         _forget_added(resources)
     ended = jobs.prunable(settings.keep_jobs, settings.keep_job_rows, on_disk)
-    folders = _leftovers(resources)
+    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
+    files = resources.shard_files.jobs()
+    open_jobs = {job.id for job in jobs.open_jobs()}
+    folders = [job_id for job_id in files if job_id not in open_jobs]
     if not dry_run:
         jobs.drop_items()
         for job_id in ended:
             jobs.delete(job_id)
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        for job_id in folders:
+            resources.shard_files.delete(job_id)
+        _delete_abandoned_builds(resources)
     n_bytes = shrink_cache(settings.cutout_dir, settings.cutout_cache_bytes, dry_run=dry_run)
-    names = [folder.name for folder in folders]
-    return Pruned(versions, list(ended), sum(ended.values()), names, n_bytes)
+    return Pruned(versions, list(ended), sum(ended.values()), folders, n_bytes)
 
 
 def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
     """Delete the oldest index versions beyond KEEP_VERSIONS; return their names."""
     store, keep = resources.versions, resources.settings.keep_versions
-    if not store.folder.is_dir():
+    if not store.versions():
         return []
     try:
         with store.lock():
@@ -101,12 +103,8 @@ def prune_after_publishing(resources: Resources) -> None:
             log.info("Deleted %d old jobs with %d rows.", len(pruned.jobs), pruned.rows)
 
 
-def _leftovers(resources: Resources) -> list[Path]:
-    """List the folders of shard files whose jobs have ended."""
-    folder = resources.settings.jobs_dir
-    if not folder.is_dir():
-        return []
-    # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
-    children = sorted(folder.iterdir())
-    still_open = {job.id for job in resources.jobs.open_jobs()}
-    return [child for child in children if child.name not in still_open]
+def _delete_abandoned_builds(resources: Resources) -> None:
+    versions, jobs = resources.versions, resources.jobs
+    if isinstance(versions, RemoteVersions):
+        for build in versions.abandoned_builds(lambda: {job.id for job in jobs.open_jobs()}):
+            versions.delete_build(build)

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.classify.classifiers import Trained, ZeroShot, text_matrix
+from pipeline.classify.head_places import HeadFolder, HeadObjects, HeadPlace
 from pipeline.classify.head_store import HeadStore
 from pipeline.classify.labels import load_labels
 from pipeline.embed.clip import Clip, load_clip
 from pipeline.embed.embed_images import Embedder, build_embedder
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
+from pipeline.embed.shard_files import ShardFiles, ShardFolder, ShardObjects
 from pipeline.engines.choice import engines
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.failpoints import failpoint
@@ -27,6 +30,7 @@ from pipeline.images.decode import Limits
 from pipeline.index.engine import Engines, OpenIndex
 from pipeline.index.live_changes import ChangedIndexes
 from pipeline.index.live_index import PublishedIndex
+from pipeline.index.remote_versions import RemoteVersions
 from pipeline.index.versions import Version, VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
@@ -43,6 +47,12 @@ from pipeline.search.facets import Facet, facets
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
 from pipeline.settings import Settings, load_settings
+from pipeline.storage.artifacts import (
+    artifacts_address,
+    copies_folder,
+    require_conditional_puts,
+)
+from pipeline.storage.object_store import ObjectStore
 from pipeline.store.api_keys import ApiKeys, KeyRing
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
@@ -228,8 +238,44 @@ class Resources:
         )
 
     @once
+    def artifacts(self) -> ObjectStore | None:
+        """The store that ARTIFACTS_URL names; None where DATA_DIR and MODELS_DIR hold all."""
+        address = artifacts_address(self.settings)
+        return None if address is None else ObjectStore(address)
+
+    def require_fit_artifacts(self) -> None:
+        """Try what the store that ARTIFACTS_URL names must be able to do.
+
+        Raises:
+            WrongUse: ARTIFACTS_URL names no store. StoreRefused: it lacks something.
+            ServerUnavailable: it does not answer.
+        """
+        if self.artifacts is not None:
+            require_conditional_puts(self.artifacts)
+
+    @property
+    def _copies(self) -> Path:
+        address = artifacts_address(self.settings)
+        assert address is not None
+        return copies_folder(self.settings, address)
+
+    @once
     def versions(self) -> VersionStore:
-        return VersionStore(self.settings.index_dir)
+        if self.artifacts is None:
+            return VersionStore(self.settings.index_dir)
+        return RemoteVersions(self.artifacts, self._copies)
+
+    @once
+    def shard_files(self) -> ShardFiles:
+        if self.artifacts is None:
+            return ShardFolder(self.settings.jobs_dir)
+        return ShardObjects(self.artifacts)
+
+    @once
+    def heads(self) -> HeadPlace:
+        if self.artifacts is None:
+            return HeadFolder(self.settings.models_dir)
+        return HeadObjects(self.artifacts, self._copies / "models")
 
     @once
     def live_index(self) -> PublishedIndex:
@@ -259,9 +305,13 @@ class Resources:
     @once
     def engines(self) -> Engines:
         """What builds and searches the index."""
-        return engines(
-            self.settings, lambda: self.identifier.read("data", create=True).data.id or ""
-        )
+        return engines(self.settings, self._owner_of_versions)
+
+    def _owner_of_versions(self) -> str:
+        """Return what tells the versions here from those of others at the same server."""
+        if self.settings.artifacts_url:
+            return self.settings.artifacts_url
+        return self.identifier.read("data", create=True).data.id or ""
 
     @once
     def indexed_catalogues(self) -> IndexedCatalogues:
@@ -356,7 +406,7 @@ class Resources:
 
     @once
     def trained(self) -> Trained:
-        heads = HeadStore(self.settings.models_dir)
+        heads = HeadStore(self.heads.folder())
         return Trained(self.zero_shot, heads, self.fingerprint, self.settings.min_confidence)
 
     def text_vector(self, text: str) -> NDArray[np.float32]:
@@ -380,7 +430,7 @@ class Resources:
         version = None
         if reuse:
             try:
-                version = self.versions.current()
+                version = self.versions.on_disk()
                 if verify and version.identity not in self._verified:
                     self.versions.verify(version, ["vectors.npy"])
                     self._verified.add(version.identity)

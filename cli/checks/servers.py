@@ -95,6 +95,16 @@ def vectors(context: CheckContext) -> str:
     return state.found
 
 
+def has_artifact_store(context: CheckContext) -> bool:
+    return bool(context.settings.artifacts_url)
+
+
+def artifacts(context: CheckContext) -> str:
+    """The store of versions and heads can be written, and has conditional puts."""
+    context.resources.require_fit_artifacts()
+    return f"{context.settings.artifacts_url} answers, with conditional puts"
+
+
 def worker(queue: str) -> Callable[[CheckContext], str]:
     """Return the check that a worker listens on the queue."""
 
@@ -128,7 +138,8 @@ def settings_of_workers(context: CheckContext) -> str:
     dispute = Dispute.find(mine, present, QUEUES, PARTS)
     if dispute is not None:
         raise CheckFailed(
-            str(dispute), "set the same DATABASE_URL, DATA_DIR and MODELS_DIR everywhere"
+            str(dispute),
+            "set the same DATABASE_URL, and ARTIFACTS_URL or DATA_DIR and MODELS_DIR, everywhere",
         )
     return (
         f"{len(present)} {'worker works' if len(present) == 1 else 'workers work'} with this "

@@ -19,6 +19,12 @@ CHECKS = (
         corrected("VECTOR_URL"),
         applies=servers.has_vector_server,
     ),
+    Check(
+        "artifacts",
+        servers.artifacts,
+        corrected("ARTIFACTS_URL"),
+        applies=servers.has_artifact_store,
+    ),
     Check("disk", folders.disk, f"give this user that right, then: {RECHECK}"),
     Check("rights", folders.rights, f"give this user that right, then: {RECHECK}"),
     Check(

@@ -119,7 +119,7 @@ def is_crop(part: NDArray[np.uint8], whole: NDArray[np.uint8]) -> bool:
         if min(width, height) < MIN_TEMPLATE or width > whole.shape[1] or height > whole.shape[0]:
             continue
         template = np.asarray(gray_part.resize((width, height), Image.Resampling.BILINEAR))
-        scores = match_template(target, template.astype(np.float32))
+        scores = match_template(target, template.astype(np.float32))  # type: ignore[no-untyped-call]
         top, left = np.unravel_index(int(scores.argmax()), scores.shape)
         best = max(best, (float(scores[top, left]), int(left), int(top), width, height))
     score, x, y, width, height = best

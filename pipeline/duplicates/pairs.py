@@ -100,7 +100,8 @@ def group_pairs(
 
     Images are taken from the best one down. Each joins the best image that it is most clearly the
     same as, or begins a group. So no image is in a group for a chain of others' sake: links by way
-    of a third image count only if the two are the same themselves.
+    of a third image count only if the two are the same themselves. Images that are merely similar
+    join last, and only where they are in no group yet: they take none apart.
 
     Args:
         facts: of the images whose files could be read.
@@ -108,37 +109,80 @@ def group_pairs(
         look_again: compares an image with the best one of a group that it is linked to by way of
             another; None: only `pairs` count.
     """
-    links: dict[str, dict[str, Pair]] = {}
+    grouping = _Grouping(not_same)
     for pair in pairs:
-        links.setdefault(pair.path, {})[pair.other] = pair
-        links.setdefault(pair.other, {})[pair.path] = pair
-    forbidden: dict[str, set[str]] = {}
-    for path, other in not_same:
-        forbidden.setdefault(path, set()).add(other)
-        forbidden.setdefault(other, set()).add(path)
-
-    members: dict[str, list[Pair]] = {}
-    best_of: dict[str, str] = {}
-    for path in sorted(links, key=lambda path: (_lowest_first(facts.get(path)), path)):
-        joined = None
-        candidates = dict.fromkeys(best_of[each] for each in links[path] if each in best_of)
-        found = []
-        for best in candidates:
-            if not forbidden.get(path, set()).isdisjoint(_paths(best, members[best])):
-                continue
-            pair = links[path].get(best)
-            if pair is None and look_again is not None:
-                pair = look_again(path, best)
-            if pair is not None:
-                found.append((pair.rank, best, pair))
-        if found:
-            _, joined, pair = max(found, key=lambda each: (each[0], each[1]))
-            members[joined].append(pair)
-            best_of[path] = joined
-        else:
-            members[path], best_of[path] = [], path
-    groups = [Group(best, tuple(others)) for best, others in members.items() if others]
+        grouping.add(pair)
+    ordered = sorted(grouping.links, key=lambda path: (_lowest_first(facts.get(path)), path))
+    for path in ordered:
+        grouping.place(path, look_again)
+    visited = set[str]()
+    for path in ordered:
+        if grouping.is_alone(path):
+            grouping.place_similar(path, visited)
+            visited.add(path)
+    groups = [Group(best, tuple(others)) for best, others in grouping.members.items() if others]
     return sorted(groups, key=lambda group: (-len(group.others), group.best))
+
+
+class _Grouping:
+    """Groups that are being made; `members` has the pairs of each best image with its others."""
+
+    def __init__(self, not_same: Iterable[tuple[str, str]]) -> None:
+        self.links: dict[str, dict[str, Pair]] = {}
+        self.members: dict[str, list[Pair]] = {}
+        self._best_of: dict[str, str] = {}
+        self._not_same: dict[str, set[str]] = {}
+        for path, other in not_same:
+            self._not_same.setdefault(path, set()).add(other)
+            self._not_same.setdefault(other, set()).add(path)
+
+    def add(self, pair: Pair) -> None:
+        self.links.setdefault(pair.path, {})[pair.other] = pair
+        self.links.setdefault(pair.other, {})[pair.path] = pair
+
+    def is_alone(self, path: str) -> bool:
+        return self._best_of[path] == path and not self.members[path]
+
+    def place(self, path: str, look_again: Callable[[str, str], Pair | None] | None) -> None:
+        """Let an image join a group, or begin one."""
+        found = []
+        for best in dict.fromkeys(
+            self._best_of[other]
+            for other, pair in self.links[path].items()
+            if other in self._best_of and pair.kind != Kind.SIMILAR
+        ):
+            pair = self.links[path].get(best)
+            if (pair is None or pair.kind == Kind.SIMILAR) and look_again is not None:
+                pair = look_again(path, best)
+            if pair is not None and pair.kind != Kind.SIMILAR:
+                found.append((best, pair))
+        self.members[path], self._best_of[path] = [], path
+        self._join(path, found)
+
+    def place_similar(self, path: str, visited: set[str]) -> None:
+        """Let an image that is in no group join one, or one that was visited before."""
+        self._join(
+            path,
+            [
+                (best, pair)
+                for best, pair in self.links[path].items()
+                if pair.kind == Kind.SIMILAR
+                and self._best_of[best] == best
+                and (self.members[best] or best in visited)
+            ],
+        )
+
+    def _join(self, path: str, found: list[tuple[str, Pair]]) -> None:
+        allowed = [
+            (pair.rank, best, pair)
+            for best, pair in found
+            if self._not_same.get(path, set()).isdisjoint(_paths(best, self.members[best]))
+        ]
+        if allowed:
+            _, best, pair = max(allowed, key=lambda each: each[:2])
+            self.members[best].append(pair)
+            self._best_of[path] = best
+            del self.members[path]
 
 
 def _lowest_first(facts: Facts | None) -> tuple[float, ...]:

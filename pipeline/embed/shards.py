@@ -65,13 +65,18 @@ def write_shard(folder: Path, number: int, shard: ShardVectors) -> tuple[str, st
 
     Two workers that made the same shard write two names at worst; the job table keeps one.
     """
+    name, digest, data = encode_shard(number, shard)
+    write_atomic(folder / name, data)
+    return name, digest
+
+
+def encode_shard(number: int, shard: ShardVectors) -> tuple[str, str, bytes]:
+    """Return a shard's file name, sha256 and content."""
     buffer = io.BytesIO()
     np.savez(buffer, positions=shard.positions, sha256=shard.sha256, vectors=shard.vectors)
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    name = f"shard-{number:06d}-{digest[:12]}.npz"
-    write_atomic(folder / name, data)
-    return name, digest
+    return f"shard-{number:06d}-{digest[:12]}.npz", digest, data
 
 
 def read_shard(folder: Path, name: str, digest: str) -> ShardVectors:
@@ -86,6 +91,15 @@ def read_shard(folder: Path, name: str, digest: str) -> ShardVectors:
         if is_unavailable(error):  # of another user: to make it again would not help
             raise
         raise IndexBroken(f"The shard file {name} cannot be read: {error.strerror}.") from error
+    return decode_shard(data, name, digest)
+
+
+def decode_shard(data: bytes, name: str, digest: str) -> ShardVectors:
+    """Read the content of a shard file.
+
+    Raises:
+        IndexBroken: it does not match its digest, or is no shard file.
+    """
     if hashlib.sha256(data).hexdigest() != digest:
         raise IndexBroken(f"The shard file {name} does not match its digest in the job table.")
     try:

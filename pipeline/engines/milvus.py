@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from pipeline.engines.milvus_server import BUILD_S, CALL_S, MilvusServer, NotLoaded
 from pipeline.engines.scores import scored
 from pipeline.errors import IndexBroken
-from pipeline.index.engine import Base, EngineState, Hits, Vectors
+from pipeline.index.engine import PREFIX, Base, EngineState, Hits, Vectors, age_s, new_name
 from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
 from pipeline.index.versions import ADVICE, Version
 
-PREFIX = "imgrec_index_"
 M, EF_CONSTRUCTION = 16, 200  # https://milvus.io/docs/index.md recommends 8 to 64, and up from 100
 EF_SEARCH = (64, 100, 160, 250, 400, 640, 1000)
 TARGET_RECALL = 0.97
@@ -171,7 +170,7 @@ class MilvusEngine:
         base: Base | None = None,
     ) -> dict[str, Any]:
         """Fill a collection, index and load it, and check that it finds its own vectors."""
-        name = f"{PREFIX}{uuid.uuid4().hex[:16]}"
+        name = new_name()
         with self.server.client() as client:
             try:
                 _fill(client, name, self._owner(), vectors, check)
@@ -234,13 +233,13 @@ class MilvusEngine:
         """Count a version's vectors and look at some, see `open`."""
         self.open(version)
 
-    def keep_only(self, versions: Collection[Version]) -> list[str]:
+    def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:
         """Drop this folder's collections that no version names."""
         used = {version.manifest["index"]["collection"] for version in versions}
         dropped, owner = [], _description(self._owner())
         with self.server.client() as client:
             for name in sorted(client.list_collections(timeout=CALL_S)):
-                if not name.startswith(PREFIX) or name in used:
+                if not name.startswith(PREFIX) or name in used or age_s(name) < min_age_s:
                     continue
                 facts = client.describe_collection(name, timeout=CALL_S)
                 if facts.get("description") == owner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline.engines.scores import scored
 from pipeline.errors import DatabaseFailed, IndexBroken, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.memory_budget import format_bytes
-from pipeline.index.engine import Base, EngineState, Vectors
+from pipeline.index.engine import Base, EngineState, Vectors, age_s, new_name
 from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
 from pipeline.index.versions import ADVICE, Version
 from pipeline.store.postgresql import PostgresTransaction
@@ -68,7 +67,7 @@ class PgvectorEngine:
                 f"The vectors have {dim:,} dimensions; pgvector indexes up to {MAX_DIM:,}. Choose "
                 "another EMBEDDING_MODEL, or leave VECTOR_URL empty."
             )
-        name = f"imgrec_index_{uuid.uuid4().hex[:16]}"
+        name = new_name()
         owner = self._owner()
         with self.server.write() as tx:
             if self._memory is not None:
@@ -163,13 +162,15 @@ class PgvectorEngine:
                 f"{version.name} has {table.n_rows:,}: {ADVICE}."
             )
 
-    def keep_only(self, versions: Collection[Version]) -> list[str]:
+    def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:
         """Drop this folder's tables that no version names."""
         used = {version.manifest["index"]["table"] for version in versions}
         with self.server.write() as tx:
             rows = tx.rows("SELECT name FROM imgrec_indexes WHERE owner = ?", (self._owner(),))
         dropped = []
         for name in sorted(row["name"] for row in rows if row["name"] not in used):
+            if age_s(name) < min_age_s:
+                continue
             try:
                 with self.server.write() as tx:
                     tx.rows(f"SET LOCAL lock_timeout = '{LOCK_S:.0f}s'")

@@ -8,6 +8,8 @@ a version names its engine, so versions of several engines lie side by side.
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SetupError
-from pipeline.index.versions import NAME, Version, VersionStore
+from pipeline.index.versions import Version, VersionStore
 
 FAISS = "faiss"
+PREFIX = "imgrec_index_"  # of tables and collections; then the time and a random number, in hex
+ABANDONED_S = 86_400.0  # after which what no version names was left by a killed build
 Vectors = NDArray[np.float32]
 Hits = list[tuple[int, float]]  # (row, cosine), the best first
 
@@ -129,10 +133,13 @@ class Engine(Protocol):
             IndexBroken: it cannot.
         """
 
-    def keep_only(self, versions: Collection[Version]) -> list[str]:
+    def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:
         """Delete what no version uses: of pruned versions, of builds that ended in a crash.
 
         The caller holds the lock of the versions. Returns the names of what was deleted.
+
+        Args:
+            min_age_s: what is younger stays: another host may be building it.
         """
 
     def check(self) -> EngineState:
@@ -184,11 +191,12 @@ class Engines:
     def verify(self, version: Version) -> None:
         self.of(version).verify(version)
 
-    def keep_only(self, versions: Collection[Version]) -> list[str]:
+    def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:
         """Delete what no version uses, see `Engine.keep_only`."""
         dropped = []
         for engine in self._engines.values():
-            dropped += engine.keep_only([v for v in versions if engine_of(v) == engine.name])
+            own = [version for version in versions if engine_of(version) == engine.name]
+            dropped += engine.keep_only(own, min_age_s)
         return dropped
 
 
@@ -197,12 +205,22 @@ def engine_of(version: Version) -> str:
     return str(version.manifest["index"].get("engine", FAISS))
 
 
+def new_name() -> str:
+    """Return a name of a table or a collection that nothing has yet."""
+    return f"{PREFIX}{int(time.time()):08x}{uuid.uuid4().hex[:8]}"
+
+
+def age_s(name: str) -> float:
+    """Return how long ago a name was given."""
+    return time.time() - int(name.removeprefix(PREFIX)[:8], 16)
+
+
 def drop_unused(engines: Engines, versions: VersionStore) -> list[str]:
     """Delete from the engines what no version uses; the caller holds the lock of the versions.
 
     Nothing while a version cannot be read: it may be mended, and nobody knows what it uses.
     """
     readable = versions.versions()
-    if len(readable) < sum(1 for each in versions.folder.iterdir() if NAME.fullmatch(each.name)):
+    if len(readable) < versions.count():
         return []
-    return engines.keep_only(readable)
+    return engines.keep_only(readable, 0.0 if versions.locks_all_hosts else ABANDONED_S)

@@ -84,7 +84,7 @@ class FaissIndex:
     def warm(self) -> None:
         """Read the file once, so that the first searches find it in memory, not on the disk."""
         block = bytearray(READ_BYTES)
-        with (self.version.folder / FILE).open("rb", buffering=0) as stream:
+        with (self.version.file(FILE)).open("rb", buffering=0) as stream:
             while stream.readinto(block):
                 pass
 
@@ -132,7 +132,7 @@ class FaissEngine:
     def open(self, version: Version) -> FaissIndex:
         """Map the index of a version, and try whether it is that of its vectors."""
         spec = IndexSpec.of(version.manifest["index"])
-        loaded = faiss_index.load(version.folder / FILE, spec)
+        loaded = faiss_index.load(version.file(FILE), spec)
         exact = not spec.nlist and not spec.rerank
         try:
             faiss_index.self_check(
@@ -148,7 +148,7 @@ class FaissEngine:
     def verify(self, version: Version) -> None:
         """Nothing: the digests of the folder say all."""
 
-    def keep_only(self, versions: Collection[Version]) -> list[str]:
+    def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:
         """Delete nothing: the file goes with its folder."""
         return []
 
@@ -166,7 +166,7 @@ def _trained(base: Base) -> faiss_index.Trained | None:
     # One of before this was noted was trained for all of its vectors.
     kind = replace(kind, trained=kind.trained or version.manifest["images"])
     try:
-        opened = faiss_index.load(version.folder / FILE, kind)
+        opened = faiss_index.load(version.file(FILE), kind)
     except (IndexBroken, FileNotFoundError) as error:
         log.warning("The lists of index %s are trained anew: %s", version.name, error)
         return None

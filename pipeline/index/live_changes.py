@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,7 @@ class ChangedVersion(Version):
         kept[[row for row in replaced if row is not None]] = False
         # Not `self.x = x`: a version is frozen, and its cached properties are entries here.
         vars(self).update(
+            base=base,
             added=added,
             revision=changes.revision,
             paths=_Paths(base.paths, [each.path for each in added]),
@@ -105,6 +107,11 @@ class ChangedVersion(Version):
     def identity(self) -> str:
         """An id of this version with these changes."""
         return f"{super().identity}+{vars(self)['revision']}"
+
+    def file(self, name: str) -> Path:
+        """Return a file of the version, fetched first where it is in a store."""
+        base: Version = vars(self)["base"]
+        return base.file(name)
 
     def has_path(self, path: str) -> bool:
         """Tell whether an image is in the version or beside it."""

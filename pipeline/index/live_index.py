@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.errors import ImgrecError, IndexBroken
 from pipeline.index.engine import FAISS, Engines, OpenIndex
 from pipeline.index.faiss_engine import FaissEngine
-from pipeline.index.versions import Version, VersionStore
+from pipeline.index.versions import Stamp, Version, VersionStore
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ class Loading:
 class Broken:
     """This index does not match its digests, so that no query may see it.
 
-    `pointer_ns` is when the pointer file was written that named it.
+    `stamp` is that of the pointer that named it.
     """
 
     index: OpenIndex
-    pointer_ns: int
+    stamp: Stamp
     reason: str
 
 
@@ -83,19 +83,19 @@ class PublishedIndex:
         Raises:
             IndexMissing: nothing was published. IndexBroken: nothing loadable was.
         """
-        name = self._versions.current_name()
-        index = self._usable(name)
+        name, stamp = self._versions.followed()
+        index = self._usable(stamp)
         if index and index.version.name == name and index.version.is_current:
             return index
         if index and name and self._is_large(name):
-            self._start_loading(name, index)
+            self._start_loading(name, index, stamp)
             return index
         with self._lock:
-            index = self._usable(name)  # another query may have loaded it meanwhile
+            index = self._usable(stamp)  # another query may have loaded it meanwhile
             if index and index.version.name == name and index.version.is_current:
                 return index
             try:
-                return self._serve(*self._load(name))
+                return self._serve(self._load(name), stamp)
             except ImgrecError:
                 if index is None or name is None:
                     raise
@@ -116,12 +116,12 @@ class PublishedIndex:
         with self._earlier_lock:
             earlier = self._earlier
             if earlier is None or earlier.version.name != name or not earlier.version.is_current:
-                earlier, _ = self._load(name)
+                earlier = self._load(name)
                 self._versions.verify(earlier.version)
                 self._earlier = earlier
             return earlier
 
-    def _usable(self, name: str | None) -> OpenIndex | None:
+    def _usable(self, stamp: Stamp) -> OpenIndex | None:
         """Return the index in memory, if it may answer.
 
         Raises:
@@ -132,27 +132,25 @@ class PublishedIndex:
             return state.index if state else None
         # A rollback verifies a version before it writes the pointer, even to the same name. So a
         # pointer that was written since names files that are worth loading.
-        if state.index.version.is_current and self._versions.pointer_ns() == state.pointer_ns:
+        if state.index.version.is_current and stamp == state.stamp:
             raise IndexBroken(state.reason)  # no answer is better than a wrong one
         return None
 
-    def _load(self, name: str | None) -> tuple[OpenIndex, int]:
-        """Open a version; return it with the time of the pointer that was read before."""
-        pointer_ns = self._versions.pointer_ns()
+    def _load(self, name: str | None) -> OpenIndex:
         version = self._versions.open(name) if name else self._versions.current()
         # Now, not within the first query: the version may be pruned while it serves.
         _ = version.paths, version.vectors, version.sha256, version.by_hash
-        return self._engines.open(version), pointer_ns
+        return self._engines.open(version)
 
-    def _serve(self, index: OpenIndex, pointer_ns: int) -> OpenIndex:
+    def _serve(self, index: OpenIndex, stamp: Stamp) -> OpenIndex:
         """Answer from this index, and compare its large files with their digests meanwhile."""
         self._state = Serving(index)
         threading.Thread(
-            target=self._verify_digests, args=(index, pointer_ns), name="verify", daemon=True
+            target=self._verify_digests, args=(index, stamp), name="verify", daemon=True
         ).start()
         return index
 
-    def _verify_digests(self, index: OpenIndex, pointer_ns: int) -> None:
+    def _verify_digests(self, index: OpenIndex, stamp: Stamp) -> None:
         """Take 1 s a gigabyte, beside the queries."""
         try:
             self._versions.verify(index.version)
@@ -160,17 +158,17 @@ class PublishedIndex:
             log.critical("%s", error)
             with self._lock:
                 if self._state is not None and self._state.index is index:
-                    self._state = Broken(index, pointer_ns, str(error))
+                    self._state = Broken(index, stamp, str(error))
         except OSError:
             log.info("Index %s was deleted while it was read.", index.version.name)
 
     def _is_large(self, name: str) -> bool:
         try:
-            return (self._versions.folder / name / "vectors.npy").stat().st_size > LOAD_AT_ONCE
-        except OSError:
+            return self._versions.file_bytes(name, "vectors.npy") > LOAD_AT_ONCE
+        except (OSError, ImgrecError):
             return False  # loading it says what is wrong
 
-    def _start_loading(self, name: str, index: OpenIndex) -> None:
+    def _start_loading(self, name: str, index: OpenIndex, stamp: Stamp) -> None:
         with self._lock:
             state = self._state
             if not isinstance(state, Serving) or state.index is not index:
@@ -178,13 +176,16 @@ class PublishedIndex:
             if time.monotonic() >= state.retry_at:
                 self._state = Loading(index)
                 threading.Thread(
-                    target=self._load_in_background, args=(name, index), name="index", daemon=True
+                    target=self._load_in_background,
+                    args=(name, index, stamp),
+                    name="index",
+                    daemon=True,
                 ).start()
 
-    def _load_in_background(self, name: str, index: OpenIndex) -> None:
+    def _load_in_background(self, name: str, index: OpenIndex, stamp: Stamp) -> None:
         start = time.monotonic()
         try:
-            fresh, pointer_ns = self._load(name)
+            fresh = self._load(name)
             fresh.warm()
         except Exception:
             # Whatever it was: the state must not stay `Loading`, or no version is loaded again.
@@ -198,5 +199,5 @@ class PublishedIndex:
         except ImgrecError as error:  # it can serve all the same
             log.warning("Index %s could not be prepared: %s", name, error)
         with self._lock:
-            self._serve(fresh, pointer_ns)
+            self._serve(fresh, stamp)
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)

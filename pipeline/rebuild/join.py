@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embed.shards import read_shard
+from pipeline.embed.shard_files import ShardFiles
 from pipeline.errors import IndexBroken, JobFailed
 from pipeline.index.versions import IndexRows, Version
 from pipeline.store.jobs import Job
@@ -42,7 +42,7 @@ class PlannedShard:
 def join(
     job: Job,
     shards: Iterable[DoneShard],
-    jobs_dir: Path,
+    files: ShardFiles,
     open_base: Callable[[], Version],
     file: Path,
     check: Callable[[], None],
@@ -61,6 +61,8 @@ def join(
     planned, base = _planned(shards, open_base, check)
     joiner = _Joiner([path for shard in planned for path in shard.paths], file)
     broken: list[int] = []
+    embedded = [each for each in planned if each.rows is None or base is None]
+    results = files.read(job.id, [(each.file, each.sha256) for each in embedded])
     start = 0
     for shard in planned:
         check()
@@ -70,9 +72,8 @@ def join(
             joiner.put(places, shard.files, base.sha256[shard.rows], base.vectors[shard.rows])
             joiner.note_base(places, shard.rows)
             continue
-        try:
-            result = read_shard(jobs_dir / job.id, shard.file, shard.sha256)
-        except IndexBroken:
+        result = next(results)
+        if result is None:
             broken.append(shard.n)
             continue
         good = result.positions

@@ -11,13 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import ImgrecError, IndexBroken, IndexMissing, JobFailed
+from pipeline.embed.shard_files import ShardFiles, ShardFolder
+from pipeline.errors import (
+    ImgrecError,
+    IndexBroken,
+    IndexMissing,
+    JobFailed,
+    ServerUnavailable,
+    StoreRefused,
+)
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import DECODING
 from pipeline.index import faiss_index
 from pipeline.index.engine import Base, Engines, drop_unused, engine_of
 from pipeline.index.id_map import write_id_map
-from pipeline.index.versions import IndexRows, Version, VersionStore, order_by_hash
+from pipeline.index.versions import IndexRows, Stamp, Version, VersionStore, order_by_hash
 from pipeline.rebuild.join import join
 from pipeline.settings import Settings
 from pipeline.store.jobs import Job
@@ -44,6 +52,8 @@ def merge(
     engines: Engines,
     later_jobs: Collection[str],
     require_fit: Callable[[int], None] = lambda vector_bytes: None,
+    files: ShardFiles | None = None,
+    seen: Stamp | None = None,
 ) -> Merged:
     """Publish a job's vectors. The caller holds `versions.lock()`.
 
@@ -55,8 +65,11 @@ def merge(
         engines: build the index.
         later_jobs: the ids of the jobs created after this one, by the job table.
         require_fit: called with the bytes of all vectors; raises where memory is too small.
+        files: those of the job's shards; None for those in DATA_DIR.
+        seen: the pointer's stamp before `later_jobs` was read, see `VersionStore.point_to`.
 
     Raises:
+        ObjectConflict: another process has published since `seen`; run this again.
         JobFailed: no good image, or a later job has published already.
         IndexBroken: the base version or the new index contradict themselves.
     """
@@ -64,7 +77,7 @@ def merge(
     later = next((v for v in versions.versions() if v.manifest["job_id"] in later_jobs), None)
     if published:
         if later is None:
-            versions.point_to(published[-1])
+            versions.point_to(published[-1], seen)
         return Merged(published[-1].name)
     if later is not None:
         raise JobFailed(
@@ -81,7 +94,7 @@ def merge(
         contents, broken = join(
             job,
             shards,
-            settings.jobs_dir,
+            files or ShardFolder(settings.jobs_dir),
             lambda: _base(job, versions),
             workspace / "vectors.npy",
             check,
@@ -116,11 +129,12 @@ def merge(
                 "decoding": _decoding(job, versions),
                 "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
             },
+            check,
         )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     failpoint("merge.before_pointer")
-    versions.point_to(version)
+    versions.point_to(version, seen)
     failpoint("merge.after_pointer")
     return Merged(version.name)
 
@@ -201,6 +215,8 @@ def _same(
             return current.name
     except IndexMissing:
         return None
+    except (ServerUnavailable, StoreRefused):
+        raise
     except ImgrecError as error:
         log.warning("A damaged published index is replaced: %s", error)
     return None

@@ -31,9 +31,10 @@ def migrate(
 
     Raises:
         IndexMissing: nothing was published. SetupError: the settings name no such engine.
-        IndexBroken: the version is damaged.
+        IndexBroken: the version is damaged. ObjectConflict: another host has published meanwhile.
     """
     engine = engines.named(to)
+    seen = versions.pointer_stamp()
     old = versions.current()
     if engine_of(old) == to:
         return old, old
@@ -43,14 +44,16 @@ def migrate(
     try:
         for name in old.manifest["files"]:
             if name != FILE:
-                _link(old.folder / name, workspace / name)
+                _link(old.file(name), workspace / name)
         index = engine.build(old.vectors, workspace, check)
         failpoint("migrate.before_commit")
-        kept = {name: value for name, value in old.manifest.items() if name != "seal"}
-        new = versions.commit(workspace, {**kept, "index": index, "created_at": time.time()})
+        kept = {
+            name: value for name, value in old.manifest.items() if name not in ("seal", "build")
+        }
+        new = versions.commit(workspace, {**kept, "index": index, "created_at": time.time()}, check)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
-    versions.point_to(new)
+    versions.point_to(new, seen)
     return old, new
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.embed.shards import cut
-from pipeline.errors import ImgrecError, WrongUse
+from pipeline.errors import ImgrecError, ServerUnavailable, StoreRefused, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
@@ -151,6 +151,8 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
     try:
         version = versions.current()
         version.paths, version.files  # noqa: B018 - read now
+    except (ServerUnavailable, StoreRefused):
+        raise  # to embed everything again would cost more than to wait
     except ImgrecError:
         return None  # none yet, or a damaged one, which this rebuild replaces
     return version if version.fingerprint == fingerprint.id else None

@@ -70,9 +70,14 @@ class ObjectStore:
         ObjectMissing: there is no object of this key.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, library: Library | None = None) -> None:
+        """Open nothing yet but what costs nothing.
+
+        Args:
+            library: in place of what the address names.
+        """
         self.name = str(address)
-        self._library = _open(address)
+        self._library = library if library is not None else _open(address)
 
     def objects(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
         """Yield all objects, below a prefix if one is given, in the order of the store."""
@@ -85,10 +90,13 @@ class ObjectStore:
             for page in self._library.list(prefix, chunk_size=KEYS_A_PAGE):
                 yield [_info(each) for each in page]
 
-    def first_level(self) -> tuple[list[str], list[ObjectInfo]]:
-        """Return the prefixes that end at the first slash, and the objects without a slash."""
+    def first_level(self, prefix: str | None = None) -> tuple[list[str], list[ObjectInfo]]:
+        """Return the prefixes that end at the next slash, and the objects without one.
+
+        Both are whole keys, also below a `prefix`.
+        """
         with _mapped(self.name, ""):
-            level = self._library.list_with_delimiter()
+            level = self._library.list_with_delimiter(prefix)
             return list(level["common_prefixes"]), [_info(each) for each in level["objects"]]
 
     def size(self, key: str) -> int:

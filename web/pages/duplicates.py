@@ -15,7 +15,7 @@ from pipeline.index.versions import Version
 from pipeline.store.duplicates import Search
 from web.context import Web, web_of
 from web.pages.view import render
-from web.pages.visit import AdminVisitor, PageRoute, fields, problem_of
+from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
 from workers.routes import FIND_DUPLICATES, INDEX, PICTURES
 
 router = APIRouter(prefix="/duplicates", route_class=PageRoute, include_in_schema=False)
@@ -95,7 +95,7 @@ async def progress(request: Request, client: AdminVisitor) -> Response:
                 # Its message was lost with a worker, or it waits for a merge: twice is done once.
                 await asyncio.to_thread(web.resources.dispatcher.send, FIND_DUPLICATES, search.id)
         except ServerUnavailable as problem:
-            _, error = problem_of(problem)
+            _, error = sentence_of(problem)
     return render(request, "duplicates_progress.html", client, search=search, error=error)
 
 

@@ -70,6 +70,14 @@ def test_an_image_joins_the_group_that_it_is_most_clearly_the_same_as() -> None:
     assert shown(group_pairs(pairs, facts(a=30, b=20, c=10))) == [["b", "c"]]
 
 
+def test_an_image_that_is_merely_similar_takes_no_copy_from_its_original() -> None:
+    """The similar one is the best of the three, and the copy is like its original alone."""
+    pairs = [pair("a", "b", Kind.SIMILAR), pair("b", "copy")]
+    (group,) = group_pairs(pairs, facts(a=30, b=20, copy=10))
+    assert group.paths == ["b", "copy", "a"]
+    assert [each.kind for each in group.others] == [Kind.REENCODED, Kind.SIMILAR]
+
+
 def test_images_that_are_not_the_same_are_never_in_one_group() -> None:
     names = ["a", "b", "c"]
     pairs = [pair("a", "b"), pair("a", "c"), pair("b", "c")]

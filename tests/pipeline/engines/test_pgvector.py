@@ -282,7 +282,7 @@ def test_a_server_that_is_killed_in_a_build_keeps_the_version_before_and_nothing
 
 @pytest.fixture
 def replicated(fragile: Postgres) -> Iterator[tuple[Postgres, Postgres]]:
-    replica = Postgres(fragile)
+    replica = Postgres(primary=fragile)
     yield fragile, replica
     replica.close()
 
