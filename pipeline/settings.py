@@ -31,7 +31,13 @@ from pydantic_settings import (
 
 from pipeline.cgroup import cpu_limit
 from pipeline.errors import WrongUse, first_invalid
-from pipeline.urls import database_address, redis_address, without_password
+from pipeline.urls import (
+    database_address,
+    redis_address,
+    vector_address,
+    vector_addresses,
+    without_password,
+)
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +198,25 @@ class Settings(BaseSettings):
         "sqlite:///./data/app.db",
         description="Database of jobs, product data and feedback: `sqlite:///FILE` or "
         "`postgresql://USER:PASSWORD@HOST/NAME`",
+    )
+    vector_url: str = Field(
+        "",
+        description="Server that searches the vectors: `postgresql://USER:PASSWORD@HOST/NAME`, a "
+        "PostgreSQL with pgvector 0.8.4 or later, or `milvus://HOST:19530/DATABASE`, over TLS "
+        "`milvus+tls://`; empty: FAISS, in files of `DATA_DIR`",
+    )
+    vector_token: str = Field(
+        "", description="Token for the Milvus at `VECTOR_URL`, or `USER:PASSWORD`; empty: no login"
+    )
+    vector_replicas: int = Field(
+        1,
+        ge=1,
+        description="Copies of an index that Milvus holds in the memory of its query nodes",
+    )
+    vector_read_urls: str = Field(
+        "",
+        description="Replicas of the PostgreSQL at `VECTOR_URL` that answer queries in turns, "
+        "separated by commas; empty: it answers itself",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
@@ -463,6 +488,16 @@ class Settings(BaseSettings):
     @classmethod
     def _known_database(cls, value: str) -> str:
         return database_address(value)
+
+    @field_validator("vector_url")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        return vector_address(value) if value else value
+
+    @field_validator("vector_read_urls")
+    @classmethod
+    def _known_replicas(cls, value: str) -> str:
+        return ",".join(vector_address(url) for url in vector_addresses(value))
 
     @field_validator("redis_url", "cache_url")
     @classmethod

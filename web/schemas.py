@@ -132,6 +132,7 @@ class SearchAnswer(BaseModel):
     matches: list[Match]
     total: int | None = Field(None, description="All matches, where their number is known.")
     min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
+    search: str | None = Field(None, description="How the index was searched, with `explain`.")
     warnings: list[str] | None = Field(
         None, description="What of the query means little, or is left out of the answer."
     )

@@ -30,6 +30,7 @@ JOB_TASKS: dict[str, Callable[..., None]] = {
 QUERIES: dict[str, Callable[..., dict[str, Any]]] = {
     routes.QUERY_IMAGE: query.query_image,
     routes.CLASSIFY_IMAGE: query.classify_image,
+    routes.IMAGE_VECTOR: query.image_vector,
 }
 
 

@@ -16,6 +16,7 @@ from filelock import Timeout
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, WrongUse
 from pipeline.images.fetched import feed_name, fetched_store, prune_fetched
+from pipeline.index.engine import drop_unused
 from pipeline.index.remote_versions import RemoteVersions
 from pipeline.preprocess.cutout_cache import shrink_cache
 
@@ -48,6 +49,8 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
     versions = prune_versions(resources, dry_run=dry_run)
     # An open job learns from these rows which of the versions on disk are newer than itself.
     on_disk = {version.manifest["job_id"] for version in resources.versions.versions()}
+    if not dry_run:
+        _forget_added(resources)
     ended = jobs.prunable(settings.keep_jobs, settings.keep_job_rows, on_disk)
     # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
     files = resources.shard_files.jobs()
@@ -98,9 +101,19 @@ def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
             protect = resources.jobs.referenced_versions()
             if dry_run:
                 return [version.name for version in store.prunable(keep, protect)]
-            return store.prune(keep, protect)
+            pruned = store.prune(keep, protect)
+            if pruned:
+                drop_unused(resources.engines, store)
+            return pruned
     except Timeout as error:
         raise WrongUse("An index is being published right now; try again shortly.") from error
+
+
+def _forget_added(resources: Resources) -> None:
+    """Forget the images that were added before the published version's rebuild."""
+    if resources.versions.current_name() is not None:
+        manifest = resources.versions.current().manifest
+        resources.live_changes.forget_added(manifest["job_created_at"])
 
 
 def prune_after_publishing(resources: Resources) -> None:

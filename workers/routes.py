@@ -17,6 +17,7 @@ PICTURES = "imgrec.pictures"
 PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
 FAILURE_IMAGE = "imgrec.failure_image"
+IMAGE_VECTOR = "imgrec.image_vector"
 FIND_DUPLICATES = "imgrec.find_duplicates"
 
 # Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
@@ -32,6 +33,7 @@ QUEUE_OF = {
     SEND_WEBHOOK: INDEX,
     QUERY_IMAGE: QUERY,
     CLASSIFY_IMAGE: QUERY,
+    IMAGE_VECTOR: QUERY,
     THUMBNAILS: QUERY,
     PICTURES: QUERY,
     PRODUCT: QUERY,

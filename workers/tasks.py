@@ -61,6 +61,13 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
         return query.classify_image(resources, data, use_trained, query_id=self.request.id)
 
 
+@shared_task(name=routes.IMAGE_VECTOR, bind=True, throws=(ImgrecError,))
+def image_vector(self: Task, data: bytes) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.image_vector(resources, data, query_id=self.request.id)
+
+
 @shared_task(name=routes.THUMBNAILS, bind=True, throws=(ImgrecError,))
 def thumbnails(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
     resources = process_resources()

@@ -84,6 +84,18 @@ def database(context: CheckContext) -> str:
     return f"{url}, schema version {schema}, writable"
 
 
+def has_vector_server(context: CheckContext) -> bool:
+    return bool(context.settings.vector_url)
+
+
+def vectors(context: CheckContext) -> str:
+    """The server that searches the vectors takes changes; its replicas follow."""
+    state = context.resources.engines.current.check()
+    if state.warning:
+        raise CheckWarning(state.warning, corrected("VECTOR_READ_URLS"))
+    return state.found
+
+
 def has_artifact_store(context: CheckContext) -> bool:
     return bool(context.settings.artifacts_url)
 

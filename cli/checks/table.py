@@ -14,6 +14,12 @@ CHECKS = (
     Check("cache", servers.cache, corrected("CACHE_URL"), applies=servers.has_cache_of_its_own),
     Check("database", servers.database, corrected("DATABASE_URL")),
     Check(
+        "vectors",
+        servers.vectors,
+        corrected("VECTOR_URL"),
+        applies=servers.has_vector_server,
+    ),
+    Check(
         "artifacts",
         servers.artifacts,
         corrected("ARTIFACTS_URL"),

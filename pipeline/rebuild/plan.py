@@ -23,9 +23,11 @@ from pipeline.images.source import ImageFolder, ImageLister, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
 from pipeline.store.jobs import JobRequest, Jobs
+from pipeline.store.live_changes import LiveChanges
 
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
+REMOVED = "removed with 'imgrec remove'"
 PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead; slow disks take time
 
 
@@ -107,7 +109,8 @@ def plan_rebuild(
     )
     created(job_id)
     warnings = jobs.image_warnings(base.manifest["job_id"]) if base else {}
-    detector = ChangeDetector(source, base, exclude, warnings)
+    removed = LiveChanges(jobs.database).all().removed()
+    detector = ChangeDetector(source, base, exclude, warnings, removed)
     try:
         PlanWriter(jobs, job_id, lease_s).write(detector, settings.shard_size, listed)
         failpoint("plan.before_finish")
@@ -195,14 +198,17 @@ class ChangeDetector:
         base: Version | None,
         exclude: Exclude | None = None,
         warnings: Mapping[str, Failure] | None = None,
+        removed: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """Compare with a base.
 
         Args:
             warnings: those of the base's images, by path; they hold for unchanged ones, too.
+            removed: (bytes, mtime in ns) of files that 'imgrec remove' took out, by path.
         """
         self._source = source
         self._warnings = warnings or {}
+        self._removed = removed or {}
         self._exclude = exclude
         self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
@@ -218,6 +224,9 @@ class ChangeDetector:
             if isinstance(image, Failure):
                 self.count += not image.warning
                 self._failures.append(image)
+                continue
+            if self._removed.get(image.path) == (image.size, image.mtime_ns):
+                self.left_out.add(REMOVED)
                 continue
             self.count += 1
             row = self._cursor.row_of(image) if self._cursor else None

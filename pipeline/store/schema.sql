@@ -278,3 +278,18 @@ CREATE TABLE fetched (
 );
 
 CREATE INDEX fetched_by_content ON fetched (sha256);
+
+-- version 10, only adds
+-- Images that were added to the published index, or removed from it, between rebuilds; the last
+-- change of a path counts.
+CREATE TABLE live_changes (
+    path        TEXT PRIMARY KEY,
+    n           INTEGER NOT NULL,             -- the order of the changes
+    changed_at  DOUBLE PRECISION NOT NULL,
+    product_id  TEXT NOT NULL,
+    bytes       BIGINT NOT NULL,              -- of the file, and its mtime: a later rebuild leaves
+    mtime_ns    BIGINT NOT NULL,              -- out the file that was removed, not another one
+    sha256      TEXT NOT NULL,                -- empty: removed
+    fingerprint TEXT NOT NULL,
+    vector      BYTEA                         -- float32, little-endian; NULL: removed
+);
