@@ -100,6 +100,7 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
                     settings,
                     versions,
                     lease.check,
+                    engines=resources.engines,
                     later_jobs=jobs.created_after(job.id),
                     require_fit=guard.require_fit,
                     files=resources.shard_files,
