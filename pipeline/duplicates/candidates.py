@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.engine import OpenIndex
 
 NEIGHBORS = 10
 BLOCK = 1024  # rows searched for together
