@@ -6,8 +6,9 @@ import click
 
 from cli.checks.row import CheckContext, Row
 from cli.checks.table import NAME_WIDTH, rows
-from cli.output import json_option, print_json, printable
+from cli.output import echo, json_option, print_json, write
 from cli.wiring import Wiring, pass_wiring
+from pipeline.names import printable
 
 FAILED = 4
 MARKS = {"ok": ("ok  ", "green"), "warning": ("WARN", "yellow"), "error": ("FAIL", "red")}
@@ -36,6 +37,7 @@ def check(wiring: Wiring, no_model: bool, as_json: bool) -> int:
 
 def _print(row: Row) -> None:
     mark, color = MARKS[row.state]
-    click.echo(f"{click.style(mark, fg=color)} {f'{row.name}:':{NAME_WIDTH}}{printable(row.found)}")
+    line = f"{click.style(mark, fg=color)} {f'{row.name}:':{NAME_WIDTH}}{printable(row.found)}"
+    write(lambda: click.echo(line))
     if row.next:
-        click.echo(f"     {'':{NAME_WIDTH}}next: {printable(row.next)}")
+        echo(f"     {'':{NAME_WIDTH}}next: {row.next}")

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 import imgrec
+from pipeline.names import printable
 from pipeline.settings import cores
 
 DATA = Path("data/demo")
@@ -76,7 +77,7 @@ def main(serve: bool, port: int) -> None:
 
 
 def _run(environment: dict[str, str], *command: str) -> None:
-    click.secho(f"\n$ imgrec {shlex.join(command)}", bold=True)
+    click.secho(f"\n$ imgrec {printable(shlex.join(command))}", bold=True)
     sys.stdout.flush()
     process = subprocess.run([sys.executable, "-P", imgrec.__file__, *command], env=environment)
     if process.returncode:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.output import echo_err, json_option, print_json, print_table
+from cli.output import echo, echo_err, json_option, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
 from pipeline.store.api_keys import SCOPES, ApiKey
 
@@ -34,7 +34,7 @@ def create(wiring: Wiring, name: str, scope: str, as_json: bool) -> None:
     if as_json:
         print_json({**_object(key), "key": text})
         return
-    click.echo(text)
+    echo(text)
     echo_err("Store it now: it is not shown again. Clients send 'Authorization: Bearer KEY'.")
 
 

@@ -33,6 +33,8 @@ COMMANDS = {
         "List the images that a rebuild left out or warned about.",
     ),
     "cancel": ("cli.rebuild", "cancel", "Cancel a rebuild; the published index stays."),
+    "add": ("cli.live", "add", "Add photos to the published index."),
+    "remove": ("cli.live", "remove", "Remove a product from the published index."),
     "query": ("cli.query", "query", "Find the products that look like an image."),
     "classify": ("cli.classify", "classify", "Name the category and attributes of a product."),
     "train": (
@@ -72,6 +74,11 @@ COMMANDS = {
         "Measure the recall of the published index against exact search.",
     ),
     "index": ("cli.index", "index", "List, inspect and roll back index versions."),
+    "duplicates": (
+        "cli.duplicates",
+        "duplicates",
+        "Find images of the published index that show the same thing.",
+    ),
     "prune": (
         "cli.prune",
         "prune",
@@ -164,7 +171,7 @@ def run(args: list[str], wiring: Wiring | None = None) -> int:
     Args:
         wiring: what it works with; by default, what it makes from the settings itself.
     """
-    with _settings_notes_last():
+    with _settings_notes_last(args):
         return _run(args, wiring)
 
 
@@ -174,6 +181,13 @@ def _run(args: list[str], wiring: Wiring | None) -> int:
     except click.ClickException as error:
         _show(error)
         return error.exit_code
+    except BrokenPipeError:
+        return 1
+    except OSError as error:  # of --help and the like; a command's own was explained before
+        from cli.output import echo_err, unwritable
+
+        echo_err(f"Error: {unwritable(error)}")
+        return 1
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return 130
@@ -181,8 +195,11 @@ def _run(args: list[str], wiring: Wiring | None) -> int:
 
 
 @contextmanager
-def _settings_notes_last() -> Iterator[None]:
-    """Show what the settings warn about, such as an old name, after the answer of the command."""
+def _settings_notes_last(args: list[str]) -> Iterator[None]:
+    """Show what the settings warn about, such as an old name, after the answer of the command.
+
+    To people only, and in `imgrec check`: a script may read the last line of a command.
+    """
     from cli.output import echo_err
 
     notes = list[str]()
@@ -199,8 +216,9 @@ def _settings_notes_last() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = propagate
-        for note in notes:
-            echo_err(note)
+        if sys.stderr.isatty() or "check" in args:
+            for note in notes:
+                echo_err(note)
 
 
 def _show(error: click.ClickException) -> None:
@@ -226,12 +244,17 @@ def _show_remote_traceback(error: Exception) -> bool:
 
 
 def _explain(error: Exception) -> int:
-    from cli.output import echo_err
+    from cli.output import echo_err, unwritable
     from pipeline.errors import ImgrecError
 
     if isinstance(error, ImgrecError):
         echo_err(f"Error: {error}")
         return error.exit_code
+    from cli.streams import is_stdout
+
+    if isinstance(error, OSError) and is_stdout(error):
+        echo_err(f"Error: {unwritable(error)}")
+        return 1
     from pipeline.access import explain, is_unavailable
 
     if isinstance(error, OSError) and is_unavailable(error):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import ImgrecError
-from pipeline.names import CONTROL
+from pipeline.names import CONTROL, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,28 +38,15 @@ def print_json(value: Any) -> None:
     ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     text = json.dumps(value, ensure_ascii=ascii_only)
     # json itself escapes those below a space only; the others are found in strings alone.
-    _write(lambda: click.echo(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
-
-
-def printable(text: str) -> str:
-    """Return a text whose control characters are escaped: a file's name must not steer a terminal.
-
-    One line becomes one line.
-    """
-    return CONTROL.sub(_escape, text)
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    write(lambda: click.echo(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
 
 
 def echo(text: str) -> None:
     """Print a line on stdout."""
-    _write(lambda: click.echo(printable(text)))
+    write(lambda: click.echo(printable(text)))
 
 
-def _write(write: Callable[[], None]) -> None:
+def write(write: Callable[[], None]) -> None:
     """Write to stdout.
 
     Raises:
@@ -71,7 +57,12 @@ def _write(write: Callable[[], None]) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise ImgrecError(f"The output cannot be written: {error.strerror}.") from error
+        raise ImgrecError(unwritable(error)) from error
+
+
+def unwritable(error: OSError) -> str:
+    """Return the sentence for a stdout that takes nothing."""
+    return f"The output cannot be written: {error.strerror}."
 
 
 def echo_err(text: str) -> None:
@@ -116,8 +107,8 @@ def _print(title: str, grid: Table, rows: list[list[Any]]) -> None:
     # A pipe has no width; the default of 80 would break paths and ids that grep looks for.
     console = Console(width=None if console.is_terminal else PIPE_WIDTH)
     # Not as the table's own title: that one is broken at the width of a narrow table.
-    _write(lambda: console.print(Text(printable(title), style="italic")))
-    _write(lambda: console.print(grid))
+    write(lambda: console.print(Text(printable(title), style="italic")))
+    write(lambda: console.print(grid))
 
 
 def counted(count: int, noun: str, plural: str = "s") -> str:

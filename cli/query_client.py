@@ -15,8 +15,8 @@ from pipeline.images.message_image import message_image
 from pipeline.settings import Settings
 from pipeline.store.identity import Identifier
 from workers.patience import LAST_LOOK_S, RESENDS, Patience, nobody_answers
-from workers.roll_call import Announcement, RollCall, require_agreement, serving
-from workers.routes import CLASSIFY_IMAGE, QUERY, QUERY_IMAGE
+from workers.roll_call import Announcement, RollCall, parts_of_query, require_agreement, serving
+from workers.routes import QUERY
 
 KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
 
@@ -66,19 +66,15 @@ class PendingQuery:
     def _require_agreement(self) -> None:
         """Send the question; refuse its answer where it would be that of another shop.
 
-        A question may come from a host that has neither an index nor heads. One that has them
-        expects an answer from them. It changes nothing, so it is sent before the comparison, on
-        the same way to Redis.
+        It changes nothing, so it is sent before the comparison, on the same way to Redis.
         """
         settings = self._wiring.settings
-        parts = []
-        if self._task == QUERY_IMAGE and (settings.index_dir / "CURRENT").is_file():
-            parts.append("data")
-        if self._task == CLASSIFY_IMAGE and self._args[1:] and has_heads(settings.models_dir):
-            parts.append("models")
+        parts = parts_of_query(self._task, self._args, settings)
         present = self._send(ask_workers=bool(parts))
         if serving(present, [QUERY]):
-            mine = Identifier(settings, None).read(*parts)
+            # The addresses of stores are compared, not their ids: a question asks no store.
+            read = ["database"] if settings.artifacts_url else parts
+            mine = Identifier(settings, None).read(*read)
             require_agreement(RollCall(settings.redis_url), mine, [QUERY], parts, present)
 
     def _send(self, *, ask_workers: bool = False) -> list[Announcement]:
@@ -86,11 +82,6 @@ class PendingQuery:
         return celery_protocol.send(
             self._task, self.query_id, self._args, expires_s, ask_workers=ask_workers
         )
-
-
-def has_heads(models: Path) -> bool:
-    """Tell whether heads were trained here."""
-    return next(models.glob("*/*/model.pt"), None) is not None
 
 
 def wait_for(

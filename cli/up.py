@@ -58,6 +58,8 @@ def up(wiring: Wiring, embed_workers: int, detach: bool, web: bool, host: str, p
     """
     settings = wiring.settings
     require_data_dir(settings)
+    if settings.artifacts_url:
+        wiring.resources.require_fit_artifacts()
     run = settings.data_dir / "run"
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / "up.lock", timeout=0)
@@ -119,9 +121,9 @@ def _supervise(
             if not ready and stack.ready():
                 ready = True
                 _write(run, ready=True)
-                click.echo("Ready. Ctrl-C stops everything.")
+                log.write("Ready. Ctrl-C stops everything.")
             time.sleep(0.2)
-        click.echo("Stopping ...")
+        log.write("Stopping ...")
     finally:
         stack.stop()
         (run / "up.json").unlink(missing_ok=True)

@@ -6,9 +6,12 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import click
+
+from pipeline.names import printable
 
 
 class UpLog:
@@ -22,8 +25,9 @@ class UpLog:
         self._lock = threading.Lock()
 
     def write(self, line: str) -> None:
-        with self._lock:
-            click.echo(line, color=False)
+        # Where the log cannot be written, the worker must not stop over it: its pipe would fill.
+        with self._lock, suppress(OSError, ValueError):
+            click.echo(printable(line), color=False)
             if self._is_stdout() and self._file.stat().st_size > self._max_bytes:
                 # Copied, not renamed: stdout stays open on this file.
                 shutil.copyfile(self._file, self._file.with_name(f"{self._file.name}.1"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 # What imgrec writes into itself. A rebuild writes all of them but `training`.
-WRITTEN = ("faiss_index", "jobs", "run", "prepared", "redis")
+WRITTEN = ("faiss_index", "jobs", "fetched", "run", "prepared", "redis", "copies")
 
 
 def is_denied(error: BaseException) -> bool:
@@ -33,6 +33,16 @@ def is_denied(error: BaseException) -> bool:
 def is_unavailable(error: BaseException) -> bool:
     """Tell whether a folder is to blame: its disk is full, or this user lacks a right."""
     return isinstance(error, OSError) and error.errno in DENIED | DISK_FULL
+
+
+def unavailable_cause(error: BaseException) -> OSError | None:
+    """Return the error about a folder that a library has wrapped into another one, if there is."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and is_unavailable(cause):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def explain(error: OSError, settings: Settings) -> FolderUnavailable:
@@ -196,11 +206,10 @@ def _path(error: OSError) -> Path | None:
 def _setting_of(path: Path, settings: Settings) -> tuple[str, Path]:
     """Return the setting that names the folder of a path, and the folder."""
     path = path.absolute()
-    fitting = [
-        (name, folder)
-        for name, folder in named_folders(settings)
-        if path.is_relative_to(folder.absolute())
-    ]
+    folders = list(named_folders(settings))
+    if os.path.isdir(settings.embedding_model):
+        folders.append(("EMBEDDING_MODEL", Path(settings.embedding_model)))
+    fitting = [(name, folder) for name, folder in folders if path.is_relative_to(folder.absolute())]
     return max(fitting, key=lambda each: len(each[1].absolute().parts), default=("It", path))
 
 

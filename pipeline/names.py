@@ -15,6 +15,19 @@ CONTROL = re.compile(
 )
 
 
+def printable(text: str) -> str:
+    """Return a text whose control characters are escaped: a file's name must not steer a terminal.
+
+    One line becomes one line.
+    """
+    return CONTROL.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
 def nfc(name: str) -> str:
     """Return a name in the one form in which names are compared: macOS writes another on disk."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)

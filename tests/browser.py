@@ -35,13 +35,21 @@ def open_browser() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def open_page(browser: Browser, url: str, *, width: int = 1280, errors: str = "") -> Iterator[Page]:
+def open_page(
+    browser: Browser, url: str, *, width: int = 1280, errors: str = "", phone: bool = False
+) -> Iterator[Page]:
     """Open a page; fail when a script fails, the console holds an error or another host is asked.
 
     Args:
         errors: a text that errors on the console may contain, e.g. the status of a refusal.
+        phone: with a touch screen and without a mouse.
     """
-    context = browser.new_context(base_url=url, viewport={"width": width, "height": 900})
+    context = browser.new_context(
+        base_url=url,
+        viewport={"width": width, "height": 900},
+        has_touch=phone,
+        is_mobile=phone,
+    )
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     complaints: list[str] = []

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ from typing import Any
 import urllib3
 from live_stack import ROOT, LiveStack, draw_folder, until
 from preloaded import Process
+
+from web.context import Web
+from web.server import make_server
+from workers.resources import Resources
 
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 
@@ -42,14 +47,11 @@ class Answer:
         return str(problem["detail"])
 
 
-@dataclass
-class WebServer:
-    """`imgrec web` of a stand, and who asks it."""
+@dataclass(kw_only=True)
+class HttpClient:
+    """Asks a web server on this machine."""
 
-    stand: LiveStack
-    process: Process | subprocess.Popen[bytes]
     port: int
-    log: Path
     key: str = ""
     pool: urllib3.PoolManager = field(
         default_factory=lambda: urllib3.PoolManager(timeout=TIMEOUT, retries=False, maxsize=64)
@@ -97,6 +99,15 @@ class WebServer:
         """Open a connection to say anything on."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
+
+@dataclass(kw_only=True)
+class WebServer(HttpClient):
+    """`imgrec web` of a stand, and who asks it."""
+
+    stand: LiveStack
+    process: Process | subprocess.Popen[bytes]
+    log: Path
+
     def stop(self, patience_s: float = 20.0) -> int:
         self.process.send_signal(signal.SIGTERM)
         return int(self.process.wait(patience_s) or 0)
@@ -116,7 +127,8 @@ def start_web(stand: LiveStack, *options: str, **more: str) -> WebServer:
         match = re.search(r"Serving http://127\.0\.0\.1:(\d+)\.", log.read_text())
         return int(match[1]) if match else 0
 
-    server = WebServer(stand, process, until(port, "the web server listens", 60), log)
+    listens = until(port, "the web server listens", 60)
+    server = WebServer(stand=stand, process=process, port=listens, log=log)
 
     def lives() -> bool:
         with contextlib.suppress(urllib3.exceptions.HTTPError):
@@ -125,6 +137,24 @@ def start_web(stand: LiveStack, *options: str, **more: str) -> WebServer:
 
     until(lives, "the web server answers", 30)
     return server
+
+
+@contextlib.contextmanager
+def serve_here(resources: Resources) -> Iterator[tuple[HttpClient, Web]]:
+    """Serve in a thread of this process, for tests that look into the server or break it."""
+    web = Web(resources)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = make_server(web)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        until(lambda: server.started, "the web server has started", 30)
+        try:
+            yield HttpClient(port=listener.getsockname()[1]), web
+        finally:
+            server.handle_exit(signal.SIGTERM, None)
+            thread.join()
 
 
 def shop(folder: Path, model: Path, count: int = 12) -> Iterator[LiveStack]:

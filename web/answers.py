@@ -1,29 +1,34 @@
 """Questions to the query workers and their answers, for any number of requests at once.
 
-All requests share one subscribed connection: a question costs two commands on it, and no thread
-waits. `cli/query_client.py` does the same for one question of one process.
+All requests share one connection that hears every answer to this process: the ids of its questions
+begin alike, and it subscribes to that pattern once. So no request writes to the connection, and no
+thread waits. `cli/query_client.py` does the same for one question of one process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import secrets
 import time
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import redis.asyncio
-from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from pipeline.errors import ImgrecError, Overloaded, ServerUnavailable
 from pipeline.store.redis_client import PREFIX, trouble
+from web.shared_look import SharedLook
 from workers.patience import LAST_LOOK_S, Patience, nobody_answers
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
 from workers.routes import QUERY
+
+log = logging.getLogger(__name__)
 
 CONNECT_S = 2.0
 COMMAND_S = 5.0  # half a MiB may have to travel
@@ -57,17 +62,13 @@ class Answers:
             observe: called with the task and the seconds of each question.
         """
         self._url = url
-        self._look = look
         self._has_index = has_index
         self._most = most
         self._observe = observe
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # by channel
-        self._subscribed: dict[str, asyncio.Event] = {}
-        self._pubsub: PubSub | None = None
         self._down_since: float | None = time.monotonic()
-        self._writing = asyncio.Lock()
-        self._looking = asyncio.Lock()
-        self._last_look: tuple[float, Counter[str]] | None = None
+        self._quick_look = SharedLook(partial(look, LOOK_S), LOOK_KEPT_S)
+        self._last_look = SharedLook(partial(look, LAST_LOOK_S), LOOK_KEPT_S)
         self._client = redis.asyncio.Redis.from_url(
             url,
             socket_connect_timeout=CONNECT_S,
@@ -76,7 +77,7 @@ class Answers:
             retry=Retry(NoBackoff(), 0),
             max_connections=None,
         )
-        self._own = f"{PREFIX}web:{uuid.uuid4().hex}"  # so that something is always subscribed
+        self._mine = secrets.token_hex(6)  # how the ids of this process begin
 
     @property
     def waiting(self) -> int:
@@ -89,6 +90,9 @@ class Answers:
             try:
                 await self._listen()
             except (redis.RedisError, OSError) as error:
+                self._lost(error)
+            except Exception as error:  # a bug must not leave the server deaf
+                log.exception("Listening for answers failed unexpectedly; connecting again.")
                 self._lost(error)
             await asyncio.sleep(RECONNECT_S)
 
@@ -117,10 +121,10 @@ class Answers:
                 f"The web server already serves {self._most} queries (WEB_MAX_QUERIES): try again "
                 "in a moment."
             )
-        query_id, start = uuid.uuid4().hex, time.perf_counter()
+        query_id, start = f"{self._mine}{secrets.token_hex(10)}", time.perf_counter()
         channel = result_key(query_id)
         future = asyncio.get_running_loop().create_future()
-        self._waiting[channel], self._subscribed[channel] = future, asyncio.Event()
+        self._waiting[channel] = future
         try:
             patience = Patience(query_id, timeout_s)
             seconds, _ = await self._command(self._client.time())
@@ -128,7 +132,6 @@ class Answers:
             message = await asyncio.to_thread(
                 query_message, task, query_id, args, expires_s, float(seconds)
             )
-            await self._subscribe(channel)
             await self._command(self._client.lpush(QUEUE_KEY, message))
             while True:
                 done, _ = await asyncio.wait({future}, timeout=patience.pause())
@@ -138,16 +141,14 @@ class Answers:
         finally:
             self._observe(task, time.perf_counter() - start)
             self._waiting.pop(channel, None)
-            self._subscribed.pop(channel, None)
             if future.done() and not future.cancelled():
                 future.exception()  # retrieved, so that asyncio does not complain
-            await self._unsubscribe(channel)
 
     async def _look_after(self, patience: Patience, message: str, needs_index: bool) -> None:
         """Look whether a silent question can still be answered; send it again if it was lost."""
         late = patience.late  # before the looks, which take seconds
         try:
-            served = (await self.workers())[QUERY] or (await self.workers(LAST_LOOK_S))[QUERY]
+            served = (await self.workers())[QUERY] or (await self._last_look.get())[QUERY]
             due = served and not late and patience.due
             if due and not await self._command(self._client.llen(QUEUE_KEY)):
                 await self._command(self._client.lpush(QUEUE_KEY, message))
@@ -161,19 +162,13 @@ class Answers:
         if late:
             raise patience.timed_out()
 
-    async def workers(self, patience_s: float = LOOK_S) -> Counter[str]:
-        """Count the workers on each queue; requests that ask at the same time share one look.
+    async def workers(self) -> Counter[str]:
+        """Count the workers on each queue.
 
         Raises:
             ServerUnavailable: Redis does not answer.
         """
-        async with self._looking:
-            last = self._last_look
-            if last and time.monotonic() - last[0] < LOOK_KEPT_S and patience_s <= LOOK_S:
-                return last[1]
-            counts = await asyncio.to_thread(self._look, patience_s)
-            self._last_look = (time.monotonic(), counts)
-            return counts
+        return await self._quick_look.get()
 
     async def ping(self) -> None:
         """Check that Redis takes commands.
@@ -191,49 +186,30 @@ class Answers:
         except (redis.RedisError, OSError) as error:
             raise trouble(self._url, error) from error
 
-    async def _subscribe(self, channel: str) -> None:
-        """Subscribe and wait for the confirmation: an answer that comes after it is heard."""
-        event = self._subscribed[channel]
-        if self._pubsub is not None:
-            # Otherwise `_listen` subscribes to all that wait when the connection is there.
-            with contextlib.suppress(redis.RedisError, OSError):
-                async with self._writing:
-                    await self._pubsub.subscribe(channel)
-        try:
-            await asyncio.wait_for(event.wait(), COMMAND_S)
-        except TimeoutError:
-            raise trouble(self._url, None) from None
-
-    async def _unsubscribe(self, channel: str) -> None:
-        if self._pubsub is not None:
-            with contextlib.suppress(redis.RedisError, OSError):
-                async with self._writing:
-                    await self._pubsub.unsubscribe(channel)
-
     async def _listen(self) -> None:
+        """Hear answers until the connection is lost."""
         pubsub = self._client.pubsub()
         try:
-            await pubsub.subscribe(self._own, *self._waiting)
-            self._pubsub, self._down_since = pubsub, None
-            # What was stored while nobody listened was not heard.
-            waiting = list(self._waiting)
-            stored = await self._client.mget(waiting) if waiting else []
-            for channel, data in zip(waiting, stored, strict=True):
-                self._heard(channel, data)
+            await pubsub.psubscribe(result_key(f"{self._mine}*"))
             while True:
                 message = await pubsub.get_message(timeout=HEALTH_S)
                 if message is None:
                     await pubsub.ping()
-                    continue
-                channel = cast(bytes, message["channel"] or b"").decode()
-                if message["type"] == "subscribe" and channel in self._subscribed:
-                    self._subscribed[channel].set()
-                elif message["type"] == "message":
-                    self._heard(channel, message["data"])
+                elif message["type"] == "psubscribe":
+                    self._down_since = None
+                    await self._catch_up()
+                elif message["type"] == "pmessage":
+                    self._heard(message["channel"].decode(), message["data"])
         finally:
-            self._pubsub = None
             with contextlib.suppress(redis.RedisError, OSError):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _catch_up(self) -> None:
+        """Read the answers that were stored while nobody listened."""
+        waiting = list(self._waiting)
+        stored = await self._client.mget(waiting) if waiting else []
+        for channel, data in zip(waiting, stored, strict=True):
+            self._heard(channel, data)
 
     def _heard(self, channel: str, data: Any) -> None:
         meta = read_result(data)

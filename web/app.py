@@ -10,11 +10,10 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from web import docs, health, index, jobs, metrics, problems, search, system
+from web import docs, health, index, jobs, metrics, search, system
 from web.context import Web
-from web.headers import Patient, SecureHeaders
-from web.pages import add_pages
-from web.process_metrics import Measured
+from web.headers import EveryAnswer, Patient
+from web.pages import add_pages, errors
 from web.product_urls import ProductPaths
 from web.responses import add_schemas
 
@@ -34,10 +33,9 @@ def create_app(web: Web) -> FastAPI:
     settings = web.settings
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     middleware = [
-        Middleware(SecureHeaders),
+        Middleware(EveryAnswer, metrics=web.metrics, respond=errors.respond),
         Middleware(Patient, max_body=int(settings.web_max_body)),
         Middleware(ProductPaths),
-        Middleware(Measured),
     ]
     if origins:
         cors = Middleware(
@@ -60,7 +58,7 @@ def create_app(web: Web) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.web = web
-    problems.add_handlers(app)
+    errors.add_handlers(app)
     for router in (
         search.router,
         jobs.router,

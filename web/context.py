@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from fastapi import FastAPI, Request
 
@@ -14,10 +15,14 @@ from pipeline.images.decode import Limits
 from pipeline.images.memory_budget import MemoryBudget
 from pipeline.outbound import AllowedHosts, Client
 from pipeline.settings import Settings, cores
+from web.agreement import Agreement
 from web.answers import Answers
 from web.process_metrics import WebMetrics
 from web.rate_limit import RateLimiter
+from web.streams import Streams
 from workers.resources import Resources
+from workers.roll_call import parts_of_query
+from workers.routes import QUERY
 
 FETCHERS = 8  # images that are fetched at the same time
 THREADS = 32
@@ -46,6 +51,8 @@ class Web:
             self.settings.web_max_queries,
             lambda task, seconds: self.metrics.queries.labels(task).observe(seconds),
         )
+        self.agreement = Agreement(resources)
+        self.streams = Streams(self.settings.web_max_streams, self.settings.web_max_streams_per_key)
         self.limiter = RateLimiter(self.settings.redis_url, self.settings.rate_burst)
         # Images are verified beside each other on few threads: each may take 200 MB.
         self.decoders = ThreadPoolExecutor(max(2, cores()), "decode")
@@ -60,9 +67,23 @@ class Web:
             self.settings.max_image_pixels, self.settings.max_image_bytes, MemoryBudget()
         )
 
+    async def ask(
+        self, task: str, args: tuple[Any, ...], *, needs_index: bool = True
+    ) -> dict[str, Any]:
+        """Ask a query worker that works with this server's data; return its answer.
+
+        Raises:
+            SettingsDiffer: they work with other data. ImgrecError: see `Answers.ask`.
+        """
+        parts = await asyncio.to_thread(parts_of_query, task, args, self.settings)
+        await self.agreement.require((QUERY,), *parts)
+        timeout_s = self.settings.web_timeout_s
+        _, answer = await self.answers.ask(task, args, timeout_s, needs_index=needs_index)
+        return dict(answer)
+
     def has_index(self) -> bool:
         try:
-            return self.resources.versions.current_name() is not None
+            return self.resources.versions.is_published()
         except ImgrecError:
             return True  # a broken pointer is another error, which a worker explains
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from web.problems import Refusal, problem_response
+from web.process_metrics import WebMetrics
+
+Respond = Callable[[Request, Exception], Awaitable[Response]]
 
 MAX_HEADERS = 100
 BODY_SILENCE_S = 10.0  # between two pieces of a body
@@ -47,30 +54,47 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",  # unless an answer says otherwise
     "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
 }
 
 
-class SecureHeaders:
-    """Add what browsers need to be told; an answer is not stored unless it says so itself."""
+class EveryAnswer:
+    """Add what browsers need to be told to every answer, time it, and answer for a bug, too."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, metrics: WebMetrics, respond: Respond) -> None:
+        """Wrap everything else.
+
+        Args:
+            respond: answers a request that has raised an error.
+        """
+        self._app, self._metrics, self._respond = app, metrics, respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        start, started = time.perf_counter(), False
 
         async def add(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
+                self._metrics.observe(scope, message["status"], time.perf_counter() - start)
             await send(message)
 
-        await self._app(scope, receive, add)
+        try:
+            await self._app(scope, receive, add)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
+        except Exception as error:
+            if started:
+                raise
+            response = await self._respond(Request(scope), error)
+            await response(scope, receive, add)
 
 
 class Patient:

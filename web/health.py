@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from pipeline.errors import ImgrecError
+from pipeline.errors import ImgrecError, ServerUnavailable
 from web.context import Web, web_of
 from web.schemas import Health, Readiness
-from workers.routes import QUERY
+from workers.roll_call import has_heads, parts_of_query
+from workers.routes import QUERY, QUERY_IMAGE
 
 router = APIRouter()
 CHECK_S = 8.0
@@ -26,10 +28,15 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> JSONResponse:
     """Say whether queries can be served, and what is missing."""
     web = web_of(request)
-    names = ("redis", "database", "query_worker", "index")
-    looks = (_redis(web), _database(web), _query_worker(web), asyncio.to_thread(_index, web))
-    results = await asyncio.gather(*(_within(look) for look in looks))
-    checks = dict(zip(names, results, strict=True))
+    looks = {
+        "redis": _redis(web),
+        "database": _database(web),
+        "query_worker": _query_worker(web),
+        "same_data": _same_data(web),
+        "index": asyncio.to_thread(_index, web),
+    }
+    results = await asyncio.gather(*(_within(look) for look in looks.values()))
+    checks = dict(zip(looks, results, strict=True))
     missing = [name for name, ok in checks.items() if not ok]
     if web.stopping.is_set():
         missing.append("web")
@@ -59,8 +66,22 @@ async def _query_worker(web: Web) -> bool:
     return bool((await web.answers.workers())[QUERY])
 
 
+async def _same_data(web: Web) -> bool:
+    """Tell whether the query workers have this server's database and folders, where they answer."""
+    parts = await asyncio.to_thread(_parts, web)
+    with contextlib.suppress(TimeoutError, ServerUnavailable):  # another check says so
+        await asyncio.wait_for(web.agreement.require((QUERY,), *parts), CHECK_S - 1)
+    return True
+
+
+def _parts(web: Web) -> list[str]:
+    settings = web.settings
+    index, heads = parts_of_query(QUERY_IMAGE, (), settings), has_heads(settings)
+    return ["database", *index, *(["models"] if heads else [])]
+
+
 def _index(web: Web) -> bool:
     try:
-        return web.resources.versions.current_name() is not None
+        return web.resources.versions.is_published()
     except (ImgrecError, OSError):
         return False

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from pipeline.index.version_object import version_object
+from pipeline.index.versions import Version
 from web import schemas
 from web.access import Admin, Searcher
-from web.context import web_of
+from web.context import Web, web_of
 from web.responses import problems
+from workers import rollback as rollbacks
+from workers.routes import QUERY
 
 router = APIRouter(prefix="/v1/index")
 
@@ -35,7 +39,18 @@ def versions(request: Request, client: Admin) -> dict[str, Any]:
     response_model=schemas.RollbackAnswer,
     responses=problems(400, 404, 408, 409, 413, 415, 422, 503),
 )
-def rollback(request: Request, body: schemas.RollbackBody, client: Admin) -> dict[str, Any]:
+async def rollback(request: Request, body: schemas.RollbackBody, client: Admin) -> dict[str, Any]:
     """Publish an earlier version again."""
-    old, new = web_of(request).resources.versions.rollback(body.version)
+    old, new = await roll_back(web_of(request), body.version)
     return {"from": old, "to": new.name}
+
+
+async def roll_back(web: Web, version: str | None) -> tuple[str | None, Version]:
+    """Publish another version, by default the one before; return the name of the old and the new.
+
+    Raises:
+        SettingsDiffer: query workers have another data folder. ImgrecError: it cannot be published.
+    """
+    await web.agreement.require_of_running((QUERY,), "data")
+    old, new, _ = await asyncio.to_thread(rollbacks.roll_back, web.resources, version)
+    return old, new

@@ -15,8 +15,10 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pipeline.errors import ServerUnavailable, WrongUse
+from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse
+from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
+from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.rebuild.retry import plan_retry
 from pipeline.store.job_object import job_object, to_object
 from pipeline.store.jobs import AlreadyRequested, Job, JobRequest, Progress
@@ -26,6 +28,7 @@ from web.context import Web, web_of
 from web.responses import problems
 from workers.dispatch import require_names
 from workers.reconcile import advance
+from workers.routes import EMBED, INDEX
 from workers.webhooks import webhook_client
 
 router = APIRouter(prefix="/v1/jobs")
@@ -95,7 +98,6 @@ async def create_job(
     """Index a folder of product images. The answer comes when the folder is being listed."""
     web = web_of(request)
     request.state.values = body.folder
-    settings = web.settings
     if body.webhook_url is not None:
         _require_webhook(web, body.webhook_url)
     job_request = None
@@ -105,14 +107,8 @@ async def create_job(
     try:
         if job_request is not None:
             await asyncio.to_thread(web.resources.jobs.require_new, job_request)
-        await asyncio.to_thread(check_source, body.folder, settings)
-        await asyncio.to_thread(web.resources.dispatcher.require_broker)
         plan = partial(
-            plan_rebuild,
-            body.folder,
-            settings,
-            web.resources.jobs,
-            web.resources.versions,
+            await planner(web, body.folder),
             full=body.full,
             save_preprocessed=body.save_preprocessed,
             request=job_request,
@@ -123,6 +119,23 @@ async def create_job(
         job_id = repeated.job_id
     response.headers["Location"] = f"/v1/jobs/{job_id}"
     return await asyncio.to_thread(details, web, job_id)
+
+
+async def planner(web: Web, root: str) -> Callable[..., str]:
+    """Return what plans the rebuild of a folder, a store or a feed, which can be used.
+
+    Raises:
+        ImgrecError: it cannot, or the workers cannot be sent anything.
+    """
+    resources, settings = web.resources, web.settings
+    if feed_name(root) is not None:
+        await asyncio.to_thread(check_feed, root, resources.feeds)
+        plan = partial(plan_fetch, root, settings, resources.jobs, resources.feeds)
+    else:
+        await asyncio.to_thread(check_source, root, settings)
+        plan = partial(plan_rebuild, root, settings, resources.jobs, resources.versions)
+    await require_workers(web)
+    return plan
 
 
 def _require_webhook(web: Web, url: str) -> None:
@@ -209,17 +222,19 @@ def _csv(rows: Any) -> Iterator[str]:
     yield buffer.getvalue()
 
 
-def _existing(request: Request, job_id: str, client: Admin) -> str:
-    """Return the id of a job that there is: when a stream has begun, it is too late for a 404."""
+async def _followed(request: Request, job_id: str, client: Admin) -> AsyncIterator[str]:
+    """Hold a stream, and yield the id of its job; after its beginning, it is too late to refuse."""
+    web = web_of(request)
     require_names(job_id)
-    return web_of(request).resources.jobs.get(job_id).id
+    with web.streams.hold(client.key):
+        yield (await asyncio.to_thread(web.resources.jobs.get, job_id)).id
 
 
 @router.get(
     "/{job_id}/events", response_class=EventSourceResponse, responses=problems(404, 422, 503)
 )
 async def events(
-    request: Request, job_id: Annotated[str, Depends(_existing)], client: Admin
+    request: Request, job_id: Annotated[str, Depends(_followed)]
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow a rebuild: `progress` events with the object of a job, `end` with the last one."""
     web = web_of(request)
@@ -227,7 +242,7 @@ async def events(
     while not web.stopping.is_set():
         try:
             job = await asyncio.to_thread(details, web, job_id)
-        except ServerUnavailable:
+        except (ServerUnavailable, DatabaseFailed):
             job = before or {}  # the job outlives a database that restarts; so does this
         if job and job != before:
             ended = job["state"] in ("published", "failed", "cancelled")
@@ -246,9 +261,22 @@ async def start_retry(web: Web, job_id: str) -> str:
     """
     require_names(job_id)
     resources = web.resources
-    await asyncio.to_thread(resources.dispatcher.require_broker)
-    plan = partial(plan_retry, job_id, web.settings, resources.jobs, resources.versions)
+    await require_workers(web)
+    plan = partial(
+        plan_retry, job_id, web.settings, resources.jobs, resources.versions, resources.feeds
+    )
     return await start_plan(web, plan)
+
+
+async def require_workers(web: Web) -> None:
+    """Check that a job can be sent, to workers that would find it.
+
+    Raises:
+        ServerUnavailable: Redis does not answer.
+        SettingsDiffer: workers have another database or data folder.
+    """
+    await asyncio.to_thread(web.resources.dispatcher.require_broker)
+    await web.agreement.require((EMBED, INDEX), "database", "data")
 
 
 async def start_plan(web: Web, write_plan: Callable[..., str]) -> str:

@@ -7,7 +7,7 @@ import re
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_S = 5  # Retry-After of what is away or busy
+AWAY = (3, 4)  # exit codes: no index yet, a server is away
 # The nearest class that an error is of decides.
 STATUS: dict[type[BaseException], int] = {
     errors.NotFound: 404,
@@ -30,14 +31,12 @@ STATUS: dict[type[BaseException], int] = {
     errors.UnsupportedImage: 415,
     errors.WrongUse: 422,
     errors.Overloaded: 503,
-    errors.IndexMissing: 503,
-    errors.ServerUnavailable: 503,
-    errors.StoreRefused: 503,
     errors.TimedOut: 504,
     errors.ImgrecError: 500,
 }
-# A path of this machine: absolute, of two parts or more, neither part of a URL nor of a word.
-SERVER_PATH = re.compile(r"(?<![\w/:.])(?:/[^\s/'\",;:()]+){2,}/?")
+# A path of this machine: absolute, of two parts or more, neither part of a word nor of a URL but
+# that of an SQLite file.
+SERVER_PATH = re.compile(r"(?:(?<![\w/:.])|(?<=sqlite:///))(?:/[^\s/'\",;:()]+){2,}/?")
 
 
 class Problem(BaseModel):
@@ -75,13 +74,22 @@ def problem_response(
     return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Turn every error of a request into a problem."""
-    app.add_exception_handler(Refusal, _refusal)
-    app.add_exception_handler(ImgrecError, _imgrec_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(Exception, unexpected)
+def problem_of(request: Request, error: Exception) -> JSONResponse:
+    """Turn any error of a request into a problem; log those that the server is to blame for."""
+    if isinstance(error, Refusal):
+        return problem_response(error.status, error.kind, error.detail, error.headers)
+    if isinstance(error, ImgrecError):
+        status, kind, sentence = describe(error, getattr(request.state, "values", ""))
+        if status >= 500:
+            log.warning("%s %s: %s", request.method, request.url.path, error)
+        return problem_response(status, kind, sentence)
+    if isinstance(error, RequestValidationError):
+        if any(each["type"] == "json_invalid" for each in error.errors()):
+            return problem_response(400, "bad-request", "The body is not valid JSON.")
+        return problem_response(422, "wrong-use", invalid_sentence(error))
+    if isinstance(error, HTTPException):
+        return _http_exception(request, error)
+    return _unexpected(request, error)
 
 
 def describe(error: ImgrecError, request_values: str = "") -> tuple[int, str, str]:
@@ -91,6 +99,8 @@ def describe(error: ImgrecError, request_values: str = "") -> tuple[int, str, st
         request_values: what the client has sent; paths in it are no secret.
     """
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    if error.exit_code in AWAY:
+        status = 503
     kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
     return status, kind, public_sentence(str(error), request_values)
 
@@ -125,29 +135,8 @@ def _first(error: RequestValidationError) -> tuple[tuple[int | str, ...], str, A
     return first["loc"], reason, first.get("input")
 
 
-def _refusal(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refusal)
-    return problem_response(error.status, error.kind, error.detail, error.headers)
-
-
-def _imgrec_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ImgrecError)
-    status, kind, sentence = describe(error, getattr(request.state, "values", ""))
-    if status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, error)
-    return problem_response(status, kind, sentence)
-
-
-def _invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    if any(each["type"] == "json_invalid" for each in error.errors()):
-        return problem_response(400, "bad-request", "The body is not valid JSON.")
-    return problem_response(422, "wrong-use", invalid_sentence(error))
-
-
-def _http_exception(request: Request, error: Exception) -> JSONResponse:
+def _http_exception(request: Request, error: HTTPException) -> JSONResponse:
     """Describe what the framework refuses: an unknown path, a wrong method, a body too large."""
-    assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     sentences = {
         404: "There is nothing at this address: /docs lists what there is.",
@@ -158,7 +147,7 @@ def _http_exception(request: Request, error: Exception) -> JSONResponse:
     return problem_response(error.status_code, phrase.lower().replace(" ", "-"), sentence, headers)
 
 
-def unexpected(request: Request, error: Exception) -> JSONResponse:
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
     """Answer after a bug: its traceback is in the log only."""
     what = f"{request.method} {request.url.path}"
     if isinstance(error, RemoteError):

@@ -43,7 +43,7 @@ class ProductPaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
             raw = scope.get("raw_path") or quote(scope["path"]).encode()
-            scope = {**scope, "path": routed_path(raw.decode("ascii", "replace"))}
+            scope["path"] = routed_path(raw.decode("ascii", "replace"))
         await self._app(scope, receive, send)
 
 

@@ -6,13 +6,15 @@ import asyncio
 import base64
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi import Query as QueryParameter
 
-from pipeline.errors import NotFound
-from pipeline.search.query import MAX_OFFSET, Query
+from pipeline.errors import NotFound, WrongUse
+from pipeline.images.message_image import message_images
+from pipeline.search.query import MAX_IMAGES, MAX_OFFSET, Query
 from web.access import Rater, Searcher
 from web.context import Web, web_of
 from web.images import read_body
@@ -29,7 +31,7 @@ from web.schemas import (
     SearchAnswer,
     SearchBody,
 )
-from workers.routes import CLASSIFY_IMAGE, PRODUCT, PRODUCT_IMAGE, QUERY_IMAGE
+from workers.routes import CLASSIFY_IMAGE, PRODUCT, PRODUCT_IMAGE, QUERY, QUERY_IMAGE
 
 router = APIRouter(prefix="/v1")
 
@@ -43,13 +45,16 @@ ProductPath = Annotated[
 ]
 
 
-def _image_request(model: str) -> dict[str, Any]:
+def _image_request(model: str, *, several: bool = False) -> dict[str, Any]:
     """Document a body that is JSON or a form with a file."""
     schema = {"$ref": f"#/components/schemas/{model}"}
+    image: dict[str, Any] = {"type": "string", "format": "binary"}
+    if several:
+        image = {"type": "array", "items": image, "maxItems": MAX_IMAGES}
     form = {
         "allOf": [
             schema,
-            {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}},
+            {"type": "object", "properties": {"image": image}},
         ]
     }
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
@@ -60,28 +65,30 @@ def _image_request(model: str) -> dict[str, Any]:
     "/search",
     response_model=SearchAnswer,
     response_model_exclude_unset=True,
-    responses=problems(400, 404, 408, 413, 415, 422, 503, 504),
-    openapi_extra=_image_request("SearchBody"),
+    responses=problems(400, 404, 408, 409, 413, 415, 422, 503, 504),
+    openapi_extra=_image_request("SearchBody", several=True),
 )
 async def search(request: Request, client: Searcher) -> dict[str, Any]:
     """Find the products that look like an image, match a text, or resemble products."""
     start = time.perf_counter()
     web = web_of(request)
-    body, data = await read_body(request, SearchBody)
-    return await find_matches(web, body.query(web.settings), data, start)
+    body, images = await read_body(request, SearchBody)
+    return await find_matches(web, body.query(web.settings), images, start)
 
 
-async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+async def find_matches(
+    web: Web, query: Query, images: Sequence[bytes], start: float
+) -> dict[str, Any]:
     """Ask a query worker; `start` is when the request came, by `time.perf_counter`."""
-    query.require_subject(bool(data))
-    args: tuple[Any, ...] = (data, query.top_k)
+    query.require_subject(len(images))
+    args: tuple[Any, ...] = (message_images(images), query.top_k)
     if query.options:
         args += (query.options,)
-    _, answer = await web.answers.ask(QUERY_IMAGE, args, web.settings.web_timeout_s)
+    answer = await web.ask(QUERY_IMAGE, args)
     for match in answer["matches"]:
         match["image"] = product_url(match["product_id"], "image")
     answer["took_ms"] = round(1000 * (time.perf_counter() - start), 1)
-    return dict(answer)
+    return answer
 
 
 @router.get(
@@ -91,9 +98,8 @@ async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dic
 )
 async def product(request: Request, product_id: ProductPath, client: Searcher) -> dict[str, Any]:
     """Show a product of the index and its imported data."""
-    web = web_of(request)
     name = _product_id(product_id)
-    _, answer = await web.answers.ask(PRODUCT, (name,), web.settings.web_timeout_s)
+    answer = await web_of(request).ask(PRODUCT, (name,))
     return {**answer, "image": product_url(name, "image")}
 
 
@@ -127,7 +133,7 @@ async def similar(
         index_version=index_version,
         total=True,
     )
-    return await find_matches(web, query, b"", start)
+    return await find_matches(web, query, (), start)
 
 
 @router.get(
@@ -148,9 +154,7 @@ async def image(
     ] = 256,
 ) -> Response:
     """Show a product's image, encoded again as JPEG."""
-    web = web_of(request)
-    name = _product_id(product_id)
-    _, answer = await web.answers.ask(PRODUCT_IMAGE, (name, size), web.settings.web_timeout_s)
+    answer = await web_of(request).ask(PRODUCT_IMAGE, (_product_id(product_id), size))
     data = base64.b64decode(answer["jpeg"])
     etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": f"private, max-age={IMAGE_MAX_AGE_S}"}
@@ -162,22 +166,17 @@ async def image(
 @router.post(
     "/classify",
     response_model=Classes,
+    response_model_exclude_unset=True,
     responses=problems(400, 408, 413, 415, 422, 503, 504),
     openapi_extra=_image_request("ClassifyBody"),
 )
 async def classify(request: Request, client: Searcher) -> dict[str, Any]:
     """Name the category and attributes of a product."""
-    web = web_of(request)
-    body, data = await read_body(request, ClassifyBody)
-    if not data:
-        from pipeline.errors import WrongUse
-
-        raise WrongUse("Name an image: send a file, image_base64 or image_url.")
-    args = (data, True) if body.use_trained else (data,)
-    _, answer = await web.answers.ask(
-        CLASSIFY_IMAGE, args, web.settings.web_timeout_s, needs_index=False
-    )
-    return dict(answer)
+    body, images = await read_body(request, ClassifyBody)
+    if len(images) != 1:
+        raise WrongUse("Name an image, and only one: send a file, image_base64 or image_url.")
+    args = (images[0], True) if body.use_trained else (images[0],)
+    return await web_of(request).ask(CLASSIFY_IMAGE, args, needs_index=False)
 
 
 @router.post(
@@ -188,7 +187,9 @@ async def classify(request: Request, client: Searcher) -> dict[str, Any]:
 )
 async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[str, Any]:
     """Record what somebody thought of a match."""
-    log = web_of(request).resources.feedback_log
+    web = web_of(request)
+    log = web.resources.feedback_log
+    await web.agreement.require_of_running((QUERY,), "database")
 
     def add() -> dict[str, Any]:
         query = log.wait_for_query(body.query_id)

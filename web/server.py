@@ -102,7 +102,15 @@ def serve(
             "NAME --scope admin' makes one."
         )
     listener = _listen(host, port)
-    web = Web(resources, public=public)
+    server = make_server(Web(resources, public=public))
+    name = f"[{host}]" if ":" in host else host
+    tell(f"http://{name}:{listener.getsockname()[1]}")
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    server.run(sockets=[listener])
+
+
+def make_server(web: Web) -> Server:
+    """Return the server of an application, with its limits."""
     config = uvicorn.Config(
         create_app(web),
         http=Protocol,
@@ -116,10 +124,7 @@ def serve(
         timeout_graceful_shutdown=STOP_S,
         lifespan="on",
     )
-    name = f"[{host}]" if ":" in host else host
-    tell(f"http://{name}:{listener.getsockname()[1]}")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    Server(config, web).run(sockets=[listener])
+    return Server(config, web)
 
 
 def _listen(host: str, port: int) -> socket.socket:

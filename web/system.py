@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request
 from pipeline.index.changes import changes
 from pipeline.search.facets import columns
 from pipeline.store.heartbeat import read_heartbeats
-from pipeline.store.redis_client import PREFIX, connect
 from web import schemas
 from web.access import Admin, Searcher
 from web.context import Web, web_of
@@ -53,11 +52,7 @@ def _facts(web: Web) -> dict[str, Any]:
     from pipeline.classify.head_store import list_heads
 
     settings, resources = web.settings, web.resources
-    client = connect(settings.redis_url, 2)
-    try:
-        queues = {queue: int(client.llen(f"{PREFIX}{queue}")) for queue in QUEUES}
-    finally:
-        client.close()
+    queues = {queue: resources.dispatcher.queue_length(queue) for queue in QUEUES}
     heartbeats = [
         {
             "worker": worker.name,
@@ -73,7 +68,7 @@ def _facts(web: Web) -> dict[str, Any]:
     ]
     heads = [
         {"category": head.category, "attribute": head.attribute}
-        for head in list_heads(settings.models_dir)
+        for head in list_heads(resources.heads.folder())
     ]
     model = settings.embedding_model.rstrip("/").rpartition("/")[2]
     return {

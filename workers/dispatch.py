@@ -112,13 +112,20 @@ class CeleryDispatcher:
 
     @contextmanager
     def _broker(self) -> Iterator[None]:
-        """Turn what kombu and redis-py raise into the sentence about Redis."""
+        """Turn what kombu and redis-py raise into the sentence about Redis.
+
+        kombu 5.7 may use a channel that was closed a moment ago, with its connection: `None`.
+        """
         from kombu.exceptions import OperationalError
 
         try:
             yield
         except (OperationalError, redis.RedisError) as error:
             raise trouble(self._redis_url, error) from error
+        except AttributeError as error:
+            if error.obj is not None:
+                raise
+            raise trouble(self._redis_url, None) from error
 
 
 class InlineDispatcher:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,15 +21,19 @@ class KnownVectors:
         version: Version | None,
         *,
         reuse: bool = True,
+        warned: Container[str] = (),
     ) -> None:
         """Know the vectors of one fingerprint.
 
         Args:
             reuse: false for vectors that are only kept, never looked up.
+            warned: paths of images of the version that have a warning. Their vectors are computed
+                again where the file is new: else nobody would be warned of its copy.
         """
         self._cache = cache
         self._fingerprint = fingerprint_id
         self._reuse = reuse
+        self._warned = warned
         self._version = version if version and version.fingerprint == fingerprint_id else None
 
     def get(self, digest: str) -> NDArray[np.float32] | None:
@@ -35,6 +41,8 @@ class KnownVectors:
             return None
         if self._version is not None:
             row = self._version.row_of_hash(digest)
+            if row is not None and self._version.paths[row] in self._warned:
+                return None
             if row is not None:
                 return np.array(self._version.vectors[row])
         return self._cache.get_vector(self._fingerprint, digest)

@@ -21,6 +21,7 @@ from pipeline.images.memory_budget import limit_malloc_arenas
 from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.store.redis_client import connect, require_fit
 from workers import transport
+from workers.log_escape import escape
 from workers.reconcile import reconcile
 from workers.resources import Resources, process_resources
 from workers.roll_call import Announcer
@@ -63,6 +64,7 @@ def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any
     """Fit the configuration to the queues that this worker serves."""
     settings = process_resources().settings
     _require_fit_broker(settings.redis_url)
+    _require_fit_store(process_resources())
     transport.install()
     limit_malloc_arenas()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
@@ -127,6 +129,14 @@ def silence_loggers(**_: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def escape_log(logger: logging.Logger, **_: Any) -> None:
+    """Let no name of a file steer the terminal that shows the log."""
+    for handler in logger.handlers:
+        handler.addFilter(escape)
+
+
 @signals.worker_ready.connect
 def start_helpers(sender: Any, **_: Any) -> None:
     """Start this worker's threads: memory watch, reconciler."""
@@ -161,6 +171,17 @@ def _require_fit_broker(redis_url: str) -> None:
         pass
     except ServerUnavailable as error:
         sys.exit(f"Error: {error}")
+
+
+def _require_fit_store(resources: Resources) -> None:
+    """End at once where ARTIFACTS_URL names no fit store; one that is away is waited for."""
+    try:
+        resources.require_fit_artifacts()
+    except ServerUnavailable as error:
+        log.warning("%s This worker waits for it.", error)
+    except ImgrecError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(error.exit_code)
 
 
 def _queues(option: Any) -> set[str]:

@@ -21,8 +21,11 @@ from typing import Any
 import redis
 
 from pipeline.errors import SettingsDiffer
-from pipeline.store.identity import PARTS, SETTING_OF, Identifier, Identity
+from pipeline.settings import Settings
+from pipeline.storage.address import is_address
+from pipeline.store.identity import PARTS, SETTING_OF, STORE_SETTING, Identifier, Identity
 from pipeline.store.redis_client import PREFIX, connect, server_time, trouble
+from workers.routes import CLASSIFY_IMAGE, FAILURE_IMAGE
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +156,7 @@ def require_agreement(
     queues: Sequence[str],
     parts: Sequence[str],
     present: list[Announcement],
+    me: str = ME,
 ) -> None:
     """Refuse to send work that would reach a worker with another database or folder.
 
@@ -161,6 +165,7 @@ def require_agreement(
 
     Args:
         present: what the workers have said, see `RollCall.present`.
+        me: what this process is called in the sentence.
 
     Raises:
         SettingsDiffer: with the settings, their values on each side, and what to do.
@@ -168,12 +173,33 @@ def require_agreement(
     """
     said = {each.worker: each.at for each in present}
     deadline = time.monotonic() + STALE_S + EVERY_S
-    while dispute := Dispute.find(mine, present, queues, parts):
+    while dispute := Dispute.find(mine, present, queues, parts, me):
         silent = [each for each in dispute.dissenters if each.at == said.get(each.worker)]
         if not silent or time.monotonic() > deadline:
             raise SettingsDiffer(str(dispute))
         time.sleep(LOOK_S)
         present = roll_call.present()
+
+
+def parts_of_query(task: str, args: Sequence[Any], settings: Settings) -> list[str]:
+    """Return what a query worker must share with who asks, for the answer to be the expected one.
+
+    A question may come from a host that has neither an index nor heads. One that has them expects
+    an answer from them.
+    """
+    if task == FAILURE_IMAGE:
+        return ["database"]
+    if task == CLASSIFY_IMAGE:
+        return ["models"] if args[1:] and has_heads(settings) else []
+    has_index = settings.artifacts_url or (settings.index_dir / "CURRENT").is_file()
+    return ["data"] if has_index else []
+
+
+def has_heads(settings: Settings) -> bool:
+    """Tell whether heads were trained here, or may be in the store that all hosts share."""
+    if settings.artifacts_url:
+        return True
+    return next(settings.models_dir.glob("*/*/model.pt"), None) is not None
 
 
 def serving(present: Sequence[Announcement], queues: Sequence[str]) -> list[Announcement]:
@@ -222,7 +248,7 @@ class Dispute:
 
     def __str__(self) -> str:
         settings = "; ".join(
-            f"{SETTING_OF[part]} is {' but '.join(_side(group, part) for group in groups)}"
+            f"{_setting(groups, part)} is {' but '.join(_side(group, part) for group in groups)}"
             for part, groups in self.sides.items()
         )
         return (
@@ -243,6 +269,14 @@ def _groups(processes: list[tuple[str, Identity]], part: str) -> list[list[tuple
         else:
             groups.append([each])
     return groups
+
+
+def _setting(groups: list[list[tuple[str, Identity]]], part: str) -> str:
+    """Name the setting that says where a part is, or both, where some have a store instead."""
+    places = [is_address(getattr(group[0][1], part).where) for group in groups]
+    if part == "database" or not any(places):
+        return SETTING_OF[part]
+    return STORE_SETTING if all(places) else f"{STORE_SETTING} or {SETTING_OF[part]}"
 
 
 def _side(group: list[tuple[str, Identity]], part: str) -> str:

@@ -258,6 +258,10 @@ class Transport(redis.Transport):
     Channel = Channel
     connection_errors = (*redis.Transport.connection_errors, OutOfMemoryError)
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+        self._refused: set[str] = set()  # sentences about the remote control, one for each command
+
     def _deliver(self, message: Any, queue: str) -> None:
         try:
             if queue in QUEUES:
@@ -288,7 +292,12 @@ class Transport(redis.Transport):
     def _refuse(
         self, message: Any, queue: str, refusal: Refused, cause: Exception | None = None
     ) -> None:
-        log.error("Queue %s: %s", queue, refusal, exc_info=cause)
+        # A monitor such as Flower repeats its commands every few seconds.
+        repeated = queue not in QUEUES and str(refusal) in self._refused
+        level = logging.DEBUG if repeated else logging.ERROR
+        log.log(level, "Queue %s: %s", queue, refusal, exc_info=cause)
+        if queue not in QUEUES:
+            self._refused.add(str(refusal))
         headers = message.get("headers") if isinstance(message, dict) else None
         task_id = headers.get("id") if isinstance(headers, dict) else None
         tag = _tag(message)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import json
-import pickle
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from PIL import Image
 
 from pipeline.embed import int8, numeric_precision, unread_text
 from pipeline.embed.architecture import ARCHITECTURES, Architecture, context_of, pool
-from pipeline.embed.fingerprint import model_revision
+from pipeline.embed.fingerprint import model_revision, require_readable_model
 from pipeline.embed.image_inputs import ImageToInputs, load_image_to_inputs
-from pipeline.errors import SetupError, one_line
+from pipeline.embed.not_loadable import not_loadable, unknown_kind
+from pipeline.errors import SetupError
 from pipeline.settings import Settings
 
 Vectors = NDArray[np.float32]
@@ -171,16 +171,64 @@ def load_clip(settings: Settings) -> Clip:
     No code of the model's own is run, and no weights that are not there are made up.
 
     Raises:
-        SetupError: not found, not readable, of an unknown kind, or the device is missing.
+        SetupError: not found, not loadable, of an unknown kind, or the device is missing.
+        OSError: the folder of the model, or HF_HOME, lacks a right or space, see `access.explain`.
     """
+    import torch
+
+    require_readable_model(settings.embedding_model)
+    device = choose_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    checkpoint = _load_checkpoint(settings.embedding_model, settings.embedding_revision)
+    model = checkpoint.model.eval().to(device)
+    small = numeric_precision.is_small(model)
+    max_batch = SMALL_BATCH if device == "cpu" and small else None
+
+    @functools.cache
+    def clip_in(precision: str) -> Clip:
+        """Return the model in a numeric precision; all share their weights."""
+        in_int8 = precision == "int8"
+        encoder = int8.make_encoder(model, settings.threads) if in_int8 else None
+        return Clip(
+            settings.embedding_model,
+            checkpoint.architecture,
+            model if encoder is None else _with_image_encoder(model, encoder),
+            checkpoint.to_inputs,
+            checkpoint.tokenizer,
+            device,
+            precision,
+            max_batch,
+        )
+
+    if settings.model_precision == "auto" and small:
+        return clip_in("fp32")
+    return clip_in(
+        numeric_precision.choose(
+            settings,
+            model_revision(settings.embedding_model, settings.embedding_revision),
+            device,
+            numeric_precision.available(model, device),
+            lambda precision: clip_in(precision).embed_images,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What a model's folder holds; `tokenizer` is None where texts cannot be embedded."""
+
+    architecture: Architecture
+    model: Any
+    to_inputs: Any
+    tokenizer: Any
+
+
+def _load_checkpoint(name: str, revision: str) -> _Checkpoint:
     import torch
     import transformers
 
-    name, revision = settings.embedding_model, settings.embedding_revision
     folder = Path(name).expanduser()
     source = str(folder) if folder.is_dir() else name
-    device = choose_device(settings.device)
-    torch.set_num_threads(settings.threads)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     safe: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
@@ -189,7 +237,7 @@ def load_clip(settings: Settings) -> Clip:
         model_type = auto.AutoConfig.from_pretrained(source, **safe).model_type
         architecture = ARCHITECTURES.get(model_type)
         if architecture is None:
-            raise _unknown_kind(name, model_type)
+            raise unknown_kind(name, model_type)
         model, loading = auto.AutoModel.from_pretrained(
             source,
             dtype=torch.float32,
@@ -201,44 +249,15 @@ def load_clip(settings: Settings) -> Clip:
     except SetupError:
         raise
     except Exception as error:  # each model class raises its own kinds; all mean "not loadable"
-        raise _not_loadable(name, error) from error
+        raise not_loadable(name, error) from error
     if loading["missing_keys"]:
         first = min(loading["missing_keys"])
         raise SetupError(
             f"The model {name} cannot be loaded: {len(loading['missing_keys'])} of its weights are "
             f"missing, e.g. {first}. Get the checkpoint of the whole {architecture.name} model."
         )
-    model.eval().to(device)
     tokenizer = _load_tokenizer(name, source, safe) if architecture.has_words else None
-    small = numeric_precision.is_small(model)
-    max_batch = SMALL_BATCH if device == "cpu" and small else None
-
-    @functools.cache
-    def clip_in(precision: str) -> Clip:
-        in_int8 = precision == "int8"
-        encoder = int8.make_encoder(model, settings.threads) if in_int8 else None
-        return Clip(
-            name,
-            architecture,
-            model if encoder is None else _with_image_encoder(model, encoder),
-            to_inputs,
-            tokenizer,
-            device,
-            precision,
-            max_batch,
-        )
-
-    if settings.model_precision == "auto" and small:
-        return clip_in("fp32")
-    return clip_in(
-        numeric_precision.choose(
-            settings,
-            model_revision(name, revision),
-            device,
-            numeric_precision.available(model, device),
-            lambda precision: clip_in(precision).embed_images,
-        )
-    )
+    return _Checkpoint(architecture, model, to_inputs, tokenizer)
 
 
 def _with_image_encoder(model: Any, encoder: Any) -> Any:
@@ -288,61 +307,4 @@ def _load_tokenizer(name: str, source: str, safe: dict[str, Any]) -> Any:
     try:
         return auto.AutoTokenizer.from_pretrained(source, **safe)
     except Exception as error:  # as above
-        raise _not_loadable(name, error) from error
-
-
-def _unknown_kind(name: str, model_type: str) -> SetupError:
-    known = ", ".join(sorted({each.name for each in ARCHITECTURES.values()}, key=str.lower))
-    return SetupError(
-        f"The model {name} is of type {model_type!r}, which imgrec does not know how to make "
-        f"vectors with. Set EMBEDDING_MODEL to one of these kinds: {known}; see 'imgrec models'."
-    )
-
-
-def _not_loadable(name: str, error: Exception) -> SetupError:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return SetupError(
-            f"The model in the folder {name} cannot be loaded: {_folder_reason(folder, error)}."
-        )
-    return SetupError(
-        f"The model {name} cannot be loaded: it is not a folder, and the hub answered: "
-        f"{_reason(error)}. Check the name and the network, or set EMBEDDING_MODEL to a folder "
-        "with a transformers model."
-    )
-
-
-def _folder_reason(folder: Path, error: Exception) -> str:
-    if not (folder / "config.json").is_file():
-        if any(folder.glob("open_clip_*")):
-            return (
-                "it is in OpenCLIP's own format: take the model's transformers version, which has "
-                "a config.json"
-            )
-        inner = sorted(file.parent.name for file in folder.glob("*/config.json"))
-        if inner:
-            return f"it has no config.json, but its sub-folder {inner[0]} does: name that one"
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
-        missing.append("model.safetensors")
-    if not (folder / "preprocessor_config.json").is_file():
-        missing.append("preprocessor_config.json")
-    if missing:
-        return f"the folder lacks {', '.join(missing)}"
-    return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"a JSON file is broken ({error})"
-    if "trust_remote_code" in str(error):
-        return (
-            "it needs Python code of its own, which imgrec does not run: take a model that "
-            "transformers itself knows"
-        )
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-        return (
-            "its weights file contains more than tensors, which could run code: take the model's "
-            "safetensors version"
-        )
-    return one_line(error).rstrip(".")
+        raise not_loadable(name, error) from error

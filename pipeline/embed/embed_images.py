@@ -28,7 +28,7 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, sha256
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
-from pipeline.images.source import ImageSource, Read
+from pipeline.images.source import ImageReader, Read
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.cutout_cache import PreparedCache
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
@@ -105,11 +105,15 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image that was read and preprocessed: what the model will see."""
+    """An image that was read and preprocessed: what the model will see.
+
+    The vector of one with a warning goes into no cache: the next rebuild has to warn again.
+    """
 
     position: int
     digest: str
     image: Image.Image
+    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class ShardResult:
 
 
 def embed_shard(
-    source: ImageSource,
+    source: ImageReader,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -157,7 +161,7 @@ def embed_shard(
 
 
 def embed_isolated(
-    source: ImageSource,
+    source: ImageReader,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -188,7 +192,7 @@ def embed_isolated(
 class Reader:
     """Reads and preprocesses images of one source."""
 
-    source: ImageSource
+    source: ImageReader
     embedder: Embedder
     cache: VectorCache
     save: Callable[[str, Image.Image], None] | None = None
@@ -259,7 +263,7 @@ class Reader:
         if vector is not None:
             items.append(Embedded(position, digest, vector, reused=True))
         else:
-            items.append(ReadImage(position, digest, prepared.image))
+            items.append(ReadImage(position, digest, prepared.image, bool(prepared.warning)))
         return items
 
     def _preprocess(self, data: bytes, digest: str) -> PreparedImage:
@@ -338,8 +342,9 @@ def _embed_batch(
 ) -> list[Embedded]:
     with times.measure("embed"):
         vectors = embedder.encoder.embed_images([item.image for item in batch])
+    pairs = zip(batch, vectors, strict=True)
     with times.measure("write"):
-        cache.put({item.digest: vector for item, vector in zip(batch, vectors, strict=True)})
+        cache.put({item.digest: vector for item, vector in pairs if not item.warned})
     return [
         Embedded(item.position, item.digest, vector)
         for item, vector in zip(batch, vectors, strict=True)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.access import require_readable
 from pipeline.atomic_files import file_sha256
 from pipeline.preprocess.prepare import Preprocessing
 from pipeline.settings import Settings
@@ -49,6 +50,20 @@ def find_fingerprint(settings: Settings) -> Fingerprint | None:
     identity = {"revision": revision, "preprocessing": spec}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Fingerprint(digest[:16], {"model": settings.embedding_model, **identity})
+
+
+def require_readable_model(name: str) -> None:
+    """Check that the hub's cache can be read, where a model is to come from it or into it.
+
+    Without the right, it would look empty, and the model missing.
+
+    Raises:
+        FolderUnavailable: it cannot.
+    """
+    if not Path(name).expanduser().is_dir():
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        require_readable(Path(HF_HUB_CACHE), "HF_HOME")
 
 
 def model_revision(name: str, revision: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,8 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pipeline.access import is_unavailable
 from pipeline.errors import ImgrecError
 from pipeline.feeds.records import Item
+from pipeline.names import nfc
 
 BATCH = 1000
 SCHEMA = """
@@ -65,10 +68,26 @@ class Staging:
         self._connection.close()
         self._folder.cleanup()
 
+    def regular(self, file: Path) -> Path:
+        """Return a file that can be read several times: a copy of what a pipe brings.
+
+        Raises:
+            OSError: it cannot be read. ImgrecError: the temporary folder is full.
+        """
+        if file.is_file():
+            return file
+        copy = Path(self._folder.name) / "piped" / file.name  # the suffix may tell the format
+        with file.open("rb") as pipe, _told():
+            copy.parent.mkdir()
+            with copy.open("wb") as stream:
+                shutil.copyfileobj(pipe, stream)
+        return copy
+
     def add(self, item: Item) -> None:
-        packed = json.dumps([item.facts, item.images, item.urls, item.parent], ensure_ascii=False)
-        product = item.parent or item.item_id
-        self._batch.append((item.line, item.item_id, product, item.alias, packed))
+        """Add an item; ids and paths in the one form in which names are compared."""
+        item_id, parent, images = nfc(item.item_id), nfc(item.parent), list(map(nfc, item.images))
+        packed = json.dumps([item.facts, images, item.urls, parent], ensure_ascii=False)
+        self._batch.append((item.line, item_id, parent or item_id, nfc(item.alias), packed))
         if len(self._batch) >= BATCH:
             self._flush()
 
@@ -78,6 +97,11 @@ class Staging:
             self._flush()
             self._connection.execute("CREATE INDEX by_product ON items (product, n)")
             self._connection.execute("CREATE INDEX by_item ON items (item_id)")
+
+    def count_items(self) -> int:
+        """Return how many ids of items there are."""
+        (count,) = self._connection.execute("SELECT COUNT(DISTINCT item_id) FROM items").fetchone()
+        return int(count)
 
     def strip_float_zeros(self) -> None:
         """Take the `.0` from ids such as 12.0."""
@@ -234,7 +258,9 @@ class Staging:
 def _told() -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, OSError) as error:
+        if isinstance(error, OSError) and not is_unavailable(error):
+            raise
         raise ImgrecError(
             f"The file cannot be staged in {tempfile.gettempdir()}: {error}. Free some space "
             "there, or set TMPDIR to a folder that has it."

@@ -8,8 +8,9 @@ import math
 import os
 import re
 import struct
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -52,6 +53,7 @@ UPRIGHT = {
 }
 
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF
+PLANAR, SEPARATE = 284, 2
 SETTING_LIKE = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b")
 
 # Of 1,500 photos of clothing, white on white among them, the plainest has a range of 88 between its
@@ -63,6 +65,9 @@ BLANK = "the image is blank, all of one color: it will be similar to any other b
 # larger is cut away, see `without_metadata`.
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024**2  # bytes of one, unpacked
 PngImagePlugin.MAX_TEXT_MEMORY = 32 * 1024**2  # bytes of all
+
+# Pillow warns on stderr of metadata that it cannot read, with a line of its own code.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Our own limit is checked from the header, before any pixel is decoded, and is lower than Pillow's;
 # Pillow's would be a second, unconfigurable one.
@@ -109,10 +114,14 @@ def sha256(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An 8-bit sRGB image, and what is wrong with its file although it could be read."""
+    """An 8-bit sRGB image, and what is wrong with its file although it could be read.
+
+    `size` is the width and height of the file's own pixels, before it was turned upright.
+    """
 
     image: Image.Image
     warnings: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
 
 
 class _CorruptError(Exception):
@@ -167,13 +176,13 @@ def _decode_or_mend(data: bytes, decode: Callable[[bytes], Decoded]) -> Decoded:
         if pixels is not None:
             mended = decode(pixels)
             what = "its metadata is too large or broken and was ignored, with any color profile"
-            return Decoded(mended.image, (*mended.warnings, what))
+            return replace(mended, warnings=(*mended.warnings, what))
         complete = completions(data) if cut_off else None
         if complete is not None:
             mended, other = decode(complete[0]), decode(complete[1])
             if mended.image.tobytes() == other.image.tobytes():
                 what = "the end marker of the JPEG is missing; its pixels are complete"
-                return Decoded(mended.image, (*mended.warnings, what))
+                return replace(mended, warnings=(*mended.warnings, what))
     except (_CorruptError, LookupError, ValueError, ArithmeticError, struct.error):
         pass  # it cannot be mended
     raise BadImage(reason)
@@ -189,7 +198,7 @@ def _decode(
             raise _CorruptError("the image is corrupt: its chunks cannot be read") from error
         raise UnsupportedImage(unsupported(data)) from error
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
-        raise _broken(error) from error
+        raise _broken(error, data) from error
     with image:
         _require_pixels(image.size, limits)
         width, height = image.size
@@ -198,6 +207,7 @@ def _decode(
                 f"the image is {width}x{height} pixels, but each side must have at least "
                 f"{limits.min_side}"
             )
+        _require_readable_planes(image)
         try:
             reject_decompression_bomb(image, data, limits.max_pixels)
             # In the image's own shape: in a square one, a 4:3 photo would be decoded twice as
@@ -217,11 +227,11 @@ def _decode(
         except BadImage:
             raise
         except Exception as error:  # as above
-            raise _broken(error) from error
+            raise _broken(error, data) from error
     warnings = [warning] if warning else []
     if _is_blank(rgb):
         warnings.append(BLANK)
-    return Decoded(rgb, tuple(warnings))
+    return Decoded(rgb, tuple(warnings), (width, height))
 
 
 def _is_blank(rgb: Image.Image) -> bool:
@@ -239,6 +249,18 @@ def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
         )
 
 
+def _require_readable_planes(image: Image.Image) -> None:
+    """Refuse a TIFF whose colors lie apart with more than 8 bits: Pillow reads them as 8 bits."""
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(PLANAR) != SEPARATE:
+        return
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))
+    if len(bits) > 1 and max(bits) > 8:
+        raise BadImage(
+            f"the TIFF image has {max(bits)} bits in separate planes, which is not read: save it "
+            "with interleaved channels, or as PNG"
+        )
+
+
 def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
     """Cut off the last row and column of a reduced JPEG where less than a block made them.
 
@@ -253,10 +275,12 @@ def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((0, 0, *whole))
 
 
-def _broken(error: Exception) -> Exception:
+def _broken(error: Exception, data: bytes) -> Exception:
     if isinstance(error, MemoryError):
         return ImageOutOfMemory()
-    if "truncated" in str(error).lower():
+    # A WebP says how long it is.
+    short = data[:4] == b"RIFF" and 8 + int.from_bytes(data[4:8], "little") > len(data)
+    if short or "truncated" in str(error).lower():
         return _CorruptError("the image is cut off (truncated file)", cut_off=True)
     reason = one_line(error)
     if SETTING_LIKE.search(reason):  # a constant of a library, which nobody can set

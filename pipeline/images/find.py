@@ -42,12 +42,14 @@ ONE_FOLDER = (
 class ImageFile:
     """One image below a root: its posix path from there, bytes, modification time in ns.
 
-    Of an object in a store, the time is a number that stands for its ETag.
+    Of an object in a store, the time is a number that stands for its ETag; of an image of a feed,
+    one that stands for its content, whose hash is known.
     """
 
     path: str
     size: int
     mtime_ns: int
+    sha256: str = ""
 
 
 @dataclass
@@ -251,10 +253,13 @@ def confined(root: Path, path: str) -> Path:
         BadImage: `..` or a link leads out of the folder, or in circles.
     """
     folder = root.resolve()
+    circle = BadImage("the file is a broken symbolic link", "read")
     try:
         full = (folder / path).resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13
-        raise BadImage("the file is a broken symbolic link", "read") from error
+        raise circle from error
+    if full.is_symlink():  # since Python 3.13
+        raise circle
     if not full.is_relative_to(folder):
         raise BadImage("the path leads outside the products folder", "read")
     return full

@@ -21,10 +21,11 @@ ALWAYS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
 AVIF_BRANDS = (b"avif", b"avis")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1")
 
+RAW = re.compile(rb"II\*\0.{4}CR", re.DOTALL)
 OTHERS = (
     (re.compile(rb"8BPS"), "a Photoshop file"),
     (re.compile(rb"%PDF-"), "a PDF document"),
-    (re.compile(rb"II\*\0.{4}CR", re.DOTALL), "a camera's raw file"),
+    (RAW, "a camera's raw file"),
     (re.compile(rb"FUJIFILMCCD-RAW|IIRO|IIU\0"), "a camera's raw file"),
     (
         re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE svg[^>]*>\s*)?<svg\b"),
@@ -34,6 +35,8 @@ OTHERS = (
     (re.compile(rb"\s*[\[{]\s*[\"\]}]"), "JSON text"),
     (re.compile(rb"\x00\x00\x01\x00"), "an icon file"),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive"),
+    (re.compile(rb"\x1f\x8b"), "a gzip archive"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
     (re.compile(rb".{4}ftyp", re.DOTALL), "a video or another ISO media file"),
 )
 
@@ -63,12 +66,19 @@ def _heif() -> bool:
     return True
 
 
+def _unread(name: str, what: str) -> str:
+    """Say why an image of a format that Pillow may know cannot be read."""
+    if name in readable():
+        return f"the file is {what} that is corrupt or cut off: its content cannot be read"
+    return f"the file is {what}, which this Pillow cannot read: update it"
+
+
 def unsupported(data: bytes) -> str:
     """Say what a file is that cannot be read, and what would help."""
     head = data[:512]
     if head[4:8] == b"ftyp":
         if head[8:12] in AVIF_BRANDS:
-            return "the file is an AVIF image, which this Pillow cannot read: update it"
+            return _unread("AVIF", "an AVIF image")
         if head[8:12] in HEIF_BRANDS:
             if "HEIF" in readable():
                 return "the HEIC image is corrupt: its content cannot be read"
@@ -76,7 +86,13 @@ def unsupported(data: bytes) -> str:
     if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
         return "the file is a JPEG XL image, which imgrec does not read: save it as PNG or JPEG"
     if head.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")):
-        return "the file is a JPEG 2000 image, which this Pillow cannot read: update it"
+        return _unread("JPEG2000", "a JPEG 2000 image")
+    if head.startswith((b"II*\0", b"MM\0*")) and not RAW.match(head):
+        return "the TIFF image cannot be read: it is corrupt, cut off or of a kind that is not read"
+    if head.startswith(b"version https://git-lfs"):
+        return "the file is a pointer of Git LFS: 'git lfs pull' fetches the image"
+    if data and not data.strip(b"\0"):
+        return "the file holds zeros only, as after an interrupted copy"
     names = ", ".join(name for name in readable() if name != "DIB")
     for start, name in OTHERS:
         if start.match(head):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,14 +123,7 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
                 f"{agreement:.3f}, at least {MASK_BOUND} is required): set REMBG_BACKEND=auto."
             )
         return load(backend_name)
-    candidates = []
-    for name, backend in BACKENDS.items():
-        if backend.can_run(model):
-            try:
-                candidates.append(measure(name))
-            except SetupError as error:
-                log.warning("Background removal continues without %s. %s", backend.PACKAGE, error)
-    chosen = fastest(candidates, MASK_BOUND) or "onnxruntime"
+    chosen = _fastest(model, measure) or "onnxruntime"
     try:
         return load(chosen)
     except SetupError as error:
@@ -139,6 +132,18 @@ def _load_on_cpu(settings: Settings, weights: Path, threads: int, at_once: int) 
         # It worked when it was measured.
         log.warning("Background removal continues in onnxruntime. %s", error)
         return load("onnxruntime")
+
+
+def _fastest(model: str, measure: Callable[[str], Candidate]) -> str | None:
+    """Return the fastest backend whose masks agree with onnxruntime's; None where it is fastest."""
+    candidates = []
+    for name, backend in BACKENDS.items():
+        if backend.can_run(model):
+            try:
+                candidates.append(measure(name))
+            except SetupError as error:
+                log.warning("Background removal continues without %s. %s", backend.PACKAGE, error)
+    return fastest(candidates, MASK_BOUND)
 
 
 def _compare(model: str, exact: Network, name: str, other: Network, at_once: int) -> Candidate:

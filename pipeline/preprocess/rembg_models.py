@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline.access import unavailable_cause
 from pipeline.errors import SetupError, one_line
 from pipeline.preprocess.onnx_runtime import require_cuda
 from pipeline.preprocess.prepare import Remover
@@ -68,7 +69,7 @@ def weights_file(model: str) -> Path:
     except SetupError:
         raise
     except Exception as error:  # rembg lets through whatever its downloader raises
-        raise no_weights(model, error) from error
+        raise unavailable_cause(error) or no_weights(model, error) from error
 
 
 def load_remover(model: str, threads: int, device: str) -> Remover:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.embed.embed_images import VectorCache
 from pipeline.errors import NotFound, WrongUse
+from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import Query
 
@@ -36,10 +37,12 @@ def embed_image(
     data: bytes,
     digest: str,
     cache: VectorCache,
-    prepare: Callable[[bytes], Image.Image],
+    prepare: Callable[[bytes], PreparedImage],
     embed: Callable[[Image.Image], Vector],
-) -> Vector:
-    """Return an image's (d,) unit vector: the cached one, or the model's.
+) -> tuple[Vector, str | None]:
+    """Return an image's (d,) unit vector, the cached one or the model's, and a warning.
+
+    With a warning it is not cached, so that the same query is warned again.
 
     Args:
         data: the bytes of the file. digest: their SHA-256.
@@ -47,10 +50,29 @@ def embed_image(
         embed: runs the model.
     """
     vector = cache.get(digest)
-    if vector is None:
-        vector = embed(prepare(data))
+    if vector is not None:
+        return vector, None
+    prepared = prepare(data)
+    vector = embed(prepared.image)
+    if not prepared.warning:
         cache.put({digest: vector})
-    return vector
+    return vector, prepared.warning
+
+
+def mean_vector(vectors: Sequence[Vector]) -> Vector:
+    """Return the (d,) unit mean of the images of one product.
+
+    Raises:
+        WrongUse: they cancel out.
+    """
+    if len(vectors) == 1:
+        return vectors[0]
+    total = np.sum([vector.astype(np.float64) for vector in vectors], axis=0)
+    length = float(np.linalg.norm(total))
+    if length < 1e-6:
+        raise WrongUse("The images of the query cancel each other out.")
+    unit: Vector = (total / length).astype(np.float32)
+    return unit
 
 
 def compose(

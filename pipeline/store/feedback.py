@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import NotFound, WrongUse
+from pipeline.names import nfc
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
 from pipeline.store.backend import Row
 from pipeline.store.database import Database, count_change
@@ -103,6 +104,8 @@ class FeedbackLog:
             WrongUse: the query did not show this product.
         """
         products = [product for product, _ in query.matches]
+        if product_id not in products:
+            product_id = nfc(product_id)
         if product_id not in products:
             available = ", ".join(products[:10]) or "nothing"
             raise WrongUse(

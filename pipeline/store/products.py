@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
+from pipeline.names import nfc
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.store.catalogue_columns import column_of
 from pipeline.store.catalogue_import import NAME, Outcome, import_feed
 from pipeline.store.database import Database
+from pipeline.store.feeds import Origin
 
 
 class Products:
@@ -25,9 +27,12 @@ class Products:
         *,
         replace: bool = False,
         dry_run: bool = False,
+        origin: Origin | None = None,
     ) -> Outcome:
         """Import a file, all or nothing, see `import_feed`."""
-        return import_feed(self._database, feed, types or {}, replace=replace, dry_run=dry_run)
+        return import_feed(
+            self._database, feed, types or {}, replace=replace, dry_run=dry_run, origin=origin
+        )
 
     def revision(self) -> int:
         """Return a number that every import changes."""
@@ -59,6 +64,7 @@ class Products:
 
         Reads only what it needs: a catalogue of a million products is not held in memory.
         """
+        paths = list(map(nfc, paths))
         folders = {folder for path in paths for folder in _candidates(path)}
         with self._database.transaction(read_only=True) as tx:
             images = tx.rows(

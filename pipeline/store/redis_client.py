@@ -168,21 +168,7 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
     # Redis quotes the arguments of a command that it does not know; those may be a password.
     reason = str(error).split(", with args")[0].rstrip(".")
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in ANOTHER_NAME:
-            return (
-                f"The certificate of {server} is for another name ({error.verify_message}): write "
-                f"the name that it was made for in {setting}."
-            )
-        if error.verify_code in NOT_NOW:
-            return (
-                f"The certificate of {server} is not valid now ({error.verify_message}): the clock "
-                f"of this machine says {time.strftime('%Y-%m-%d %H:%M %Z')}. Set the clock, or "
-                "renew the certificate."
-            )
-        return (
-            f"The certificate of {server} is not trusted ({error.verify_message}): name the file "
-            f"of its authority in {setting}, e.g. rediss://HOST:6379/0?ssl_ca_certs=FILE."
-        )
+        return _explain_certificate(error, server, setting)
     if isinstance(error, ssl.SSLError) or (tls and "handshake operation timed out" in reason):
         return (
             f"{server} rejects this TLS connection ({reason}): if it does not use TLS, write "
@@ -233,3 +219,21 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             f"TLS, write rediss:// in {setting}."
         )
     return None
+
+
+def _explain_certificate(error: ssl.SSLCertVerificationError, server: str, setting: str) -> str:
+    if error.verify_code in ANOTHER_NAME:
+        return (
+            f"The certificate of {server} is for another name ({error.verify_message}): write "
+            f"the name that it was made for in {setting}."
+        )
+    if error.verify_code in NOT_NOW:
+        return (
+            f"The certificate of {server} is not valid now ({error.verify_message}): the clock "
+            f"of this machine says {time.strftime('%Y-%m-%d %H:%M %Z')}. Set the clock, or "
+            "renew the certificate."
+        )
+    return (
+        f"The certificate of {server} is not trusted ({error.verify_message}): name the file "
+        f"of its authority in {setting}, e.g. rediss://HOST:6379/0?ssl_ca_certs=FILE."
+    )

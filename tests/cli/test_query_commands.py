@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,10 +211,15 @@ def test_the_old_name_of_an_option_works_and_says_so_on_stderr(
     assert names[0] not in imgrec("query", "--help").out.split()
 
 
-def test_the_note_about_a_renamed_setting_comes_after_the_answer(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_note_about_a_renamed_setting_comes_after_the_answer_and_to_people_only(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    terminal: bool,
 ) -> None:
-    """Scripts read an answer from its first line on, also where stderr is merged into it."""
+    """Scripts read the first or the last line, also where stderr is merged into stdout."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRECISION", "fp32")
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
@@ -222,7 +228,8 @@ def test_the_note_about_a_renamed_setting_comes_after_the_answer(
     load_settings.cache_clear()
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("No rebuilds yet")
-    assert lines[-1].startswith("PRECISION was renamed to MODEL_PRECISION")
+    note = "PRECISION was renamed to MODEL_PRECISION"
+    assert [line.startswith(note) for line in lines[1:]] == ([True] if terminal else [])
 
 
 @pytest.mark.parametrize("debug", [False, True])

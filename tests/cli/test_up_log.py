@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cli.up_log import UpLog
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -13,6 +17,15 @@ from cli.up_log import UpLog
 log = UpLog(Path(sys.argv[1]), 1000)
 for number in range(int(sys.argv[2])):
     log.write(f"line {number:04d} of a worker")
+"""
+
+FULL = """
+import os, sys
+from pathlib import Path
+from cli.up_log import UpLog
+UpLog(Path(sys.argv[1]), 1000).write("a line")
+print("done", file=sys.stderr)
+os._exit(0)  # the interpreter would write stdout once more
 """
 
 
@@ -41,7 +54,14 @@ def test_a_short_log_stays_whole(tmp_path: Path) -> None:
 
 def test_a_terminal_or_a_pipe_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "up.log").write_text("of an earlier run " * 1000)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "up.log"), "50"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) == 50
-    assert (tmp_path / "up.log").stat().st_size == 18_000
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-c", FULL, str(tmp_path / "up.log")]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=True)
+    assert done.stderr == b"done\n"
+
+
+def test_a_name_in_the_log_does_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    UpLog(tmp_path / "up.log", 1000).write("embed | No thumbnail of a\x1b[31m\x9b2J.jpg")
+    assert capsys.readouterr().out == "embed | No thumbnail of a\\x1b[31m\\x9b2J.jpg\n"

@@ -122,6 +122,31 @@ def test_a_right_that_is_missing_is_one_sentence_with_code_4_and_loses_nothing(
 
 
 @pytest.mark.parametrize(
+    ("command", "mode", "offline"),
+    [(REBUILD, 0, "1"), (QUERY, 0, "1"), (QUERY, 0o555, "0")],  # offline, nothing is written
+)
+def test_a_hub_cache_that_is_denied_is_named_and_not_the_model(
+    shop: LiveStack, command: tuple[str, ...], mode: int, offline: str
+) -> None:
+    hub = shop.folder / "hub"
+    hub.chmod(mode)
+    done = subprocess.run(
+        [*BARE, BIN / "imgrec", *command],
+        cwd=shop.folder,
+        # The address of nobody: a download fails at once.
+        env=shop.env(EMBEDDING_MODEL="o/m", HF_HUB_OFFLINE=offline, HF_ENDPOINT="http://[::1]:9"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    hub.chmod(0o700)
+    assert done.returncode == 4, done.stderr
+    assert f"Error: HF_HOME ({hub}" in done.stderr
+    assert f"(uid {os.geteuid()}) may not " in done.stderr
+    assert "a bug" not in done.stderr
+
+
+@pytest.mark.parametrize(
     ("folder", "mode", "row", "state"),
     [
         ("data", 0o555, "disk", "error"),

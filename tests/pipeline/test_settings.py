@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.errors import ServerUnavailable, WrongUse
 from pipeline.settings import GIB, MIB, RENAMED, Settings, cores, load_settings
@@ -34,6 +36,41 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(
     monkeypatch.setenv("TOP_K", "9")
     settings = load_settings()
     assert (settings.top_k, settings.shard_size, settings.embed_batch_size) == (9, 99, 32)
+
+
+def test_a_byte_order_mark_hides_no_setting(folder: Path) -> None:
+    """Editors of Windows write one."""
+    (folder / ".env").write_text("TOP_K=7\nSHARD_SIZE=99\n", encoding="utf-8-sig")
+    assert (load_settings().top_k, load_settings().shard_size) == (7, 99)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("TOP_K=7\n".encode("utf-16"), "is UTF-16, not UTF-8"),  # PowerShell's >
+        ("DATA_DIR=/srv/größe\n".encode("latin-1"), "is not UTF-8"),
+    ],
+)
+def test_an_env_file_in_another_encoding_is_a_sentence(
+    folder: Path, data: bytes, words: str
+) -> None:
+    (folder / ".env").write_bytes(data)
+    with pytest.raises(WrongUse, match=f"^The settings file .env of the working folder {words}: "):
+        load_settings()
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_an_env_file_that_cannot_be_read_is_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    (folder / ".env").write_text("TOP_K=7\n")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(error, os.strerror(error), ".env")
+
+    monkeypatch.setattr("dotenv.main.DotEnv.dict", refuse)
+    with pytest.raises(WrongUse, match=f"cannot be read: {os.strerror(error)}"):
+        load_settings()
 
 
 def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,3 +289,32 @@ def test_a_postgresql_that_is_away_is_a_sentence() -> None:
         Database(url).transaction(),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("value", "directives"),
+    [
+        ("noai, NoImageAI", {"noai", "noimageai"}),
+        ("noindex", {"noindex"}),
+        ("off", set()),
+    ],
+)
+def test_directives_of_robots_are_words(value: str, directives: set[str]) -> None:
+    assert Settings(_env_file=None, fetch_robots=value).robots_directives == directives
+
+
+@pytest.mark.parametrize("value", ["noai;noimageai", "no ai", ",", "1"])
+def test_other_directives_are_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match="words separated by commas"):
+        Settings(_env_file=None, fetch_robots=value)
+
+
+@pytest.mark.parametrize("value", ["*", "*,10.1.0.0/16", "cdn.example,*.shop.example"])
+def test_feeds_may_come_from_every_public_host(value: str) -> None:
+    assert Settings(_env_file=None, fetch_hosts=value).fetch_hosts == value
+
+
+@pytest.mark.parametrize("setting", ["image_url_hosts", "webhook_hosts"])
+def test_what_strangers_name_never_may(setting: str) -> None:
+    with pytest.raises(ValidationError, match="neither a host"):
+        Settings(_env_file=None, **{setting: "*"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import os
 import re
@@ -107,6 +108,37 @@ def test_an_upload_finds_its_product_and_a_box_searches_for_a_part(
         page.get_by_role("heading", name=f"{N_PRODUCTS + 1} of {N_PRODUCTS + 1} matches")
     ).to_be_visible()
     expect(page.locator(".card")).to_have_count(N_PRODUCTS + 1 - 24)
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_an_image_can_be_dropped_or_pasted(page: Page, stand: LiveStack, way: str) -> None:
+    photo = (stand.products / "kind0" / "product-003.jpg").read_bytes()
+    page.goto("/")
+    page.evaluate(
+        """([way, text]) => {
+            const data = new DataTransfer();
+            const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+            data.items.add(new File([bytes], "mine.jpg", { type: "image/jpeg" }));
+            const Kind = way === "drop" ? DragEvent : ClipboardEvent;
+            const options = { bubbles: true, dataTransfer: data, clipboardData: data };
+            document.getElementById("drop").dispatchEvent(new Kind(way, options));
+        }""",
+        [way, base64.b64encode(photo).decode()],
+    )
+    expect(page.get_by_role("img", name="Your image: mine.jpg")).to_be_visible()
+    expect(page.locator(".card")).to_have_count(24)
+    assert ids(page)[0] == "kind0/product-003"
+
+
+def test_a_phone_takes_a_photo(browser: Browser, web: WebServer, stand: LiveStack) -> None:
+    with open_page(browser, web.url, width=390, phone=True) as page:
+        page.goto("/")
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Take a photo").tap()
+        assert chooser.value.element.get_attribute("capture") == "environment"
+        chooser.value.set_files(stand.products / "kind0" / "product-003.jpg")
+        expect(page.locator(".card")).to_have_count(24)
+        assert ids(page)[0] == "kind0/product-003"
 
 
 def test_a_box_can_be_moved_with_keys(page: Page, stand: LiveStack) -> None:

@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 import pytest
+import urllib3
 from live_stack import LiveStack, draw_product
 from PIL import Image
 from web_stand import WebServer
@@ -42,12 +43,47 @@ def test_text_and_products_are_questions_too(web: WebServer) -> None:
     assert "kind0/product-003" not in [m["product_id"] for m in answer.json["matches"]]
 
 
+def test_every_option_is_the_command_lines(web: WebServer, stand: LiveStack) -> None:
+    fields = {"not": "blue", "diverse": 0.5, "min_score": -0.9, "explain": True, "limit": 4}
+    answer = web.search(text="shoe", **fields)
+    assert answer.status == 200, answer.body
+    options = ["--exclude-text", "blue", "--diversity", "0.5", "--min-score=-0.9", "--explain"]
+    done = stand.answer("query", "--text", "shoe", *options, "--top-k", "4", "--wait")
+    matches = answer.json["matches"]
+    assert [{key: match[key] for key in done["matches"][0]} for match in matches] == done["matches"]
+    assert answer.json["took_ms"] > 0
+
+
+def test_a_classification_is_the_command_lines(
+    web: WebServer, stand: LiveStack, photo: Path
+) -> None:
+    answer = web.upload("/v1/classify", photo.read_bytes())
+    assert answer.status == 200, answer.body
+    assert answer.json == stand.answer("classify", str(photo), "--wait")
+    text = base64.b64encode(photo.read_bytes()).decode()
+    assert web.post("/v1/classify", json={"image_base64": text}).json == answer.json
+    assert "Name an image" in web.post("/v1/classify", json={}).detail
+
+
+def test_a_blank_image_is_told_beside_the_answer_and_on_the_page(
+    web: WebServer, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (64, 64), "white").save(blank)
+    words = "the image is blank"
+    assert words in web.search(blank, limit=3).json["warnings"][0]
+    assert words in web.upload("/v1/classify", blank.read_bytes()).json["warnings"][0]
+    assert words in web.upload("/results", blank.read_bytes()).body.decode()
+    assert "warnings" not in web.search(text="a red shoe", limit=3).json
+
+
 def test_a_products_image_comes_encoded_again_and_is_kept_by_its_etag(web: WebServer) -> None:
     path = "/v1/products/kind0%2Fproduct-003/image"
     answer = web.get(f"{path}?size=64")
     assert answer.status == 200, answer.body
     assert answer.headers["Content-Type"] == "image/jpeg"
     assert answer.body[:3] == b"\xff\xd8\xff"
+    assert answer.headers["Cache-Control"] == "private, max-age=300"
     again = web.get(f"{path}?size=64", headers={"If-None-Match": answer.headers["ETag"]})
     assert (again.status, again.body) == (304, b"")
 
@@ -114,6 +150,30 @@ def test_a_box_is_the_same_as_the_part_cut_out(
         assert found["product_id"] == product
     tiny = web.search(tmp_path / "both.png", box="0,0,0.01,0.01")
     assert (tiny.status, "the box holds" in tiny.detail) == (422, True)
+
+
+def test_several_images_of_one_product_are_averaged(web: WebServer, stand: LiveStack) -> None:
+    files = [stand.products / f"kind0/product-00{number}.jpg" for number in (3, 6)]
+    texts = [base64.b64encode(file.read_bytes()).decode() for file in files]
+    answer = web.search(image_base64=texts, limit=9)
+    assert answer.status == 200, answer.body
+    scores = {match["product_id"]: match["score"] for match in answer.json["matches"]}
+    first, second = (scores[f"kind0/product-00{number}"] for number in (3, 6))
+    assert first == pytest.approx(second, abs=1e-4)
+    parts = [("image", (file.name, file.read_bytes())) for file in files]
+    body, content_type = urllib3.encode_multipart_formdata([*parts, ("limit", "9")])
+    form = web.post("/v1/search", body=body, headers={"Content-Type": content_type})
+    assert form.json["matches"] == answer.json["matches"]
+    shown = stand.query(files[0], str(files[1]), "--top-k", "9")["matches"]
+    assert [match["score"] for match in shown] == [
+        match["score"] for match in answer.json["matches"]
+    ]
+    assert web.search(image_base64=texts * 5).status == 422
+    assert web.search(image_base64=texts, box=[0, 0, 0.5, 1]).status == 422
+    off = web.search(files[0], box="auto")
+    assert (off.status, "--box auto needs background removal" in off.detail) == (422, True)
+    unknown = web.search(files[0], collapse="duplicates")
+    assert (unknown.status, "run 'imgrec duplicates'" in unknown.detail) == (409, True)
 
 
 def test_feedback_is_recorded_for_the_rank_that_was_shown(web: WebServer) -> None:

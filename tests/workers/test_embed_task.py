@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from PIL import Image
 from toy_pipeline import ToyPipeline
 
 from pipeline.errors import ServerUnavailable, SetupError, WrongUse
+from pipeline.images.decode import sha256
 from workers.embed import MAX_CRASHES, embed
 from workers.resources import HOST
 
@@ -148,7 +150,7 @@ def test_an_error_that_persists_ends_the_job_with_its_reason(
     def broken_disk(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("workers.embed.write_shard", broken_disk)
+    monkeypatch.setattr("pipeline.embed.shard_files.write_shard", broken_disk)
     job_id = desk.shop.plan()
     for _ in range(desk.resources.settings.shard_max_attempts):
         embed(desk.resources, job_id, 0)
@@ -169,7 +171,7 @@ def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
 
     job_id = desk.shop.plan()
     with monkeypatch.context() as full:
-        full.setattr("workers.embed.write_shard", disk_full)
+        full.setattr("pipeline.embed.shard_files.write_shard", disk_full)
         for _ in range(3 * desk.resources.settings.shard_max_attempts):
             embed(desk.resources, job_id, 0)
             assert desk.job(job_id).open
@@ -457,3 +459,64 @@ def test_a_result_that_the_database_never_takes_ends_the_job_with_the_reason(
     embed(desk.resources, job_id, 0)
     assert desk.job(job_id).state == "failed"
     assert "cannot hold this text" in str(desk.job(job_id).error)
+
+
+def warned(desk: InlineWorker, job_id: str) -> set[str]:
+    failures = desk.shop.jobs.failures(job_id)
+    assert all("blank" in failure.reason and failure.warning for failure in failures)
+    return {failure.path for failure in failures}
+
+
+def test_a_blank_image_is_warned_of_in_each_rebuild_however_its_vector_comes(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    blank = desk.shop.root / "kind0" / "blank.png"
+    Image.new("RGB", (64, 64), "white").save(blank)
+    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}
+    unchanged = desk.rebuild()
+    assert (warned(desk, unchanged), desk.progress(unchanged).embedded) == ({"kind0/blank.png"}, 0)
+    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}  # from job to job
+    os.utime(blank, ns=(1, 1))
+    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}
+    (desk.shop.root / "copy.png").write_bytes(blank.read_bytes())
+    images = encoder.images
+    copied = desk.rebuild()
+    assert warned(desk, copied) == {"copy.png", "kind0/blank.png"}
+    assert encoder.images == images + 1
+    (desk.shop.root / "kind1" / "copy.png").write_bytes(
+        (desk.shop.root / "kind0" / "00.png").read_bytes()
+    )
+    assert desk.progress(desk.rebuild()).embedded == 0  # a vector without a warning is reused
+    blank.unlink()
+    assert warned(desk, desk.rebuild()) == {"copy.png"}
+    assert warned(desk, desk.rebuild(full=True)) == {"copy.png"}
+
+
+def test_a_file_that_changes_after_the_listing_is_read_again_by_the_next_rebuild(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    file = desk.shop.root / "kind0" / "00.png"
+    job_id = desk.shop.plan()
+    desk.shop.draw("kind0/00.png", seed=999)
+    desk.advance(job_id)
+    desk.work()
+    version = desk.shop.versions.current()
+    row = list(version.paths).index("kind0/00.png")
+    assert version.sha256[row].decode() == sha256(file.read_bytes())  # whole, as it was then
+    assert version.files[row][1] != file.stat().st_mtime_ns
+    desk.rebuild()
+    version = desk.shop.versions.current()
+    assert version.files[row][1] == file.stat().st_mtime_ns
+
+
+def test_a_file_that_is_still_being_written_is_a_failure_until_it_is_whole(
+    desk: InlineWorker, encoder: CountingEncoder
+) -> None:
+    whole = (desk.shop.root / "kind0" / "00.png").read_bytes()
+    file = desk.shop.root / "new.png"
+    file.write_bytes(whole[: len(whole) // 2])
+    assert [failure.path for failure in desk.shop.jobs.failures(desk.rebuild())] == ["new.png"]
+    with file.open("ab") as stream:
+        stream.write(whole[len(whole) // 2 :])
+    assert desk.shop.jobs.failures(desk.rebuild()) == []
+    assert "new.png" in desk.shop.versions.current().paths

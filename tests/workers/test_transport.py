@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,3 +94,14 @@ def test_only_remote_control_that_inspects_is_accepted() -> None:
     for body in ("", "not base64!", base64.b64encode(b"[]").decode(), 3):
         with pytest.raises(transport.Refused):
             transport.check_control({"body": body})
+
+
+def test_a_command_that_a_monitor_repeats_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Flower asks each worker for task events every five seconds."""
+    doorman = transport.Transport(SimpleNamespace(transport_options={}))
+    for _ in range(3):
+        for queue in ("embed@host.celery.pidbox", "embed"):
+            doorman._refuse(control("enable_events"), queue, transport.Refused("not accepted"))
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert sum("pidbox" in line for line in lines) == 1
+    assert sum("Queue embed:" in line for line in lines) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import pickle
 import socket
@@ -107,7 +109,7 @@ def test_workers_on_one_machine_get_names_of_their_own(process: InlineWorker) ->
 def test_a_worker_without_queues_serves_all(process: InlineWorker) -> None:
     instance, conf = configure_worker(None)
     assert {queue.name for queue in conf.task_queues} == set(routes.QUEUES)
-    assert instance.hostname.startswith("embed-index-query-")
+    assert instance.hostname.startswith("embed-fetch-index-query-")
 
 
 @pytest.mark.parametrize("queues", [None, "query", "embed,query"])
@@ -340,3 +342,24 @@ def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives
     desk.start_again(use_bg_removal=True)
     lifecycle._load_model(desk.resources)
     assert "rembg is not installed" in caplog.text
+
+
+def test_a_name_in_a_worker_s_log_does_not_steer_a_terminal() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = logging.Logger("a worker's")
+    logger.addHandler(handler)
+    lifecycle.escape_log(logger=logger)
+    name = "a\x1b[31m\x9b.jpg"
+    try:
+        raise ValueError(name)
+    except ValueError:
+        logger.exception("No thumbnail of %s", name)
+    text = stream.getvalue()
+    assert not set(text) & {"\x1b", "\x9b"}
+    lines = text.splitlines()
+    assert lines[0] == "No thumbnail of a\\x1b[31m\\x9b.jpg"
+    assert (lines[1], lines[-1]) == (
+        "Traceback (most recent call last):",
+        "ValueError: a\\x1b[31m\\x9b.jpg",
+    )

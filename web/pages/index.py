@@ -14,12 +14,12 @@ from pipeline.classify.head_store import list_heads
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.index.changes import changes
 from pipeline.index.version_object import version_object
-from pipeline.settings import Settings
 from pipeline.store.heartbeat import READY, read_heartbeats
 from web.access import Client
 from web.context import Web, web_of
+from web.index import roll_back
 from web.pages.view import render
-from web.pages.visit import AdminVisitor, PageRoute, fields, problem_of
+from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
 from workers.routes import QUEUES
 
 router = APIRouter(prefix="/index", route_class=PageRoute, include_in_schema=False)
@@ -50,7 +50,7 @@ async def _index_page(
         try:
             difference = await asyncio.to_thread(_difference, web, old, new)
         except ImgrecError as problem:
-            _, difference_error = problem_of(problem)
+            _, difference_error = sentence_of(problem)
     return render(
         request,
         "index.html",
@@ -64,7 +64,7 @@ async def _index_page(
         difference_error=difference_error,
         error=error,
         settings=web.settings,
-        heads=await asyncio.to_thread(_heads, web.settings),
+        heads=await asyncio.to_thread(_heads, web),
     )
 
 
@@ -81,20 +81,19 @@ def _difference(web: Web, old: str, new: str) -> list[tuple[str, int, list[str]]
     return [(kind, each["total"], each["paths"]) for kind, each in result.items()]
 
 
-def _heads(settings: Settings) -> list[str]:
+def _heads(web: Web) -> list[str]:
     """Name the trained heads; whether they can be read, a worker finds out."""
-    return [head.folder.as_posix() for head in list_heads(settings.models_dir)]
+    return [head.folder.as_posix() for head in list_heads(web.resources.heads.folder())]
 
 
 @router.post("/rollback")
 async def rollback(request: Request, client: AdminVisitor) -> Response:
     """Publish another version, and show the versions."""
     texts, _ = await fields(request)
-    store = web_of(request).resources.versions
     try:
-        await asyncio.to_thread(store.rollback, texts.get("version") or None)
+        await roll_back(web_of(request), texts.get("version") or None)
     except ImgrecError as problem:
-        status, error = problem_of(problem)
+        status, error = sentence_of(problem)
         return await _index_page(request, client, error, status)
     return RedirectResponse("/index", 303)
 
@@ -117,7 +116,7 @@ async def workers(request: Request, client: AdminVisitor) -> Response:
     try:
         rows = await asyncio.to_thread(_workers, web)
     except ServerUnavailable as problem:
-        _, error = problem_of(problem)
+        _, error = sentence_of(problem)
     return render(
         request,
         "workers.html",

@@ -16,7 +16,7 @@ from web.context import Web, web_of
 from web.images import verified
 from web.pages.question import PAGE, Question
 from web.pages.view import render
-from web.pages.visit import PageRoute, SearchVisitor, fields, problem_of
+from web.pages.visit import PageRoute, SearchVisitor, fields, sentence_of
 from web.search import find_matches
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -99,7 +99,7 @@ async def _outcome(
         elif not question.has_subject:
             return Outcome()
         query = question.body(client.name, box if data else "").query(web.settings)
-        return Outcome(await find_matches(web, query, data, start))
+        return Outcome(await find_matches(web, query, [data] if data else (), start))
     except ImgrecError as error:
-        status, sentence = problem_of(error)
+        status, sentence = sentence_of(error)
         return Outcome(error=sentence, status=status)

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from pipeline.errors import ImgrecError
 from web.access import (
@@ -27,7 +26,7 @@ from web.access import (
 )
 from web.context import web_of
 from web.pages.view import is_fragment, render
-from web.problems import Refusal, describe, unexpected
+from web.problems import Refusal, describe
 
 MAX_FIELDS = 200  # of a form: two for each column that can be filtered by
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -37,47 +36,28 @@ class LoginNeeded(Exception):
     """Nobody is logged in."""
 
 
-def problem_of(error: Exception, values: str = "") -> tuple[int, str]:
+def sentence_of(error: ImgrecError, values: str = "") -> tuple[int, str]:
     """Return the status and the sentence of an error; see `problems.describe`."""
-    if isinstance(error, Refusal):
-        return error.status, error.detail
-    if isinstance(error, HTTPException):
-        large = "The upload is larger than WEB_MAX_BODY allows: choose a smaller image."
-        return error.status_code, large if error.status_code == 413 else str(error.detail)
-    assert isinstance(error, ImgrecError)
     status, _, sentence = describe(error, values)
     return status, sentence
 
 
 class PageRoute(APIRoute):
-    """Shows errors as pages, and who is not logged in the form to do so."""
+    """Has errors shown as pages, and shows who is not logged in the form to do so."""
 
     def get_route_handler(self) -> Handler:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            request.state.page = True
             try:
                 return await handler(request)
             except LoginNeeded:
                 if is_fragment(request):
                     return Response(status_code=401)
                 return RedirectResponse(f"/login?next={quote(_address(request), safe='')}", 303)
-            except (Refusal, ImgrecError, HTTPException) as error:
-                status, sentence = problem_of(error, getattr(request.state, "values", ""))
-            except Exception as error:
-                unexpected(request, error)  # logs it
-                status = 500
-                sentence = "This failed unexpectedly: the log of the server says why."
-            return error_page(request, status, sentence)
 
         return handle
-
-
-def error_page(request: Request, status: int, sentence: str) -> Response:
-    """Return an error as a page, or as a part of one."""
-    template = "error_panel.html" if is_fragment(request) else "error.html"
-    client: Client | None = getattr(request.state, "client", None)
-    return render(request, template, client, status, code=status, sentence=sentence)
 
 
 def visitor(scope: str) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -300,3 +303,38 @@ def test_json_lines_keep_numbers_and_truth_and_name_what_is_none(tmp_path: Path)
 def test_a_line_without_end_is_refused_before_it_fills_the_memory() -> None:
     with pytest.raises(WrongUse, match="more than 1,048,576 characters"):
         Table(io.StringIO("a" * (MAX_LINE + 1)), Problems())
+
+
+def test_ids_and_images_have_one_form_whichever_way_accents_are_written(tmp_path: Path) -> None:
+    """macOS writes the names of files in parts: e and an accent."""
+    parts, whole = "e\u0301te\u0301", "\u00e9t\u00e9"
+    text = f"product_id,title,image\n{parts},one,{parts}.jpg\n{whole},one,{whole}-2.jpg\n"
+    products, _, _ = read(write(tmp_path, text))
+    (product,) = products
+    assert (product.product_id, product.facts["title"]) == (whole, "one")
+    assert product.images == (f"{whole}.jpg", f"{whole}-2.jpg")
+
+
+@pytest.mark.parametrize("name", ["feed", "feed.jsonl"])
+def test_a_pipe_is_read_as_a_file_is(tmp_path: Path, name: str) -> None:
+    """As a shell's <(command) or /dev/stdin brings it: what was read once is gone."""
+    text = "product_id,title\nA,x\n" if name == "feed" else '{"product_id": "A", "title": "x"}\n'
+    os.mkfifo(tmp_path / name)
+    writer = threading.Thread(target=(tmp_path / name).write_text, args=(text,))
+    writer.start()
+    found, feed = facts(tmp_path / name)
+    writer.join()
+    assert (found, feed.format) == ({"A": {"title": "x"}}, "csv" if name == "feed" else "jsonl")
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, TEXT)
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+
+    monkeypatch.setattr("pipeline.feeds.read_feed.open_text", fail)
+    with pytest.raises(WrongUse, match="cannot be imported: Input/output error"):
+        facts(file)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
+from pipeline.errors import BadImage
 from pipeline.images import color
 from pipeline.images.decode import BLANK, Limits, decode, decode_with_warnings
 
@@ -235,3 +236,29 @@ def test_a_white_product_on_white_ground_is_not_blank(shade: int) -> None:
     image = Image.new("RGB", (400, 400), (255, 255, 255))
     ImageDraw.Draw(image).ellipse((150, 100, 250, 300), fill=(shade, shade, shade))
     assert decode_with_warnings(encoded(image, "JPEG"), LIMITS, WHITE).warnings == ()
+
+
+def planar_tiff(bits: int) -> bytes:
+    """Return a TIFF of a red and a green half whose colors lie apart."""
+    pixels = np.zeros((3, 16, 32), "<u2" if bits == 16 else "u1")
+    pixels[0, :, :16] = pixels[1, :, 16:] = 2**bits - 1
+    plane = pixels[0].nbytes
+    start = 8 + 2 + 12 * 9 + 4  # of what does not fit into an entry
+    entries = [
+        *((256, 1, 32), (257, 1, 16), (258, 3, start), (259, 1, 1), (262, 1, 2)),
+        *((273, 3, start + 6), (277, 1, 3), (279, 3, start + 18), (284, 1, 2)),
+    ]
+    kinds = {273: 4, 279: 4}  # 4-byte numbers; the others have 2
+    ifd = b"".join(struct.pack("<HHII", tag, kinds.get(tag, 3), n, v) for tag, n, v in entries)
+    data = start + 30
+    blobs = struct.pack("<3H", *[bits] * 3)
+    blobs += struct.pack("<3I", *(data + plane * n for n in range(3)))
+    blobs += struct.pack("<3I", *[plane] * 3)
+    return struct.pack("<2sHIH", b"II", 42, 8, 9) + ifd + bytes(4) + blobs + pixels.tobytes()
+
+
+def test_colors_that_lie_apart_are_read_or_refused_and_never_mixed_up() -> None:
+    pixels = np.asarray(decode(planar_tiff(8), LIMITS, WHITE))
+    assert pixels[8, [3, 28]].tolist() == [[255, 0, 0], [0, 255, 0]]
+    with pytest.raises(BadImage, match="16 bits in separate planes"):  # Pillow would read 8 bits
+        decode(planar_tiff(16), LIMITS, WHITE)

@@ -85,6 +85,13 @@ def test_without_its_decoder_a_heic_image_names_what_brings_it(
         (b"\0\0\0\x20ftypisom" + b"x" * 99, "a video"),
         (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + b"\0" * 99, "HEIC image"),
         (b"PK\x03\x04" + b"x" * 99, "a ZIP archive"),
+        (b"\x1f\x8b\x08" + b"x" * 99, "a gzip archive"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "'git lfs pull'"),
+        (bytes(5000), "zeros only"),
+        (b"II*\0" + struct.pack("<I", 5000) + bytes(99), "the TIFF image cannot be read"),
+        (encoded("AVIF")[:200], "an AVIF image that is corrupt"),
+        (encoded("WEBP")[:100], "cut off"),
         (b"II*\0" + struct.pack("<I", 16) + b"CR\2\0" + b"x" * 99, "a camera's raw file"),
     ],
 )

@@ -6,6 +6,8 @@ import io
 import os
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -22,6 +24,8 @@ from pipeline.images.decode import Limits, decode
 from pipeline.images.find import ImageFile, confined, find_images
 from pipeline.images.source import ImageFolder
 from pipeline.preprocess.prepare import PreparedImage
+
+ROOT = Path(__file__).parents[3]
 
 WHITE = (255, 255, 255)
 LIMITS = Limits(max_pixels=50_000_000, max_bytes=50_000_000)
@@ -324,3 +328,18 @@ def test_a_decoder_never_warns_on_the_worker_s_stderr_about_large_pictures() -> 
         flat = encoded(Image.new("L", (9500, 9500)), "PNG")
         large = Limits(max_pixels=100_000_000, max_bytes=10**9)
         assert decode(flat, large, WHITE).size == (1024, 1024)
+
+
+def test_metadata_that_cannot_be_read_is_not_warned_of_on_stderr(tmp_path: Path) -> None:
+    """Pillow would print a line of its own code, and what the file says."""
+    buffer = io.BytesIO()
+    noise().save(buffer, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    file = tmp_path / "odd.jpg"
+    file.write_bytes(buffer.getvalue())
+    script = (
+        "import sys; from pathlib import Path; from pipeline.images.decode import Limits, decode\n"
+        "print(decode(Path(sys.argv[1]).read_bytes(), Limits(10**6, 10**6), (0, 0, 0)).size)"
+    )
+    command = [sys.executable, "-c", script, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (done.stderr, done.stdout[0]) == ("", "(")

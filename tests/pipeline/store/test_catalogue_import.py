@@ -212,8 +212,11 @@ def test_many_products_are_imported_in_batches(products: Products) -> None:
 
 
 def test_owners_of_images_are_those_of_the_whole_catalogue(products: Products) -> None:
-    import_text(products, "product_id,image\nA,x/1.jpg\nshoe,\nshoe/red,\n")
+    rows = "A,x/1.jpg\nshoe,\nshoe/red,\n\u00e9t\u00e9,\nB,\u00e9.jpg\n"
+    import_text(products, f"product_id,image\n{rows}")
     paths = ["x/1.jpg", "shoe/red.jpg", "shoe/red/front.jpg", "shoe/blue/1.jpg", "hat/1.jpg"]
+    paths += ["e\u0301te\u0301/1.jpg", "e\u0301.jpg"]  # as macOS writes them
     catalogue = products.catalogue()
     assert products.owners(paths) == [catalogue.product_of(path) for path in paths]
     assert products.owners(paths)[:3] == ["A", "shoe/red", "shoe/red"]
+    assert products.owners(paths)[-2:] == ["\u00e9t\u00e9", "B"]

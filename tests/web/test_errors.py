@@ -1,0 +1,169 @@
+"""Errors: a page for who looks at it, a problem for programs, and never what went wrong inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from web_stand import HttpClient, serve_here
+
+from pipeline import errors
+from pipeline.settings import Settings
+from pipeline.store.api_keys import ApiKeys
+from pipeline.store.database import Database
+from web.context import Web
+from web.problems import describe, public_sentence
+from workers.dispatch import CeleryDispatcher
+from workers.resources import Resources
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+SECRET = "password=hunter2 in /srv/shop/secret.txt"
+
+
+@pytest.fixture
+def served(settings: Settings) -> Iterator[tuple[HttpClient, Web]]:
+    settings.data_dir.mkdir()
+    with serve_here(Resources(settings, CeleryDispatcher(settings.redis_url))) as served:
+        yield served
+
+
+def page(client: HttpClient, path: str, status: int, **headers: str) -> str:
+    answer = client.get(path, headers={**BROWSER, **headers})
+    assert answer.status == status
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Cache-Control"] == "no-store"
+    return answer.body.decode()
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/static/none.css", "/jobs/x/y", "/%00"])
+def test_a_browser_sees_a_page_where_there_is_nothing(
+    served: tuple[HttpClient, Web], path: str
+) -> None:
+    client, _ = served
+    text = page(client, path, 404)
+    assert "<h1>Not found</h1>" in text
+    assert "No page has this address" in text
+    assert 'href="/jobs"' in text  # the local person is an admin
+    assert "There is nothing at this address" in client.get(path).detail
+
+
+def test_a_page_says_which_job_there_is_not(served: tuple[HttpClient, Web]) -> None:
+    assert "There is no job &#39;x&#39;" in page(served[0], "/jobs/x", 404)
+
+
+def test_the_api_answers_a_browser_with_a_problem(served: tuple[HttpClient, Web]) -> None:
+    client, _ = served
+    for path in ("/v1/nothing", "/v1/jobs/x", "/v1/products/%2e%2e"):
+        answer = client.get(path, headers=BROWSER)
+        assert answer.status in (404, 503)
+        assert answer.detail
+
+
+def test_a_stranger_sees_an_error_page_without_the_links_of_others(
+    served: tuple[HttpClient, Web], settings: Settings
+) -> None:
+    client, web = served
+    _, key = ApiKeys(Database(settings.database_url)).create("shop", "search")
+    web.resources.key_ring.get()
+    text = page(client, "/nothing", 404)
+    assert 'href="/jobs"' not in text
+    assert "Log out" not in text
+    text = page(client, "/jobs", 403, Cookie=f"imgrec_key={key}")
+    assert "<h1>Not allowed</h1>" in text
+    assert "has the scope &#39;search&#39;" in text
+    assert "<h1>Not allowed</h1>" in page(client, "/metrics", 401)
+
+
+@pytest.mark.parametrize("path", ["/v1/index", "/index"])
+def test_a_bug_tells_nothing_of_itself(
+    served: tuple[HttpClient, Web], monkeypatch: pytest.MonkeyPatch, path: str, caplog: Any
+) -> None:
+    client, web = served
+
+    def fail() -> None:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(web.resources.versions, "current", fail)
+    monkeypatch.setattr(web.resources.versions, "current_name", fail)
+    if path == "/index":
+        text = page(client, path, 500)
+        assert "<h1>This did not work</h1>" in text
+    else:
+        answer = client.get(path)
+        assert (answer.status, answer.headers["X-Content-Type-Options"]) == (500, "nosniff")
+        text = answer.detail
+    assert "the log of the server says why" in text
+    assert "hunter2" not in text
+    assert "/srv" not in text
+    assert SECRET in caplog.text  # once, with its traceback
+    assert caplog.text.count("Traceback") == 1
+    seen = {key[1:] for key in web.metrics.requests._metrics}
+    assert (path, "500") in seen
+
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.ImgrecError)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_has_the_status_of_its_exit_code(kind: type[errors.ImgrecError]) -> None:
+    status, name, sentence = describe(kind("The disk is full."))
+    assert sentence == "The disk is full."
+    assert name == name.lower()
+    if kind.exit_code == 2:
+        assert 400 <= status < 500
+    elif kind.exit_code in (3, 4) or kind is errors.Overloaded:
+        assert status == 503
+    else:
+        assert status == (504 if kind is errors.TimedOut else 500)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "public"),
+    [
+        ("No such file: '/srv/shop/a.jpg'.", "No such file: 'a.jpg'."),
+        ("It is sqlite:////srv/shop/app.db on vm.", "It is sqlite:///app.db on vm."),
+        ("It is /srv/data on vm (id 1a2b).", "It is data on vm (id 1a2b)."),
+        ("See http://cdn.example/a/b/c.jpg.", "See http://cdn.example/a/b/c.jpg."),
+        ("The product kind0/a/b is unknown.", "The product kind0/a/b is unknown."),
+        ("postgresql://me:pw@db/shop", "postgresql://me:***@db/shop"),
+    ],
+)
+def test_a_sentence_tells_no_path_and_no_password(sentence: str, public: str) -> None:
+    assert public_sentence(sentence) == public
+
+
+def test_pages_of_allowed_origins_may_call_the_api(settings: Settings) -> None:
+    settings.data_dir.mkdir()
+    settings = settings.model_copy(update={"cors_origins": "https://shop.example"})
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    with serve_here(Resources(settings, CeleryDispatcher(settings.redis_url))) as (client, _):
+        for origin, allowed in (("https://shop.example", True), ("https://evil.example", False)):
+            headers = {"Origin": origin}
+            preflight = client.send("OPTIONS", "/v1/search", headers={**headers, **asks})
+            answer = client.get("/v1/jobs", headers=headers)
+            for each in (preflight, answer):
+                granted = each.headers.get("Access-Control-Allow-Origin")
+                assert granted == (origin if allowed else None)
+                assert "Access-Control-Allow-Credentials" not in each.headers  # no cookies
+            assert client.post("/v1/jobs/x/cancel", headers=headers).status == 403  # without a key
+
+
+def test_an_error_of_a_server_that_is_away_is_a_page_to_come_back_to(
+    served: tuple[HttpClient, Web],
+) -> None:
+    client, _ = served  # nobody listens where Redis should be
+    answer = client.get("/?text=shoe", headers=BROWSER)
+    assert answer.status == 503
+    assert "Redis does not answer" in answer.body.decode()
+    problem = client.get("/v1/system")
+    assert (problem.status, problem.headers["Retry-After"]) == (503, "5")
+    assert "Redis does not answer" in problem.detail

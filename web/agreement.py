@@ -1,0 +1,68 @@
+"""Whether the workers work with this server's database and folders, as commands ask, too."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+
+from pipeline.errors import ServerUnavailable, SettingsDiffer
+from web.shared_look import SharedLook
+from workers.resources import Resources
+from workers.roll_call import Dispute, require_agreement, serving
+
+KEPT_S = 2.0
+ME = "this web server"
+Question = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class Agreement:
+    """Compares every few seconds, when somebody asks."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._looks: dict[Question, SharedLook[str]] = {}
+        self._differed: set[Question] = set()
+
+    async def require(self, queues: Sequence[str], *parts: str) -> None:
+        """Refuse to send work that would reach a worker with another database or folder.
+
+        Raises:
+            SettingsDiffer: there is one. ServerUnavailable: Redis does not answer.
+        """
+        if not parts:
+            return
+        question = (tuple(queues), parts)
+        look = self._looks.get(question)
+        if look is None:
+            look = self._looks[question] = SharedLook(partial(self._compare, question), KEPT_S)
+        if sentence := await look.get():
+            raise SettingsDiffer(sentence)
+
+    async def require_of_running(self, queues: Sequence[str], *parts: str) -> None:
+        """Do so for what needs neither Redis nor workers: without Redis there are none.
+
+        Raises:
+            SettingsDiffer: they work with another database or folder.
+        """
+        with contextlib.suppress(ServerUnavailable):
+            await self.require(queues, *parts)
+
+    def _compare(self, question: Question) -> str:
+        """Return what differs, in a sentence; an empty string where nothing does."""
+        queues, parts = question
+        roll_call = self._resources.dispatcher.roll_call
+        present = roll_call.present() if roll_call is not None else []
+        if roll_call is None or not serving(present, queues):
+            return ""
+        mine = self._resources.identifier.read(*parts)
+        if question in self._differed:  # the workers had the time to speak once more
+            sentence = str(Dispute.find(mine, present, queues, parts, ME) or "")
+        else:
+            sentence = ""
+            try:
+                require_agreement(roll_call, mine, queues, parts, present, ME)
+            except SettingsDiffer as error:
+                sentence = str(error)
+        (self._differed.add if sentence else self._differed.discard)(question)
+        return sentence
