@@ -44,6 +44,7 @@ LAYERS = (
     "search",
     "duplicates",
     "feeds",
+    "fetch",
     "index",
     "embed",
     "preprocess",

@@ -24,7 +24,7 @@ from pipeline.images.decode import (
     sha256,
 )
 from pipeline.images.find import ImageFile
-from pipeline.images.roots import open_source
+from pipeline.images.roots import open_reader
 from pipeline.index.versions import Version
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.catalogue_filter import IndexedCatalogue
@@ -341,8 +341,8 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
 def _jpegs(
     resources: Resources, version: Version, filenames: list[str], side: int
 ) -> dict[str, str]:
-    source = open_source(version.manifest["root"], resources.settings)
-    files = [ImageFile(name, 0, 0) for name in filter(version.has_path, filenames)]
+    source = open_reader(version.manifest["root"], resources.settings)
+    files = [version.image(name) for name in filter(version.has_path, filenames)]
     limits, jpegs = resources.limits, {}
     with source.reading(files, limits) as read:
         for file in files:
@@ -410,7 +410,7 @@ def _preview(resources: Resources, root: str, path: str, side: int) -> str | Non
     file = ImageFile(path, 0, 0)
     with (
         contextlib.suppress(BadImage),
-        open_source(root, resources.settings).reading([file], limits) as read,
+        open_reader(root, resources.settings).reading([file], limits) as read,
     ):
         data = read(file)
         for attempt in (data, data + JPEG_END):

@@ -58,6 +58,7 @@ from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.duplicates import Duplicates
 from pipeline.store.feedback import FeedbackLog
+from pipeline.store.feeds import Feeds
 from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
 from pipeline.store.live_changes import LiveChanges
@@ -198,6 +199,10 @@ class Resources:
     @once
     def products(self) -> Products:
         return Products(self.database)
+
+    @once
+    def feeds(self) -> Feeds:
+        return Feeds(self.database)
 
     @once
     def catalogue(self) -> RevisionCache[Catalogue]:

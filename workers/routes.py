@@ -1,9 +1,11 @@
 """The names in messages: tasks, and the queue of each. Clients import them without Celery."""
 
-EMBED, INDEX, QUERY = "embed", "index", "query"
-QUEUES = (EMBED, INDEX, QUERY)
+EMBED, INDEX, QUERY, FETCH = "embed", "index", "query", "fetch"
+QUEUES = (EMBED, INDEX, QUERY, FETCH)
 
 EMBED_SHARD = "imgrec.embed_shard"
+FETCH_SHARD = "imgrec.fetch_shard"
+PLAN_FETCHED = "imgrec.plan_fetched"
 MERGE_SHARDS = "imgrec.merge_shards"
 SEND_WEBHOOK = "imgrec.send_webhook"
 QUERY_IMAGE = "imgrec.query_image"
@@ -25,6 +27,8 @@ FORM_HEADER = "imgrec_form"
 
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
+    FETCH_SHARD: FETCH,
+    PLAN_FETCHED: INDEX,
     MERGE_SHARDS: INDEX,
     SEND_WEBHOOK: INDEX,
     QUERY_IMAGE: QUERY,

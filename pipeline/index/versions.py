@@ -42,6 +42,7 @@ from pipeline.errors import (
     NotFound,
     ObjectConflict,
 )
+from pipeline.images.find import ImageFile
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import read_id_map
 
@@ -149,6 +150,12 @@ class Version:
     def kept(self) -> NDArray[np.bool_] | None:
         """The (n,) rows that were not removed since; None: all."""
         return None
+
+    def image(self, path: str) -> ImageFile:
+        """Return an indexed image as it was listed."""
+        row = bisect_left(self.paths, path)
+        size, mtime_ns = self.files[row].tolist()
+        return ImageFile(path, size, mtime_ns, self.sha256[row].decode())
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:

@@ -21,10 +21,13 @@ from pipeline.images.failure import Failure
 from pipeline.store.backend import Row
 from pipeline.store.database import UNICODE, Database
 from pipeline.store.queries import QUERIES
-from pipeline.store.shards import Shards, StageTimings
+from pipeline.store.shards import UNLISTED, Shards, StageTimings
 
 # Of a job's options. Raise it with an option that a worker of the last release must not ignore.
-FORM = 1
+FETCHING = "fetching"  # the stage of a job while the images of its feed come
+FORM = 2
+FEED_FORM = 2  # of jobs that fetch
+FOLDER_FORM = 1
 
 Written = TypeVar("Written")
 
@@ -34,8 +37,9 @@ class Job:
     """One rebuild; times are seconds since the epoch by the database's clock."""
 
     id: str
-    root: str  # the products folder, or the address of a store
+    root: str  # the products folder, the address of a store, or feed:NAME
     state: str
+    stage: str  # fetching, or empty
     plan_done: bool
     form: int  # of the options
     full: bool
@@ -57,8 +61,9 @@ class Job:
             id=row["id"],
             root=row["root"],
             state=row["state"],
+            stage=row["stage"],
             plan_done=bool(row["plan_done"]),
-            form=int(options.get("form", FORM)),
+            form=int(options.get("form", FOLDER_FORM)),
             full=bool(options["full"]),
             save_preprocessed=bool(options["save_preprocessed"]),
             left_out=options.get("left_out", {}),  # absent in jobs of older releases
@@ -101,6 +106,8 @@ class Progress:
     warnings: int
     shards: int
     shards_done: int
+    fetched: int = 0  # addresses of a feed whose image is new or has changed
+    unchanged: int = 0
 
     @classmethod
     def from_row(cls, row: Row) -> Progress:
@@ -117,6 +124,23 @@ class MergeClaim:
 
     def __str__(self) -> str:
         return f"the merge of job {self.job.id}"
+
+
+@dataclass(frozen=True)
+class PlanClaim:
+    """The right to plan the images of a feed until the lease ends.
+
+    Attributes:
+        first: the number of the first shard to plan.
+    """
+
+    job: Job
+    owner: str
+    first: int
+    attempts: int = 1
+
+    def __str__(self) -> str:
+        return f"the plan of job {self.job.id}"
 
 
 @dataclass(frozen=True)
@@ -172,10 +196,12 @@ class Jobs:
         lease_s: float,
         request: JobRequest | None = None,
         webhook_url: str | None = None,
+        form: int = FOLDER_FORM,
     ) -> str:
         """Open a job whose plan is still being written; return its id.
 
         Args:
+            form: of the options; FEED_FORM for a job that fetches.
             request: creates one job, however often it is sent within a day.
             webhook_url: is told when the job has ended.
 
@@ -184,7 +210,7 @@ class Jobs:
             Conflict: its key was used for another request.
             WrongUse: it is the first one of a database that cannot hold every file name.
         """
-        options = json.dumps({"form": FORM, "full": full, "save_preprocessed": save_preprocessed})
+        options = json.dumps({"form": form, "full": full, "save_preprocessed": save_preprocessed})
         with self._database.transaction() as tx:
             (created,) = tx.rows(QUERIES["next_job_sequence"])
             # An old database of another encoding has served so far, and may go on.
@@ -244,6 +270,50 @@ class Jobs:
                 options["left_out"] = left_out
             tx.rows(QUERIES["finish_plan"], {"job_id": job_id, "options": json.dumps(options)})
 
+    def start_fetching(self, job_id: str) -> None:
+        """Release the addresses of a feed to the fetch workers; the plan of the images follows."""
+        with self._database.transaction() as tx:
+            tx.rows(QUERIES["start_fetching"], {"job_id": job_id})
+
+    def ready_to_plan(self, job_id: str) -> bool:
+        """Tell whether everything of a feed was fetched and nobody plans the images yet."""
+        with self._database.transaction(read_only=True) as tx:
+            return bool(tx.rows(QUERIES["ready_to_plan"], {"job_id": job_id}))
+
+    def claim_plan(self, job_id: str, owner: str, lease_s: float) -> PlanClaim | None:
+        """Take the planning of a feed's images, from its beginning; None if it is not to be done.
+
+        What a planner that died has written is deleted.
+        """
+        values = {"job_id": job_id, "owner": owner, "lease_s": lease_s}
+        with self._database.transaction() as tx:
+            rows = tx.rows(QUERIES["claim_plan"], values)
+            if not rows:
+                return None
+            tx.rows(QUERIES["forget_plan"], {"job_id": job_id})
+            tx.rows(QUERIES["delete_failures"], {"job_id": job_id, "n": UNLISTED})
+            (row,) = tx.rows(QUERIES["count_shards"], {"job_id": job_id})
+        job = Job.from_row(rows[0])
+        return PlanClaim(job, owner, int(row["count"]), rows[0]["merge_attempts"])
+
+    def release_plan(self, claim: PlanClaim, *, count_attempt: bool) -> None:
+        """Give the planning back unfinished."""
+        uncounted = 0 if count_attempt else 1
+        values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
+        with self._database.transaction() as tx:
+            tx.rows(QUERIES["release_plan"], values)
+
+    def set_base_version(self, job_id: str, version: str) -> None:
+        """Name the version whose vectors the plan reuses."""
+        with self._database.transaction() as tx:
+            values = {"job_id": job_id, "base_version": version}
+            tx.rows(QUERIES["set_base_version"], values)
+
+    def any_fetching(self) -> bool:
+        """Tell whether an open job fetches."""
+        with self._database.transaction(read_only=True) as tx:
+            return bool(tx.rows(QUERIES["any_fetching"]))
+
     def fail_abandoned_plans(self) -> None:
         """End jobs whose planner died before the plan was whole."""
         error = "The command that listed the folder was interrupted: run it again."
@@ -296,7 +366,8 @@ class Jobs:
         return {
             failure.path: failure
             for failure in self.failures(job_id)
-            if failure.warning and failure.stage != "find"  # the listing warns by itself, each time
+            # The listing warns by itself, each time; so does what was fetched.
+            if failure.warning and failure.stage not in ("find", "fetch")
         }
 
     def timings(self, job_id: str) -> StageTimings:

@@ -154,9 +154,11 @@ def test_hosts_that_share_a_store_rebuild_search_classify_and_roll_back(
 
     until(lambda: source() == "trained", "the head answers on the host that did not train it")
 
-    # A rebuild loses its embed host half way, and then the host of the index.
+    # A rebuild loses both hosts half way.
     more = draw_folder(photos / "more", 60, first_seed=5_000)
     shop.put_photos(photos, [f"more/{name}" for name in more])
+    one.kill()
+    one.worker("embed", IMGREC_FAILPOINT="embed.after_write!sleep2")  # so that there is a mid-way
     job_id = two.answer("enqueue-rebuild", PHOTOS)["job_id"]
     until(lambda: shop.jobs.progress(job_id).embedded > 0, "a shard is done")
     one.kill()

@@ -63,6 +63,24 @@ def test_rows_that_are_left_out_are_found_by_none(index: FaissIndex) -> None:
     assert len(found.rows) == 0
 
 
+@pytest.mark.parametrize("n_copies", [3, 40])
+def test_copies_hide_no_neighbor_whatever_their_number(n_copies: int) -> None:
+    dice = np.random.default_rng(1)
+    rows = units(dice.normal(size=(300, DIM)))
+    rows[1] = units(rows[0] + 0.02 * dice.normal(size=DIM))
+    rows[100 : 100 + n_copies] = rows[0]  # the same file many times
+    built, kind = faiss_index.build(rows, 10**6)
+    version: Any = SimpleNamespace(
+        vectors=rows,
+        manifest={"index": kind.parameters()},
+        random_pairs=faiss_index.random_pairs(rows),
+    )
+    others = np.setdiff1d(np.arange(300), np.arange(100, 100 + n_copies))
+    found = find_candidates(FaissIndex(version, built), others, None)
+    assert [0, 1] in found.rows.tolist()
+    assert not np.isin(found.rows, np.arange(100, 100 + n_copies)).any()
+
+
 def test_an_index_of_one_image_has_no_pairs(index: FaissIndex) -> None:
     assert len(find_candidates(index, np.array([5]), None).rows) == 0
     assert len(find_candidates(index, np.array([], np.int64), None).rows) == 0
