@@ -309,6 +309,11 @@ class Jobs:
             values = {"job_id": job_id, "base_version": version}
             tx.rows(QUERIES["set_base_version"], values)
 
+    def any_open_feed(self) -> bool:
+        """Tell whether an open job is about the images of a feed."""
+        with self._database.transaction(read_only=True) as tx:
+            return bool(tx.rows(QUERIES["any_open_feed"]))
+
     def any_fetching(self) -> bool:
         """Tell whether an open job fetches."""
         with self._database.transaction(read_only=True) as tx:
