@@ -62,6 +62,12 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     multiple=True,
     help=f"Zero-shot prompt, {{}} is the class; several are averaged. Default '{PROMPT}'.",
 )
+@click.option(
+    "--products",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV file with the columns photo,product_id: measure how often the right product is among "
+    "the first k. FOLDER is the catalogue; default: that of the published index.",
+)
 @click.option("--index", "of_index", is_flag=True, help="Deprecated: use evaluate-index.")
 @click.option(
     "--html",
@@ -78,6 +84,7 @@ def evaluate(
     ks: tuple[int, ...],
     bg_removal: str | None,
     prompts: tuple[str, ...],
+    products: Path | None,
     of_index: bool,
     html: Path | None,
     as_json: bool,
@@ -85,12 +92,13 @@ def evaluate(
     """Measure models on FOLDER, which holds one folder of images for each class.
 
     The search is exact, so this measures the model; see evaluate-index for the published index.
+    With --products, photos of known products are searched for, and FOLDER needs no classes.
     Needs neither Redis nor workers. --json prints one object; {"reports": [...]} if several models
     or both ways of background removal are measured.
     """
     settings = wiring.settings
     if of_index:
-        if against or models or bg_removal or prompts or html:
+        if against or models or bg_removal or prompts or html or products:
             raise WrongUse("--index can be combined with FOLDER, --k and --json only.")
         from cli.evaluate_index import measure_index
 
@@ -99,6 +107,13 @@ def evaluate(
             "until the next release."
         )
         measure_index(wiring.resources, folder, ks, as_json)
+        return
+    if products is not None:
+        if against or prompts or html:
+            raise WrongUse("--products cannot be combined with --against, --prompt and --html.")
+        from cli.evaluate_products import evaluate_products
+
+        evaluate_products(wiring, products, folder, models, ks, bg_removal or "both", as_json)
         return
     if folder is None:
         raise WrongUse("Name the folder to measure: imgrec evaluate FOLDER.")

@@ -44,7 +44,8 @@ def measure_index(
     from pipeline.evaluate.retrieval import intervals_by_k, recall_of_index
     from pipeline.index.faiss_index import noisy_queries
 
-    index = resources.live_index.current()
+    # By its name: the index that this host follows may be a moment older.
+    index = resources.live_index.version(resources.versions.current().name)
     version, vectors = index.version, index.version.vectors
     if folder is None:
         # Stored vectors would find themselves first whatever the index does.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -21,69 +21,32 @@ from cli.output import (
     timeout_option,
     wait_option,
 )
+from cli.query_options import BoxParameter, QueryCommand, Score
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
-from pipeline.search.query import AUTO, Box, Query
+from pipeline.images.message_image import message_images
+from pipeline.search.query import Box, Query
 from pipeline.settings import Settings
 from workers.routes import PICTURES, QUERY_IMAGE
 
 SHOWN_FACTS = 5  # columns of the catalogue in the table
-OLD_OPTIONS = {
-    "--not": "--exclude-text",
-    "--diverse": "--diversity",
-    "--personalize": "--user",
-    "--feedback": "--demote-disliked",
-}
-
-
-class Score(click.ParamType[float | str]):
-    """A number, or `auto`."""
-
-    name = "number|auto"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
-        if value == AUTO:
-            return AUTO
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"'{value}' is not a number, nor 'auto'.", param, ctx)
-
-
-class BoxParameter(click.ParamType[Box]):
-    """Four numbers with commas between them."""
-
-    name = "x,y,w,h"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Box:
-        try:
-            x, y, width, height = (float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"'{value}' is not x,y,width,height, e.g. 0.1,0.2,0.5,0.5.", param, ctx)
-        return x, y, width, height
-
-
-class QueryCommand(click.Command):
-    """A command that accepts the old names of its options in this release."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [_current_name(arg) for arg in args])
-
-
-def _current_name(arg: str) -> str:
-    name, equals, value = arg.partition("=")
-    if name not in OLD_OPTIONS:
-        return arg
-    echo_err(
-        f"{name} was renamed to {OLD_OPTIONS[name]}; the old name works until the next release."
-    )
-    return f"{OLD_OPTIONS[name]}{equals}{value}"
 
 
 @click.command(cls=QueryCommand)
 @click.argument(
-    "image", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+    "images",
+    metavar="[IMAGE]...",
+    nargs=-1,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--image",
+    "more_images",
+    multiple=True,
+    metavar="IMAGE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Another image of the same product; all are averaged. Can be repeated.",
 )
 @click.option(
     "--text",
@@ -125,7 +88,13 @@ def _current_name(arg: str) -> str:
 @click.option(
     "--box",
     type=BoxParameter(),
-    help="Search for this part of the image: x,y,width,height, each 0 to 1 of the upright image.",
+    help="Search for this part of the image: x,y,width,height, each 0 to 1 of the upright image; "
+    "auto: the largest object in it.",
+)
+@click.option(
+    "--collapse",
+    type=click.Choice(["duplicates"]),
+    help="Show one image of each group that 'imgrec duplicates' found.",
 )
 @click.option(
     "--sort",
@@ -147,7 +116,8 @@ def _current_name(arg: str) -> str:
 @pass_wiring
 def query(
     wiring: Wiring,
-    image: Path | None,
+    images: tuple[Path, ...],
+    more_images: tuple[Path, ...],
     text: str,
     exclude_text: str,
     weight: float,
@@ -158,7 +128,8 @@ def query(
     min_score: float | str | None,
     user: str,
     demote_disliked: bool,
-    box: Box | None,
+    box: Box | Literal["auto"] | None,
+    collapse: Literal["duplicates"] | None,
     sort: str,
     offset: int,
     explain: bool,
@@ -170,9 +141,11 @@ def query(
 ) -> None:
     """Find the products that look like an image.
 
-    Query with IMAGE, with --text, with both, or with --product.
+    Query with IMAGE, with --text, with both, or with --product. Several images of one product are
+    averaged.
     """
     settings = wiring.settings
+    images += more_images
     question = Query(
         top_k=top_k or settings.top_k,
         text=text,
@@ -188,10 +161,11 @@ def query(
         box=box,
         sort=sort,
         offset=offset,
+        collapse=collapse or "",
     )
-    question.require_subject(image is not None)
-    data = query_client.message(image, settings) if image else b""
-    args: tuple[Any, ...] = (data, question.top_k)
+    question.require_subject(len(images))
+    data = [query_client.message(image, settings) for image in images]
+    args: tuple[Any, ...] = (message_images(data), question.top_k)
     if question.options:  # a plain query stays one that older workers understand
         args += (question.options,)
     pending = query_client.PendingQuery(wiring, QUERY_IMAGE, args, timeout, local)
@@ -216,8 +190,8 @@ def query(
             raise TimedOut(
                 "The matches were found, but their images did not arrive in time."
             ) from error
-        thumbnail = _shown(data, settings) if data else None
-        write_page(html, _subject(image, question), thumbnail, answer, pictures)
+        thumbnail = _shown(data[0], settings) if data else None
+        write_page(html, _subject(images, question), thumbnail, answer, pictures)
         echo_err(f"Wrote {html}.")
     _show(answer, as_json)
 
@@ -245,9 +219,9 @@ def result(wiring: Wiring, query_id: str, wait: bool, timeout: float, as_json: b
         _show(answer, as_json)
 
 
-def _subject(image: Path | None, question: Query) -> str:
+def _subject(images: tuple[Path, ...], question: Query) -> str:
     """Say what was asked for, for a title."""
-    words = image.name if image else question.product
+    words = ", ".join(image.name for image in images) or question.product
     if question.text:
         words = f"{words}, {question.text}" if words else f"“{question.text}”"
     return f"{words}, not {question.without}" if question.without else words
@@ -291,3 +265,5 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
         )
     numbers = {"rank", "score", "distance", *parts}
     print_table(f"Matches in index {answer['index_version']}", columns, rows, numbers)
+    if search := answer.get("search"):
+        echo_err(f"Search: {search}")

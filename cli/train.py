@@ -110,9 +110,10 @@ def train(
     # Before any model is loaded.
     require_readable(settings.training_dir, "DATA_DIR")
     listing = list_training(settings.training_dir, name)
-    require_writable(settings.models_dir / name.folder, "MODELS_DIR")
+    if not settings.artifacts_url:
+        require_writable(settings.models_dir / name.folder, "MODELS_DIR")
 
-    from pipeline.classify.head_store import LOSS, MODEL, save_head
+    from pipeline.classify.head_store import LOSS, MODEL
     from pipeline.train.train_head import Recipe
     from pipeline.train.train_head import train as fit
     from pipeline.train.training_set import embed_training
@@ -129,18 +130,18 @@ def train(
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, resources.fingerprint)
-    head = save_head(settings.models_dir, name, training.head, training.loss_curve())
+    head = resources.heads.save(name, training.head, training.loss_curve())
     resources.identifier.create_folder("models")
     if not training.temperature_fitted:
         echo_err("No temperature could be fitted: every class has only one training image.")
-    folder = settings.models_dir / name.folder
+    where = resources.heads.where(name)
     answer = {
         "category": name.category,
         "attribute": name.attribute,
         **training.report(),
         "skipped": examples.skipped,
-        "model": str(folder / MODEL),
-        "loss_curve": str(folder / LOSS),
+        "model": f"{where}/{MODEL}",
+        "loss_curve": f"{where}/{LOSS}",
         "fingerprint": head.fingerprint,
     }
     if not auto:
@@ -159,7 +160,9 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
     """List the trained heads."""
     from pipeline.classify.head_store import MODEL, list_heads, load_head
 
-    models = wiring.settings.models_dir
+    places = wiring.resources.heads
+    models = places.folder()
+    shown = wiring.settings.artifacts_url or models
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
     for name in list_heads(models):
@@ -177,7 +180,7 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
                 "images": head.images,
                 "trained_at": head.trained_at,
                 "fingerprint": head.fingerprint,
-                "path": str(models / name.folder / MODEL),
+                "path": f"{places.where(name)}/{MODEL}",
             }
         )
     if as_json:
@@ -195,10 +198,10 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
             ]
             for row in rows
         ]
-        print_table(f"Heads in {models}", columns, cells, {"accuracy", "images"})
+        print_table(f"Heads in {shown}", columns, cells, {"accuracy", "images"})
     elif not broken:
         echo_err(
-            f"No trained heads in '{models}'. Train one with 'imgrec train --category NAME "
+            f"No trained heads in '{shown}'. Train one with 'imgrec train --category NAME "
             "--attribute NAME'."
         )
     for sentence in broken:

@@ -58,6 +58,8 @@ def up(wiring: Wiring, embed_workers: int, detach: bool, web: bool, host: str, p
     """
     settings = wiring.settings
     require_data_dir(settings)
+    if settings.artifacts_url:
+        wiring.resources.require_fit_artifacts()
     run = settings.data_dir / "run"
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / "up.lock", timeout=0)

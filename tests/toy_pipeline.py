@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.embed.embed_images import Embedder, embed_shard
-from pipeline.embed.shards import write_shard
+from pipeline.embed.shard_files import ShardFiles, ShardFolder
+from pipeline.engines.choice import engines
 from pipeline.images.decode import Limits
 from pipeline.images.roots import open_source
 from pipeline.index.versions import VersionStore
@@ -32,6 +33,8 @@ class ToyPipeline:
         self.address: str | None = None  # of a store that holds the products instead
         self.jobs = Jobs(Database(settings.database_url))
         self.versions = VersionStore(settings.index_dir)
+        self.engines = engines(settings, lambda: "toy")
+        self.files: ShardFiles = ShardFolder(settings.jobs_dir)
         self.tools = Embedder(
             self, lambda image: PreparedImage(image), Limits(10**6, 10**6), (255, 255, 255), 8, 1
         )
@@ -80,7 +83,7 @@ class ToyPipeline:
                 self,
                 check=lambda done: None,
             )
-            name, digest = write_shard(self.settings.jobs_dir / job_id, n, result.vectors)
+            name, digest = self.files.write(job_id, n, result.vectors)
             self.jobs.shards.finish(
                 claim,
                 file=name,
@@ -94,13 +97,17 @@ class ToyPipeline:
         claim = self.jobs.claim_merge(job_id, "me", 0)
         assert claim is not None
         with self.versions.lock():
+            seen = self.versions.pointer_stamp()
             merged = merge(
                 claim.job,
                 self.jobs.shards.done(job_id),
                 self.settings,
                 self.versions,
                 lambda: None,
+                engines=self.engines,
                 later_jobs=self.jobs.created_after(job_id),
+                files=self.files,
+                seen=seen,
             )
         if merged.version:
             self.jobs.publish(job_id, merged.version)

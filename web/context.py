@@ -83,7 +83,7 @@ class Web:
 
     def has_index(self) -> bool:
         try:
-            return self.resources.versions.current_name() is not None
+            return self.resources.versions.is_published()
         except ImgrecError:
             return True  # a broken pointer is another error, which a worker explains
 

@@ -76,12 +76,12 @@ async def _same_data(web: Web) -> bool:
 
 def _parts(web: Web) -> list[str]:
     settings = web.settings
-    index, heads = parts_of_query(QUERY_IMAGE, (), settings), has_heads(settings.models_dir)
+    index, heads = parts_of_query(QUERY_IMAGE, (), settings), has_heads(settings)
     return ["database", *index, *(["models"] if heads else [])]
 
 
 def _index(web: Web) -> bool:
     try:
-        return web.resources.versions.current_name() is not None
+        return web.resources.versions.is_published()
     except (ImgrecError, OSError):
         return False

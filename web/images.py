@@ -14,6 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from pipeline.errors import BadImage, ImageTooLarge, WrongUse
 from pipeline.images.message_image import message_image
+from pipeline.search.query import AUTO, MAX_IMAGES
 from web.context import Web, web_of
 from web.problems import Refusal, invalid_sentence
 from web.schemas import ImageBody
@@ -22,18 +23,18 @@ LISTS = ("where", "fields")  # form fields that may be repeated
 BodyT = TypeVar("BodyT", bound=ImageBody)
 
 
-async def read_body(request: Request, model: type[BodyT]) -> tuple[BodyT, bytes]:
-    """Return the values of a request and the bytes of its image; empty without one.
+async def read_body(request: Request, model: type[BodyT]) -> tuple[BodyT, list[bytes]]:
+    """Return the values of a request and the bytes of its images.
 
-    The body is JSON, or multipart/form-data with the file `image` and the same names as fields.
+    The body is JSON, or multipart/form-data with files `image` and the same names as fields.
 
     Raises:
         Refusal: it is neither, or broken. WrongUse, BadImage: a value or the image is invalid.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    upload: UploadFile | None = None
+    uploads: list[UploadFile] = []
     if media_type == "multipart/form-data":
-        values, upload = _form_values(await request.form(max_files=1, max_fields=60))
+        values, uploads = _form_values(await request.form(max_files=MAX_IMAGES, max_fields=60))
     elif media_type == "application/json":
         values = await _json_values(request)
     else:
@@ -46,7 +47,7 @@ async def read_body(request: Request, model: type[BodyT]) -> tuple[BodyT, bytes]
         body = model.model_validate(values)
     except ValidationError as error:
         raise WrongUse(invalid_sentence(error)) from None
-    return body, await _image(web_of(request), body, upload)
+    return body, await _images(web_of(request), body, uploads)
 
 
 async def _json_values(request: Request) -> Any:
@@ -57,14 +58,15 @@ async def _json_values(request: Request) -> Any:
         raise Refusal(400, "bad-request", "The body is not valid JSON.") from None
 
 
-def _form_values(form: FormData) -> tuple[dict[str, Any], UploadFile | None]:
-    upload, values = None, dict[str, Any]()
+def _form_values(form: FormData) -> tuple[dict[str, Any], list[UploadFile]]:
+    uploads, values = list[UploadFile](), dict[str, Any]()
     for name in form:
         if name == "image":
-            (image,) = form.getlist(name)[:1]
-            if not isinstance(image, UploadFile):
-                raise WrongUse("The field 'image' must be a file.")
-            upload = image if image.filename or image.size else None
+            for image in form.getlist(name):
+                if not isinstance(image, UploadFile):
+                    raise WrongUse("The field 'image' must be a file.")
+                if image.filename or image.size:
+                    uploads.append(image)
             continue
         items = form.getlist(name)
         if any(isinstance(item, UploadFile) for item in items):
@@ -76,10 +78,15 @@ def _form_values(form: FormData) -> tuple[dict[str, Any], UploadFile | None]:
         elif name == "products":
             values[name] = _json_field(name, str(items[0]))
         elif name == "box":
-            values[name] = [part.strip() for part in str(items[0]).split(",")]
+            values[name] = box_value(str(items[0]))
         elif items[0] != "" or name in ("text", "not", "user"):
             values[name] = items[0]
-    return values, upload
+    return values, uploads
+
+
+def box_value(text: str) -> str | list[str]:
+    """Return the field `box` of a form as JSON has it: `auto`, or four numbers."""
+    return text if text.strip() == AUTO else [part.strip() for part in text.split(",")]
 
 
 def _json_field(name: str, text: str) -> Any:
@@ -89,20 +96,27 @@ def _json_field(name: str, text: str) -> Any:
         raise WrongUse(f"The field '{name}' is not valid JSON.") from None
 
 
-async def _image(web: Web, body: ImageBody, upload: UploadFile | None) -> bytes:
-    sources = [upload, body.image_base64, body.image_url]
-    if sum(source is not None for source in sources) > 1:
-        raise WrongUse("Send one image: a file, image_base64 or image_url.")
-    if upload is not None:
-        data = await upload.read()
+async def _images(web: Web, body: ImageBody, uploads: list[UploadFile]) -> list[bytes]:
+    texts, urls = _several(body.image_base64), _several(body.image_url)
+    if sum(bool(source) for source in (uploads, texts, urls)) > 1:
+        raise WrongUse("Send images in one way: as files, image_base64 or image_url.")
+    if len(texts) + len(urls) > MAX_IMAGES:
+        raise WrongUse(f"A query takes at most {MAX_IMAGES} images.")
+    images = []
+    for upload in uploads:
         name = f"'{upload.filename}'" if upload.filename else "of the request"
-    elif body.image_base64 is not None:
-        data, name = _decode_base64(body.image_base64), "in image_base64"
-    elif body.image_url is not None:
-        data, name = await _fetch(web, body.image_url), "at image_url"
-    else:
-        return b""
-    return await verified(web, data, name)
+        images.append(await verified(web, await upload.read(), name))
+    for text in texts:
+        images.append(await verified(web, _decode_base64(text), "in image_base64"))
+    for url in urls:
+        images.append(await verified(web, await _fetch(web, url), "at image_url"))
+    return images
+
+
+def _several(value: str | list[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 async def _fetch(web: Web, url: str) -> bytes:

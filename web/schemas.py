@@ -12,6 +12,7 @@ from pipeline.settings import Settings
 MAX_TEXT = 1000
 MAX_ID = 4096
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+UrlText = Annotated[str, Field(max_length=2048)]
 ProductId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 
 
@@ -22,11 +23,12 @@ class Body(BaseModel):
 
 
 class ImageBody(Body):
-    image_base64: str | None = Field(None, description="The image, in base64.")
-    image_url: str | None = Field(
+    image_base64: str | list[str] | None = Field(
+        None, description="The image, in base64; a list of several of one product is averaged."
+    )
+    image_url: UrlText | list[UrlText] | None = Field(
         None,
-        max_length=2048,
-        description="Address of the image. Hosts must be allowed by IMAGE_URL_HOSTS.",
+        description="Address of the image, or a list. Hosts must be allowed by IMAGE_URL_HOSTS.",
     )
 
 
@@ -62,8 +64,13 @@ class SearchBody(ImageBody):
     fields: list[Text] | None = Field(
         None, max_length=100, description="Columns to return in `product`; default: all."
     )
-    box: tuple[float, float, float, float] | None = Field(
-        None, description="Part of the image: x, y, width, height, each 0 to 1 of the upright one."
+    box: tuple[float, float, float, float] | Literal["auto"] | None = Field(
+        None,
+        description="Part of the image: x, y, width, height, each 0 to 1 of the upright one; or "
+        "`auto`: the largest object in it.",
+    )
+    collapse: Literal["", "duplicates"] = Field(
+        "", description="`duplicates`: show one image of each group of duplicates."
     )
     index_version: str = Field(
         "", max_length=20, description="Ask this version; default: the published one."
@@ -91,12 +98,17 @@ class SearchBody(ImageBody):
             sort=self.sort,
             fields=None if self.fields is None else tuple(self.fields),
             box=self.box,
+            collapse=self.collapse,
             index_version=self.index_version,
             total=True,
         )
 
 
 class ClassifyBody(ImageBody):
+    image_base64: str | None = Field(None, description="The image, in base64.")
+    image_url: UrlText | None = Field(
+        None, description="Address of the image. Hosts must be allowed by IMAGE_URL_HOSTS."
+    )
     use_trained: bool = Field(False, description="Use the trained heads where there are any.")
 
 
@@ -120,7 +132,10 @@ class SearchAnswer(BaseModel):
     matches: list[Match]
     total: int | None = Field(None, description="All matches, where their number is known.")
     min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
-    warnings: list[str] | None = Field(None, description="What of the query means little.")
+    search: str | None = Field(None, description="How the index was searched, with `explain`.")
+    warnings: list[str] | None = Field(
+        None, description="What of the query means little, or is left out of the answer."
+    )
     took_ms: float
 
 
@@ -170,7 +185,8 @@ class JobBody(Body):
     folder: str = Field(
         min_length=1,
         max_length=4096,
-        description="Folder of the product images, on the server, or a store, e.g. s3://shop/photos.",
+        description="Folder of the product images, on the server, a store, e.g. s3://shop/photos, "
+        "or feed:NAME for the images that an imported feed lists.",
     )
     full: bool = Field(False, description="Embed every image again; reuse no vector.")
     save_preprocessed: bool = Field(False, description="Save what the model sees as images.")
@@ -182,11 +198,16 @@ class JobBody(Body):
 class Job(BaseModel):
     job_id: str
     state: Literal["planned", "running", "merging", "published", "failed", "cancelled"]
+    stage: Literal["fetching"] | None = Field(
+        description="What a job does that fetches the images of a feed first."
+    )
     images: int
     embedded: int
     reused: int
     skipped: int
     warnings: int
+    fetched: int = Field(description="Images of a feed that were new or had changed.")
+    unchanged: int = Field(description="Images of a feed that had not changed.")
     left_out: dict[str, int] = Field(
         description="Files and folders that were left out on purpose, by reason."
     )

@@ -6,13 +6,15 @@ import asyncio
 import base64
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi import Query as QueryParameter
 
 from pipeline.errors import NotFound, WrongUse
-from pipeline.search.query import MAX_OFFSET, Query
+from pipeline.images.message_image import message_images
+from pipeline.search.query import MAX_IMAGES, MAX_OFFSET, Query
 from web.access import Rater, Searcher
 from web.context import Web, web_of
 from web.images import read_body
@@ -43,13 +45,16 @@ ProductPath = Annotated[
 ]
 
 
-def _image_request(model: str) -> dict[str, Any]:
+def _image_request(model: str, *, several: bool = False) -> dict[str, Any]:
     """Document a body that is JSON or a form with a file."""
     schema = {"$ref": f"#/components/schemas/{model}"}
+    image: dict[str, Any] = {"type": "string", "format": "binary"}
+    if several:
+        image = {"type": "array", "items": image, "maxItems": MAX_IMAGES}
     form = {
         "allOf": [
             schema,
-            {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}},
+            {"type": "object", "properties": {"image": image}},
         ]
     }
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
@@ -60,21 +65,23 @@ def _image_request(model: str) -> dict[str, Any]:
     "/search",
     response_model=SearchAnswer,
     response_model_exclude_unset=True,
-    responses=problems(400, 404, 408, 413, 415, 422, 503, 504),
-    openapi_extra=_image_request("SearchBody"),
+    responses=problems(400, 404, 408, 409, 413, 415, 422, 503, 504),
+    openapi_extra=_image_request("SearchBody", several=True),
 )
 async def search(request: Request, client: Searcher) -> dict[str, Any]:
     """Find the products that look like an image, match a text, or resemble products."""
     start = time.perf_counter()
     web = web_of(request)
-    body, data = await read_body(request, SearchBody)
-    return await find_matches(web, body.query(web.settings), data, start)
+    body, images = await read_body(request, SearchBody)
+    return await find_matches(web, body.query(web.settings), images, start)
 
 
-async def find_matches(web: Web, query: Query, data: bytes, start: float) -> dict[str, Any]:
+async def find_matches(
+    web: Web, query: Query, images: Sequence[bytes], start: float
+) -> dict[str, Any]:
     """Ask a query worker; `start` is when the request came, by `time.perf_counter`."""
-    query.require_subject(bool(data))
-    args: tuple[Any, ...] = (data, query.top_k)
+    query.require_subject(len(images))
+    args: tuple[Any, ...] = (message_images(images), query.top_k)
     if query.options:
         args += (query.options,)
     answer = await web.ask(QUERY_IMAGE, args)
@@ -126,7 +133,7 @@ async def similar(
         index_version=index_version,
         total=True,
     )
-    return await find_matches(web, query, b"", start)
+    return await find_matches(web, query, (), start)
 
 
 @router.get(
@@ -165,10 +172,10 @@ async def image(
 )
 async def classify(request: Request, client: Searcher) -> dict[str, Any]:
     """Name the category and attributes of a product."""
-    body, data = await read_body(request, ClassifyBody)
-    if not data:
-        raise WrongUse("Name an image: send a file, image_base64 or image_url.")
-    args = (data, True) if body.use_trained else (data,)
+    body, images = await read_body(request, ClassifyBody)
+    if len(images) != 1:
+        raise WrongUse("Name an image, and only one: send a file, image_base64 or image_url.")
+    args = (images[0], True) if body.use_trained else (images[0],)
     return await web_of(request).ask(CLASSIFY_IMAGE, args, needs_index=False)
 
 

@@ -68,7 +68,7 @@ def _facts(web: Web) -> dict[str, Any]:
     ]
     heads = [
         {"category": head.category, "attribute": head.attribute}
-        for head in list_heads(settings.models_dir)
+        for head in list_heads(resources.heads.folder())
     ]
     model = settings.embedding_model.rstrip("/").rpartition("/")[2]
     return {

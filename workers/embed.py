@@ -9,13 +9,11 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image
 
 from pipeline.atomic_files import write_atomic
 from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
-from pipeline.embed.shards import write_shard
 from pipeline.errors import (
     BadImage,
     FingerprintMismatch,
@@ -24,11 +22,22 @@ from pipeline.errors import (
 )
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
-from pipeline.images.roots import open_source
+from pipeline.images.roots import open_reader
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide, describe
+from workers.error_policy import (
+    Attempt,
+    Drop,
+    Fail,
+    Refuse,
+    Release,
+    Stage,
+    Wait,
+    decide,
+    describe,
+    unforeseen,
+)
 from workers.lease import Lease
 from workers.reconcile import advance, report_unknown_job
 from workers.refusal import refuse
@@ -38,6 +47,7 @@ from workers.routes import EMBED, EMBED_SHARD
 log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
+PREPROCESSED = "preprocessed"  # below DATA_DIR, or in the store
 PATIENCE_S = 1.0  # between two tries to reach the database
 
 
@@ -46,7 +56,7 @@ def embed(resources: Resources, job_id: str, n: int) -> None:
     require_names(job_id, n)
     try:
         job = resources.jobs.get(job_id)
-        if job.open:
+        if job.open and not job.stage:  # its images are there
             _embed_shard(resources, job, n)
     except UnknownJob:
         report_unknown_job(resources, job_id)
@@ -100,7 +110,7 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
 
 def _load(resources: Resources, job: Job) -> None:
     job.require_known_form()
-    open_source(job.root, resources.settings).require()
+    open_reader(job.root, resources.settings).require()
     _ = resources.embedder
     resources.memory_guard.apply_limit(EMBED)
     mine = resources.fingerprint
@@ -116,8 +126,8 @@ def _load(resources: Resources, job: Job) -> None:
 
 def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardResult:
     vectors = resources.reusable_vectors(reuse=not job.full, verify=True)
-    save = _saver(resources.settings.data_dir) if job.save_preprocessed else None
-    embedder, source = resources.embedder, open_source(job.root, resources.settings)
+    save = _saver(resources) if job.save_preprocessed else None
+    embedder, source = resources.embedder, open_reader(job.root, resources.settings)
     if claim.attempts <= resources.settings.shard_max_attempts:
         return embed_shard(source, claim.images, embedder, vectors, check=lease.check, save=save)
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
@@ -136,7 +146,7 @@ def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardR
 
 def _write(resources: Resources, claim: Claim, result: ShardResult) -> tuple[str, str]:
     start = time.perf_counter()
-    file, digest = write_shard(resources.settings.jobs_dir / claim.job_id, claim.n, result.vectors)
+    file, digest = resources.shard_files.write(claim.job_id, claim.n, result.vectors)
     result.stage_seconds["write"] += time.perf_counter() - start
     failpoint("embed.after_write")
     return file, digest
@@ -205,7 +215,7 @@ def _after_error(
         case Refuse():
             _refuse(resources, job, n, f"Worker embed@{HOST} cannot do this job: {decision.reason}")
         case Fail():
-            log.error("%s failed.", shard, exc_info=error)
+            log.error("%s failed: %s", shard, decision.reason, exc_info=unforeseen(error))
             resources.jobs.fail(job.id, decision.reason)
 
 
@@ -236,12 +246,16 @@ def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:
                 raise
 
 
-def _saver(data_dir: Path) -> Callable[[str, Image.Image], None]:
-    folder = data_dir / "preprocessed"
+def _saver(resources: Resources) -> Callable[[str, Image.Image], None]:
+    folder, store = resources.settings.data_dir / PREPROCESSED, resources.artifacts
 
     def save(path: str, image: Image.Image) -> None:
         # The suffix is kept unless it is .jpg: shoe.jpg and shoe.png are two products.
-        target = folder / (path if path.endswith(".jpg") else f"{path}.jpg")
+        name = path if path.endswith(".jpg") else f"{path}.jpg"
+        if store is not None:
+            store.put(f"{PREPROCESSED}/{name}", encode_jpeg(image, quality=95))
+            return
+        target = folder / name
         if not target.resolve().is_relative_to(folder.resolve()):
             raise BadImage("the path leads outside the folder of preprocessed images", "save")
         write_atomic(target, encode_jpeg(image, quality=95))

@@ -132,7 +132,7 @@ def give_up(attempt: Attempt) -> Fail | None:
         f"{attempt.description} was begun {attempt.number - 1} times and never ended: its worker "
         "died each time, or the files of the shards were not where they had been written. See the "
         "log of the index worker; it may need more memory (WORKER_MAX_MEMORY), and the workers on "
-        "queues 'embed' and 'index' must share DATA_DIR."
+        "queues 'embed' and 'index' must share DATA_DIR or ARTIFACTS_URL."
     )
 
 
@@ -145,6 +145,11 @@ def _merge_failure(error: Exception) -> str:
     if isinstance(error, ImgrecError):
         return str(error)
     return f"The index could not be built: {describe(error)}"
+
+
+def unforeseen(error: Exception) -> Exception | None:
+    """Return an error whose traceback belongs into the log: one that no sentence explains."""
+    return None if isinstance(error, ImgrecError) else error
 
 
 def describe(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ServerUnavailable, SetupError, UnknownJob
+from pipeline.errors import ObjectConflict, ServerUnavailable, SetupError, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
@@ -23,6 +23,7 @@ from workers.error_policy import (
     decide,
     describe,
     give_up,
+    unforeseen,
 )
 from workers.lease import Lease
 from workers.prune import prune_after_publishing
@@ -89,15 +90,25 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
     jobs, settings, versions = resources.jobs, resources.settings, resources.versions
     guard = resources.memory_guard
     with versions.lock().acquire(timeout=LOCK_WAIT_S), guard.expect_high_usage():
-        return merge(
-            job,
-            jobs.shards.done(job.id),
-            settings,
-            versions,
-            lease.check,
-            later_jobs=jobs.created_after(job.id),
-            require_fit=guard.require_fit,
-        )
+        while True:
+            # Before the job table is asked: who publishes after this is noticed.
+            seen = versions.pointer_stamp()
+            try:
+                return merge(
+                    job,
+                    jobs.shards.done(job.id),
+                    settings,
+                    versions,
+                    lease.check,
+                    engines=resources.engines,
+                    later_jobs=jobs.created_after(job.id),
+                    require_fit=guard.require_fit,
+                    files=resources.shard_files,
+                    seen=seen,
+                )
+            except ObjectConflict:
+                log.info("Job %s: another host has published meanwhile; looking again.", job.id)
+                lease.check()
 
 
 def _record(resources: Resources, job_id: str, merged: Merged) -> None:
@@ -137,7 +148,8 @@ def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> N
             _release(resources, claim, count_attempt=False)
             jobs.set_waiting_reason(job_id, decision.reason)
         case Fail():
-            log.error("The merge of job %s failed.", job_id, exc_info=error)
+            failed = decision.reason
+            log.error("The merge of job %s failed: %s", job_id, failed, exc_info=unforeseen(error))
             jobs.fail(job_id, decision.reason)
 
 

@@ -64,6 +64,7 @@ def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any
     """Fit the configuration to the queues that this worker serves."""
     settings = process_resources().settings
     _require_fit_broker(settings.redis_url)
+    _require_fit_store(process_resources())
     transport.install()
     limit_malloc_arenas()
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
@@ -170,6 +171,17 @@ def _require_fit_broker(redis_url: str) -> None:
         pass
     except ServerUnavailable as error:
         sys.exit(f"Error: {error}")
+
+
+def _require_fit_store(resources: Resources) -> None:
+    """End at once where ARTIFACTS_URL names no fit store; one that is away is waited for."""
+    try:
+        resources.require_fit_artifacts()
+    except ServerUnavailable as error:
+        log.warning("%s This worker waits for it.", error)
+    except ImgrecError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(error.exit_code)
 
 
 def _queues(option: Any) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.settings import Settings, cores
 from pipeline.store.cache import NoCache
-from workers import embed, index, query, routes, webhooks
+from workers import duplicates, embed, fetch, index, plan_fetched, query, routes, webhooks
 from workers.dispatch import InlineDispatcher
 from workers.reconcile import reconcile
 from workers.resources import Resources
@@ -21,12 +21,16 @@ from workers.resources import Resources
 IDLE_S = 0.2  # between two looks at a job whose shards another process holds
 JOB_TASKS: dict[str, Callable[..., None]] = {
     routes.EMBED_SHARD: embed.embed,
+    routes.FETCH_SHARD: fetch.fetch,
+    routes.PLAN_FETCHED: plan_fetched.plan,
     routes.MERGE_SHARDS: index.merge_shards,
     routes.SEND_WEBHOOK: webhooks.send_webhook,
+    routes.FIND_DUPLICATES: duplicates.find_duplicates,
 }
 QUERIES: dict[str, Callable[..., dict[str, Any]]] = {
     routes.QUERY_IMAGE: query.query_image,
     routes.CLASSIFY_IMAGE: query.classify_image,
+    routes.IMAGE_VECTOR: query.image_vector,
 }
 
 
@@ -50,6 +54,11 @@ class LocalWorker:
         answer = QUERIES[task](self.resources, *args, query_id=query_id)
         self.resources.query_log.flush()
         return answer
+
+    def run_all(self) -> None:
+        """Run the tasks that were sent, until none is left."""
+        while run_next(self.resources, self.dispatcher):
+            pass
 
     def work_at(self, job_id: str) -> Work:
         """Start to work at a job."""

@@ -6,14 +6,14 @@ import logging
 
 from pipeline.names import printable
 
-_format = logging.Formatter()
+_FORMATTER = logging.Formatter()
 
 
 def escape(record: logging.LogRecord) -> bool:
     """Escape a record's text, line by line; a filter of a log handler."""
     record.msg, record.args = _lines(record.getMessage()), ()
     if record.exc_info and not record.exc_text:
-        record.exc_text = _lines(_format.formatException(record.exc_info))
+        record.exc_text = _lines(_FORMATTER.formatException(record.exc_info))
     return True
 
 

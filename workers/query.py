@@ -6,6 +6,7 @@ import base64
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +24,12 @@ from pipeline.images.decode import (
     sha256,
 )
 from pipeline.images.find import ImageFile
-from pipeline.images.roots import open_source
+from pipeline.images.roots import open_reader
 from pipeline.index.versions import Version
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.catalogue_filter import IndexedCatalogue
-from pipeline.search.query import Box, Query
-from pipeline.search.query_vector import compose, embed_image
+from pipeline.search.query import AUTO, Box, Query
+from pipeline.search.query_vector import compose, embed_image, mean_vector
 from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
@@ -48,7 +49,7 @@ JPEG_END = b"\xff\xd9"  # behind a JPEG that is cut off, it makes the rest gray
 
 def query_image(
     resources: Resources,
-    data: bytes,
+    data: bytes | Sequence[bytes],
     top_k: int,
     options: dict[str, Any] | None = None,
     *,
@@ -57,40 +58,50 @@ def query_image(
     """Find the `top_k` products that match the image in `data` and `options` best.
 
     Args:
-        data: the bytes of an image file; empty for a query by text or by product.
+        data: the bytes of an image file; empty for a query by text or by product. Several images
+            of one product are averaged.
         options: the fields of `pipeline.search.query.Query`.
         query_id: the key of the query in the query log; None logs nothing.
 
     Returns the query object of the command line's contract. Raises IndexMissing, BadImage,
-    FingerprintMismatch, SetupError, WrongUse or ServerUnavailable, each with a sentence.
+    Conflict, FingerprintMismatch, SetupError, WrongUse or ServerUnavailable, each with a sentence.
     """
     start = time.monotonic()
     failpoint("query.start")
-    query = _checked(resources, data, top_k, options)
-    index = resources.live_index.version(query.index_version)
+    images = _images(data)
+    query = _checked(resources, images, top_k, options)
+    index = resources.searched_index(query.index_version)
     fingerprint = resources.fingerprint
     index.version.require(fingerprint.id, fingerprint.summary)
     # A user who filters may have imported the products within the same second.
     indexed = resources.indexed_catalogues.of(index.version, at_once=bool(query.conditions))
-    digest = _digest(data, query.box) if data else ""
-    key = _result_key(query, index.version, fingerprint.id, digest, indexed)
+    grouped = resources.duplicate_rows.of(indexed) if query.collapse else None
+    digests = [_digest(image, query.box) for image in images]
+    digest = digests[0] if len(digests) == 1 else sha256(" ".join(sorted(digests)).encode())
+    key = _result_key(
+        query,
+        index.version,
+        fingerprint.id,
+        digest if digests else "",
+        indexed,
+        grouped.key if grouped else "",
+    )
     answer = None if query.uses_feedback else _unpack(resources.cache.get_result(key))
     cached = answer is not None
-    warning: str | None = None
+    warnings: list[str] = []
     if answer is None:
         warned = resources.warned_paths(index.version)
         vectors = KnownVectors(resources.cache, fingerprint.id, index.version, warned=warned)
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
             with resources.metrics.query("vector"):
-                image = None
-                if data:
-                    image, warning = _vector(resources, data, digest, vectors, query.box)
+                image, warnings = _mean_vector(resources, images, digests, vectors, query.box)
                 query_vector = compose(query, image, resources.text_vector, indexed)
             with resources.metrics.query("search"):
-                answer = recommend(query, index, indexed, query_vector, feedback)
-            # Each new feedback may change a result, and a cached one comes without its warning.
-            if not query.uses_feedback and not warning:
+                groups = grouped.groups if grouped else None
+                answer = recommend(query, index, indexed, query_vector, feedback, groups)
+            # Each new feedback may change a result, and a cached one comes without its warnings.
+            if not query.uses_feedback and not warnings:
                 resources.cache.put_result(key, _pack(answer))
     log.info(
         "Query %s: %d matches%s in %.0f ms.",
@@ -109,36 +120,55 @@ def query_image(
     }
     if answer.min_score is not None:
         response["min_score"] = answer.min_score
-    warnings = [f"The query's image: {warning}."] if warning else []
+    if grouped and grouped.warning:
+        warnings.append(grouped.warning)
     if texts := [text for text in (query.text, query.without) if text]:
         warnings += resources.clip.text_warnings(texts)
-    response |= _told(warnings)
+    if warnings:
+        response["warnings"] = warnings
     if query.total:
         response["total"] = answer.total
+    if answer.search is not None:
+        response["search"] = answer.search
     return response
 
 
-def _told(warnings: list[str]) -> dict[str, Any]:
-    return {"warnings": warnings} if warnings else {}
+def _images(data: Any) -> list[Any]:
+    """Return the images of a message: none, one, or a list of several."""
+    if isinstance(data, list | tuple):
+        return list(data)
+    return [data] if data != b"" else []
 
 
 def _checked(
-    resources: Resources, data: bytes, top_k: int, options: dict[str, Any] | None
+    resources: Resources, images: list[Any], top_k: int, options: dict[str, Any] | None
 ) -> Query:
     """Validate a message; the client did so, but anybody who reaches Redis may have sent it."""
     query = Query.from_message(top_k, options)
-    _require_size(resources, data)
-    query.require_subject(bool(data))
+    query.require_subject(len(images))
+    for image in images:
+        _require_size(resources, image)
+    if query.box == AUTO and not resources.settings.use_bg_removal:
+        raise WrongUse(
+            "--box auto needs background removal, which is off on this worker: name the box as "
+            "x,y,width,height, or set USE_BG_REMOVAL=true and rebuild."
+        )
     return query
 
 
 def _result_key(
-    query: Query, version: Version, fingerprint: str, digest: str, indexed: IndexedCatalogue
+    query: Query,
+    version: Version,
+    fingerprint: str,
+    digest: str,
+    indexed: IndexedCatalogue,
+    groups: str,
 ) -> str:
     facts = {
         "query": query.key(),
         "catalogue": indexed.catalogue.revision,
         "ranking": RANKING_VERSION,
+        "groups": groups,
     }
     return result_key(version.identity, fingerprint, digest, facts)
 
@@ -169,13 +199,14 @@ def _record(
 def _pack(answer: Answer) -> dict[str, Any]:
     vector = base64.b64encode(np.asarray(answer.vector, "<f4").tobytes()).decode()
     facts = {"matches": answer.matches, "min_score": answer.min_score, "total": answer.total}
-    return {**facts, "vector": vector}
+    return {**facts, "vector": vector, "search": answer.search}
 
 
 def _unpack(result: Any) -> Answer | None:
     try:
         vector = np.frombuffer(base64.b64decode(result["vector"]), "<f4").astype(np.float32)
-        return Answer(list(result["matches"]), result["min_score"], vector, result["total"])
+        matches, limit = list(result["matches"]), result["min_score"]
+        return Answer(matches, limit, vector, result["total"], result["search"])
     except (TypeError, ValueError, KeyError):
         return None  # not written by this module
 
@@ -202,6 +233,27 @@ def classify_image(
     return answer
 
 
+def image_vector(
+    resources: Resources, data: bytes, *, query_id: str | None = None
+) -> dict[str, Any]:
+    """Return the vector of the image in `data`, base64 of little-endian float32, to be indexed.
+
+    Raises:
+        FingerprintMismatch: it cannot be compared with those of the published index.
+    """
+    _require_size(resources, data)
+    fingerprint = resources.fingerprint
+    version = resources.live_index.current().version
+    version.require(fingerprint.id, fingerprint.summary)
+    vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
+    log.info("Embedded %s.", query_id)
+    return {
+        "vector": base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode(),
+        "fingerprint": fingerprint.id,
+        "index_version": version.name,
+    }
+
+
 def _require_size(resources: Resources, data: bytes) -> None:
     if not isinstance(data, bytes):  # a message may come from anybody who reaches Redis
         raise WrongUse("The query cannot be used: its image must be bytes.")
@@ -209,9 +261,29 @@ def _require_size(resources: Resources, data: bytes) -> None:
         raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
 
 
-def _digest(data: bytes, box: Box | None) -> str:
+def _digest(data: bytes, box: Box | str | None) -> str:
     """Return the content hash of an image, or of a part of it."""
     return sha256(data if box is None else f"{box} of {sha256(data)}".encode())
+
+
+def _mean_vector(
+    resources: Resources,
+    images: Sequence[bytes],
+    digests: Sequence[str],
+    vectors: KnownVectors,
+    box: Box | str | None,
+) -> tuple[NDArray[np.float32] | None, list[str]]:
+    """Return the (d,) unit mean of a query's images, None without one, and warnings."""
+    if not images:
+        return None, []
+    found = [
+        _vector(resources, image, digest, vectors, box)
+        for image, digest in zip(images, digests, strict=True)
+    ]
+    warnings = dict.fromkeys(warning for _, warning in found if warning)
+    return mean_vector([vector for vector, _ in found]), [
+        f"The query's image: {warning}." for warning in warnings
+    ]
 
 
 def _vector(
@@ -219,7 +291,7 @@ def _vector(
     data: bytes,
     digest: str,
     vectors: KnownVectors,
-    box: Box | None = None,
+    box: Box | str | None = None,
 ) -> tuple[NDArray[np.float32], str | None]:
     """Return the image's (d,) unit vector, a known one or the model's, and a warning."""
     return embed_image(
@@ -231,18 +303,25 @@ def _vector(
     )
 
 
-def _prepare(resources: Resources, data: bytes, box: Box | None) -> PreparedImage:
+def _prepare(resources: Resources, data: bytes, box: Box | str | None) -> PreparedImage:
     """Decode and preprocess a query's image; the models are loaded first."""
     prepare = resources.query_prepare
     resources.memory_guard.apply_limit(QUERY)
     decoded = decode_with_warnings(data, resources.limits, resources.settings.preprocess_bg_color)
     image = decoded.image
-    if box is not None:
+    if isinstance(box, tuple):
         image = crop(image, box)
     try:
-        return PreparedImage(prepare(image).image, "; ".join(decoded.warnings) or None)
+        prepared = prepare(image, largest=True) if box == AUTO else prepare(image)
     except MemoryError as error:
         raise ImageOutOfMemory(stage="preprocess") from error
+    if box == AUTO and prepared.warning is not None:
+        reason = prepared.warning.partition(";")[0]
+        raise BadImage(
+            f"--box auto found no object: {reason}. Name the box as x,y,width,height",
+            "preprocess",
+        )
+    return PreparedImage(prepared.image, "; ".join(decoded.warnings) or None)
 
 
 def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict[str, str]:
@@ -252,7 +331,7 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     """
     if not isinstance(version, str) or not isinstance(filenames, list | tuple):
         raise WrongUse("Invalid request for thumbnails: name an index version and a list of files.")
-    opened = resources.versions.current()
+    opened = resources.searched_index().version
     if opened.name != version:
         opened = resources.versions.open(version)
     names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
@@ -262,8 +341,8 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
 def _jpegs(
     resources: Resources, version: Version, filenames: list[str], side: int
 ) -> dict[str, str]:
-    source = open_source(version.manifest["root"], resources.settings)
-    files = [ImageFile(name, 0, 0) for name in filter(version.has_path, filenames)]
+    source = open_reader(version.manifest["root"], resources.settings)
+    files = [version.image(name) for name in filter(version.has_path, filenames)]
     limits, jpegs = resources.limits, {}
     with source.reading(files, limits) as read:
         for file in files:
@@ -331,7 +410,7 @@ def _preview(resources: Resources, root: str, path: str, side: int) -> str | Non
     file = ImageFile(path, 0, 0)
     with (
         contextlib.suppress(BadImage),
-        open_source(root, resources.settings).reading([file], limits) as read,
+        open_reader(root, resources.settings).reading([file], limits) as read,
     ):
         data = read(file)
         for attempt in (data, data + JPEG_END):
@@ -348,7 +427,7 @@ def _require_side(side: Any) -> None:
 
 
 def _indexed(resources: Resources) -> IndexedCatalogue:
-    return resources.indexed_catalogues.of(resources.live_index.current().version)
+    return resources.indexed_catalogues.of(resources.searched_index().version)
 
 
 def _filenames(indexed: IndexedCatalogue, product_id: Any) -> list[str]:

@@ -16,14 +16,14 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import redis
 
 from pipeline.errors import SettingsDiffer
 from pipeline.settings import Settings
-from pipeline.store.identity import PARTS, SETTING_OF, Identifier, Identity
+from pipeline.storage.address import is_address
+from pipeline.store.identity import PARTS, SETTING_OF, STORE_SETTING, Identifier, Identity
 from pipeline.store.redis_client import PREFIX, connect, server_time, trouble
 from workers.routes import CLASSIFY_IMAGE, FAILURE_IMAGE
 
@@ -190,13 +190,16 @@ def parts_of_query(task: str, args: Sequence[Any], settings: Settings) -> list[s
     if task == FAILURE_IMAGE:
         return ["database"]
     if task == CLASSIFY_IMAGE:
-        return ["models"] if args[1:] and has_heads(settings.models_dir) else []
-    return ["data"] if (settings.index_dir / "CURRENT").is_file() else []
+        return ["models"] if args[1:] and has_heads(settings) else []
+    has_index = settings.artifacts_url or (settings.index_dir / "CURRENT").is_file()
+    return ["data"] if has_index else []
 
 
-def has_heads(models: Path) -> bool:
-    """Tell whether heads were trained here."""
-    return next(models.glob("*/*/model.pt"), None) is not None
+def has_heads(settings: Settings) -> bool:
+    """Tell whether heads were trained here, or may be in the store that all hosts share."""
+    if settings.artifacts_url:
+        return True
+    return next(settings.models_dir.glob("*/*/model.pt"), None) is not None
 
 
 def serving(present: Sequence[Announcement], queues: Sequence[str]) -> list[Announcement]:
@@ -245,7 +248,7 @@ class Dispute:
 
     def __str__(self) -> str:
         settings = "; ".join(
-            f"{SETTING_OF[part]} is {' but '.join(_side(group, part) for group in groups)}"
+            f"{_setting(groups, part)} is {' but '.join(_side(group, part) for group in groups)}"
             for part, groups in self.sides.items()
         )
         return (
@@ -266,6 +269,14 @@ def _groups(processes: list[tuple[str, Identity]], part: str) -> list[list[tuple
         else:
             groups.append([each])
     return groups
+
+
+def _setting(groups: list[list[tuple[str, Identity]]], part: str) -> str:
+    """Name the setting that says where a part is, or both, where some have a store instead."""
+    places = [is_address(getattr(group[0][1], part).where) for group in groups]
+    if part == "database" or not any(places):
+        return SETTING_OF[part]
+    return STORE_SETTING if all(places) else f"{STORE_SETTING} or {SETTING_OF[part]}"
 
 
 def _side(group: list[tuple[str, Identity]], part: str) -> str:

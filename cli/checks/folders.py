@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from pathlib import Path
 
 from cli.checks.row import CheckContext, CheckFailed, CheckWarning
 from pipeline.access import (
@@ -31,7 +30,7 @@ def disk(context: CheckContext) -> str:
     while not folder.exists():
         folder = folder.resolve().parent
     free = shutil.disk_usage(folder).free
-    published = sum(file.stat().st_size for file in _published_files(context))
+    published = _published_bytes(context)
     least = max(LEAST_FREE, COPIES * published)
     if free < least:
         raise CheckFailed(
@@ -57,8 +56,9 @@ def rights(context: CheckContext) -> str:
     return f"{user_name()} may read and write every folder"
 
 
-def _published_files(context: CheckContext) -> list[Path]:
+def _published_bytes(context: CheckContext) -> int:
     try:
-        return list(context.resources.versions.current().folder.iterdir())
+        files = context.resources.versions.current().manifest["files"]
     except (ImgrecError, OSError):
-        return []
+        return 0
+    return sum(file["bytes"] for file in files.values())

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from pipeline.access import is_unavailable
 from pipeline.atomic_files import write_atomic
 from pipeline.errors import IndexBroken
-from pipeline.images.find import ImageFile
 
 # A folder with few images is still cut into this many shards, so that several workers share it.
 MIN_SHARDS = 8
 SMALLEST_SHARD = 16
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ class ShardVectors:
     vectors: NDArray[np.float32]
 
 
-def cut(images: Iterable[ImageFile], shard_size: int) -> Iterator[list[ImageFile]]:
-    """Cut a stream of images into shards of `shard_size`, smaller ones for a small folder.
+def cut(images: Iterable[Item], shard_size: int) -> Iterator[list[Item]]:
+    """Cut a stream of images, or of their addresses, into shards of `shard_size`.
+
+    A small folder is cut into smaller ones.
 
     Holds at most `MIN_SHARDS * shard_size` images at a time.
     """
     stream = iter(images)
-    head: list[ImageFile] = []
+    head: list[Item] = []
     for image in stream:
         head.append(image)
         if len(head) > MIN_SHARDS * shard_size:
@@ -65,13 +68,18 @@ def write_shard(folder: Path, number: int, shard: ShardVectors) -> tuple[str, st
 
     Two workers that made the same shard write two names at worst; the job table keeps one.
     """
+    name, digest, data = encode_shard(number, shard)
+    write_atomic(folder / name, data)
+    return name, digest
+
+
+def encode_shard(number: int, shard: ShardVectors) -> tuple[str, str, bytes]:
+    """Return a shard's file name, sha256 and content."""
     buffer = io.BytesIO()
     np.savez(buffer, positions=shard.positions, sha256=shard.sha256, vectors=shard.vectors)
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    name = f"shard-{number:06d}-{digest[:12]}.npz"
-    write_atomic(folder / name, data)
-    return name, digest
+    return f"shard-{number:06d}-{digest[:12]}.npz", digest, data
 
 
 def read_shard(folder: Path, name: str, digest: str) -> ShardVectors:
@@ -86,6 +94,15 @@ def read_shard(folder: Path, name: str, digest: str) -> ShardVectors:
         if is_unavailable(error):  # of another user: to make it again would not help
             raise
         raise IndexBroken(f"The shard file {name} cannot be read: {error.strerror}.") from error
+    return decode_shard(data, name, digest)
+
+
+def decode_shard(data: bytes, name: str, digest: str) -> ShardVectors:
+    """Read the content of a shard file.
+
+    Raises:
+        IndexBroken: it does not match its digest, or is no shard file.
+    """
     if hashlib.sha256(data).hexdigest() != digest:
         raise IndexBroken(f"The shard file {name} does not match its digest in the job table.")
     try:

@@ -64,7 +64,9 @@ class ZeroShot:
     predicted: Labels
 
 
-class _NoCache:
+class NoCache:
+    """Knows no vector: what is measured is the model."""
+
     def get(self, digest: str) -> None:
         return None
 
@@ -122,7 +124,7 @@ def embed_folder(
 ) -> tuple[list[str], Vectors, list[Failure]]:
     """Embed all images of a folder -> paths, (n, d) vectors, what could not be used."""
     images, failures = list_folder(root)
-    result = embed_shard(ImageFolder(root), images, embedder, _NoCache(), check=advance)
+    result = embed_shard(ImageFolder(root), images, embedder, NoCache(), check=advance)
     paths = [images[position].path for position in result.vectors.positions]
     return paths, result.vectors.vectors, failures + result.failures
 

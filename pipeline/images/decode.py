@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -114,10 +114,14 @@ def sha256(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An 8-bit sRGB image, and what is wrong with its file although it could be read."""
+    """An 8-bit sRGB image, and what is wrong with its file although it could be read.
+
+    `size` is the width and height of the file's own pixels, before it was turned upright.
+    """
 
     image: Image.Image
     warnings: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
 
 
 class _CorruptError(Exception):
@@ -172,13 +176,13 @@ def _decode_or_mend(data: bytes, decode: Callable[[bytes], Decoded]) -> Decoded:
         if pixels is not None:
             mended = decode(pixels)
             what = "its metadata is too large or broken and was ignored, with any color profile"
-            return Decoded(mended.image, (*mended.warnings, what))
+            return replace(mended, warnings=(*mended.warnings, what))
         complete = completions(data) if cut_off else None
         if complete is not None:
             mended, other = decode(complete[0]), decode(complete[1])
             if mended.image.tobytes() == other.image.tobytes():
                 what = "the end marker of the JPEG is missing; its pixels are complete"
-                return Decoded(mended.image, (*mended.warnings, what))
+                return replace(mended, warnings=(*mended.warnings, what))
     except (_CorruptError, LookupError, ValueError, ArithmeticError, struct.error):
         pass  # it cannot be mended
     raise BadImage(reason)
@@ -227,7 +231,7 @@ def _decode(
     warnings = [warning] if warning else []
     if _is_blank(rgb):
         warnings.append(BLANK)
-    return Decoded(rgb, tuple(warnings))
+    return Decoded(rgb, tuple(warnings), (width, height))
 
 
 def _is_blank(rgb: Image.Image) -> bool:

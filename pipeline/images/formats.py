@@ -88,7 +88,7 @@ def unsupported(data: bytes) -> str:
     if head.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")):
         return _unread("JPEG2000", "a JPEG 2000 image")
     if head.startswith((b"II*\0", b"MM\0*")) and not RAW.match(head):
-        return "the TIFF image cannot be read: it is corrupt, cut off or of a rare kind; save it as PNG"
+        return "the TIFF image cannot be read: it is corrupt, cut off or of a kind that is not read"
     if head.startswith(b"version https://git-lfs"):
         return "the file is a pointer of Git LFS: 'git lfs pull' fetches the image"
     if data and not data.strip(b"\0"):

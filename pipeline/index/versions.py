@@ -22,7 +22,7 @@ import re
 import shutil
 import uuid
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,18 +34,26 @@ from numpy.typing import NDArray
 
 from pipeline.access import is_unavailable
 from pipeline.atomic_files import file_sha256, sync_file, sync_folder, write_atomic
-from pipeline.errors import Conflict, FingerprintMismatch, IndexBroken, IndexMissing, NotFound
+from pipeline.errors import (
+    Conflict,
+    FingerprintMismatch,
+    IndexBroken,
+    IndexMissing,
+    NotFound,
+    ObjectConflict,
+)
+from pipeline.images.find import ImageFile
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import read_id_map
 
 NAME = re.compile(r"v(\d{4,9})")
+MANIFEST = "manifest.json"
 # The files that identify the rows. They are small beside the vectors, so their digests are checked
 # whenever a version is opened: 0.2 s for a million images. PublishedIndex checks the large files in
 # the background.
-NAMES = (
-    *("id_to_filename.json", "paths.bin", "path_ends.npy"),
-    *("files.npy", "sha256.npy", "by_hash.npy"),
-)
+ID_MAP = ("id_to_filename.json", "paths.bin", "path_ends.npy")
+NAMES = (*ID_MAP, "files.npy", "sha256.npy", "by_hash.npy")
+PUBLISHING = "An index is being published right now; try again shortly."
 ADVICE = "roll back with 'imgrec index rollback' or rebuild"
 KEYS = {
     *("job_id", "job_created_at", "created_at", "root", "images", "dimension"),
@@ -58,13 +66,14 @@ class IndexRows:
     """All rows of a version, sorted by path.
 
     paths: n posix paths; files: (n, 2) int64 bytes and mtime in ns; sha256: (n,) S64;
-    vectors: (n, d) float32, L2-normalised.
+    vectors: (n, d) float32, L2-normalised. base_rows: (n,) the same row in the base version, or -1.
     """
 
     paths: list[str]
     files: NDArray[np.int64]
     sha256: NDArray[np.bytes_]
     vectors: NDArray[np.float32]
+    base_rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -89,9 +98,14 @@ class Version:
         return str(self.manifest["fingerprint"]["id"])
 
     @property
-    def identity(self) -> str:
+    def published_identity(self) -> str:
         """An id of this version alone: its name is used again once the folder was deleted."""
         return f"{self.name}/{self.manifest['job_id']}"
+
+    @property
+    def identity(self) -> str:
+        """An id of what is searched: of this version, with the changes since, if it has any."""
+        return self.published_identity
 
     @property
     def is_current(self) -> bool:
@@ -101,6 +115,10 @@ class Version:
         except OSError:
             return False
 
+    def file(self, name: str) -> Path:
+        """Return one of the version's files, to read."""
+        return self.folder / name
+
     @cached_property
     def paths(self) -> Sequence[str]:
         """Paths by row, in ascending order.
@@ -108,6 +126,9 @@ class Version:
         Raises:
             IndexBroken: the map is missing or does not match the manifest.
         """
+        for name in ID_MAP:
+            if name in self.manifest["files"]:
+                self.file(name)
         paths = read_id_map(self.folder)
         if len(paths) != self.manifest["images"]:
             raise IndexBroken(
@@ -116,10 +137,25 @@ class Version:
             )
         return paths
 
+    def row_of_path(self, path: str) -> int | None:
+        """Return the row of an image in the published folder, by bisection, or None."""
+        row = bisect_left(self.paths, path, hi=self.manifest["images"])
+        return row if row < self.manifest["images"] and self.paths[row] == path else None
+
     def has_path(self, path: str) -> bool:
-        """Tell whether an image is indexed, by bisection."""
+        """Tell whether an image is indexed."""
+        return self.row_of_path(path) is not None
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """The (n,) rows that were not removed since; None: all."""
+        return None
+
+    def image(self, path: str) -> ImageFile:
+        """Return an indexed image as it was listed."""
         row = bisect_left(self.paths, path)
-        return row < len(self.paths) and self.paths[row] == path
+        size, mtime_ns = self.files[row].tolist()
+        return ImageFile(path, size, mtime_ns, self.sha256[row].decode())
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -160,7 +196,7 @@ class Version:
 
     def _array(self, name: str) -> Any:
         try:
-            return np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+            return np.load(self.file(name), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             if is_unavailable(error):
                 raise
@@ -185,8 +221,14 @@ def order_by_hash(sha256: NDArray[np.bytes_]) -> NDArray[np.int64]:
     return np.argsort(sha256, kind="stable")
 
 
+# When or how the pointer was written last: equal only if nothing was published in between.
+Stamp = int | str
+
+
 class VersionStore:
     """The folder of all versions."""
+
+    locks_all_hosts = True  # whether who holds `lock()` is the only one to publish
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -206,12 +248,33 @@ class VersionStore:
             )
         return name
 
-    def pointer_ns(self) -> int:
+    def is_published(self) -> bool:
+        """Whether there is a published version."""
+        return self.current_name() is not None
+
+    def pointer_stamp(self) -> Stamp:
         """Return when the pointer was written last; 0 before the first publication."""
         try:
             return self._pointer.stat().st_mtime_ns
         except FileNotFoundError:
             return 0
+
+    def followed(self) -> tuple[str | None, Stamp]:
+        """Return the version that queries use, with the stamp of the pointer that named it."""
+        stamp = self.pointer_stamp()
+        return self.current_name(), stamp
+
+    def on_disk(self) -> Version:
+        """Open the published version as far as this host has it.
+
+        Raises:
+            IndexMissing: it has none.
+        """
+        return self.current()
+
+    def file_bytes(self, name: str, file: str) -> int:
+        """Return the size of a file of a version."""
+        return (self.folder / name / file).stat().st_size
 
     def current(self) -> Version:
         """Open the published version.
@@ -258,13 +321,17 @@ class VersionStore:
                 "'imgrec index rollback VERSION' or rebuild."
             ) from error
 
+    def count(self) -> int:
+        """Count the versions, with those whose manifest cannot be read."""
+        return sum(1 for each in self.folder.iterdir() if NAME.fullmatch(each.name))
+
     def versions(self) -> list[Version]:
         """Return all versions whose manifest can be read, oldest first."""
         if not self.folder.is_dir():
             return []
         names = [child.name for child in self.folder.iterdir() if NAME.fullmatch(child.name)]
         versions = []
-        for name in sorted(names, key=_number):
+        for name in sorted(names, key=number):
             folder = self.folder / name
             # A damaged one, or one that is being pruned, must not hide the others.
             with contextlib.suppress(OSError, ValueError):
@@ -278,9 +345,9 @@ class VersionStore:
             IndexBroken: a file changed on disk.
         """
         for file, facts in version.manifest["files"].items():
-            path = version.folder / file
             if only is not None and file not in only:
                 continue
+            path = version.file(file)
             if not path.is_file() or file_sha256(path) != facts["sha256"]:
                 raise IndexBroken(f"{path} does not match the digest in its manifest: {ADVICE}.")
 
@@ -300,29 +367,42 @@ class VersionStore:
     def _hidden(self) -> Path:
         return self.folder / f".build-{uuid.uuid4().hex[:8]}"
 
-    def commit(self, workspace: Path, manifest: dict[str, Any]) -> Version:
-        """Seal a workspace (digests, flush) and give it the next name; does not publish it."""
-        files = {}
-        for file in sorted(workspace.iterdir()):
-            sync_file(file)
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-        manifest = {**manifest, "files": files}
-        manifest["seal"] = seal(manifest)
-        write_atomic(workspace / "manifest.json", json.dumps(manifest, indent=1).encode())
+    def commit(
+        self,
+        workspace: Path,
+        manifest: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+    ) -> Version:
+        """Seal a workspace (digests, flush) and give it the next name; does not publish it.
+
+        Args:
+            check: called while that takes time; raises to stop.
+        """
+        manifest = sealed(workspace, manifest)
         reserved = [
-            _number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
+            number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
         ]
         folder = self.folder / f"v{max(reserved, default=0) + 1:04d}"
         workspace.rename(folder)
         sync_folder(self.folder)
         return Version(folder, manifest, _sealed_ns(folder))
 
-    def point_to(self, version: Version) -> None:
-        """Publish a version: readers see it the next time they read the pointer."""
+    def point_to(self, version: Version, seen: Stamp | None = None) -> None:
+        """Publish a version: readers see it the next time they read the pointer.
+
+        Args:
+            seen: the stamp of the pointer on which this decision rests. Here the lock that the
+                caller holds keeps it.
+        """
         write_atomic(self._pointer, f"{version.name}\n".encode())
 
-    def rollback(self, name: str | None = None) -> tuple[str | None, Version]:
+    def rollback(
+        self, name: str | None = None, verify: Callable[[Version], None] = lambda version: None
+    ) -> tuple[str | None, Version]:
         """Point to `name`, or to the version before the current one; return (old, new).
+
+        Args:
+            verify: called with the target besides, e.g. to ask its engine.
 
         A named version needs no readable pointer, so this repairs a broken one.
 
@@ -332,6 +412,7 @@ class VersionStore:
         """
         try:
             with self.lock():
+                seen = self.pointer_stamp()
                 try:
                     current = self.current_name()
                 except IndexBroken:
@@ -341,16 +422,20 @@ class VersionStore:
                 if name is None:
                     if current is None:
                         raise IndexMissing
-                    older = [v for v in self.versions() if _number(v.name) < _number(current)]
+                    older = [v for v in self.versions() if number(v.name) < number(current)]
                     if not older:
                         raise Conflict(f"There is no index version before {current}.")
                     name = older[-1].name
                 target = self.open(name)
-                self.verify(target)
-                self.point_to(target)
+                self._verify_target(target)
+                verify(target)
+                self.point_to(target, seen)
                 return current, target
-        except Timeout as error:
-            raise Conflict("An index is being published right now; try again shortly.") from error
+        except (Timeout, ObjectConflict) as error:
+            raise Conflict(PUBLISHING) from error
+
+    def _verify_target(self, version: Version) -> None:
+        self.verify(version)
 
     def prunable(self, keep: int, protect: Collection[str]) -> list[Version]:
         """Return the oldest versions beyond `keep`, never the current or a protected one."""
@@ -367,9 +452,34 @@ class VersionStore:
         return [version.name for version in pruned]
 
 
+def sealed(workspace: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Flush the files of a workspace, and write the manifest with their digests beside them."""
+    files = {}
+    for file in sorted(workspace.iterdir()):
+        sync_file(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    manifest = {**manifest, "files": files}
+    manifest["seal"] = seal(manifest)
+    write_atomic(workspace / MANIFEST, manifest_bytes(manifest))
+    return manifest
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1).encode()
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
+    return parse_manifest((folder / MANIFEST).read_bytes())
+
+
+def parse_manifest(data: bytes) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        ValueError: it is none, or was changed after it was sealed.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads(data)
     except ValueError as error:
         raise ValueError(f"manifest.json is not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or KEYS - manifest.keys():
@@ -386,8 +496,9 @@ def seal(manifest: dict[str, Any]) -> str:
 
 
 def _sealed_ns(folder: Path) -> int:
-    return (folder / "manifest.json").stat().st_mtime_ns
+    return (folder / MANIFEST).stat().st_mtime_ns
 
 
-def _number(name: str) -> int:
+def number(name: str) -> int:
+    """Return the number of a version, by which versions are in order."""
     return int(name.lstrip("v"))

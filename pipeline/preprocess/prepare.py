@@ -18,6 +18,8 @@ Remover = Callable[[Image.Image], Image.Image]
 """RGB image -> mask in mode L of the same size: 255 is product, 0 is background."""
 
 FOREGROUND = 128  # mask values from here up count as product
+# Pixels around the largest object that belong to its soft edge.
+EDGE = 4
 # A cut-out outside of these shares of the image is a failure of the mask, not a product.
 MIN_KEPT, MAX_KEPT = 0.01, 0.98
 # U2Net leaves some striped or pale cloth half transparent: such a mask has many values in the
@@ -79,6 +81,20 @@ def prepare(image: Image.Image, spec: Preprocessing, remover: Remover | None) ->
     cut = Image.composite(image, canvas, mask)
     box = mask.point(lambda value: 255 if value >= FOREGROUND else 0).getbbox()
     return PreparedImage(_fit(cut.crop(box), spec, padding=spec.padding))
+
+
+def largest_object(mask: Image.Image) -> Image.Image:
+    """Return the mask with its largest connected foreground object only."""
+    from scipy import ndimage  # few queries need it
+
+    values = np.asarray(mask)
+    labels, count = ndimage.label(values >= FOREGROUND, structure=np.ones((3, 3)))
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0  # background
+    own = ndimage.binary_dilation(labels == int(sizes.argmax()), iterations=EDGE)
+    return Image.fromarray(np.where(own, values, 0).astype(np.uint8))
 
 
 def implausible(mask: Image.Image) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embed.shards import read_shard
+from pipeline.embed.shard_files import ShardFiles
 from pipeline.errors import IndexBroken, JobFailed
 from pipeline.index.versions import IndexRows, Version
 from pipeline.store.jobs import Job
@@ -42,7 +42,7 @@ class PlannedShard:
 def join(
     job: Job,
     shards: Iterable[DoneShard],
-    jobs_dir: Path,
+    files: ShardFiles,
     open_base: Callable[[], Version],
     file: Path,
     check: Callable[[], None],
@@ -61,6 +61,8 @@ def join(
     planned, base = _planned(shards, open_base, check)
     joiner = _Joiner([path for shard in planned for path in shard.paths], file)
     broken: list[int] = []
+    embedded = [each for each in planned if each.rows is None or base is None]
+    results = files.read(job.id, [(each.file, each.sha256) for each in embedded])
     start = 0
     for shard in planned:
         check()
@@ -68,10 +70,10 @@ def join(
         start += len(shard.paths)
         if shard.rows is not None and base is not None:
             joiner.put(places, shard.files, base.sha256[shard.rows], base.vectors[shard.rows])
+            joiner.note_base(places, shard.rows)
             continue
-        try:
-            result = read_shard(jobs_dir / job.id, shard.file, shard.sha256)
-        except IndexBroken:
+        result = next(results)
+        if result is None:
             broken.append(shard.n)
             continue
         good = result.positions
@@ -121,6 +123,7 @@ class _Joiner:
         self._row_of = np.empty(len(order), np.int64)
         self._row_of[order] = np.arange(len(order))
         self._filled = np.zeros(len(paths), bool)
+        self._base_rows = np.full(len(paths), -1, np.int64)
         self._files = np.zeros((len(paths), 2), np.int64)
         self._sha256 = np.zeros(len(paths), "S64")
         self._vectors: np.memmap[tuple[int, int], np.dtype[np.float32]] | None = None
@@ -144,6 +147,10 @@ class _Joiner:
         self._files[rows], self._sha256[rows] = files, sha256
         self._filled[rows] = True
 
+    def note_base(self, places: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Note the rows of the base version that some paths have."""
+        self._base_rows[self._row_of[places]] = rows
+
     def finish(self) -> IndexRows | None:
         """Remove the empty rows; None if all are."""
         if self._vectors is None:
@@ -153,7 +160,9 @@ class _Joiner:
             self._vectors = _keep(self._vectors, rows, self._file)
         self._vectors.flush()
         paths = [self._paths[row] for row in rows.tolist()]
-        return IndexRows(paths, self._files[rows], self._sha256[rows], self._vectors)
+        return IndexRows(
+            paths, self._files[rows], self._sha256[rows], self._vectors, self._base_rows[rows]
+        )
 
 
 def _keep(

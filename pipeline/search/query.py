@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, ModelWrapValidatorHandler, ValidationError
 from pydantic import model_validator as validate_model
@@ -27,6 +27,7 @@ OPTIONS = {
 }
 MAX_OFFSET = 10_000
 MAX_PRODUCTS = 20
+MAX_IMAGES = 8
 
 
 def _between(low: float, high: float) -> AfterValidator:
@@ -79,6 +80,7 @@ Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_nul)]
 Words = Annotated[Text, AfterValidator(_not_blank)]
 Share = Annotated[float, _between(0, 1)]
 Box = Annotated[tuple[float, float, float, float], AfterValidator(_box), Field(strict=False)]
+BoxOrAuto = Annotated[Box | Literal["auto"], Field(union_mode="left_to_right")]
 
 
 class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -90,7 +92,8 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
         weight: share of `text` and `without` beside an image or product.
         product: query with the images of this product.
         products: query with these products and their weights, beside an image, too.
-        box: search for this part of the image only: x, y, width and height as fractions of it.
+        box: search for this part of the image only: x, y, width and height as fractions of it;
+            "auto": for the largest object that background removal finds.
         where: conditions on the products' facts; all must hold.
         diverse: 0 ranks by similarity alone, 1 by difference from better matches (MMR).
         min_score: matches below are left out; "auto": below what random pairs reach.
@@ -101,6 +104,7 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
         sort: rank the best matches by this column of the products' facts; descending after `-`.
         fields: return these columns only; None returns all.
         total: count all matches, where that is possible.
+        collapse: "duplicates" shows one image of each group of duplicates.
         index_version: ask this version; empty: the published one.
 
     Raises:
@@ -125,11 +129,12 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
         dict[Annotated[Text, Field(min_length=1)], Annotated[float, _between(-1, 1)]],
         Field(max_length=MAX_PRODUCTS),
     ] = Field(default_factory=dict)
-    box: Box | None = None
+    box: BoxOrAuto | None = None
     offset: Annotated[int, _between(0, MAX_OFFSET)] = 0
     sort: Annotated[Text, AfterValidator(_sort_column)] = ""
     fields: Annotated[tuple[Text, ...] | None, Field(max_length=100, strict=False)] = None
     total: bool = False
+    collapse: Literal["", "duplicates"] = ""
     index_version: Annotated[Text, Field(max_length=20)] = ""
 
     @validate_model(mode="wrap")
@@ -176,18 +181,24 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
         """The products that the query is made of, which are no matches of it."""
         return frozenset(map(nfc, {self.product, *self.products} - {""}))
 
-    def require_subject(self, has_image: bool) -> None:
+    def require_subject(self, n_images: int) -> None:
         """Refuse a query that names no subject, or two.
 
         Raises:
             WrongUse: with what to add or leave out.
         """
-        if has_image and self.product:
+        if n_images > MAX_IMAGES:
+            raise WrongUse(f"A query takes at most {MAX_IMAGES} images; these are {n_images}.")
+        if n_images and self.product:
             raise WrongUse("Query with an image or with --product, not with both.")
-        if not (has_image or self.own_products or self.text):
+        if not (n_images or self.own_products or self.text):
             raise WrongUse("Name an image, or query with --text or --product.")
-        if self.box and not has_image:
+        if self.box and not n_images:
             raise WrongUse("--box is a part of an image: name one.")
+        if self.box and self.box != AUTO and n_images > 1:
+            raise WrongUse(
+                "--box x,y,width,height is a part of one image: name one, or use --box auto."
+            )
         if self.sort and (self.diverse or self.feedback or self.user):
             raise WrongUse(
                 "--sort orders by a column: leave out --diversity, --user and --demote-disliked."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,22 @@ def embed_image(
     if not prepared.warning:
         cache.put({digest: vector})
     return vector, prepared.warning
+
+
+def mean_vector(vectors: Sequence[Vector]) -> Vector:
+    """Return the (d,) unit mean of the images of one product.
+
+    Raises:
+        WrongUse: they cancel out.
+    """
+    if len(vectors) == 1:
+        return vectors[0]
+    total = np.sum([vector.astype(np.float64) for vector in vectors], axis=0)
+    length = float(np.linalg.norm(total))
+    if length < 1e-6:
+        raise WrongUse("The images of the query cancel each other out.")
+    unit: Vector = (total / length).astype(np.float32)
+    return unit
 
 
 def compose(

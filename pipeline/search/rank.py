@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.feeds.columns import Value, fold_text, text_of
 from pipeline.feeds.names import PRODUCT_ID
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.engine import OpenIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import AUTO, Query
 from pipeline.search.query_vector import QueryVector
@@ -20,7 +20,7 @@ from pipeline.search.relevance_feedback import Adjustment, FeedbackIndex, Logged
 Vector = NDArray[np.float32]
 
 # Part of the key of a cached result: count it up when the same query would rank otherwise.
-VERSION = 2
+VERSION = 3
 
 # Similarity alone decides between blocks of products: the 50 most similar, the next 200, 1,000, ...
 # Within a block, feedback and diversity may change the order. So the rank of a product depends on
@@ -55,12 +55,14 @@ class Answer:
     """Matches as the contract defines them; `vector` is the query's, (d,) of unit length.
 
     total: the number of matches on all pages; None where it is not known.
+    search: how the index was searched; None without `explain`.
     """
 
     matches: list[dict[str, Any]]
     min_score: float | None
     vector: Vector
     total: int | None = None
+    search: str | None = None
 
 
 def recommend(
@@ -69,8 +71,11 @@ def recommend(
     indexed: IndexedCatalogue,
     query_vector: QueryVector,
     feedback: FeedbackIndex | None = None,
+    groups: NDArray[np.int64] | None = None,
 ) -> Answer:
     """Return the products that fit best, one match a product.
+
+    With `groups`, the (n,) group of each row or -1, one match a group: the one that fits best.
 
     `score` is always the cosine with the query's vector. The order is by that score alone, unless
     feedback or diversity were requested; then `explain` shows the value that ranks.
@@ -87,7 +92,7 @@ def recommend(
     end = SORTED if query.sort else query.offset + query.top_k
     for name in query.fields or ():
         indexed.require_column(name)
-    listing = Listing(index, indexed, query, search_vector)
+    listing = Listing(index, indexed, query, search_vector, groups)
     candidates = listing.first(_block_end(end) if reranks else end)
     vectors = index.version.vectors
     if reranks:
@@ -116,9 +121,10 @@ def recommend(
     if query.total:
         if query.sort or listing.complete or (listing.exact and len(good) < len(candidates)):
             total = len(good)
-        elif minimum is None:
+        elif minimum is None and groups is None:
             total = indexed.count(query.conditions, query.own_products)
-    return Answer(matches, None if minimum is None else round(float(minimum), 6), vector, total)
+    limit = None if minimum is None else round(float(minimum), 6)
+    return Answer(matches, limit, vector, total, listing.plan if query.explain else None)
 
 
 def rerank(
@@ -162,15 +168,24 @@ class Listing:
     """
 
     def __init__(
-        self, index: OpenIndex, indexed: IndexedCatalogue, query: Query, vector: Vector
+        self,
+        index: OpenIndex,
+        indexed: IndexedCatalogue,
+        query: Query,
+        vector: Vector,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         self._index, self._indexed, self._vector = index, indexed, vector
+        self._groups = groups
         self._own = query.own_products
         self._allowed = indexed.allowed(query.conditions)
-        # Otherwise a deeper search may rank the first rows anew: it looks at more lists, or scores
-        # more rows exactly.
-        self.exact = not index.kind.nlist and not index.kind.rerank
+        self.exact = index.exact
         self.complete = False  # whether `first` has returned all there are
+
+    @property
+    def plan(self) -> str:
+        """How the first block is searched."""
+        return self._index.plan(BLOCK + len(self._own), self._allowed)
 
     def first(self, count: int) -> list[Candidate]:
         """Return the first `count` products, fewer if there are no more."""
@@ -180,7 +195,8 @@ class Listing:
         size = BLOCK
         while not self.complete:
             block = [each for each in self._search(size) if each.product_id not in listed]
-            listed |= {candidate.product_id: candidate for candidate in block}
+            # Not what was found now, but what is listed decides which one of a group is shown.
+            listed = {each.product_id: each for each in self._collapse([*listed.values(), *block])}
             if len(listed) >= count:
                 break
             size *= BLOCK_GROWTH
@@ -192,9 +208,14 @@ class Listing:
         """Search so deep that no product of the same score as the last one is missed."""
         depth = count + 1
         while True:
-            candidates = self._search(depth)
-            if self.complete or _by_score(candidates[count - 1])[0] < _by_score(candidates[-1])[0]:
+            found = self._search(depth)
+            candidates = self._collapse(found)
+            if self.complete:
                 break
+            if len(candidates) >= count:
+                last = _by_score(candidates[count - 1])[0]
+                if last < _by_score(found[-1])[0]:
+                    break
             depth *= 2
         self.complete = self.complete and len(candidates) <= count
         return candidates[:count]
@@ -217,6 +238,18 @@ class Listing:
         # Equal scores come in any order from the search.
         candidates = sorted(by_product.values(), key=_by_score)
         return candidates if self.complete else candidates[:count]
+
+    def _collapse(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Keep the first candidate of each group: what precedes one decides, nothing behind it."""
+        if self._groups is None:
+            return candidates
+        groups, kept = set[int](), list[Candidate]()
+        for candidate in candidates:
+            group = int(self._groups[candidate.row])
+            if group < 0 or group not in groups:
+                kept.append(candidate)
+                groups.add(group)
+        return kept
 
 
 def _by_score(candidate: Candidate) -> tuple[float, str]:

@@ -70,9 +70,14 @@ class ObjectStore:
         ObjectMissing: there is no object of this key.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, library: Library | None = None) -> None:
+        """Open nothing yet but what costs nothing.
+
+        Args:
+            library: in place of what the address names.
+        """
         self.name = str(address)
-        self._library = _open(address)
+        self._library = library if library is not None else _open(address)
 
     def objects(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
         """Yield all objects, below a prefix if one is given, in the order of the store."""
@@ -85,10 +90,20 @@ class ObjectStore:
             for page in self._library.list(prefix, chunk_size=KEYS_A_PAGE):
                 yield [_info(each) for each in page]
 
-    def first_level(self) -> tuple[list[str], list[ObjectInfo]]:
-        """Return the prefixes that end at the first slash, and the objects without a slash."""
+    def ages(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+        """Yield all objects below a prefix, each with the time of its last put, since the epoch."""
         with _mapped(self.name, ""):
-            level = self._library.list_with_delimiter()
+            for page in self._library.list(prefix, chunk_size=KEYS_A_PAGE):
+                for each in page:
+                    yield _info(each), each["last_modified"].timestamp()
+
+    def first_level(self, prefix: str | None = None) -> tuple[list[str], list[ObjectInfo]]:
+        """Return the prefixes that end at the next slash, and the objects without one.
+
+        Both are whole keys, also below a `prefix`.
+        """
+        with _mapped(self.name, ""):
+            level = self._library.list_with_delimiter(prefix)
             return list(level["common_prefixes"]), [_info(each) for each in level["objects"]]
 
     def size(self, key: str) -> int:

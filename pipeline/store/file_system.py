@@ -37,4 +37,4 @@ def shares_memory(path: Path) -> bool:
     Not over a network, and not on every file system in user space.
     """
     kind = file_system(path)
-    return kind not in NETWORK and not kind.startswith("fuse.")
+    return kind not in NETWORK and kind != "fuse" and not kind.startswith("fuse.")

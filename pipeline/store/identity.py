@@ -1,8 +1,9 @@
 """Which database, data folder and models folder a process works with, as other hosts can compare.
 
 Each of the three gets an id at its first use and keeps it: a row of the database, a small file in a
-folder. So hosts that mount one folder under different paths agree, and two folders of one relative
-name do not. A restored copy has the id of its original.
+folder, or an object of the store that ARTIFACTS_URL names in place of both folders. So hosts that
+mount one folder under different paths agree, and two folders of one relative name do not. A
+restored copy has the id of its original.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import secrets
 import socket
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 
 from pipeline.errors import ImgrecError
 from pipeline.settings import Settings
+from pipeline.storage.address import is_address
+from pipeline.storage.artifacts import artifacts_address, store_id
 from pipeline.store.database import SQLITE, Database
 from pipeline.urls import without_password
 
@@ -25,6 +29,8 @@ ID_FILE = ".imgrec-id"
 DATABASE_ID = "database id"  # the row of `revisions`
 SETTING_OF = {"database": "DATABASE_URL", "data": "DATA_DIR", "models": "MODELS_DIR"}
 PARTS = tuple(SETTING_OF)
+STORE_SETTING = "ARTIFACTS_URL"
+STORE_LOOK_S = 60.0  # for so long, the id of a store is not asked for again
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class Identity:
         theirs: Place = getattr(other, part)
         if mine.id and theirs.id:
             return mine.id != theirs.id
+        if is_address(mine.where) or is_address(theirs.where):
+            return part != "database" and mine.where != theirs.where
         if mine.problem or theirs.problem:
             # A database that does not answer is waited for; a folder that is gone stays away.
             return part != "database" and bool(mine.problem) != bool(theirs.problem)
@@ -89,8 +97,12 @@ class Identifier:
             database: None for who asks about the folders alone.
         """
         self._database = database
+        self._artifacts = artifacts_address(settings)
+        self._store_id: tuple[float, str] | None = None
         self._folders = {"data": settings.data_dir, "models": settings.models_dir}
         self._where = {part: str(_absolute(folder)) for part, folder in self._folders.items()}
+        if self._artifacts is not None:
+            self._where = dict.fromkeys(self._folders, str(self._artifacts))
         self._where["database"] = shown_database(settings.database_url)
 
     def read(self, *parts: str, create: bool = False) -> Identity:
@@ -102,13 +114,20 @@ class Identifier:
         """
         places = {part: Place(None, self._where[part]) for part in PARTS}
         for part in parts or PARTS:
-            places[part] = self._database_place() if part == "database" else self._folder(part)
-            if create and part != "database" and not places[part].id and not places[part].problem:
-                places[part] = self._create(part)
+            if part == "database":
+                places[part] = self._database_place()
+            elif self._artifacts is not None:
+                places[part] = Place(self._id_of_store(create), self._where[part])
+            else:
+                places[part] = self._folder(part)
+                if create and not places[part].id and not places[part].problem:
+                    places[part] = self._create(part)
         return Identity(socket.gethostname(), **places)
 
     def create_folder(self, part: str) -> None:
         """Make a folder with an id, where it can be written."""
+        if self._artifacts is not None:
+            return
         with contextlib.suppress(OSError):
             self._folders[part].mkdir(parents=True, exist_ok=True)
             _write_id(self._folders[part])
@@ -121,6 +140,20 @@ class Identifier:
             return Place(database_id(self._database), where)
         except ImgrecError as error:
             return Place(None, where, str(error))
+
+    def _id_of_store(self, create: bool) -> str | None:
+        """Return the id of the store; None where it has none, or does not say it now."""
+        if self._store_id is not None and time.monotonic() - self._store_id[0] < STORE_LOOK_S:
+            return self._store_id[1]
+        from pipeline.storage.object_store import ObjectStore
+
+        assert self._artifacts is not None
+        try:
+            found = store_id(ObjectStore(self._artifacts), create=create)
+        except ImgrecError:  # whoever reads or writes there says so
+            return self._store_id[1] if self._store_id is not None else None
+        self._store_id = (time.monotonic(), found) if found else None
+        return found
 
     def _folder(self, part: str) -> Place:
         where = self._where[part]

@@ -21,10 +21,13 @@ SMALL = {"SHARD_SIZE": "20"}
 
 
 class StoreProxy:
-    """Passes requests on to an S3 server; slow, or with HTTP 503 for some of them."""
+    """Passes requests on to an S3 server; slow, or with HTTP 503 for some of them.
+
+    With `full`, it takes no object any more.
+    """
 
     def __init__(self, target: int) -> None:
-        self.every, self.delay_s = 0, 0.0
+        self.every, self.delay_s, self.full = 0, 0.0, False
         self.failed = 0
         proxy, count, turn = self, [0], threading.Lock()
 
@@ -39,6 +42,9 @@ class StoreProxy:
                     fails = bool(proxy.every) and count[0] % proxy.every == 0
                     proxy.failed += fails
                 time.sleep(proxy.delay_s)
+                if proxy.full and self.command in ("PUT", "POST"):
+                    self._answer(507, [], b"<Error><Code>InsufficientStorage</Code></Error>")
+                    return
                 if fails:
                     self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
                     return

@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 import pytest
+import urllib3
 from live_stack import LiveStack, draw_product
 from PIL import Image
 from web_stand import WebServer
@@ -62,6 +63,18 @@ def test_a_classification_is_the_command_lines(
     text = base64.b64encode(photo.read_bytes()).decode()
     assert web.post("/v1/classify", json={"image_base64": text}).json == answer.json
     assert "Name an image" in web.post("/v1/classify", json={}).detail
+
+
+def test_a_blank_image_is_told_beside_the_answer_and_on_the_page(
+    web: WebServer, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (64, 64), "white").save(blank)
+    words = "the image is blank"
+    assert words in web.search(blank, limit=3).json["warnings"][0]
+    assert words in web.upload("/v1/classify", blank.read_bytes()).json["warnings"][0]
+    assert words in web.upload("/results", blank.read_bytes()).body.decode()
+    assert "warnings" not in web.search(text="a red shoe", limit=3).json
 
 
 def test_a_products_image_comes_encoded_again_and_is_kept_by_its_etag(web: WebServer) -> None:
@@ -137,6 +150,30 @@ def test_a_box_is_the_same_as_the_part_cut_out(
         assert found["product_id"] == product
     tiny = web.search(tmp_path / "both.png", box="0,0,0.01,0.01")
     assert (tiny.status, "the box holds" in tiny.detail) == (422, True)
+
+
+def test_several_images_of_one_product_are_averaged(web: WebServer, stand: LiveStack) -> None:
+    files = [stand.products / f"kind0/product-00{number}.jpg" for number in (3, 6)]
+    texts = [base64.b64encode(file.read_bytes()).decode() for file in files]
+    answer = web.search(image_base64=texts, limit=9)
+    assert answer.status == 200, answer.body
+    scores = {match["product_id"]: match["score"] for match in answer.json["matches"]}
+    first, second = (scores[f"kind0/product-00{number}"] for number in (3, 6))
+    assert first == pytest.approx(second, abs=1e-4)
+    parts = [("image", (file.name, file.read_bytes())) for file in files]
+    body, content_type = urllib3.encode_multipart_formdata([*parts, ("limit", "9")])
+    form = web.post("/v1/search", body=body, headers={"Content-Type": content_type})
+    assert form.json["matches"] == answer.json["matches"]
+    shown = stand.query(files[0], str(files[1]), "--top-k", "9")["matches"]
+    assert [match["score"] for match in shown] == [
+        match["score"] for match in answer.json["matches"]
+    ]
+    assert web.search(image_base64=texts * 5).status == 422
+    assert web.search(image_base64=texts, box=[0, 0, 0.5, 1]).status == 422
+    off = web.search(files[0], box="auto")
+    assert (off.status, "--box auto needs background removal" in off.detail) == (422, True)
+    unknown = web.search(files[0], collapse="duplicates")
+    assert (unknown.status, "run 'imgrec duplicates'" in unknown.detail) == (409, True)
 
 
 def test_feedback_is_recorded_for_the_rank_that_was_shown(web: WebServer) -> None:

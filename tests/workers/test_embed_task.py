@@ -150,7 +150,7 @@ def test_an_error_that_persists_ends_the_job_with_its_reason(
     def broken_disk(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("workers.embed.write_shard", broken_disk)
+    monkeypatch.setattr("pipeline.embed.shard_files.write_shard", broken_disk)
     job_id = desk.shop.plan()
     for _ in range(desk.resources.settings.shard_max_attempts):
         embed(desk.resources, job_id, 0)
@@ -171,7 +171,7 @@ def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
 
     job_id = desk.shop.plan()
     with monkeypatch.context() as full:
-        full.setattr("workers.embed.write_shard", disk_full)
+        full.setattr("pipeline.embed.shard_files.write_shard", disk_full)
         for _ in range(3 * desk.resources.settings.shard_max_attempts):
             embed(desk.resources, job_id, 0)
             assert desk.job(job_id).open

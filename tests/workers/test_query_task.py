@@ -152,6 +152,68 @@ def test_without_background_removal_pictures_are_made_ready_side_by_side(
         assert len(list(pool.map(ready, [Image.new("RGB", (9, 9))] * 2))) == 2
 
 
+def test_several_images_of_one_product_are_averaged(desk: InlineWorker, asked: list[int]) -> None:
+    desk.rebuild()
+    first, second = product(desk), product(desk, "kind1/07.png")
+    answer = query_image(desk, [first, second], 20)
+    mean = sum(desk.resources.versions.current().vectors[[4 // 2, 10 + 7 // 2]])
+    scores = {match["product_id"]: match["score"] for match in answer["matches"]}
+    length = float(np.linalg.norm(mean))
+    assert scores["kind0/04"] == pytest.approx(scores["kind1/07"], abs=1e-5)
+    assert scores["kind0/04"] == pytest.approx((1 + (length**2 / 2 - 1)) / length, abs=1e-4)
+    again = query_image(desk, [second, first], 20)
+    assert again["matches"] == answer["matches"]
+    assert query_image(desk, [first], 3)["matches"] == query_image(desk, first, 3)["matches"]
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "sentence"),
+    [
+        (9, {}, "at most 8 images"),
+        (2, {"box": [0, 0, 0.5, 0.5]}, "--box x,y,width,height is a part of one image"),
+        (2, {"product": "kind0/04"}, "not with both"),
+        (1, {"box": "auto"}, "--box auto needs background removal"),
+        (1, {"box": "car"}, "Invalid --box 'car'"),
+        (1, {"collapse": "everything"}, "Invalid --collapse 'everything'"),
+    ],
+)
+def test_images_and_options_that_do_not_go_together_are_refused(
+    desk: InlineWorker, images: int, options: dict[str, Any], sentence: str
+) -> None:
+    desk.rebuild()
+    with pytest.raises(WrongUse, match=sentence):
+        query_image(desk, [product(desk)] * images, 3, options)
+
+
+def test_images_of_a_message_that_are_none_are_refused(desk: InlineWorker) -> None:
+    desk.rebuild()
+    for images in (["text"], [b"", product(desk)], [None]):
+        with pytest.raises((WrongUse, BadImage)):
+            query_image(desk, images, 3)
+
+
+def test_an_automatic_box_holds_the_largest_object_alone(desk: InlineWorker) -> None:
+    desk.start_again(use_bg_removal=True, preprocess_padding=0.0)
+    image = Image.new("RGB", (100, 60), "white")
+    image.paste("red", (10, 10, 50, 50))
+    image.paste("blue", (80, 20, 90, 30))
+    mask = image.convert("L").point(lambda value: 0 if value == 255 else 255)
+    desk.resources.remover = lambda image: mask
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    seen = query._prepare(desk.resources, buffer.getvalue(), "auto").image
+    assert (np.asarray(seen) == (255, 0, 0)).all()
+    both = np.asarray(query._prepare(desk.resources, buffer.getvalue(), None).image)
+    assert (both == (0, 0, 255)).all(axis=2).any()
+
+
+def test_an_automatic_box_without_an_object_is_a_sentence(desk: InlineWorker) -> None:
+    desk.start_again(use_bg_removal=True)
+    desk.resources.remover = lambda image: Image.new("L", image.size, 0)
+    with pytest.raises(BadImage, match="found no object: background removal kept almost nothing"):
+        query._prepare(desk.resources, jpeg("red"), "auto")
+
+
 def test_a_cached_answer_does_not_outlive_the_version_that_gave_it(
     desk: InlineWorker, asked: list[int]
 ) -> None:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from web.pages import index, jobs, search, visit
+from web.pages import duplicates, index, jobs, search, visit
 from web.pages.view import FOLDER
 
 
@@ -23,5 +23,5 @@ class Static(StaticFiles):
 def add_pages(app: FastAPI) -> None:
     """Serve the page beside the API."""
     app.mount("/static", Static(directory=FOLDER / "static"), name="static")
-    for router in (visit.router, search.router, jobs.router, index.router):
+    for router in (visit.router, search.router, jobs.router, index.router, duplicates.router):
         app.include_router(router)

@@ -14,7 +14,6 @@ from pipeline.classify.head_store import list_heads
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.index.changes import changes
 from pipeline.index.version_object import version_object
-from pipeline.settings import Settings
 from pipeline.store.heartbeat import READY, read_heartbeats
 from web.access import Client
 from web.context import Web, web_of
@@ -65,7 +64,7 @@ async def _index_page(
         difference_error=difference_error,
         error=error,
         settings=web.settings,
-        heads=await asyncio.to_thread(_heads, web.settings),
+        heads=await asyncio.to_thread(_heads, web),
     )
 
 
@@ -82,9 +81,9 @@ def _difference(web: Web, old: str, new: str) -> list[tuple[str, int, list[str]]
     return [(kind, each["total"], each["paths"]) for kind, each in result.items()]
 
 
-def _heads(settings: Settings) -> list[str]:
+def _heads(web: Web) -> list[str]:
     """Name the trained heads; whether they can be read, a worker finds out."""
-    return [head.folder.as_posix() for head in list_heads(settings.models_dir)]
+    return [head.folder.as_posix() for head in list_heads(web.resources.heads.folder())]
 
 
 @router.post("/rollback")

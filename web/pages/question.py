@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.errors import WrongUse, quote
 from pipeline.feeds.numbers import read_number
 from pipeline.search.facets import Facet
+from web.images import box_value
 from web.problems import invalid_sentence
 from web.schemas import SearchBody
 
@@ -148,7 +149,7 @@ class Question:
             "index_version": self.version,
         }
         if box:
-            values["box"] = box.split(",")
+            values["box"] = box_value(box)
         try:
             return SearchBody.model_validate(values)
         except ValidationError as error:

@@ -99,7 +99,7 @@ async def _outcome(
         elif not question.has_subject:
             return Outcome()
         query = question.body(client.name, box if data else "").query(web.settings)
-        return Outcome(await find_matches(web, query, data, start))
+        return Outcome(await find_matches(web, query, [data] if data else (), start))
     except ImgrecError as error:
         status, sentence = sentence_of(error)
         return Outcome(error=sentence, status=status)

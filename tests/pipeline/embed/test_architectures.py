@@ -138,6 +138,17 @@ def test_siglip_reads_lower_case_texts_padded_to_its_context(
     same(clip.embed_texts(["Red DRESS", "Blue Shoe"]), theirs)
 
 
+@pytest.mark.parametrize("kind", ["siglip", "siglip2_naflex", "metaclip2"])
+def test_a_text_beyond_the_context_of_a_model_is_told(
+    settings: Settings, tmp_path: Path, kind: str
+) -> None:
+    tiny_models.make(kind, tmp_path)
+    clip = load(settings, tmp_path)
+    assert clip.text_warnings(["a b c"]) == []
+    (sentence,) = clip.text_warnings(["a b c d " * 30])
+    assert "and the model reads the first" in sentence
+
+
 def test_chinese_clip_reads_as_many_tokens_as_it_was_trained_on(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pipeline.errors import SetupError
 from pipeline.preprocess import rembg_models
 from pipeline.preprocess.background_removal import load_remover
-from pipeline.preprocess.prepare import Preprocessing, prepare
+from pipeline.preprocess.prepare import Preprocessing, largest_object, prepare
 from pipeline.settings import Settings
 
 YELLOW = (250, 240, 10)
@@ -190,3 +190,20 @@ def test_the_same_picture_gives_the_same_bytes() -> None:
     """A fingerprint promises it: vectors of two workers must be comparable."""
     first, second = (prepare(red_box(), CUT, keep_red).image.tobytes() for _ in range(2))
     assert first == second
+
+
+def test_only_the_largest_object_of_a_mask_stays_with_its_soft_edge() -> None:
+    values = np.zeros((60, 80), np.uint8)
+    values[10:30, 10:40] = 255
+    values[9, 10:40] = 90  # the edge
+    values[40:50, 60:70] = 255  # another one
+    values[45, 5] = 200
+    kept = np.asarray(largest_object(Image.fromarray(values)))
+    assert (kept[:31, :45] == values[:31, :45]).all()
+    assert not kept[36:].any()
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_mask_of_one_object_or_none_stays_as_it_is(value: int) -> None:
+    mask = Image.new("L", (20, 20), value)
+    assert largest_object(mask).tobytes() == mask.tobytes()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.embed import shards
+from pipeline.embed import shard_files, shards
+from pipeline.embed.shard_files import ShardFolder
 from pipeline.embed.shards import ShardVectors, write_shard
 from pipeline.errors import IndexBroken, JobFailed
 from pipeline.images.find import ImageFile
@@ -41,7 +42,7 @@ def embedded(jobs_dir: Path, n: int, paths: list[str], bad: tuple[str, ...] = ()
 
 def joined(tmp_path: Path, done: list[DoneShard], base: Any = None) -> IndexRows:
     rows, broken = join(
-        JOB, iter(done), tmp_path, lambda: base, tmp_path / "vectors.npy", lambda: None
+        JOB, iter(done), ShardFolder(tmp_path), lambda: base, tmp_path / "vectors.npy", lambda: None
     )
     assert rows is not None
     assert broken == []
@@ -89,7 +90,7 @@ def test_each_shard_file_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
         names.append(name)
         return shards.read_shard(folder, name, digest)
 
-    monkeypatch.setattr(joining, "read_shard", read)
+    monkeypatch.setattr(shard_files, "read_shard", read)
     done = [embedded(tmp_path, n, [f"{n}.jpg"]) for n in range(3)]
     joined(tmp_path, done)
     assert names == [shard.file for shard in done]
@@ -99,7 +100,9 @@ def test_unreadable_shards_are_all_named(tmp_path: Path) -> None:
     done = [embedded(tmp_path, n, [f"{n}.jpg"]) for n in range(4)]
     (tmp_path / "job" / str(done[1].file)).unlink()
     (tmp_path / "job" / str(done[3].file)).write_bytes(b"changed")
-    rows, broken = join(JOB, done, tmp_path, lambda: 1 / 0, tmp_path / "v.npy", lambda: None)
+    rows, broken = join(
+        JOB, done, ShardFolder(tmp_path), lambda: 1 / 0, tmp_path / "v.npy", lambda: None
+    )
     assert (rows, broken) == (None, [1, 3])
 
 

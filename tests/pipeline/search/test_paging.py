@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import NotFound, WrongUse
 from pipeline.index import faiss_index
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.faiss_engine import FaissIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.query import Query
@@ -21,6 +21,11 @@ from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import Feedback, FeedbackIndex
 
 COUNT, DIM = 700, 16
+# Groups of duplicates: equal neighbors, and some that are far from each other; others have none.
+GROUPS = np.full(COUNT, -1)
+GROUPS[0::5] = GROUPS[1::5] = np.arange(COUNT // 5)
+GROUPS[2::35] = GROUPS[3::35] = np.arange(COUNT // 35) + 1000
+GROUPS[4::70] = 5000
 PRODUCTS = [f"p/{number:03d}" for number in range(COUNT)]
 
 
@@ -28,17 +33,18 @@ def units(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def open_index(vectors: np.ndarray, flat_max: int, memory: int | None) -> OpenIndex:
+def open_index(vectors: np.ndarray, flat_max: int, memory: int | None) -> FaissIndex:
     built, kind = faiss_index.build(vectors, flat_max, 1, memory)
     version: Any = SimpleNamespace(
         name="v0001",
         identity="v0001/job",
+        kept=None,
         paths=[f"{product}.jpg" for product in PRODUCTS],
         vectors=vectors,
         manifest={"index": kind.parameters()},
         random_pairs=faiss_index.random_pairs(vectors),
     )
-    return OpenIndex(version, built)
+    return FaissIndex(version, built)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ KINDS = {"Flat": (10**6, None), "IVF": (10, None), "SQ8": (10**6, 30_000), "IVF,
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def opened(request: pytest.FixtureRequest, vectors: np.ndarray) -> OpenIndex:
+def opened(request: pytest.FixtureRequest, vectors: np.ndarray) -> FaissIndex:
     index = open_index(vectors, *KINDS[request.param])
     assert bool(index.kind.nlist) == ("IVF" in request.param)
     assert bool(index.kind.rerank) == ("SQ8" in request.param)
@@ -62,7 +68,7 @@ def opened(request: pytest.FixtureRequest, vectors: np.ndarray) -> OpenIndex:
 
 
 @pytest.fixture
-def shelf(opened: OpenIndex) -> IndexedCatalogue:
+def shelf(opened: FaissIndex) -> IndexedCatalogue:
     facts = {
         product: json.dumps({"price": number % 7, "color": ["red", "blue", "Green"][number % 3]})
         for number, product in enumerate(PRODUCTS)
@@ -71,12 +77,13 @@ def shelf(opened: OpenIndex) -> IndexedCatalogue:
     return IndexedCatalogue(opened.version, Catalogue(1, facts))
 
 
-def ask(shelf: IndexedCatalogue, opened: OpenIndex, **options: Any) -> Answer:
+def ask(shelf: IndexedCatalogue, opened: FaissIndex, **options: Any) -> Answer:
     feedback = options.pop("feedback_index", None)
     query = Query(**{"top_k": 5, "total": True, **options})
     image = None if query.product or query.products else np.asarray(opened.version.vectors[3])
     query_vector = compose(query, image, lambda text: 1 / 0, shelf)
-    return recommend(query, opened, shelf, query_vector, feedback)
+    groups = GROUPS if query.collapse else None
+    return recommend(query, opened, shelf, query_vector, feedback, groups)
 
 
 def ids(answer: Answer) -> list[str]:
@@ -101,11 +108,15 @@ DISLIKES = [
         {"sort": "-color"},
         {"min_score": 0.1},
         {"feedback": True},
+        {"collapse": "duplicates"},
+        {"collapse": "duplicates", "diverse": 0.6},
+        {"collapse": "duplicates", "where": ("color=red",)},
+        {"collapse": "duplicates", "sort": "price"},
     ],
     ids=str,
 )
 def test_pages_of_any_sizes_are_the_long_list(
-    opened: OpenIndex, shelf: IndexedCatalogue, vectors: np.ndarray, options: dict[str, Any]
+    opened: FaissIndex, shelf: IndexedCatalogue, vectors: np.ndarray, options: dict[str, Any]
 ) -> None:
     if "feedback" in options:
         mine = [Feedback(**{**vars(each), "vector": vectors[3]}) for each in DISLIKES]
@@ -123,8 +134,40 @@ def test_pages_of_any_sizes_are_the_long_list(
         assert pages == whole[: len(pages)]
 
 
+def test_one_of_each_group_is_shown_on_all_pages_together_and_it_is_the_best(
+    opened: FaissIndex, shelf: IndexedCatalogue
+) -> None:
+    everything = ids(ask(shelf, opened, top_k=1000))
+    collapsed: list[str] = []
+    while matches := ask(
+        shelf, opened, top_k=90, offset=len(collapsed), collapse="duplicates"
+    ).matches:
+        collapsed += [match["product_id"] for match in matches]
+    group_of = dict(zip(PRODUCTS, GROUPS.tolist(), strict=True))
+    first: dict[int, str] = {}
+    for product in everything:
+        if group_of[product] >= 0:
+            first.setdefault(group_of[product], product)
+    expected = [
+        product
+        for product in everything
+        if group_of[product] < 0 or first[group_of[product]] == product
+    ]
+    assert sorted(collapsed) == sorted(expected)
+    if opened.kind.nlist == 0 and not opened.kind.rerank:
+        assert collapsed == expected
+
+
+def test_the_total_of_a_collapsed_list_is_known_where_the_list_is_complete(
+    opened: FaissIndex, shelf: IndexedCatalogue
+) -> None:
+    whole = ask(shelf, opened, top_k=1000, collapse="duplicates")
+    assert whole.total == len(whole.matches) < COUNT
+    assert ask(shelf, opened, top_k=2, collapse="duplicates").total is None
+
+
 def test_every_product_is_on_one_page_and_the_total_counts_them(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     listed: list[str] = []
     while page := ask(shelf, opened, top_k=90, offset=len(listed)):
@@ -137,14 +180,14 @@ def test_every_product_is_on_one_page_and_the_total_counts_them(
 
 @pytest.mark.parametrize("options", [{"where": ("color=red",)}, {"product": "p/010"}], ids=str)
 def test_the_total_is_what_the_pages_hold(
-    opened: OpenIndex, shelf: IndexedCatalogue, options: dict[str, Any]
+    opened: FaissIndex, shelf: IndexedCatalogue, options: dict[str, Any]
 ) -> None:
     matches = ids(ask(shelf, opened, top_k=1000, **options))
     assert ask(shelf, opened, top_k=2, **options).total == len(matches)
 
 
 def test_a_total_that_would_take_a_search_of_everything_is_not_known(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     whole = ask(shelf, opened, top_k=1000, min_score=0.0)
     assert whole.total == len(whole.matches) < COUNT
@@ -152,7 +195,7 @@ def test_a_total_that_would_take_a_search_of_everything_is_not_known(
 
 
 def test_equal_scores_come_in_the_order_of_their_ids(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     matches = ask(shelf, opened, top_k=400).matches
     twins = [
@@ -165,7 +208,7 @@ def test_equal_scores_come_in_the_order_of_their_ids(
 
 
 def test_sorting_takes_numbers_as_numbers_and_puts_products_without_the_fact_last(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     for sort, ascending in (("price", True), ("-price", False)):
         answer = ask(shelf, opened, top_k=1000, sort=sort)
@@ -184,7 +227,7 @@ def test_sorting_takes_numbers_as_numbers_and_puts_products_without_the_fact_las
 
 
 def test_only_the_columns_that_are_asked_for_are_returned(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     answer = ask(shelf, opened, fields=("price",))
     assert {tuple(match.get("product", ())) for match in answer.matches} <= {("price",), ()}
@@ -193,14 +236,14 @@ def test_only_the_columns_that_are_asked_for_are_returned(
 
 @pytest.mark.parametrize("options", [{"sort": "colour"}, {"fields": ("colour",)}], ids=str)
 def test_an_unknown_column_is_a_sentence(
-    opened: OpenIndex, shelf: IndexedCatalogue, options: dict[str, Any]
+    opened: FaissIndex, shelf: IndexedCatalogue, options: dict[str, Any]
 ) -> None:
     with pytest.raises(WrongUse, match=r"Unknown column 'colour'\. Available columns: color"):
         ask(shelf, opened, **options)
 
 
 def test_products_with_weights_are_one_question_and_no_matches_of_it(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     weights = {"p/010": 1.0, "p/020": 0.5, "p/033": -0.25}
     matches = ids(ask(shelf, opened, products=weights, top_k=1000))
@@ -240,4 +283,4 @@ def test_an_invalid_value_is_a_sentence(options: dict[str, Any], sentence: str) 
 )
 def test_what_contradicts_itself_is_a_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(WrongUse, match=sentence):
-        Query(top_k=5, **options).require_subject(has_image=False)
+        Query(top_k=5, **options).require_subject(0)

@@ -178,3 +178,12 @@ def test_versions_whose_jobs_are_in_no_job_table_hide_nothing(
     new = ToyPipeline(settings, tmp_path / "new")
     new.draw("b.png", 2)
     assert new.rebuild()[0] == "v0004"
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_duration(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/app.db")
+    jobs = Jobs(database)
+    job_id = create(jobs)
+    with database.transaction() as tx:
+        tx.rows("UPDATE jobs SET created_at = created_at + 7200", ())
+    assert jobs.get(job_id).seconds == 0

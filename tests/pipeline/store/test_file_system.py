@@ -27,7 +27,7 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, folder: 
 @pytest.mark.parametrize(
     ("kind", "shared"),
     [
-        *((kind, False) for kind in ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph")),
+        *((kind, False) for kind in ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "fuse")),
         *((kind, True) for kind in ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "fuseblk", "zfs")),
     ],
 )

@@ -1,0 +1,1 @@
+"""Find images of an index that show the same thing, and group them."""

@@ -1,0 +1,305 @@
+"""The index versions in a store. Hosts need no common lock: each change is one conditional put.
+
+A version is uploaded, then named by its manifest under the next free number, then CURRENT is
+replaced, if it is still what the publisher has seen. CURRENT also names the versions that are being
+deleted, so a rollback to one of them and its deletion cannot both succeed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import (
+    Conflict,
+    IndexBroken,
+    IndexMissing,
+    NotFound,
+    ObjectConflict,
+    ObjectMissing,
+)
+from pipeline.failpoints import failpoint
+from pipeline.index.version_copies import BUILDS, CopiedVersion, VersionCopies
+from pipeline.index.version_pointer import MAX_JSON_BYTES, VersionPointer, put_once
+from pipeline.index.versions import (
+    NAME,
+    PUBLISHING,
+    Stamp,
+    Version,
+    VersionStore,
+    manifest_bytes,
+    number,
+    sealed,
+)
+from pipeline.storage.follower import Follower
+from pipeline.storage.object_store import ObjectStore, StoredObject
+
+log = logging.getLogger(__name__)
+
+VERSIONS = "versions"
+FOLLOW_S = 1.0  # between two looks at the pointer
+UPLOADERS = 4  # files at the same time
+CHECK_S = 1.0
+
+
+class RemoteVersions(VersionStore):
+    """The versions in a store, and this host's copies of them in a folder.
+
+    Every method raises what `ObjectStore` does.
+    """
+
+    locks_all_hosts = False
+
+    def __init__(self, store: ObjectStore, folder: Path) -> None:
+        super().__init__(folder)
+        self._store = store
+        self._copies = VersionCopies(store, folder)
+        self._current = VersionPointer(store)
+        self._manifests: dict[tuple[str, str], CopiedVersion] = {}  # by key and ETag
+        self._turn = threading.Lock()
+        self._is_published = False
+        self._followed: CopiedVersion | None = None
+        self._followed_stamp: Stamp = ""
+        self._follower = Follower("versions", self._look, FOLLOW_S)
+
+    # -- the pointer -------------------------------------------------------------------------------
+
+    def current_name(self) -> str | None:
+        return self._current.read().version
+
+    def is_published(self) -> bool:
+        # Once is for good: a probe asks this every few seconds, also while the store is away.
+        self._is_published = self._is_published or self.current_name() is not None
+        return self._is_published
+
+    def pointer_stamp(self) -> Stamp:
+        return self._current.stamp()
+
+    def point_to(self, version: Version, seen: Stamp | None = None) -> None:
+        """Publish a version.
+
+        Raises:
+            ObjectConflict: the pointer is not what was `seen` any more.
+            IndexBroken: the store lacks files of the version.
+        """
+        assert isinstance(version, CopiedVersion)
+        self._require_uploaded(version)
+        pointer = self._current.look()  # a broken one is mended
+        if seen is not None and pointer.stamp != seen:
+            raise ObjectConflict(PUBLISHING)
+        if version.name in pointer.deleting:
+            raise Conflict(f"Index version {version.name} is being deleted.")
+        # Those whose deletion was cut short can still be named by nobody.
+        listed = set(self._names())
+        deleting = [name for name in pointer.deleting if name in listed]
+        self._current.replace(pointer, version.name, deleting)
+
+    # -- the versions ------------------------------------------------------------------------------
+
+    def open(self, name: str) -> Version:
+        followed = self._followed
+        if followed is not None and followed.name == name and followed.is_current:
+            self._copies.open(followed)
+            return followed
+        if not NAME.fullmatch(name):
+            raise self._not_found(name)
+        key = _key(name)
+        try:
+            # A value of its own: files that were mapped before may have been given up.
+            version = replace(self._read(key, self._store.get(key, MAX_JSON_BYTES)))
+        except ObjectMissing:
+            raise self._not_found(name) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise IndexBroken(
+                f"The manifest {key} of the store {self._store.name} cannot be used ({error}): "
+                "roll back with 'imgrec index rollback VERSION' or rebuild."
+            ) from error
+        self._copies.open(version)
+        if followed is not None and followed.build == version.build:
+            self._followed = version
+        return version
+
+    def versions(self) -> list[Version]:
+        deleting = set(self._current.look().deleting)
+        return [version for version in self._all() if version.name not in deleting]
+
+    def verify(self, version: Version, only: Collection[str] | None = None) -> None:
+        assert isinstance(version, CopiedVersion)
+        self._copies.verify(version, only)
+
+    def commit(
+        self,
+        workspace: Path,
+        manifest: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+    ) -> Version:
+        """Upload a workspace, then give it the next free number; does not publish it."""
+        build = f"{manifest['job_id']}.{uuid.uuid4().hex[:8]}"
+        manifest = sealed(workspace, {**manifest, "build": build})
+        self._upload(workspace, build, manifest["files"], check)
+        data = manifest_bytes(manifest)
+        n = max(map(number, self._names()), default=0) + 1
+        while True:
+            try:
+                put_once(self._store, _key(f"v{n:04d}"), data, None)
+                break
+            except ObjectConflict:  # another publisher has taken this one
+                n += 1
+        version = self._copies.version(f"v{n:04d}", data)
+        self._copies.adopt(workspace, version)
+        return version
+
+    def _upload(
+        self, workspace: Path, build: str, names: Iterable[str], check: Callable[[], None]
+    ) -> None:
+        def put(name: str) -> None:
+            self._store.put(f"{BUILDS}/{build}/{name}", workspace / name)
+            failpoint("upload", name)
+
+        pool = ThreadPoolExecutor(UPLOADERS, "upload")
+        try:
+            running = {pool.submit(put, name) for name in names}
+            while running:
+                # A large file takes minutes, in which the lease of the merge must not end.
+                done, running = wait(running, CHECK_S, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                check()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def file_bytes(self, name: str, file: str) -> int:
+        followed = self._followed
+        version = followed if followed and followed.name == name else self.open(name)
+        return int(version.manifest["files"][file]["bytes"])
+
+    def _verify_target(self, version: Version) -> None:
+        """Leave it to `point_to`, which asks the store: digests are compared by those who fetch."""
+
+    def count(self) -> int:
+        """Count the versions, with those whose manifest cannot be read."""
+        return sum(1 for _ in self._names())
+
+    def _names(self) -> Iterator[str]:
+        for each in self._store.objects(f"{VERSIONS}/"):
+            name = each.key.removeprefix(f"{VERSIONS}/").removesuffix(".json")
+            if NAME.fullmatch(name) and each.key == _key(name):
+                yield name
+
+    def _all(self) -> list[CopiedVersion]:
+        """Return every version whose manifest can be read, oldest first."""
+        versions = []
+        for name in sorted(self._names(), key=number):
+            key = _key(name)
+            try:
+                versions.append(self._read(key, self._store.get(key, MAX_JSON_BYTES)))
+            except (ObjectMissing, ValueError, KeyError, TypeError) as error:
+                log.info("The manifest %s is left out: %s", key, error)
+        return versions
+
+    def _read(self, key: str, stored: StoredObject) -> CopiedVersion:
+        if (key, stored.etag) not in self._manifests:
+            name = key.removeprefix(f"{VERSIONS}/").removesuffix(".json")
+            self._manifests[key, stored.etag] = self._copies.version(name, stored.data)
+        return self._manifests[key, stored.etag]
+
+    def _require_uploaded(self, version: CopiedVersion) -> None:
+        prefix = f"{BUILDS}/{version.build}/"
+        sizes = {each.key.removeprefix(prefix): each.size for each in self._store.objects(prefix)}
+        for name, facts in version.manifest["files"].items():
+            if sizes.get(name) != facts["bytes"]:
+                raise IndexBroken(
+                    f"The store {self._store.name} lacks the file {name} of {version.name}: roll "
+                    "back to another version or rebuild."
+                )
+
+    def _not_found(self, name: str) -> NotFound:
+        names = ", ".join(version.name for version in self.versions()) or "none"
+        return NotFound(f"There is no index version {name!r}. Available versions: {names}.")
+
+    # -- what queries of this host use -------------------------------------------------------------
+
+    def followed(self) -> tuple[str | None, Stamp]:
+        """Return the newest version whose copy is whole; a thread fetches what comes after it."""
+        if self._followed is None:
+            with self._turn:
+                if self._followed is None:
+                    self._followed = self._copies.recorded()
+                if self._followed is None:
+                    self._catch_up()
+            self._follower.start()
+        followed = self._followed
+        return (followed.name if followed else None), self._followed_stamp
+
+    def on_disk(self) -> Version:
+        version = self._followed or self._copies.recorded()
+        if version is None:
+            raise IndexMissing
+        return version
+
+    def _look(self) -> None:
+        with self._turn:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        pointer = self._current.read()
+        if pointer.version is None or pointer.stamp == self._followed_stamp:
+            return
+        stored = self._store.get(_key(pointer.version), MAX_JSON_BYTES)
+        version = self._read(_key(pointer.version), stored)
+        self._copies.fetch(version)
+        self._copies.record(version)
+        self._followed, self._followed_stamp = version, pointer.stamp
+        self._copies.prune(lambda: {each.build for each in self._all()})
+
+    # -- deletion ----------------------------------------------------------------------------------
+
+    def prunable(self, keep: int, protect: Collection[str]) -> list[Version]:
+        doomed = {version.name for version in super().prunable(keep, protect)}
+        doomed |= {*self._current.look().deleting}
+        return [version for version in self._all() if version.name in doomed]
+
+    def prune(self, keep: int, protect: Collection[str]) -> list[str]:
+        """Delete what is `prunable`; nothing if another process publishes meanwhile."""
+        pointer = self._current.read()
+        pruned = self.prunable(keep, protect)
+        names = [version.name for version in pruned]
+        if not pruned or pointer.version is None:
+            return []
+        try:
+            self._current.replace(pointer, pointer.version, names)
+        except ObjectConflict:  # then that one prunes
+            return []
+        for version in pruned:
+            assert isinstance(version, CopiedVersion)
+            self._store.delete([_key(version.name)])
+            failpoint("prune.named")
+            self.delete_build(version.build)
+        return names
+
+    def abandoned_builds(self, open_jobs: Callable[[], Collection[str]]) -> list[str]:
+        """Return the builds of ended jobs that no version names: of publishers that were killed.
+
+        Args:
+            open_jobs: called after the builds were listed, so that a new one is left out.
+        """
+        prefixes, _ = self._store.first_level(f"{BUILDS}/")
+        builds = [prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes]
+        jobs = open_jobs()
+        named = {version.build for version in self._all()}
+        return [
+            build for build in builds if build not in named and build.rpartition(".")[0] not in jobs
+        ]
+
+    def delete_build(self, build: str) -> None:
+        self._store.delete([each.key for each in self._store.objects(f"{BUILDS}/{build}/")])
+
+
+def _key(name: str) -> str:
+    return f"{VERSIONS}/{name}.json"

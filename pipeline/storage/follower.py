@@ -1,0 +1,48 @@
+"""Look at a store again and again, beside the work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from pipeline.errors import ImgrecError
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Repeats a look in a thread of its own; a store that is away is waited for."""
+
+    def __init__(self, name: str, look: Callable[[], object], every_s: float) -> None:
+        self._name, self._look, self._every_s = name, look, every_s
+        self._turn = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._problem = ""
+
+    def start(self) -> None:
+        """Begin, unless it has begun."""
+        with self._turn:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            self._once()
+            pause.wait(self._every_s)
+
+    def _once(self) -> None:
+        try:
+            self._look()
+        except (ImgrecError, OSError) as error:
+            if str(error) != self._problem:  # told once
+                log.warning("%s What is here stays in use.", error)
+            self._problem = str(error)
+        except Exception:
+            log.exception("The look at the store failed; it is repeated.")
+        else:
+            if self._problem:
+                log.info("The store can be read again.")
+            self._problem = ""

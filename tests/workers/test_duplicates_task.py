@@ -1,0 +1,160 @@
+"""The search for duplicates as an index worker does it, and queries that show one of each group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from inline_worker import InlineWorker
+from PIL import Image
+
+from pipeline.duplicates.pairs import Kind
+from pipeline.errors import Conflict, NotFound
+from pipeline.micro_batcher import Batcher
+from pipeline.store.duplicates import Search
+from workers import duplicates as task
+from workers import query
+from workers.routes import FIND_DUPLICATES
+
+
+def shapes(seed: int) -> Image.Image:
+    """Draw an image that a hash can tell from others."""
+    dice = np.random.default_rng(seed)
+    coarse = Image.fromarray(dice.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    return coarse.resize((240, 240), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def shop(desk: InlineWorker) -> InlineWorker:
+    """A shop with five products and copies of two."""
+    root = desk.shop.root
+    for old in [*root.rglob("*.png")]:
+        old.unlink()
+    for number in range(5):
+        shapes(number).save(root / f"{number}.png")
+    (root / "0-copy.png").write_bytes((root / "0.png").read_bytes())
+    shapes(1).resize((120, 120)).save(root / "1-small.jpg", quality=60)
+    desk.resources.batcher = Batcher(lambda images: desk.shop.embed_images(list(images)), 8)
+    desk.rebuild()
+    return desk
+
+
+def search(desk: InlineWorker, threshold: float | None = 0.01) -> Search:
+    resources = desk.resources
+    planned = resources.duplicates.plan(resources.versions.current().identity, threshold)
+    task.find_duplicates(resources, planned.id)
+    return resources.duplicates.get(planned.id)
+
+
+def kinds(desk: InlineWorker) -> dict[tuple[str, str], Kind]:
+    return {pair.key: pair.kind for pair in desk.resources.duplicates.published().result.pairs}
+
+
+def test_copies_are_found_and_how_they_are_the_same_is_told(shop: InlineWorker) -> None:
+    assert search(shop, 0.9).state == "done"
+    found = kinds(shop)
+    assert found["0-copy.png", "0.png"] == Kind.IDENTICAL
+    assert found["1-small.jpg", "1.png"] == Kind.REENCODED
+    facts = shop.resources.duplicates.published().result.facts
+    assert (facts["1-small.jpg"].width, facts["1.png"].width) == (120, 240)
+    assert facts["0.png"] == facts["0-copy.png"]
+    assert facts["0.png"].bytes == (shop.shop.root / "0.png").stat().st_size
+
+
+def test_a_file_that_has_changed_or_gone_is_not_compared(shop: InlineWorker) -> None:
+    shapes(77).save(shop.shop.root / "1-small.jpg")
+    (shop.shop.root / "2.png").unlink()
+    assert search(shop, 0.01).state == "done"
+    read = shop.resources.duplicates.published().result.facts
+    assert "1-small.jpg" not in read
+    assert "2.png" not in read
+    assert kinds(shop).get(("1-small.jpg", "1.png"), Kind.SIMILAR) == Kind.SIMILAR
+    assert kinds(shop)["0-copy.png", "0.png"] == Kind.IDENTICAL
+
+
+def test_a_message_that_comes_twice_or_names_nothing_does_nothing(shop: InlineWorker) -> None:
+    done = search(shop)
+    before = shop.resources.duplicates.revision()
+    task.find_duplicates(shop.resources, done.id)
+    task.find_duplicates(shop.resources, "nothing")
+    assert shop.resources.duplicates.revision() == before
+
+
+def test_a_worker_that_is_asked_to_end_gives_the_search_back(shop: InlineWorker) -> None:
+    shop.resources.stopping.set()
+    assert search(shop).state == "planned"
+    shop.resources.stopping.clear()
+    assert search(shop).state == "done"
+
+
+def test_a_search_that_cannot_work_says_why(shop: InlineWorker) -> None:
+    resources = shop.resources
+    planned = resources.duplicates.plan("v0001/another-job", None)
+    with pytest.raises(NotFound, match="v0001 was deleted"):
+        task.find_duplicates(resources, planned.id)
+    failed = resources.duplicates.get(planned.id)
+    assert failed.state == "failed"
+    assert "imgrec duplicates" in str(failed.error)
+
+
+def test_the_message_reaches_the_task(shop: InlineWorker) -> None:
+    resources = shop.resources
+    planned = resources.duplicates.plan(resources.versions.current().identity, 0.9)
+    shop.send(FIND_DUPLICATES, planned.id)
+    shop.work()
+    assert resources.duplicates.get(planned.id).state == "done"
+
+
+# -- queries
+
+
+def ask(desk: InlineWorker, **options: Any) -> dict[str, Any]:
+    data = (desk.shop.root / "0.png").read_bytes()
+    return query.query_image(desk.resources, data, 10, options)
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [match["product_id"] for match in answer["matches"]]
+
+
+def test_a_query_shows_one_of_each_group(shop: InlineWorker) -> None:
+    search(shop, 0.9)
+    everything, collapsed = ids(ask(shop)), ids(ask(shop, collapse="duplicates"))
+    assert len(everything) == 7
+    assert [name for name in everything if name in collapsed] == collapsed
+    for one, other in (("0", "0-copy"), ("1", "1-small")):
+        assert len({one, other} & set(collapsed)) == 1
+    # The better match of the two is the one that is shown.
+    assert collapsed[0] == everything[0]
+
+
+def test_a_decision_and_a_new_search_count_at_once_in_spite_of_the_cache(
+    shop: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
+    search(shop, 0.9)
+    before = ids(ask(shop, collapse="duplicates"))
+    shop.resources.duplicates.decide("0.png", "0-copy.png", same=False)
+    after = ids(ask(shop, collapse="duplicates"))
+    assert set(after) - set(before) == {"0", "0-copy"} - set(before)
+    assert len(after) == len(before) + 1
+
+
+def test_without_a_search_the_sentence_says_what_to_do(shop: InlineWorker) -> None:
+    with pytest.raises(Conflict, match="run 'imgrec duplicates'"):
+        ask(shop, collapse="duplicates")
+
+
+def test_the_groups_of_an_earlier_index_hold_for_what_has_not_changed_and_it_is_told(
+    shop: InlineWorker,
+) -> None:
+    search(shop, 0.9)
+    shapes(1).resize((90, 90)).save(shop.shop.root / "1-small.jpg", quality=90)
+    shapes(50).save(shop.shop.root / "new.png")
+    shop.rebuild()
+    answer = ask(shop, collapse="duplicates")
+    (warning,) = answer["warnings"]
+    assert "last searched for in index v0001: images that are new in v0002" in warning
+    assert len({"0", "0-copy"} & set(ids(answer))) == 1
+    assert {"1", "1-small", "new"} <= set(ids(answer))
