@@ -239,13 +239,14 @@ def image_vector(
     fingerprint = resources.fingerprint
     version = resources.live_index.current().version
     version.require(fingerprint.id, fingerprint.summary)
-    vector = vector_of_image(resources, data, sha256(data), resources.reusable_vectors())
+    vector, warning = vector_of_image(resources, data, sha256(data), resources.reusable_vectors())
     log.info("Embedded %s.", query_id)
-    return {
+    answer: dict[str, Any] = {
         "vector": base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode(),
         "fingerprint": fingerprint.id,
         "index_version": version.name,
     }
+    return {**answer, "warnings": [warning]} if warning else answer
 
 
 def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict[str, str]:
