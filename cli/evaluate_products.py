@@ -40,6 +40,8 @@ def evaluate_products(
     photos = read_photos(table)
     folder = folder or _published_folder(wiring)
     images, failures = list_folder(folder)
+    for failure in failures:
+        echo_err(f"{folder}/{failure.path}: {failure.reason}")
     catalogue = wiring.resources.products.catalogue()
     products = [catalogue.product_of(image.path) for image in images]
     require_products(photos, products, table)
@@ -53,7 +55,7 @@ def evaluate_products(
             name = f"{model}, background removal {'on' if removal else 'off'}"
             with image_bar(name, len(photos) + len(images), as_json) as advance:
                 ranks, bad = measure(photos, folder, images, products, embedder, advance)
-            for failure in (*failures, *bad):
+            for failure in bad:
                 echo_err(f"{failure.path}: {failure.reason}")
             variants.append(Variant(model, removal, ranks, len(photos) - len(ranks.ranks)))
     advice = advise(variants)

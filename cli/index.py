@@ -7,9 +7,12 @@ import time
 import click
 
 from cli.agreement import require_agreement
-from cli.output import echo_err, json_option, print_fields, print_json, print_table
+from cli.output import counted, echo_err, json_option, print_fields, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
+from pipeline.errors import Conflict
 from workers.routes import QUERY
+
+ENGINES = ("faiss", "pgvector", "milvus")
 
 
 @click.group()
@@ -63,6 +66,7 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
     store = wiring.resources.versions
     opened = store.open(version) if version else store.current()
     store.verify(opened)
+    wiring.resources.engines.verify(opened)
     answer = version_object(opened, store.current_name())
     if as_json:
         print_json(answer)
@@ -77,17 +81,54 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
 @json_option
 @pass_wiring
 def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
-    """Publish an earlier version again.
+    """Publish an earlier version again, as its rebuild made it.
 
     Default: the version before the current one.
     """
     require_agreement(wiring.resources, (QUERY,), "data")
-    old, new = wiring.resources.versions.rollback(version)
+    from workers.rollback import roll_back
+
+    old, new, undone = roll_back(wiring.resources, version)
+    if undone:
+        echo_err(f"Undone: {counted(undone, 'change')} of 'imgrec add' and 'imgrec remove'.")
     if as_json:
         print_json({"from": old, "to": new.name})
     else:
         place = old or "an unreadable pointer"
         echo_err(f"Published {new.name} in place of {place}. New queries use it.")
+
+
+@index.command()
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(ENGINES),
+    help="The engine that is to search the index.",
+)
+@json_option
+@pass_wiring
+def migrate(wiring: Wiring, to: str, as_json: bool) -> None:
+    """Move the published index to another engine.
+
+    Nothing is embedded anew. The version before stays for a rollback.
+    """
+    from filelock import Timeout
+
+    from pipeline.rebuild.migrate import migrate as move
+
+    resources = wiring.resources
+    require_agreement(resources, (QUERY,), "data")
+    try:
+        with resources.versions.lock():
+            old, new = move(resources.versions, resources.engines, to)
+    except Timeout as error:
+        raise Conflict("An index is being published right now; try again shortly.") from error
+    if as_json:
+        print_json({"from": old.name, "to": new.name, "engine": to})
+    elif old.name == new.name:
+        echo_err(f"Index {new.name} is in {to} already.")
+    else:
+        echo_err(f"Published {new.name} in {to} in place of {old.name}. New queries use it.")
 
 
 def _date(seconds: float) -> str:

@@ -33,6 +33,8 @@ COMMANDS = {
         "List the images that a rebuild left out or warned about.",
     ),
     "cancel": ("cli.rebuild", "cancel", "Cancel a rebuild; the published index stays."),
+    "add": ("cli.live", "add", "Add photos to the published index."),
+    "remove": ("cli.live", "remove", "Remove a product from the published index."),
     "query": ("cli.query", "query", "Find the products that look like an image."),
     "classify": ("cli.classify", "classify", "Name the category and attributes of a product."),
     "train": (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,12 +66,8 @@ def unwritable(error: OSError) -> str:
 
 
 def echo_err(text: str) -> None:
-    """Tell people something, on stderr, out of the way of what a program reads.
-
-    Where stderr takes nothing, the work goes on: the exit code still tells.
-    """
-    with suppress(OSError, ValueError):
-        click.echo(printable(text), err=True)
+    """Tell people something, on stderr, out of the way of what a program reads."""
+    click.echo(printable(text), err=True)
 
 
 def echo_warnings(answer: dict[str, Any]) -> None:

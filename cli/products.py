@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.agreement import require_agreement
+from cli.feed_source import FileOrAddress, opened
 from cli.output import counted, echo, echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
@@ -42,7 +42,13 @@ class ColumnType(click.ParamType[tuple[str, Type]]):
 
 
 @click.command("import-catalogue")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", metavar="FILE|URL", type=FileOrAddress())
+@click.option(
+    "--name",
+    default="",
+    metavar="NAME",
+    help="Name of the feed, for 'enqueue-rebuild feed:NAME'; default: the name of the file.",
+)
 @click.option(
     "--format",
     "form",
@@ -71,7 +77,8 @@ class ColumnType(click.ParamType[tuple[str, Type]]):
 @pass_wiring
 def import_catalogue(
     wiring: Wiring,
-    file: Path,
+    source: str,
+    name: str,
     form: str,
     types: tuple[tuple[str, Type], ...],
     id_column: str,
@@ -84,7 +91,8 @@ def import_catalogue(
 
     FILE is a table (CSV or TSV, in the usual encodings and with the usual delimiters) with a
     header, a .jsonl file with one object on each line, a Parquet file, a feed for Google Merchant
-    (XML or TSV), or an export of Shopify or WooCommerce. The column 'product_id' identifies a
+    (XML or TSV), or an export of Shopify or WooCommerce, each also packed with gzip. A URL is
+    downloaded, if it has changed since its last import. The column 'product_id' identifies a
     product. The column 'image' names an image of the product, relative to the products folder, or
     its address; a product with several images has several rows. Without it, a product's images are
     the image of its name and those in the folder of its name. All other columns are shown in
@@ -93,20 +101,36 @@ def import_catalogue(
     """
     from pipeline.feeds.read_feed import read_feed
     from pipeline.feeds.staging import Staging
+    from pipeline.fetch.feed_file import default_name, require_name
+    from pipeline.outbound import AllowedHosts
 
-    with Staging() as staging:
-        feed = read_feed(file, staging, form=form, encoding=encoding, identified_by=id_column)
-        resources = wiring.resources
-        if not dry_run:
-            require_agreement(resources, (QUERY,), "database")
-        outcome = resources.products.update(feed, dict(types), replace=replace, dry_run=dry_run)
+    name = name or default_name(source)
+    require_name(name)
+    resources = wiring.resources
+    if not dry_run:
+        require_agreement(resources, (QUERY,), "database")
+    reading = {"form": form, "encoding": encoding, "identified_by": id_column}
+    how = {**reading, "types": dict(types), "replace": replace}
+    hosts = AllowedHosts.parse(wiring.settings.fetch_hosts, star=True)
+    with opened(resources, source, name, how, dry_run) as found, Staging() as staging:
+        if found is None:
+            _tell_unchanged(resources, name, as_json)
+            return
+        file, origin = found
+        shown = origin.source
+        feed = read_feed(file, staging, shown=shown, private=hosts.networks, **reading)
+        outcome = resources.products.update(
+            feed, dict(types), replace=replace, dry_run=dry_run, origin=origin
+        )
         indexed, stranger = (None, "") if dry_run else _count_indexed(resources, staging)
     if as_json:
-        print_json(_summary(feed, outcome, indexed, dry_run))
+        print_json({**_summary(feed, outcome, indexed, dry_run), "feed": name, "unchanged": False})
     else:
         _show(feed, outcome, indexed, dry_run)
     _tell(feed, outcome, dry_run)
-    if indexed is None and not dry_run:
+    if outcome.urls and not dry_run:
+        echo_err(f"'imgrec enqueue-rebuild feed:{name}' fetches and indexes the images.")
+    elif indexed is None and not dry_run:
         echo_err("No index yet: 'imgrec enqueue-rebuild FOLDER' creates one.")
     elif stranger:
         echo_err(
@@ -114,6 +138,13 @@ def import_catalogue(
             f"'{stranger}'. A product_id is the path of an image without its suffix, or of a "
             "folder of images, unless the column 'image' names the images."
         )
+
+
+def _tell_unchanged(resources: Resources, name: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"feed": name, "unchanged": True})
+    else:
+        echo(f"The feed '{name}' has not changed since its last import: nothing was imported.")
 
 
 def _count_indexed(resources: Resources, staging: Staging) -> tuple[int | None, str]:

@@ -46,7 +46,8 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
         def draw(job: Job, progress: Progress) -> None:
             n_processed, total = progress.looked_at, progress.images
             facts = _facts(rate, job, progress)
-            bar.update(task, description=job.state, total=total, completed=n_processed, facts=facts)
+            stage = job.stage or job.state
+            bar.update(task, description=stage, total=total, completed=n_processed, facts=facts)
 
         yield draw
 
@@ -70,13 +71,16 @@ class _Rate:
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
+        self._stage = ""
 
-    def facts(self, progress: Progress) -> str:
+    def facts(self, stage: str, progress: Progress) -> str:
         now = time.monotonic()
-        if self._start is None:
-            self._start = (now, progress.looked_at)
+        if self._start is None or stage != self._stage:
+            self._start, self._stage = (now, progress.looked_at), stage
         elapsed, n_processed = now - self._start[0], progress.looked_at - self._start[1]
         counts = f"reused {progress.reused}, skipped {progress.skipped}"
+        if stage:
+            counts = f"fetched {progress.fetched}, unchanged {progress.unchanged}"
         if n_processed <= 0 or elapsed < SETTLE_S:
             return counts
         remaining_s = (progress.images - progress.looked_at) * elapsed / n_processed
@@ -85,8 +89,10 @@ class _Rate:
 
 def _facts(rate: _Rate, job: Job, progress: Progress) -> str:
     if job.state == "planned":
+        if job.stage:
+            return "waiting for a fetch worker to take the first shard"
         return "waiting for a worker to load its model and take the first shard"
-    return rate.facts(progress)
+    return rate.facts(job.stage, progress)
 
 
 class _PlainProgress:
@@ -100,4 +106,5 @@ class _PlainProgress:
         facts = _facts(self._rate, job, progress)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_EVERY_S
-            echo_err(f"{job.state}: {progress.looked_at} of {progress.images} images, {facts}")
+            stage = job.stage or job.state
+            echo_err(f"{stage}: {progress.looked_at} of {progress.images} images, {facts}")

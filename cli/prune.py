@@ -15,7 +15,7 @@ from cli.wiring import Wiring, pass_wiring
 @json_option
 @pass_wiring
 def prune(wiring: Wiring, dry_run: bool, as_json: bool) -> None:
-    """Delete old rebuilds, index versions and cached cut-outs.
+    """Delete old rebuilds, index versions, cached cut-outs and images that no feed lists any more.
 
     The bounds are KEEP_JOBS, KEEP_JOB_ROWS, KEEP_VERSIONS and CUTOUT_CACHE_BYTES. Each publication
     does the same by itself. What a running rebuild or a rollback needs stays.
@@ -33,5 +33,9 @@ def prune(wiring: Wiring, dry_run: bool, as_json: bool) -> None:
             ("rebuilds", f"{len(pruned.jobs):,}, with {pruned.rows:,} shards and failures"),
             ("folders of ended rebuilds", f"{len(pruned.folders):,}"),
             ("cut-outs", f"{pruned.cutout_bytes / 2**20:,.1f} MiB"),
+            (
+                "fetched images",
+                f"{pruned.fetched_files:,}, {pruned.fetched_bytes / 2**20:,.1f} MiB",
+            ),
         ],
     )

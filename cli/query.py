@@ -265,3 +265,5 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
         )
     numbers = {"rank", "score", "distance", *parts}
     print_table(f"Matches in index {answer['index_version']}", columns, rows, numbers)
+    if search := answer.get("search"):
+        echo_err(f"Search: {search}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,15 +12,18 @@ from cli.output import echo, echo_err, json_option, local_option, print_json, pr
 from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
-from pipeline.errors import ImgrecError, ServerUnavailable, quote
+from pipeline.errors import ImgrecError, ServerUnavailable, WrongUse, quote
 from pipeline.images.decode import DECODING
 from pipeline.images.exclude import Exclude
+from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
+from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.store.job_object import job_object, to_object
-from workers.routes import EMBED, INDEX
+from workers.routes import EMBED, FETCH, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
+    from workers.resources import Resources
 
 
 @click.command("enqueue-rebuild")
@@ -58,32 +61,37 @@ def enqueue_rebuild(
 ) -> None:
     """Index a folder of product images.
 
-    Instead of a folder, the address of an object store, e.g. s3://bucket/prefix.
+    Instead of a folder, the address of an object store, e.g. s3://bucket/prefix, or feed:NAME for
+    the images that an imported feed lists, which are fetched first.
     Unchanged images keep their vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
     exclude = Exclude(patterns)
-    source = check_source(folder, settings, exclude)
     from pipeline.embed.fingerprint import require_readable_model
     from workers.reconcile import advance
 
     resources = wiring.local.resources if local else wiring.resources
+    is_feed = feed_name(folder) is not None
+    if is_feed and patterns:
+        raise WrongUse("--exclude applies to folders and stores, not to feeds.")
+    if is_feed:
+        check_feed(folder, resources.feeds)
+        name = folder
+    else:
+        name = check_source(folder, settings, exclude).name
     if local:
         require_data_dir(settings)
         require_readable_model(settings.embedding_model)
     resources.dispatcher.require_broker()
-    resources.require_agreement((EMBED, INDEX), "database", "data")
-    _tell_of_base(source.name, resources.versions, full)
+    queues = (FETCH, EMBED, INDEX) if is_feed else (EMBED, INDEX)
+    resources.require_agreement(queues, "database", "data")
+    _tell_of_base(name, resources.versions, full)
     with _listing(as_json) as listed:
-        job_id = plan_rebuild(
+        job_id = _plan(
+            resources,
             folder,
-            settings,
-            resources.jobs,
-            resources.versions,
-            full=full,
-            save_preprocessed=save_preprocessed,
-            exclude=exclude,
-            listed=listed,
+            exclude,
+            {"full": full, "save_preprocessed": save_preprocessed, "listed": listed},
         )
     for pattern in exclude.unused:
         echo_err(f"--exclude {quote(pattern)} matched no file or folder below {folder}.")
@@ -211,6 +219,14 @@ def cancel(wiring: Wiring, job: str, as_json: bool) -> None:
         echo_err(f"Cancelled job {job}. Workers stop after their current image.")
     else:
         echo_err(f"Job {job} had already ended: {before.state}.")
+
+
+def _plan(resources: Resources, root: str, exclude: Exclude, how: dict[str, Any]) -> str:
+    """Write the plan of a rebuild; return the job's id."""
+    settings, jobs = resources.settings, resources.jobs
+    if feed_name(root) is not None:
+        return plan_fetch(root, settings, jobs, resources.feeds, **how)
+    return plan_rebuild(root, settings, jobs, resources.versions, exclude=exclude, **how)
 
 
 def _tell_of_base(name: str, versions: VersionStore, full: bool) -> None:

@@ -19,6 +19,7 @@ def prepare() -> None:
 
     A closed one gets a descriptor, or the next file, e.g. the database, would be opened under its
     number and printed into. Reading from it ends at once; writing to stdout fails as it would have.
+    Writing to stderr never fails: the exit code still tells.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -28,11 +29,13 @@ def prepare() -> None:
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if sys.stdout is None:
-        sys.stdout = _named("utf-8", line_buffering=False)
+        sys.stdout = _text(_Stdout(1, "w", closefd=False), "utf-8")
     elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
-        sys.stdout = _named(sys.stdout.encoding, line_buffering=sys.stdout.isatty())
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        raw, terminal = _Stdout(1, "w", closefd=False), sys.stdout.isatty()
+        sys.stdout = _text(raw, sys.stdout.encoding, line_buffering=terminal)
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        encoding = getattr(sys.stderr, "encoding", "utf-8")
+        sys.stderr = _text(_Stderr(2, "w", closefd=False), encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # not a test's stand-in
@@ -54,8 +57,16 @@ class _Stdout(io.FileIO):
             raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
-def _named(encoding: str, *, line_buffering: bool) -> io.TextIOWrapper:
-    raw = _Stdout(1, "w", closefd=False)
+class _Stderr(io.FileIO):
+    """Stderr that takes everything: libraries write to it, too, and the work goes on without."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return len(memoryview(data))
+
+
+def _text(raw: io.FileIO, encoding: str, *, line_buffering: bool = False) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, line_buffering=line_buffering)
 
 

@@ -16,16 +16,20 @@ from pathlib import Path
 
 import imgrec
 from cli import die_with_parent, redis_server
+from pipeline.errors import ImgrecError
 from pipeline.settings import Settings, cores
+from pipeline.store.database import Database
 from pipeline.store.heartbeat import READY, reason
 from pipeline.store.identity import PARTS
+from pipeline.store.jobs import Jobs
 from pipeline.store.redis_client import answers
-from workers.routes import QUEUES
+from workers.routes import FETCH, QUEUES
 
 STOP_S = 30.0  # a worker gives its shard back after the current image; then it is killed
 SETTLED_S = 60.0  # a child that lived so long starts again without a pause
 MAX_PAUSE_S = 30.0
 START_S = 180.0  # to the first sign of life: the imports, on a cold disk
+LOOK_S = 1.0  # between two looks at whether a job needs a fetch worker
 HUNG_S = 60.0  # six missed signs of life
 
 Say = Callable[[str], None]
@@ -59,13 +63,18 @@ class Child:
 
 @dataclass
 class Stack:
-    """Redis, if none answers, and one worker a queue; more for embed."""
+    """Redis, if none answers, and one worker a queue; more for embed.
+
+    The fetch worker starts when the first job needs it.
+    """
 
     settings: Settings
     embed_workers: int
     say: Say
     web: tuple[str, int] | None = None  # the address of `imgrec web`
     children: list[Child] = field(default_factory=list)
+    _look_at: float = 0.0
+    _jobs: Jobs | None = None
 
     def start(self) -> None:
         """Start everything; Redis first.
@@ -113,6 +122,9 @@ class Stack:
         What hangs, or says that it is ill, is asked to end, then killed.
         """
         now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            self._start_fetching()
         for child in self.children:
             if child.process is None:
                 if now >= child.next_start:
@@ -130,6 +142,21 @@ class Stack:
                 f"{child.name} ended ({_how(code)}) after {lived:.0f} s; "
                 f"restarting it in {child.pause_s:.0f} s."
             )
+
+    def _start_fetching(self) -> None:
+        """Start a fetch worker once a job fetches the images of a feed."""
+        if any(child.name == FETCH for child in self.children):
+            return
+        self._jobs = self._jobs or Jobs(Database(self.settings.database_url))
+        try:
+            if not self._jobs.any_fetching():
+                return
+        except ImgrecError:
+            return  # whoever needs the database says so
+        n_workers = sum(child.heartbeat is not None for child in self.children)
+        child = self._worker_child(FETCH, FETCH, 1, n_workers, n_workers + 1)
+        self._spawn(child)
+        self.children.append(child)
 
     def _look_after(self, child: Child) -> None:
         if child.process is None or child.heartbeat is None:  # Redis gives no signs
@@ -192,23 +219,28 @@ class Stack:
         names += [("embed" if number == 1 else f"embed{number}", "embed") for number in numbers]
         children: list[Child] = []
         for name, queue in names:
-            node = f"{name}@{socket.gethostname()}"
-            command = [sys.executable, "-P", imgrec.__file__, "celery", "--quiet", "worker"]
-            command += ["-Q", queue, "-n", node]
-            command += ["--without-gossip", "--without-mingle", "-l", "INFO"]
             # A share that the user has set holds for all.
             threads = self.settings.cpu_threads or shares[queue]
-            environment = {
-                "CPU_THREADS": str(threads),
-                "OMP_NUM_THREADS": str(threads),
-                "MEMORY_SHARES": str(len(names)),
-            }
-            if self.settings.metrics_port:  # one for each worker, counted up
-                environment["METRICS_PORT"] = str(self.settings.metrics_port + len(children))
-            heartbeat = self.settings.data_dir / "run" / f"{node}.alive"
-            heartbeat.unlink(missing_ok=True)
-            children.append(Child(name, command, environment, heartbeat=heartbeat))
+            children.append(self._worker_child(name, queue, threads, len(children), len(names)))
         return children
+
+    def _worker_child(
+        self, name: str, queue: str, threads: int, place: int, memory_shares: int
+    ) -> Child:
+        node = f"{name}@{socket.gethostname()}"
+        command = [sys.executable, "-P", imgrec.__file__, "celery", "--quiet", "worker"]
+        command += ["-Q", queue, "-n", node]
+        command += ["--without-gossip", "--without-mingle", "-l", "INFO"]
+        environment = {
+            "CPU_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads),
+            "MEMORY_SHARES": str(memory_shares),
+        }
+        if self.settings.metrics_port:  # one for each worker, counted up
+            environment["METRICS_PORT"] = str(self.settings.metrics_port + place)
+        heartbeat = self.settings.data_dir / "run" / f"{node}.alive"
+        heartbeat.unlink(missing_ok=True)
+        return Child(name, command, environment, heartbeat=heartbeat)
 
 
 def share_threads(total: int, embed_workers: int) -> dict[str, int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.output import duration, echo_err, print_fields, print_json
 from cli.progress import progress_bar
 from cli.wiring import Wiring
 from pipeline.errors import JobFailed, ServerUnavailable, SettingsDiffer, TimedOut
 from pipeline.store.job_object import job_object
-from workers.routes import EMBED, INDEX
+from workers.routes import EMBED, FETCH, INDEX
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Job, Jobs, Progress
@@ -41,7 +41,9 @@ def show_job(jobs: Jobs, job_id: str) -> None:
         [
             ("state", job["state"]),
             ("index version", job["index_version"] or "-"),
+            *([("stage", job["stage"])] if job["stage"] else []),
             ("images", job["images"]),
+            *_fetched(job),
             ("embedded", job["embedded"]),
             ("reused", job["reused"]),
             ("skipped", job["skipped"]),
@@ -60,6 +62,13 @@ def show_job(jobs: Jobs, job_id: str) -> None:
         )
     if job["skipped"] or job["warnings"]:
         echo_err(f"'imgrec failures {job_id}' lists the images and the reasons.")
+
+
+def _fetched(job: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the line about what was downloaded, of a job that fetches."""
+    if not job["fetched"] and not job["unchanged"]:
+        return []
+    return [("fetched", f"{job['fetched']:,} new or changed, {job['unchanged']:,} unchanged")]
 
 
 def _left_out(counts: dict[str, int]) -> list[tuple[str, str]]:
@@ -127,7 +136,7 @@ def _watch(
                     helper.say(f"Waiting: {job.error}")
                 if work is None:
                     helper.compare(job_id)
-                    helper.step(progress)
+                    helper.step(job, progress)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not finished after {timeout:g} s.")
             if work is not None:
@@ -145,7 +154,7 @@ class _Reconciler:
         self._compare_next = 0.0
         self._said: set[str] = set()
 
-    def step(self, progress: Progress) -> None:
+    def step(self, job: Job, progress: Progress) -> None:
         from workers.reconcile import reconcile
 
         if time.monotonic() < self._next:
@@ -156,7 +165,8 @@ class _Reconciler:
             stuck = progress.looked_at == self._looked_at
             self._looked_at = progress.looked_at
             if stuck:
-                queue = INDEX if progress.shards_done == progress.shards else EMBED
+                at_work = FETCH if job.stage else EMBED
+                queue = INDEX if progress.shards_done == progress.shards else at_work
                 if not self._resources.dispatcher.workers()[queue]:
                     self.say(
                         f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 # What imgrec writes into itself. A rebuild writes all of them but `training`.
-WRITTEN = ("faiss_index", "jobs", "run", "prepared", "redis", "copies")
+WRITTEN = ("faiss_index", "jobs", "fetched", "run", "prepared", "redis", "copies")
 
 
 def is_denied(error: BaseException) -> bool:

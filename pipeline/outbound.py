@@ -1,4 +1,4 @@
-"""Requests to addresses that others choose: images of queries and catalogues, webhooks.
+"""Requests to addresses that others choose: images of queries, feeds and their images, webhooks.
 
 Whoever names an address could make this machine ask its own network (server-side request forgery).
 So only allowed hosts are asked; a name is resolved once, each of its addresses is checked, and the
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import urllib3
@@ -55,23 +55,38 @@ class FetchFailed(WrongUse):
     """An allowed address did not answer as it should."""
 
 
+class AnswerRefused(FetchFailed):
+    """An answer that would be the same at the next attempt: too large, or an endless redirect."""
+
+
 @dataclass(frozen=True)
 class AllowedHosts:
-    """Hosts that may be asked; addresses of `networks` may be private."""
+    """Hosts that may be asked; addresses of `networks` may be private.
+
+    With `public`, every host may be asked that has only public addresses.
+    """
 
     names: frozenset[str] = frozenset()
     suffixes: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
+    public: bool = False
 
     @classmethod
-    def parse(cls, setting: str) -> AllowedHosts:
+    def parse(cls, setting: str, *, star: bool = False) -> AllowedHosts:
         """Read `cdn.example,*.images.example,10.1.0.0/16`.
+
+        Args:
+            star: whether `*` may stand for every host of the internet.
 
         Raises:
             ValueError: a part is neither a host nor a network.
         """
         names, suffixes, networks = set[str](), list[str](), list[Network]()
-        for part in filter(None, (part.strip().lower() for part in setting.split(","))):
+        parts = [part.strip().lower() for part in setting.split(",")]
+        public = star and "*" in parts
+        for part in parts:
+            if not part or (public and part == "*"):
+                continue
             try:
                 networks.append(ipaddress.ip_network(part))
                 continue
@@ -86,16 +101,16 @@ class AllowedHosts:
                 suffixes.append(f".{name}")
             else:
                 names.add(name)
-        return cls(frozenset(names), tuple(suffixes), tuple(networks))
+        return cls(frozenset(names), tuple(suffixes), tuple(networks), public)
 
     def __bool__(self) -> bool:
-        return bool(self.names or self.suffixes or self.networks)
+        return bool(self.names or self.suffixes or self.networks or self.public)
 
     def allow_name(self, host: str) -> bool:
         address = _literal(host)
         if address is not None:
-            return any(address in network for network in self.networks)
-        return host in self.names or host.endswith(self.suffixes)
+            return self.public or any(address in network for network in self.networks)
+        return self.public or host in self.names or host.endswith(self.suffixes)
 
     def allow_address(self, address: Address) -> bool:
         return is_public(address) or any(address in network for network in self.networks)
@@ -103,12 +118,28 @@ class AllowedHosts:
 
 @dataclass(frozen=True)
 class Response:
-    """What an address answered; `data` is complete."""
+    """What an address answered; `data` is complete, or empty where a sink took it.
+
+    Attributes:
+        headers: the last value of each, by its name in lower case.
+        robots: every value of X-Robots-Tag.
+    """
 
     status: int
     headers: Mapping[str, str]
     data: bytes
     url: str
+    robots: tuple[str, ...] = ()
+
+
+class Sink(Protocol):
+    """Takes a body of status 200 while it comes; may raise to end the request."""
+
+    def begin(self) -> None:
+        """Forget what came before: the connection broke, and another attempt begins."""
+
+    def write(self, piece: bytes) -> None:
+        """Take the next piece."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +192,7 @@ class Client:
             AddressRefused: it, or where it leads, may not be asked.
             FetchFailed: no whole answer of status 200 in time.
         """
-        response = self._send("GET", url, None, headers or {})
+        response = self.request(url, headers)
         if response.status != 200:
             raise FetchFailed(f"{_shown(url)} answers with status {response.status}.")
         return response
@@ -174,17 +205,25 @@ class Client:
         """
         return self._once("POST", url, body, headers, time.monotonic() + self.timeout_s)
 
-    def _send(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    def request(
+        self, url: str, headers: Mapping[str, str] | None = None, sink: Sink | None = None
     ) -> Response:
+        """Return what an address answers after redirects, whatever its status.
+
+        Args:
+            sink: takes the body of status 200. Without one, it is in the response.
+
+        Raises:
+            AddressRefused, FetchFailed: see `get`; also what the sink raises.
+        """
         deadline = time.monotonic() + self.timeout_s
         for _ in range(self.max_redirects + 1):
-            response = self._once(method, url, body, headers, deadline)
+            response = self._once("GET", url, None, headers or {}, deadline, sink)
             location = response.headers.get("location")
             if response.status not in REDIRECTS or not location:
                 return response
             url = urljoin(url, location)
-        raise FetchFailed(f"{_shown(url)}: more than {self.max_redirects} redirects.")
+        raise AnswerRefused(f"{_shown(url)}: more than {self.max_redirects} redirects.")
 
     def _once(
         self,
@@ -193,6 +232,7 @@ class Client:
         body: bytes | None,
         headers: Mapping[str, str],
         deadline: float,
+        sink: Sink | None = None,
     ) -> Response:
         parts = self.check(url)
         host = _host(parts)
@@ -200,7 +240,7 @@ class Client:
         last: Exception | None = None
         for address in self._addresses(host, port, deadline):
             try:
-                return self._ask(method, parts, host, port, address, body, headers, deadline)
+                return self._ask(method, parts, host, port, address, body, headers, deadline, sink)
             except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
                 last = error
                 if time.monotonic() >= deadline:
@@ -232,6 +272,7 @@ class Client:
         body: bytes | None,
         headers: Mapping[str, str],
         deadline: float,
+        sink: Sink | None,
     ) -> Response:
         kind = _PinnedHTTPS if parts.scheme == "https" else _Pinned
         left = max(0.1, deadline - time.monotonic())
@@ -247,20 +288,37 @@ class Client:
                 method, target, body, fields, preload_content=False, decode_content=False
             )
             response = connection.getresponse()
-            data = bytearray()
-            while piece := response.read1(PIECE_BYTES):
-                data += piece
-                if len(data) > self.max_bytes:
-                    raise FetchFailed(
-                        f"{_shown(parts.geturl())} has more than {self.max_bytes:,} bytes."
-                    )
-            if connection.is_cut_off:  # it looks like the end of an answer without a length
-                raise TimeoutError
-            length = response.headers.get("content-length")
-            if length and length.isdigit() and int(length) != len(data):
-                raise OSError("the answer is cut off")
             lowered = {name.lower(): value for name, value in response.headers.items()}
-            return Response(response.status, lowered, bytes(data), parts.geturl())
+            robots = tuple(response.headers.getlist("x-robots-tag"))
+            data = bytearray()
+            if method == "POST" or response.status == 200:
+                body_sink = sink if sink is not None and response.status == 200 else _Memory(data)
+                self._receive(connection, response, body_sink, parts.geturl())
+            return Response(response.status, lowered, bytes(data), parts.geturl(), robots)
+
+    def _receive(
+        self,
+        connection: _Pinned | _PinnedHTTPS,
+        response: urllib3.response.BaseHTTPResponse,
+        sink: Sink,
+        url: str,
+    ) -> None:
+        length = response.headers.get("content-length")
+        expected = int(length) if length and length.isdigit() else None
+        too_large = f"{_shown(url)} has more than {self.max_bytes:,} bytes."
+        if expected is not None and expected > self.max_bytes:
+            raise AnswerRefused(too_large)
+        sink.begin()
+        received = 0
+        while piece := response.read1(PIECE_BYTES):
+            received += len(piece)
+            if received > self.max_bytes:
+                raise AnswerRefused(too_large)
+            sink.write(piece)
+        if connection.is_cut_off:  # it looks like the end of an answer without a length
+            raise TimeoutError
+        if expected is not None and expected != received:
+            raise OSError("the answer is cut off")
 
 
 def is_public(address: Address) -> bool:
@@ -277,6 +335,17 @@ def resolve(host: str, port: int) -> list[str]:
     """Return the addresses of a name."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+
+
+class _Memory:
+    def __init__(self, data: bytearray) -> None:
+        self._data = data
+
+    def begin(self) -> None:
+        self._data.clear()
+
+    def write(self, piece: bytes) -> None:
+        self._data += piece
 
 
 class _PinnedMixin:

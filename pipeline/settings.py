@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +31,13 @@ from pydantic_settings import (
 
 from pipeline.cgroup import cpu_limit
 from pipeline.errors import WrongUse, first_invalid
-from pipeline.urls import database_address, redis_address, without_password
+from pipeline.urls import (
+    database_address,
+    redis_address,
+    vector_address,
+    vector_addresses,
+    without_password,
+)
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +198,25 @@ class Settings(BaseSettings):
         "sqlite:///./data/app.db",
         description="Database of jobs, product data and feedback: `sqlite:///FILE` or "
         "`postgresql://USER:PASSWORD@HOST/NAME`",
+    )
+    vector_url: str = Field(
+        "",
+        description="Server that searches the vectors: `postgresql://USER:PASSWORD@HOST/NAME`, a "
+        "PostgreSQL with pgvector 0.8.4 or later, or `milvus://HOST:19530/DATABASE`, over TLS "
+        "`milvus+tls://`; empty: FAISS, in files of `DATA_DIR`",
+    )
+    vector_token: str = Field(
+        "", description="Token for the Milvus at `VECTOR_URL`, or `USER:PASSWORD`; empty: no login"
+    )
+    vector_replicas: int = Field(
+        1,
+        ge=1,
+        description="Copies of an index that Milvus holds in the memory of its query nodes",
+    )
+    vector_read_urls: str = Field(
+        "",
+        description="Replicas of the PostgreSQL at `VECTOR_URL` that answer queries in turns, "
+        "separated by commas; empty: it answers itself",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
@@ -354,6 +380,52 @@ class Settings(BaseSettings):
         "`cdn.shop.example,*.images.example`; networks such as `10.1.0.0/16` allow private "
         "addresses; empty: no image is fetched",
     )
+    fetch_hosts: str = Field(
+        "*",
+        description="Hosts that feeds and their images may be fetched from, as in "
+        "`IMAGE_URL_HOSTS`; `*` is every host with a public address, and `*,10.1.0.0/16` a "
+        "private network as well",
+    )
+    fetch_connections: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Number of connections to one host at once, divided among the fetch workers",
+    )
+    fetch_rate: float = Field(
+        10,
+        gt=0,
+        le=10_000,
+        description="Requests a second to one host, divided among the fetch workers",
+    )
+    fetch_timeout_s: float = Field(
+        20, gt=0, le=600, description="Seconds in which an image must have come, with redirects"
+    )
+    fetch_attempts: int = Field(
+        4,
+        ge=1,
+        le=20,
+        description="Number of requests for an image whose host does not answer or asks to wait",
+    )
+    fetch_recheck_s: int = Field(
+        0,
+        ge=0,
+        description="Seconds in which an image that was fetched is not asked for again; 0: each "
+        "rebuild asks whether it has changed",
+    )
+    fetch_robots: str = Field(
+        "noai,noimageai",
+        description="Directives of the header `X-Robots-Tag`, separated by commas, with which an "
+        "image is left out, e.g. `noai,noimageai,noindex,noimageindex`; `off`: none",
+    )
+    feed_max_bytes: Size = Field(
+        ByteSize(4 * GIB),
+        ge=1024,
+        description="Maximum size of a product feed, e.g. 4GiB, packed or not",
+    )
+    feed_timeout_s: float = Field(
+        1800, gt=0, description="Seconds in which a product feed must have come"
+    )
     webhook_hosts: str = Field(
         "",
         description="Hosts that may be told about the end of a job, as in `IMAGE_URL_HOSTS`; "
@@ -417,6 +489,16 @@ class Settings(BaseSettings):
     def _known_database(cls, value: str) -> str:
         return database_address(value)
 
+    @field_validator("vector_url")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        return vector_address(value) if value else value
+
+    @field_validator("vector_read_urls")
+    @classmethod
+    def _known_replicas(cls, value: str) -> str:
+        return ",".join(vector_address(url) for url in vector_addresses(value))
+
     @field_validator("redis_url", "cache_url")
     @classmethod
     def _known_redis(cls, value: str) -> str:
@@ -431,6 +513,21 @@ class Settings(BaseSettings):
             AllowedHosts.parse(value)
         return value
 
+    @field_validator("fetch_hosts")
+    @classmethod
+    def _known_fetch_hosts(cls, value: str) -> str:
+        from pipeline.outbound import AllowedHosts
+
+        AllowedHosts.parse(value, star=True)
+        return value
+
+    @field_validator("fetch_robots")
+    @classmethod
+    def _known_directives(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z]+( *, *[a-z]+)*", value.lower()):
+            raise ValueError("words separated by commas are required, e.g. noai,noimageai, or off")
+        return value.lower()
+
     @field_validator("webhook_secret")
     @classmethod
     def _long_secret(cls, value: str) -> str:
@@ -439,12 +536,21 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def robots_directives(self) -> frozenset[str]:
+        """The directives of FETCH_ROBOTS that are honoured."""
+        return frozenset(part.strip() for part in self.fetch_robots.split(",")) - {"off"}
+
+    @property
     def index_dir(self) -> Path:
         return self.data_dir / "faiss_index"
 
     @property
     def cutout_dir(self) -> Path:
         return self.data_dir / "prepared"
+
+    @property
+    def fetched_dir(self) -> Path:
+        return self.data_dir / "fetched"
 
     @property
     def training_dir(self) -> Path:

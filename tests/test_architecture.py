@@ -36,6 +36,7 @@ MODULES = ("celeryconfig.py", "imgrec.py")
 # The packages of pipeline/, uppermost first; below them are its modules that are in no package.
 LAYERS = (
     "rebuild",
+    "engines",
     "store",
     "train",
     "classify",
@@ -43,6 +44,7 @@ LAYERS = (
     "search",
     "duplicates",
     "feeds",
+    "fetch",
     "index",
     "embed",
     "preprocess",

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.embed.shard_files import ShardFiles, ShardFolder
+from pipeline.engines.choice import engines
 from pipeline.images.decode import Limits
 from pipeline.images.roots import open_source
 from pipeline.index.versions import VersionStore
@@ -32,6 +33,7 @@ class ToyPipeline:
         self.address: str | None = None  # of a store that holds the products instead
         self.jobs = Jobs(Database(settings.database_url))
         self.versions = VersionStore(settings.index_dir)
+        self.engines = engines(settings, lambda: "toy")
         self.files: ShardFiles = ShardFolder(settings.jobs_dir)
         self.tools = Embedder(
             self, lambda image: PreparedImage(image), Limits(10**6, 10**6), (255, 255, 255), 8, 1
@@ -102,6 +104,7 @@ class ToyPipeline:
                 self.settings,
                 self.versions,
                 lambda: None,
+                engines=self.engines,
                 later_jobs=self.jobs.created_after(job_id),
                 files=self.files,
                 seen=seen,

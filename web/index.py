@@ -13,6 +13,7 @@ from web import schemas
 from web.access import Admin, Searcher
 from web.context import Web, web_of
 from web.responses import problems
+from workers import rollback as rollbacks
 from workers.routes import QUERY
 
 router = APIRouter(prefix="/v1/index")
@@ -51,4 +52,5 @@ async def roll_back(web: Web, version: str | None) -> tuple[str | None, Version]
         SettingsDiffer: query workers have another data folder. ImgrecError: it cannot be published.
     """
     await web.agreement.require_of_running((QUERY,), "data")
-    return await asyncio.to_thread(web.resources.versions.rollback, version)
+    old, new, _ = await asyncio.to_thread(rollbacks.roll_back, web.resources, version)
+    return old, new

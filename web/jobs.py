@@ -16,7 +16,9 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse
+from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
+from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.rebuild.retry import plan_retry
 from pipeline.store.job_object import job_object, to_object
 from pipeline.store.jobs import AlreadyRequested, Job, JobRequest, Progress
@@ -96,7 +98,6 @@ async def create_job(
     """Index a folder of product images. The answer comes when the folder is being listed."""
     web = web_of(request)
     request.state.values = body.folder
-    settings = web.settings
     if body.webhook_url is not None:
         _require_webhook(web, body.webhook_url)
     job_request = None
@@ -106,14 +107,8 @@ async def create_job(
     try:
         if job_request is not None:
             await asyncio.to_thread(web.resources.jobs.require_new, job_request)
-        await asyncio.to_thread(check_source, body.folder, settings)
-        await require_workers(web)
         plan = partial(
-            plan_rebuild,
-            body.folder,
-            settings,
-            web.resources.jobs,
-            web.resources.versions,
+            await planner(web, body.folder),
             full=body.full,
             save_preprocessed=body.save_preprocessed,
             request=job_request,
@@ -124,6 +119,23 @@ async def create_job(
         job_id = repeated.job_id
     response.headers["Location"] = f"/v1/jobs/{job_id}"
     return await asyncio.to_thread(details, web, job_id)
+
+
+async def planner(web: Web, root: str) -> Callable[..., str]:
+    """Return what plans the rebuild of a folder, a store or a feed, which can be used.
+
+    Raises:
+        ImgrecError: it cannot, or the workers cannot be sent anything.
+    """
+    resources, settings = web.resources, web.settings
+    if feed_name(root) is not None:
+        await asyncio.to_thread(check_feed, root, resources.feeds)
+        plan = partial(plan_fetch, root, settings, resources.jobs, resources.feeds)
+    else:
+        await asyncio.to_thread(check_source, root, settings)
+        plan = partial(plan_rebuild, root, settings, resources.jobs, resources.versions)
+    await require_workers(web)
+    return plan
 
 
 def _require_webhook(web: Web, url: str) -> None:
@@ -250,7 +262,9 @@ async def start_retry(web: Web, job_id: str) -> str:
     require_names(job_id)
     resources = web.resources
     await require_workers(web)
-    plan = partial(plan_retry, job_id, web.settings, resources.jobs, resources.versions)
+    plan = partial(
+        plan_retry, job_id, web.settings, resources.jobs, resources.versions, resources.feeds
+    )
     return await start_plan(web, plan)
 
 

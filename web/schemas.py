@@ -132,6 +132,7 @@ class SearchAnswer(BaseModel):
     matches: list[Match]
     total: int | None = Field(None, description="All matches, where their number is known.")
     min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
+    search: str | None = Field(None, description="How the index was searched, with `explain`.")
     warnings: list[str] | None = Field(
         None, description="What of the query means little, or is left out of the answer."
     )
@@ -184,7 +185,8 @@ class JobBody(Body):
     folder: str = Field(
         min_length=1,
         max_length=4096,
-        description="Folder of the product images, on the server, or a store, e.g. s3://shop/photos.",
+        description="Folder of the product images, on the server, a store, e.g. s3://shop/photos, "
+        "or feed:NAME for the images that an imported feed lists.",
     )
     full: bool = Field(False, description="Embed every image again; reuse no vector.")
     save_preprocessed: bool = Field(False, description="Save what the model sees as images.")
@@ -196,11 +198,16 @@ class JobBody(Body):
 class Job(BaseModel):
     job_id: str
     state: Literal["planned", "running", "merging", "published", "failed", "cancelled"]
+    stage: Literal["fetching"] | None = Field(
+        description="What a job does that fetches the images of a feed first."
+    )
     images: int
     embedded: int
     reused: int
     skipped: int
     warnings: int
+    fetched: int = Field(description="Images of a feed that were new or had changed.")
+    unchanged: int = Field(description="Images of a feed that had not changed.")
     left_out: dict[str, int] = Field(
         description="Files and folders that were left out on purpose, by reason."
     )

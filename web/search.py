@@ -174,7 +174,7 @@ async def classify(request: Request, client: Searcher) -> dict[str, Any]:
     """Name the category and attributes of a product."""
     body, images = await read_body(request, ClassifyBody)
     if len(images) != 1:
-        raise WrongUse("Name one image: send a file, image_base64 or image_url.")
+        raise WrongUse("Name an image, and only one: send a file, image_base64 or image_url.")
     args = (images[0], True) if body.use_trained else (images[0],)
     return await web_of(request).ask(CLASSIFY_IMAGE, args, needs_index=False)
 

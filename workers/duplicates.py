@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.duplicates.candidates import find_candidates, first_rows
 from pipeline.duplicates.result import SearchResult
 from pipeline.errors import ImgrecError, NotFound, ServerUnavailable
-from pipeline.images.roots import open_source
+from pipeline.images.roots import open_reader
 from pipeline.store.duplicates import Search
 from workers.dispatch import require_names
 from workers.error_policy import describe
@@ -65,7 +65,7 @@ def _search(resources: Resources, search: Search, owner: str) -> SearchResult:
     candidates = find_candidates(index, rows, search.threshold, lambda done: check(done, len(rows)))
     looks = Looks(
         version,
-        open_source(version.manifest["root"], settings),
+        open_reader(version.manifest["root"], settings),
         resources.limits,
         settings.preprocess_bg_color,
         settings.threads,

@@ -22,11 +22,22 @@ from pipeline.errors import (
 )
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
-from pipeline.images.roots import open_source
+from pipeline.images.roots import open_reader
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide, describe
+from workers.error_policy import (
+    Attempt,
+    Drop,
+    Fail,
+    Refuse,
+    Release,
+    Stage,
+    Wait,
+    decide,
+    describe,
+    unforeseen,
+)
 from workers.lease import Lease
 from workers.reconcile import advance, report_unknown_job
 from workers.refusal import refuse
@@ -45,7 +56,7 @@ def embed(resources: Resources, job_id: str, n: int) -> None:
     require_names(job_id, n)
     try:
         job = resources.jobs.get(job_id)
-        if job.open:
+        if job.open and not job.stage:  # its images are there
             _embed_shard(resources, job, n)
     except UnknownJob:
         report_unknown_job(resources, job_id)
@@ -99,7 +110,7 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
 
 def _load(resources: Resources, job: Job) -> None:
     job.require_known_form()
-    open_source(job.root, resources.settings).require()
+    open_reader(job.root, resources.settings).require()
     _ = resources.embedder
     resources.memory_guard.apply_limit(EMBED)
     mine = resources.fingerprint
@@ -116,7 +127,7 @@ def _load(resources: Resources, job: Job) -> None:
 def _embed(resources: Resources, job: Job, claim: Claim, lease: Lease) -> ShardResult:
     vectors = resources.reusable_vectors(reuse=not job.full, verify=True)
     save = _saver(resources) if job.save_preprocessed else None
-    embedder, source = resources.embedder, open_source(job.root, resources.settings)
+    embedder, source = resources.embedder, open_reader(job.root, resources.settings)
     if claim.attempts <= resources.settings.shard_max_attempts:
         return embed_shard(source, claim.images, embedder, vectors, check=lease.check, save=save)
     log.warning("Shard %d of job %s has crashed; trying its images alone.", claim.n, job.id)
@@ -204,7 +215,7 @@ def _after_error(
         case Refuse():
             _refuse(resources, job, n, f"Worker embed@{HOST} cannot do this job: {decision.reason}")
         case Fail():
-            log.error("%s failed.", shard, exc_info=error)
+            log.error("%s failed: %s", shard, decision.reason, exc_info=unforeseen(error))
             resources.jobs.fail(job.id, decision.reason)
 
 

@@ -147,6 +147,11 @@ def _merge_failure(error: Exception) -> str:
     return f"The index could not be built: {describe(error)}"
 
 
+def unforeseen(error: Exception) -> Exception | None:
+    """Return an error whose traceback belongs into the log: one that no sentence explains."""
+    return None if isinstance(error, ImgrecError) else error
+
+
 def describe(error: Exception) -> str:
     """Say in a line what an error is."""
     if isinstance(error, ImgrecError):

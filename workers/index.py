@@ -23,6 +23,7 @@ from workers.error_policy import (
     decide,
     describe,
     give_up,
+    unforeseen,
 )
 from workers.lease import Lease
 from workers.prune import prune_after_publishing
@@ -99,6 +100,7 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
                     settings,
                     versions,
                     lease.check,
+                    engines=resources.engines,
                     later_jobs=jobs.created_after(job.id),
                     require_fit=guard.require_fit,
                     files=resources.shard_files,
@@ -146,7 +148,8 @@ def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> N
             _release(resources, claim, count_attempt=False)
             jobs.set_waiting_reason(job_id, decision.reason)
         case Fail():
-            log.error("The merge of job %s failed.", job_id, exc_info=error)
+            failed = decision.reason
+            log.error("The merge of job %s failed: %s", job_id, failed, exc_info=unforeseen(error))
             jobs.fail(job_id, decision.reason)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.settings import Settings, cores
 from pipeline.store.cache import NoCache
-from workers import duplicates, embed, index, query, routes, webhooks
+from workers import duplicates, embed, fetch, index, plan_fetched, query, routes, webhooks
 from workers.dispatch import InlineDispatcher
 from workers.reconcile import reconcile
 from workers.resources import Resources
@@ -21,6 +21,8 @@ from workers.resources import Resources
 IDLE_S = 0.2  # between two looks at a job whose shards another process holds
 JOB_TASKS: dict[str, Callable[..., None]] = {
     routes.EMBED_SHARD: embed.embed,
+    routes.FETCH_SHARD: fetch.fetch,
+    routes.PLAN_FETCHED: plan_fetched.plan,
     routes.MERGE_SHARDS: index.merge_shards,
     routes.SEND_WEBHOOK: webhooks.send_webhook,
     routes.FIND_DUPLICATES: duplicates.find_duplicates,
@@ -28,6 +30,7 @@ JOB_TASKS: dict[str, Callable[..., None]] = {
 QUERIES: dict[str, Callable[..., dict[str, Any]]] = {
     routes.QUERY_IMAGE: query.query_image,
     routes.CLASSIFY_IMAGE: query.classify_image,
+    routes.IMAGE_VECTOR: query.image_vector,
 }
 
 

@@ -25,6 +25,9 @@ class NoMetrics:
     def images(self, *, embedded: int, reused: int, failed: int) -> None:
         """Count the images of a shard by outcome."""
 
+    def fetched(self, outcome: str, n_bytes: int) -> None:
+        """Count an image of a feed: fetched, unchanged, failed or delayed."""
+
     @contextmanager
     def query(self, stage: str) -> Iterator[None]:
         """Time a stage of a query."""
@@ -60,6 +63,15 @@ class Metrics(NoMetrics):
             registry=registry,
             buckets=SECONDS,
         )
+        self._fetched = Counter(
+            "imgrec_worker_fetched",
+            "Images of feeds by outcome: fetched, unchanged, failed, delayed.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._fetched_bytes = Counter(
+            "imgrec_worker_fetched_bytes", "Bytes of fetched images.", registry=registry
+        )
         start_http_server(port, host, registry)
 
     def stage(self, stage: str, seconds: float) -> None:
@@ -68,6 +80,11 @@ class Metrics(NoMetrics):
     def images(self, *, embedded: int, reused: int, failed: int) -> None:
         for outcome, count in (("embedded", embedded), ("reused", reused), ("failed", failed)):
             self._images.labels(outcome).inc(count)
+
+    def fetched(self, outcome: str, n_bytes: int) -> None:
+        self._fetched.labels(outcome).inc()
+        if outcome == "fetched":
+            self._fetched_bytes.inc(n_bytes)
 
     @contextmanager
     def query(self, stage: str) -> Iterator[None]:

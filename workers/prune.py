@@ -7,6 +7,7 @@ rollback needs is never deleted.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, WrongUse
+from pipeline.images.fetched import feed_name, fetched_store, prune_fetched
+from pipeline.index.engine import drop_unused
 from pipeline.index.remote_versions import RemoteVersions
 from pipeline.preprocess.cutout_cache import shrink_cache
 
@@ -32,6 +35,8 @@ class Pruned:
     rows: int
     folders: list[str]  # of the files of ended jobs
     cutout_bytes: int
+    fetched_files: int = 0  # that no feed leads to any more
+    fetched_bytes: int = 0
 
 
 def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
@@ -44,6 +49,8 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
     versions = prune_versions(resources, dry_run=dry_run)
     # An open job learns from these rows which of the versions on disk are newer than itself.
     on_disk = {version.manifest["job_id"] for version in resources.versions.versions()}
+    if not dry_run:
+        _forget_added(resources)
     ended = jobs.prunable(settings.keep_jobs, settings.keep_job_rows, on_disk)
     # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
     files = resources.shard_files.jobs()
@@ -57,7 +64,31 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
             resources.shard_files.delete(job_id)
         _delete_abandoned_builds(resources)
     n_bytes = shrink_cache(settings.cutout_dir, settings.cutout_cache_bytes, dry_run=dry_run)
-    return Pruned(versions, list(ended), sum(ended.values()), folders, n_bytes)
+    fetched = _prune_fetched(resources, dry_run=dry_run)
+    return Pruned(versions, list(ended), sum(ended.values()), folders, n_bytes, *fetched)
+
+
+def _prune_fetched(resources: Resources, *, dry_run: bool) -> tuple[int, int]:
+    """Delete fetched files that no feed and no index version leads to."""
+    if any(feed_name(job.root) is not None for job in resources.jobs.open_jobs()):
+        return 0, 0  # it may be about to read one
+    if not dry_run:
+        resources.feeds.forget_unlisted()
+    versions = [
+        version
+        for version in resources.versions.versions()
+        if feed_name(version.manifest["root"]) is not None
+    ]
+
+    def needed(digests: Sequence[str]) -> set[str]:
+        indexed = {
+            digest
+            for digest in digests
+            if any(version.row_of_hash(digest) is not None for version in versions)
+        }
+        return indexed | resources.feeds.needed(digests)
+
+    return prune_fetched(fetched_store(resources.settings), needed, dry_run=dry_run)
 
 
 def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
@@ -70,9 +101,19 @@ def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
             protect = resources.jobs.referenced_versions()
             if dry_run:
                 return [version.name for version in store.prunable(keep, protect)]
-            return store.prune(keep, protect)
+            pruned = store.prune(keep, protect)
+            if pruned:
+                drop_unused(resources.engines, store)
+            return pruned
     except Timeout as error:
         raise WrongUse("An index is being published right now; try again shortly.") from error
+
+
+def _forget_added(resources: Resources) -> None:
+    """Forget the images that were added before the published version's rebuild."""
+    if resources.versions.current_name() is not None:
+        manifest = resources.versions.current().manifest
+        resources.live_changes.forget_added(manifest["job_created_at"])
 
 
 def prune_after_publishing(resources: Resources) -> None:

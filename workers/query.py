@@ -24,7 +24,7 @@ from pipeline.images.decode import (
     sha256,
 )
 from pipeline.images.find import ImageFile
-from pipeline.images.roots import open_source
+from pipeline.images.roots import open_reader
 from pipeline.index.versions import Version
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.catalogue_filter import IndexedCatalogue
@@ -70,7 +70,7 @@ def query_image(
     failpoint("query.start")
     images = _images(data)
     query = _checked(resources, images, top_k, options)
-    index = resources.live_index.version(query.index_version)
+    index = resources.searched_index(query.index_version)
     fingerprint = resources.fingerprint
     index.version.require(fingerprint.id, fingerprint.summary)
     # A user who filters may have imported the products within the same second.
@@ -128,6 +128,8 @@ def query_image(
         response["warnings"] = warnings
     if query.total:
         response["total"] = answer.total
+    if answer.search is not None:
+        response["search"] = answer.search
     return response
 
 
@@ -197,13 +199,14 @@ def _record(
 def _pack(answer: Answer) -> dict[str, Any]:
     vector = base64.b64encode(np.asarray(answer.vector, "<f4").tobytes()).decode()
     facts = {"matches": answer.matches, "min_score": answer.min_score, "total": answer.total}
-    return {**facts, "vector": vector}
+    return {**facts, "vector": vector, "search": answer.search}
 
 
 def _unpack(result: Any) -> Answer | None:
     try:
         vector = np.frombuffer(base64.b64decode(result["vector"]), "<f4").astype(np.float32)
-        return Answer(list(result["matches"]), result["min_score"], vector, result["total"])
+        matches, limit = list(result["matches"]), result["min_score"]
+        return Answer(matches, limit, vector, result["total"], result["search"])
     except (TypeError, ValueError, KeyError):
         return None  # not written by this module
 
@@ -228,6 +231,27 @@ def classify_image(
         answer = {**answer, "warnings": [f"The image: {warning}.", *answer.get("warnings", [])]}
     log.info("Classified %s in %.0f ms.", query_id, 1000 * (time.monotonic() - start))
     return answer
+
+
+def image_vector(
+    resources: Resources, data: bytes, *, query_id: str | None = None
+) -> dict[str, Any]:
+    """Return the vector of the image in `data`, base64 of little-endian float32, to be indexed.
+
+    Raises:
+        FingerprintMismatch: it cannot be compared with those of the published index.
+    """
+    _require_size(resources, data)
+    fingerprint = resources.fingerprint
+    version = resources.live_index.current().version
+    version.require(fingerprint.id, fingerprint.summary)
+    vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
+    log.info("Embedded %s.", query_id)
+    return {
+        "vector": base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode(),
+        "fingerprint": fingerprint.id,
+        "index_version": version.name,
+    }
 
 
 def _require_size(resources: Resources, data: bytes) -> None:
@@ -307,7 +331,7 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
     """
     if not isinstance(version, str) or not isinstance(filenames, list | tuple):
         raise WrongUse("Invalid request for thumbnails: name an index version and a list of files.")
-    opened = resources.live_index.current().version
+    opened = resources.searched_index().version
     if opened.name != version:
         opened = resources.versions.open(version)
     names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
@@ -317,8 +341,8 @@ def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict
 def _jpegs(
     resources: Resources, version: Version, filenames: list[str], side: int
 ) -> dict[str, str]:
-    source = open_source(version.manifest["root"], resources.settings)
-    files = [ImageFile(name, 0, 0) for name in filter(version.has_path, filenames)]
+    source = open_reader(version.manifest["root"], resources.settings)
+    files = [version.image(name) for name in filter(version.has_path, filenames)]
     limits, jpegs = resources.limits, {}
     with source.reading(files, limits) as read:
         for file in files:
@@ -386,7 +410,7 @@ def _preview(resources: Resources, root: str, path: str, side: int) -> str | Non
     file = ImageFile(path, 0, 0)
     with (
         contextlib.suppress(BadImage),
-        open_source(root, resources.settings).reading([file], limits) as read,
+        open_reader(root, resources.settings).reading([file], limits) as read,
     ):
         data = read(file)
         for attempt in (data, data + JPEG_END):
@@ -403,7 +427,7 @@ def _require_side(side: Any) -> None:
 
 
 def _indexed(resources: Resources) -> IndexedCatalogue:
-    return resources.indexed_catalogues.of(resources.live_index.current().version)
+    return resources.indexed_catalogues.of(resources.searched_index().version)
 
 
 def _filenames(indexed: IndexedCatalogue, product_id: Any) -> list[str]:

@@ -15,7 +15,15 @@ import redis
 
 from pipeline.errors import ServerUnavailable, quote
 from pipeline.failpoints import failpoint
-from workers.routes import EMBED, EMBED_SHARD, MERGE_SHARDS, SEND_WEBHOOK
+from pipeline.store.jobs import FETCHING, Job
+from workers.routes import (
+    EMBED_SHARD,
+    FETCH_SHARD,
+    MERGE_SHARDS,
+    PLAN_FETCHED,
+    QUEUE_OF,
+    SEND_WEBHOOK,
+)
 
 if TYPE_CHECKING:
     from workers.resources import Resources
@@ -34,10 +42,13 @@ def advance(resources: Resources, job_id: str) -> None:
         ServerUnavailable: Redis does not take messages; the shards stay marked and are sent again.
     """
     jobs = resources.jobs
+    task = _task_of(jobs.get(job_id))  # before the window, which then has shards of this stage
     window = jobs.shards.next_window(job_id, resources.settings.max_shards_in_flight)
     failpoint("flow.before_send")
-    _send_shards(resources, job_id, window)
-    if jobs.ready_to_merge(job_id):
+    _send_shards(resources, task, job_id, window)
+    if task == FETCH_SHARD and jobs.ready_to_plan(job_id):
+        resources.dispatcher.send(PLAN_FETCHED, job_id)
+    elif jobs.ready_to_merge(job_id):
         resources.dispatcher.send(MERGE_SHARDS, job_id)
 
 
@@ -48,10 +59,10 @@ def reconcile(resources: Resources) -> None:
     for job_id in resources.webhooks.take_due(WEBHOOK_LEASE_S):
         resources.dispatcher.send(SEND_WEBHOOK, job_id)
     for job in jobs.open_jobs():
-        if not job.plan_done:
+        if not job.plan_done and not job.stage:
             continue
         try:
-            _look_after(resources, job.id)
+            _look_after(resources, job)
             resources.failed_looks.pop(job.id, None)
         except ServerUnavailable:
             raise
@@ -59,14 +70,19 @@ def reconcile(resources: Resources) -> None:
             _count_failed_look(resources, job.id, error)
 
 
-def _look_after(resources: Resources, job_id: str) -> None:
-    shards = resources.jobs.shards
+def _look_after(resources: Resources, job: Job) -> None:
+    shards, job_id, task = resources.jobs.shards, job.id, _task_of(job)
     freed = shards.free_expired(job_id)
     if freed:
         log.warning("Job %s: the workers of shards %s are gone; sending again.", job_id, freed)
-    if resources.dispatcher.queue_length(EMBED) == 0:
-        _send_shards(resources, job_id, shards.requeue_lost(job_id, LOST_AFTER_S))
+    if resources.dispatcher.queue_length(QUEUE_OF[task]) == 0:
+        _send_shards(resources, task, job_id, shards.requeue_lost(job_id, LOST_AFTER_S))
     advance(resources, job_id)
+
+
+def _task_of(job: Job) -> str:
+    """Return the task of the shards that a job has now."""
+    return FETCH_SHARD if job.stage == FETCHING else EMBED_SHARD
 
 
 def _count_failed_look(resources: Resources, job_id: str, error: Exception) -> None:
@@ -94,7 +110,7 @@ def report_unknown_job(resources: Resources, job_id: str) -> None:
             log.warning("That could not be told over Redis: %s", error)
 
 
-def _send_shards(resources: Resources, job_id: str, numbers: Sequence[int]) -> None:
+def _send_shards(resources: Resources, task: str, job_id: str, numbers: Sequence[int]) -> None:
     """Send one message a shard."""
     for n in numbers:
-        resources.dispatcher.send(EMBED_SHARD, job_id, n)
+        resources.dispatcher.send(task, job_id, n)

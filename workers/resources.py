@@ -23,9 +23,12 @@ from pipeline.embed.clip import Clip, load_clip
 from pipeline.embed.embed_images import Embedder, build_embedder
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.embed.shard_files import ShardFiles, ShardFolder, ShardObjects
+from pipeline.engines.choice import engines
 from pipeline.errors import ImgrecError, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
+from pipeline.index.engine import Engines, OpenIndex
+from pipeline.index.live_changes import ChangedIndexes
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.remote_versions import RemoteVersions
 from pipeline.index.versions import Version, VersionStore
@@ -55,8 +58,10 @@ from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.duplicates import Duplicates
 from pipeline.store.feedback import FeedbackLog
+from pipeline.store.feeds import Feeds
 from pipeline.store.identity import Identifier
 from pipeline.store.jobs import Jobs
+from pipeline.store.live_changes import LiveChanges
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
 from pipeline.store.webhooks import Webhooks
@@ -196,6 +201,10 @@ class Resources:
         return Products(self.database)
 
     @once
+    def feeds(self) -> Feeds:
+        return Feeds(self.database)
+
+    @once
     def catalogue(self) -> RevisionCache[Catalogue]:
         return RevisionCache(self.products.revision, self.products.catalogue)
 
@@ -276,8 +285,38 @@ class Resources:
     @once
     def live_index(self) -> PublishedIndex:
         return PublishedIndex(
-            self.versions, lambda version: self.indexed_catalogues.prepare(version)
+            self.versions,
+            lambda version: self.indexed_catalogues.prepare(version),
+            self.engines,
         )
+
+    def searched_index(self, name: str = "") -> OpenIndex:
+        """Return the published index with the changes since, or a version as it was published.
+
+        Raises:
+            IndexMissing, IndexBroken, NotFound: see `PublishedIndex.version`.
+        """
+        index = self.live_index.version(name)
+        return index if name else self._changed_indexes.of(index)
+
+    @once
+    def _changed_indexes(self) -> ChangedIndexes:
+        return ChangedIndexes(RevisionCache(self.live_changes.revision, self.live_changes.all).get)
+
+    @once
+    def live_changes(self) -> LiveChanges:
+        return LiveChanges(self.database)
+
+    @once
+    def engines(self) -> Engines:
+        """What builds and searches the index."""
+        return engines(self.settings, self._owner_of_versions)
+
+    def _owner_of_versions(self) -> str:
+        """Return what tells the versions here from those of others at the same server."""
+        if self.settings.artifacts_url:
+            return self.settings.artifacts_url
+        return self.identifier.read("data", create=True).data.id or ""
 
     @once
     def indexed_catalogues(self) -> IndexedCatalogues:

@@ -1,9 +1,11 @@
 """The names in messages: tasks, and the queue of each. Clients import them without Celery."""
 
-EMBED, INDEX, QUERY = "embed", "index", "query"
-QUEUES = (EMBED, INDEX, QUERY)
+EMBED, INDEX, QUERY, FETCH = "embed", "index", "query", "fetch"
+QUEUES = (EMBED, INDEX, QUERY, FETCH)
 
 EMBED_SHARD = "imgrec.embed_shard"
+FETCH_SHARD = "imgrec.fetch_shard"
+PLAN_FETCHED = "imgrec.plan_fetched"
 MERGE_SHARDS = "imgrec.merge_shards"
 SEND_WEBHOOK = "imgrec.send_webhook"
 QUERY_IMAGE = "imgrec.query_image"
@@ -15,6 +17,7 @@ PICTURES = "imgrec.pictures"
 PRODUCT = "imgrec.product"
 PRODUCT_IMAGE = "imgrec.product_image"
 FAILURE_IMAGE = "imgrec.failure_image"
+IMAGE_VECTOR = "imgrec.image_vector"
 FIND_DUPLICATES = "imgrec.find_duplicates"
 
 # Of the messages. Raise it with a change that a worker of the last release would read wrongly; an
@@ -24,10 +27,13 @@ FORM_HEADER = "imgrec_form"
 
 QUEUE_OF = {
     EMBED_SHARD: EMBED,
+    FETCH_SHARD: FETCH,
+    PLAN_FETCHED: INDEX,
     MERGE_SHARDS: INDEX,
     SEND_WEBHOOK: INDEX,
     QUERY_IMAGE: QUERY,
     CLASSIFY_IMAGE: QUERY,
+    IMAGE_VECTOR: QUERY,
     THUMBNAILS: QUERY,
     PICTURES: QUERY,
     PRODUCT: QUERY,

@@ -11,13 +11,23 @@ from celery.app.task import Task
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, ServerUnavailable
-from workers import duplicates, embed, index, query, routes, webhooks
+from workers import duplicates, embed, fetch, index, plan_fetched, query, routes, webhooks
 from workers.resources import Resources, process_resources
 
 
 @shared_task(name=routes.EMBED_SHARD, throws=(ImgrecError,))
 def embed_shard(job_id: str, n: int) -> None:
     embed.embed(process_resources(), job_id, n)
+
+
+@shared_task(name=routes.FETCH_SHARD, throws=(ImgrecError,))
+def fetch_shard(job_id: str, n: int) -> None:
+    fetch.fetch(process_resources(), job_id, n)
+
+
+@shared_task(name=routes.PLAN_FETCHED, throws=(ImgrecError,))
+def plan_images(job_id: str) -> None:
+    plan_fetched.plan(process_resources(), job_id)
 
 
 @shared_task(name=routes.MERGE_SHARDS, throws=(ImgrecError,))
@@ -49,6 +59,13 @@ def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[s
     resources = process_resources()
     with _deadline(self, resources):
         return query.classify_image(resources, data, use_trained, query_id=self.request.id)
+
+
+@shared_task(name=routes.IMAGE_VECTOR, bind=True, throws=(ImgrecError,))
+def image_vector(self: Task, data: bytes) -> dict[str, Any]:
+    resources = process_resources()
+    with _deadline(self, resources):
+        return query.image_vector(resources, data, query_id=self.request.id)
 
 
 @shared_task(name=routes.THUMBNAILS, bind=True, throws=(ImgrecError,))

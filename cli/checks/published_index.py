@@ -22,7 +22,7 @@ def index(context: CheckContext) -> str:
     try:
         version = store.current()
         store.verify(version)
-        n_vectors = context.resources.live_index.version(version.name).faiss.ntotal
+        n_vectors = context.resources.live_index.version(version.name).n_vectors
     except IndexMissing as error:
         raise CheckFailed(str(error), REBUILD) from error
     except ImgrecError as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cli.checks.row import RECHECK, CheckContext, CheckFailed, CheckWarning, corrected
-from workers.routes import QUEUES
+from pipeline.errors import ImgrecError
+from workers.routes import FETCH, QUEUES
 
 
 def redis(context: CheckContext) -> str:
@@ -83,6 +84,18 @@ def database(context: CheckContext) -> str:
     return f"{url}, schema version {schema}, writable"
 
 
+def has_vector_server(context: CheckContext) -> bool:
+    return bool(context.settings.vector_url)
+
+
+def vectors(context: CheckContext) -> str:
+    """The server that searches the vectors takes changes; its replicas follow."""
+    state = context.resources.engines.current.check()
+    if state.warning:
+        raise CheckWarning(state.warning, corrected("VECTOR_READ_URLS"))
+    return state.found
+
+
 def has_artifact_store(context: CheckContext) -> bool:
     return bool(context.settings.artifacts_url)
 
@@ -109,6 +122,29 @@ def worker(queue: str) -> Callable[[CheckContext], str]:
         return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
 
     return run
+
+
+def has_feed(context: CheckContext) -> bool:
+    """Tell whether a feed lists images to fetch; without one, nobody needs to fetch."""
+    try:
+        return context.resources.feeds.any_urls()
+    except ImgrecError:
+        return False  # the database has a row of its own
+
+
+def fetching(context: CheckContext) -> str:
+    """A worker fetches the images of feeds, or `imgrec up` would start one."""
+    if not context.redis_works:
+        raise CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
+    hosts = context.settings.fetch_hosts
+    count = context.workers[FETCH]
+    if not count:
+        raise CheckWarning(
+            f"no worker answers; hosts: {hosts}",
+            "celery worker -Q fetch; 'imgrec up' starts one when a job needs it",
+        )
+    workers = f"{count} {'worker answers' if count == 1 else 'workers answer'}"
+    return f"{workers}; hosts: {hosts}"
 
 
 def settings_of_workers(context: CheckContext) -> str:

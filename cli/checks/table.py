@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from cli.checks import folders, models, program, published_index, servers
 from cli.checks.row import RECHECK, Check, CheckContext, Row, corrected
 from pipeline.errors import ImgrecError
-from workers.routes import QUEUES
+from workers.routes import EMBED, FETCH, INDEX, QUERY
 
 CHECKS = (
     Check("redis", servers.redis, corrected("REDIS_URL")),
     Check("cache", servers.cache, corrected("CACHE_URL"), applies=servers.has_cache_of_its_own),
     Check("database", servers.database, corrected("DATABASE_URL")),
+    Check(
+        "vectors",
+        servers.vectors,
+        corrected("VECTOR_URL"),
+        applies=servers.has_vector_server,
+    ),
     Check(
         "artifacts",
         servers.artifacts,
@@ -35,7 +41,8 @@ CHECKS = (
         applies=models.background_is_removed,
     ),
     Check("index", published_index.index),
-    *(Check(f"worker on {queue}", servers.worker(queue)) for queue in QUEUES),
+    *(Check(f"worker on {queue}", servers.worker(queue)) for queue in (EMBED, INDEX, QUERY)),
+    Check(f"worker on {FETCH}", servers.fetching, applies=servers.has_feed),
     Check("program", program.program),
     Check("agreement", servers.settings_of_workers),
 )

@@ -16,7 +16,7 @@ from pipeline.duplicates.pairs import Facts, Kind, Pair, group_pairs
 from pipeline.errors import BadImage
 from pipeline.images.decode import Limits, decode_with_warnings, sha256
 from pipeline.images.find import ImageFile
-from pipeline.images.source import ImageSource, Read
+from pipeline.images.source import ImageReader, Read
 from pipeline.index.versions import Version
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Looks:
     def __init__(
         self,
         version: Version,
-        source: ImageSource,
+        source: ImageReader,
         limits: Limits,
         background: tuple[int, int, int],
         threads: int,
@@ -54,7 +54,7 @@ class Looks:
         with ThreadPoolExecutor(self._threads, "look") as pool:
             for start in range(0, len(rows), FILES_AT_ONCE):
                 batch = rows[start : start + FILES_AT_ONCE].tolist()
-                files = [ImageFile(self._version.paths[row], 0, 0) for row in batch]
+                files = [self._version.image(self._version.paths[row]) for row in batch]
                 with self._source.reading(files, self._limits) as read:
                     results = list(pool.map(partial(self._look, read), files, batch))
                 for file, result in zip(files, results, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
@@ -65,10 +64,10 @@ class Published:
         """
         facts, rows = self.result.facts, {}
         for path in {path for pair in self.result.pairs for path in pair.key}:
-            row = bisect_left(version.paths, path)
-            if row < len(version.paths) and version.paths[row] == path:
+            row = version.row_of_path(path)
+            if row is not None:
                 known = facts.get(path)
-                same_search = version.identity == self.index_version
+                same_search = version.published_identity == self.index_version
                 if same_search or known is None or known.bytes == version.files[row, 0]:
                     rows[path] = row
         pairs = [
@@ -86,7 +85,7 @@ def rows_by_group(groups: Sequence[Group], version: Version) -> NDArray[np.int64
     numbers = np.full(len(version.paths), -1, np.int64)
     for number, group in enumerate(groups):
         for path in group.paths:
-            numbers[bisect_left(version.paths, path)] = number
+            numbers[version.row_of_path(path)] = number
     return numbers
 
 

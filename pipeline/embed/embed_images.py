@@ -28,7 +28,7 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, sha256
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
-from pipeline.images.source import ImageSource, Read
+from pipeline.images.source import ImageReader, Read
 from pipeline.preprocess.background_removal import load_remover
 from pipeline.preprocess.cutout_cache import PreparedCache
 from pipeline.preprocess.prepare import PreparedImage, Preprocessing, prepare
@@ -138,7 +138,7 @@ class ShardResult:
 
 
 def embed_shard(
-    source: ImageSource,
+    source: ImageReader,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -161,7 +161,7 @@ def embed_shard(
 
 
 def embed_isolated(
-    source: ImageSource,
+    source: ImageReader,
     images: Sequence[ImageFile],
     embedder: Embedder,
     cache: VectorCache,
@@ -192,7 +192,7 @@ def embed_isolated(
 class Reader:
     """Reads and preprocesses images of one source."""
 
-    source: ImageSource
+    source: ImageReader
     embedder: Embedder
     cache: VectorCache
     save: Callable[[str, Image.Image], None] | None = None

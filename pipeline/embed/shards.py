@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from pipeline.access import is_unavailable
 from pipeline.atomic_files import write_atomic
 from pipeline.errors import IndexBroken
-from pipeline.images.find import ImageFile
 
 # A folder with few images is still cut into this many shards, so that several workers share it.
 MIN_SHARDS = 8
 SMALLEST_SHARD = 16
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ class ShardVectors:
     vectors: NDArray[np.float32]
 
 
-def cut(images: Iterable[ImageFile], shard_size: int) -> Iterator[list[ImageFile]]:
-    """Cut a stream of images into shards of `shard_size`, smaller ones for a small folder.
+def cut(images: Iterable[Item], shard_size: int) -> Iterator[list[Item]]:
+    """Cut a stream of images, or of their addresses, into shards of `shard_size`.
+
+    A small folder is cut into smaller ones.
 
     Holds at most `MIN_SHARDS * shard_size` images at a time.
     """
     stream = iter(images)
-    head: list[ImageFile] = []
+    head: list[Item] = []
     for image in stream:
         head.append(image)
         if len(head) > MIN_SHARDS * shard_size:

@@ -274,7 +274,9 @@ def advise(variants: Sequence[Variant]) -> Advice:
     """Choose the variant with the highest recall@1, then recall@5 and recall@10."""
 
     def figures(variant: Variant) -> tuple[float, ...]:
-        return tuple(float(variant.ranks.hits(k).mean()) for k in (1, 5, 10))
+        # Where all is equal, what needs no background removal is faster.
+        recall = (float(variant.ranks.hits(k).mean()) for k in (1, 5, 10))
+        return (*recall, float(not variant.bg_removal))
 
     best, *others = sorted(variants, key=figures, reverse=True)
     if not others:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 from pipeline.errors import quote
 from pipeline.feeds.columns import Column, Type, TypeFinder, Value, is_huge
@@ -70,9 +71,10 @@ class Feed:
             self.staging.strip_float_zeros()
             self.problems.note("Ids such as 12.0 were read as 12: all are whole numbers.")
 
-    @property
+    @cached_property
     def n_items(self) -> int:
-        return self._ids.values
+        """How many products and variants the file names."""
+        return self.staging.count_items()
 
     def column_names(self, columns: Mapping[str, Column]) -> set[str]:
         """Return all columns that an import of this file sets, with those of currencies."""

@@ -7,7 +7,8 @@ import re
 from functools import lru_cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
-MAX_URL = 4096  # characters
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MAX_URL = 2048  # characters, as of what is fetched
 # A comma may belong to an address: it parts two only where another address follows.
 _PARTS = re.compile(r"[|\r\n]+|[\s,;]+(?=(?:[a-z][a-z0-9+.-]*:)?//)|,\s+(?=data:)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//|(?:data|file|mailto):", re.IGNORECASE)
@@ -26,11 +27,14 @@ def is_address(text: str) -> bool:
     return bool(_ADDRESS.match(text))
 
 
-def canonical_url(text: str) -> str:
+def canonical_url(text: str, private: tuple[Network, ...] = ()) -> str:
     """Return an address as it is sent.
 
     `https:` is added where the scheme is left out, blanks and letters beyond ASCII are encoded, and
     what is encoded already stays.
+
+    Args:
+        private: networks whose addresses may be fetched although they are private.
 
     Raises:
         ValueError: it cannot or must not be fetched; the message says why.
@@ -47,18 +51,21 @@ def canonical_url(text: str) -> str:
         raise ValueError(f"{reason}; only http and https are")
     if parts.username is not None or parts.password is not None:
         raise ValueError("it contains a user name or a password")
-    host = _host(parts.hostname or "")
+    host = _host(parts.hostname or "", private)
     netloc = f"{host}:{port}" if port is not None else host
     path, query = parts.path, parts.query
     if not _PLAIN.fullmatch(path):
         path = quote(_BROKEN_PERCENT.sub("%25", path), safe=_SAFE)
     if not _PLAIN.fullmatch(query):
         query = quote(_BROKEN_PERCENT.sub("%25", query), safe=_SAFE + "?[]{}|^`\\")
-    return urlunsplit((parts.scheme, netloc, path or "/", query, ""))
+    url = urlunsplit((parts.scheme, netloc, path or "/", query, ""))
+    if len(url) > MAX_URL:
+        raise ValueError(f"it has more than {MAX_URL:,} characters")
+    return url
 
 
 @lru_cache(maxsize=1024)
-def _host(name: str) -> str:
+def _host(name: str, private: tuple[Network, ...]) -> str:
     """Check the host of an address and return it in ASCII."""
     if not name:
         raise ValueError("it names no host")
@@ -74,6 +81,6 @@ def _host(name: str) -> str:
             return bare if bare.isascii() else bare.encode("idna").decode("ascii")
         except UnicodeError as error:
             raise ValueError("its host is not a valid name") from error
-    if not address.is_global:
+    if not address.is_global and not any(address in network for network in private):
         raise ValueError("it is an address of a private network")
     return f"[{bare}]" if address.version == 6 else bare

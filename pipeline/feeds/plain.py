@@ -108,7 +108,7 @@ def add_urls(column: str, text: str, line: int, urls: list[str], problems: Probl
     """Add the addresses of a cell; those that cannot be fetched are named."""
     for part in split_pictures(text):
         try:
-            urls.append(canonical_url(part))
+            urls.append(canonical_url(part, problems.private))
         except ValueError as error:
             problems.warn(line, f"the address {quote(part)} of '{column}' was left out: {error}")
 

@@ -14,6 +14,7 @@ from pipeline.feeds.google_xml import xml_rows
 from pipeline.feeds.json_lines import json_rows
 from pipeline.feeds.names import PRODUCT_ID
 from pipeline.feeds.parquet import parquet_rows
+from pipeline.feeds.picture_urls import Network
 from pipeline.feeds.plain import id_column, plain_items
 from pipeline.feeds.records import Problems, Row
 from pipeline.feeds.shops import (
@@ -37,6 +38,8 @@ def read_feed(
     form: str = "auto",
     encoding: str = "",
     identified_by: str = "",
+    shown: str = "",
+    private: tuple[Network, ...] = (),
 ) -> Feed:
     """Read a file into a staging area.
 
@@ -44,20 +47,23 @@ def read_feed(
         form: one of `names.FORMATS`.
         encoding: of the text, in place of the one that is found.
         identified_by: the column that identifies a product, in place of the one that is found.
+        shown: what sentences call the file, in place of its path.
+        private: networks whose addresses may be fetched although they are private.
 
     Raises:
         WrongUse: nothing of it can be imported.
         SetupError: a library that its format needs is not installed.
     """
-    feed = Feed(staging)
+    feed, shown = Feed(staging), shown or str(file)
+    feed.problems.private = private
     try:
         _read(feed, staging.regular(file), form, encoding, identified_by)
     except OSError as error:
-        raise WrongUse(f"The file '{file}' cannot be imported: {error.strerror}.") from error
+        raise WrongUse(f"The file '{shown}' cannot be imported: {error.strerror}.") from error
     except WrongUse as error:
-        raise WrongUse(f"The file '{file}' cannot be imported: {error}") from error
+        raise WrongUse(f"The file '{shown}' cannot be imported: {error}") from error
     if not feed.n_items:
-        raise WrongUse(_nothing(file, feed.problems))
+        raise WrongUse(_nothing(shown, feed.problems))
     return feed
 
 
@@ -176,7 +182,7 @@ def _judge(feed: Feed, finders: Mapping[str, TypeFinder]) -> None:
     feed.update_only = not feed.whole
 
 
-def _nothing(file: Path, problems: Problems) -> str:
+def _nothing(file: str, problems: Problems) -> str:
     if not problems.bad:
         return f"The file '{file}' contains no products."
     first = problems.bad[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.feeds.columns import Value
+from pipeline.feeds.picture_urls import Network
 
 MAX_LISTED = 10_000  # of problems that are listed one by one; all are counted
 
@@ -19,13 +20,18 @@ class Problem:
 
 @dataclass
 class Problems:
-    """What was left out of a file or changed, and why."""
+    """What was left out of a file or changed, and why.
+
+    Attributes:
+        private: networks whose addresses are no problem although they are private.
+    """
 
     bad_rows: int = 0
     bad: list[Problem] = field(default_factory=list)
     n_warnings: int = 0
     warnings: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # about the file as a whole
+    private: tuple[Network, ...] = ()
 
     def refuse(self, line: int, reason: str) -> None:
         """Name a row that is not imported."""

@@ -98,6 +98,11 @@ class Staging:
             self._connection.execute("CREATE INDEX by_product ON items (product, n)")
             self._connection.execute("CREATE INDEX by_item ON items (item_id)")
 
+    def count_items(self) -> int:
+        """Return how many ids of items there are."""
+        (count,) = self._connection.execute("SELECT COUNT(DISTINCT item_id) FROM items").fetchone()
+        return int(count)
+
     def strip_float_zeros(self) -> None:
         """Take the `.0` from ids such as 12.0."""
         for column in ("item_id", "product"):

@@ -42,12 +42,14 @@ ONE_FOLDER = (
 class ImageFile:
     """One image below a root: its posix path from there, bytes, modification time in ns.
 
-    Of an object in a store, the time is a number that stands for its ETag.
+    Of an object in a store, the time is a number that stands for its ETag; of an image of a feed,
+    one that stands for its content, whose hash is known.
     """
 
     path: str
     size: int
     mtime_ns: int
+    sha256: str = ""
 
 
 @dataclass

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from itertools import islice
 
 from pipeline.errors import BadImage, ImageTooLarge, ObjectMissing, StoreRefused, WrongUse
 from pipeline.images.decode import Limits
 from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
+from pipeline.images.fetch_ahead import fetch_ahead
 from pipeline.images.find import SYSTEM_FOLDERS, ImageFile, LeftOut
 from pipeline.images.formats import SUFFIXES
 from pipeline.images.source import Read
@@ -22,9 +21,6 @@ from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectInfo, ObjectStore, TooLarge
 from pipeline.storage.parallel_list import list_objects
 
-# Fetched at the same time; of one image more, where it is larger than that.
-FETCH_THREADS = 16
-FETCH_BYTES = 64 * 1024**2
 # Objects that tell a store that refuses one image from a store that refuses all.
 PROBES = 5
 CACHE_KIB = 32 * 1024  # of the sorted keys in memory; the rest is in a temporary file
@@ -67,13 +63,8 @@ class ObjectSource:
     def require(self) -> None:
         next(self._store.objects(), None)
 
-    @contextmanager
-    def reading(self, images: Sequence[ImageFile], limits: Limits) -> Iterator[Read]:
-        pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
-        try:
-            yield _Fetcher(self, images, limits, pool).read
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
+        return fetch_ahead(lambda image: self.read(image.path, limits), images)
 
     def read(self, path: str, limits: Limits) -> bytes:
         """Return one image's bytes.
@@ -121,48 +112,6 @@ class ObjectSource:
                 continue
             return True
         return False
-
-
-class _Fetcher:
-    """Fetches the images of one shard ahead of the threads that decode them."""
-
-    def __init__(
-        self,
-        source: ObjectSource,
-        images: Iterable[ImageFile],
-        limits: Limits,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        self._source, self._limits, self._pool = source, limits, pool
-        self._waiting = {image.path: image for image in images}
-        self._fetching: dict[str, Future[bytes]] = {}
-        self._bytes = 0
-        self._turn = threading.Lock()
-
-    def read(self, image: ImageFile) -> bytes:
-        with self._turn:
-            self._waiting.pop(image.path, None)
-            future = self._fetching.pop(image.path, None)
-            self._start()
-        if future is None:
-            return self._source.read(image.path, self._limits)
-        try:
-            return future.result()
-        finally:
-            with self._turn:
-                self._bytes -= image.size
-                self._start()
-
-    def _start(self) -> None:
-        while self._waiting and len(self._fetching) < FETCH_THREADS:
-            image = next(iter(self._waiting.values()))
-            if self._bytes and self._bytes + image.size > FETCH_BYTES:
-                return
-            del self._waiting[image.path]
-            self._bytes += image.size
-            self._fetching[image.path] = self._pool.submit(
-                self._source.read, image.path, self._limits
-            )
 
 
 def _reason_to_leave_out(key: str, exclude: Exclude) -> str | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import WrongUse
-from pipeline.images.source import ImageFolder, ImageSource
+from pipeline.images.fetched import FetchedImages, feed_name, fetched_store
+from pipeline.images.source import ImageFolder, ImageReader, ImageSource
 from pipeline.settings import Settings
 from pipeline.storage.address import Address, is_address
 
@@ -29,6 +30,17 @@ def parse_root(root: str | Path | Address) -> Path | Address:
     if parts.netloc not in ("", "localhost") or not parts.path:
         raise WrongUse(f"The address {root!r} names no folder of this host: write file:///PATH.")
     return Path(unquote(parts.path))
+
+
+def open_reader(root: str | Path | Address, settings: Settings) -> ImageReader:
+    """Return what reads the images of a root, which may also be feed:NAME.
+
+    Raises:
+        WrongUse: see `open_source`.
+    """
+    if isinstance(root, str) and feed_name(root) is not None:
+        return FetchedImages(root, fetched_store(settings))
+    return open_source(root, settings)
 
 
 def open_source(root: str | Path | Address, settings: Settings) -> ImageSource:

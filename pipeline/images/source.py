@@ -16,17 +16,12 @@ from pipeline.images.find import ImageFile, LeftOut, confined, find_images
 Read = Callable[[ImageFile], bytes]
 
 
-class ImageSource(Protocol):
-    """The images below one root."""
+class ImageReader(Protocol):
+    """Reads images below one root that were listed before."""
 
     @property
     def name(self) -> str:
         """The root as the job table and the manifest name it, e.g. /data/products or s3://b/p."""
-
-    def find(
-        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
-    ) -> Iterator[ImageFile | Failure]:
-        """Yield the images in ascending order of their paths, and what is wrong there."""
 
     def require(self) -> None:
         """Refuse to begin where the root cannot be used from this host.
@@ -40,6 +35,23 @@ class ImageSource(Protocol):
 
         The function raises BadImage for what is wrong with one image, other errors for the rest.
         """
+
+
+class ImageLister(Protocol):
+    """Lists the images below one root."""
+
+    @property
+    def name(self) -> str:
+        """See `ImageReader`."""
+
+    def find(
+        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+    ) -> Iterator[ImageFile | Failure]:
+        """Yield the images in ascending order of their paths, and what is wrong there."""
+
+
+class ImageSource(ImageReader, ImageLister, Protocol):
+    """The images below one root, which can be listed and read."""
 
 
 class ImageFolder:

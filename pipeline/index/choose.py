@@ -25,6 +25,7 @@ class IndexSpec:
     """A FAISS factory string, how it is searched, and why it was chosen.
 
     nlist, nprobe: number of inverted lists, and of those that a search reads; 0 without lists.
+    trained: number of vectors that the lists were trained for; 0 without lists.
     rerank: for k matches, `rerank` * k rows are scored exactly with the stored vectors; 0 where
         FAISS's own scores are exact.
     memory: bytes of the index when all of it is in use.
@@ -37,6 +38,7 @@ class IndexSpec:
     rerank: int = 0
     memory: int = 0
     reason: str = ""
+    trained: int = 0
 
     def parameters(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,6 +48,11 @@ class IndexSpec:
         """Read the parameters in a manifest; an old one has no `rerank`."""
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in parameters.items() if name in names})
+
+    @property
+    def codes(self) -> str:
+        """How vectors are stored, without the number of lists: Flat, SQ8, PQ64x8np."""
+        return self.factory.rpartition(",")[2]
 
     @property
     def coded(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ NOISE = 0.1  # length of the noise that makes a query from a stored vector
 RERANK_MAX = 64
 PAIRS = 20_000  # pairs of random rows; the 0.99 quantile then rests on 200 of them
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+GROWTH = 1.5  # of a catalogue, after which its lists are trained anew
 SELF_SCORE = 0.999  # a vector's product with itself, after float32 rounding
 
 
@@ -35,6 +36,7 @@ def build(
     threads: int = 1,
     budget: int | None = None,
     check: Callable[[], None] = lambda: None,
+    trained: Trained | None = None,
 ) -> tuple[Any, IndexSpec]:
     """Build an index of (n, d) float32 unit vectors, C order; ids are row numbers.
 
@@ -47,10 +49,16 @@ def build(
     Args:
         budget: memory budget of the index in bytes; None sets no limit.
         check: called between steps; raises to stop.
+        trained: lists of an earlier index, kept where they still serve as well.
     """
     faiss = _faiss(threads)
     count, dim = vectors.shape
     kind = choose_spec(count, dim, flat_max, budget)
+    if trained is not None and trained.fits(kind, count):
+        index, spec = _extend(trained, vectors, kind, check)
+        if spec.recall_at_10 >= spec.target_recall and trained.serve(index, spec):
+            return index, spec
+    kind = replace(kind, trained=count if kind.nlist else 0)
     index = faiss.index_factory(dim, kind.factory, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         if kind.nlist:
@@ -64,20 +72,92 @@ def build(
     if not kind.nlist:
         index.add(vectors)  # in one piece: FAISS then takes exactly the memory it needs
         return index, _tune(index, vectors, kind, None) if kind.rerank else kind
-    lists = _fill(index, vectors, check)
+    lists = _fill(index, vectors, np.full(count, -1, np.int32), check)
     return index, _tune(index, vectors, kind, lists)
 
 
-def _fill(index: Any, vectors: Vectors, check: Callable[[], None]) -> NDArray[np.int32]:
-    """Add each row to the list of its nearest centroid; return the (n,) list numbers.
+@dataclass(frozen=True)
+class Trained:
+    """An index whose lists the next one may keep.
 
-    Not with `index.add`, whose lists grow by doubling: up to twice the memory meanwhile.
+    lists: (n,) int32 for the rows of the next index: the list that a row is in already, or -1.
+    read: the share of all rows that a search reads in the earlier index.
+    """
+
+    index: Any
+    kind: IndexSpec
+    lists: NDArray[np.int32]
+    read: float
+
+    def fits(self, kind: IndexSpec, count: int) -> bool:
+        """Tell whether the lists are of the kind that is wanted, and not for far fewer vectors."""
+        same = bool(self.kind.nlist and kind.nlist) and self.kind.codes == kind.codes
+        return same and count / GROWTH <= self.kind.trained <= count * GROWTH
+
+    def serve(self, index: Any, kind: IndexSpec) -> bool:
+        """Tell whether a search of the next index reads about as many rows as one of this.
+
+        New rows may lie where there was no list, and swell one or ask for many.
+        """
+        return share_read(index, kind) <= GROWTH * self.read + 2 / kind.nlist
+
+
+def keep_lists(index: Any, kind: IndexSpec, base_rows: NDArray[np.int64]) -> Trained:
+    """Return what the next index can keep of this one.
+
+    Args:
+        base_rows: (n,) for the rows of the next index: the same row in this one, or -1.
     """
     faiss = _faiss()
-    lists = np.empty(len(vectors), np.int32)
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        block = np.ascontiguousarray(vectors[start : start + BLOCK_ROWS])
-        lists[start : start + BLOCK_ROWS] = index.quantizer.search(block, 1)[1][:, 0]
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    homes = np.full(index.ntotal, -1, np.int32)
+    for number in range(kind.nlist):
+        size = lists.list_size(number)
+        if size:
+            homes[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
+    known = base_rows >= 0
+    kept = np.full(len(base_rows), -1, np.int32)
+    kept[known] = homes[base_rows[known]]
+    return Trained(index, kind, kept, share_read(index, kind))
+
+
+def share_read(index: Any, kind: IndexSpec) -> float:
+    """Return the share of all rows that an average search reads; a long list is read more often."""
+    return kind.nprobe / kind.nlist * float(index.invlists.imbalance_factor())
+
+
+def _extend(
+    trained: Trained, vectors: Vectors, wanted: IndexSpec, check: Callable[[], None]
+) -> tuple[Any, IndexSpec]:
+    """Fill the lists of an earlier index anew; only new rows are compared with the centroids."""
+    faiss = _faiss()
+    index = trained.index
+    empty = faiss.ArrayInvertedLists(index.nlist, index.code_size)
+    index.replace_invlists(empty, True)
+    empty.this.disown()
+    lists = _fill(index, vectors, trained.lists.copy(), check)
+    kind = replace(
+        trained.kind, memory=wanted.memory, reason=f"{wanted.reason}; lists kept from before"
+    )
+    return index, _tune(index, vectors, kind, lists)
+
+
+def _fill(
+    index: Any, vectors: Vectors, lists: NDArray[np.int32], check: Callable[[], None]
+) -> NDArray[np.int32]:
+    """Add each row to its list, or to that of its nearest centroid; return the (n,) list numbers.
+
+    Not with `index.add`, whose lists grow by doubling: up to twice the memory meanwhile.
+
+    Args:
+        lists: (n,) the list of each row, -1 where it is not known; filled in.
+    """
+    faiss = _faiss()
+    unknown = np.flatnonzero(lists < 0)
+    for start in range(0, len(unknown), BLOCK_ROWS):
+        rows = unknown[start : start + BLOCK_ROWS]
+        block = np.ascontiguousarray(vectors[rows])
+        lists[rows] = index.quantizer.search(block, 1)[1][:, 0]
         check()
     lists[lists < 0] = 0  # a vector that is not finite; the self-check rejects it
     order = np.argsort(lists, kind="stable")

@@ -5,82 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.errors import ImgrecError, IndexBroken
-from pipeline.index import faiss_index
-from pipeline.index.choose import IndexSpec
-from pipeline.index.versions import ADVICE, Stamp, Version, VersionStore
+from pipeline.index.engine import FAISS, Engines, OpenIndex
+from pipeline.index.faiss_engine import FaissEngine
+from pipeline.index.versions import Stamp, Version, VersionStore
 
 log = logging.getLogger(__name__)
 
-LOAD_AT_ONCE = 64 << 20  # bytes of an index that a query can wait for: some 10 ms
-# An exact index loses no row by chance, and a query may wait for this check, which passes over all
-# vectors for each row: so a few, which tell an index of other images. One of nearly the same
-# images they may miss; the digests of `_verify_digests` do not.
-SMOKE_TEST_ROWS = 8
-READ_BYTES = 1 << 20
+LOAD_AT_ONCE = 64 << 20  # bytes of vectors whose index a query can wait for: some 10 ms
 RETRY_S = 10.0  # after a large version could not be loaded
-
-
-@dataclass(frozen=True)
-class OpenIndex:
-    """A version with its FAISS index in memory or mapped."""
-
-    version: Version
-    faiss: Any
-
-    def search_deepening(
-        self, vector: NDArray[np.float32], first: int, allowed: NDArray[np.bool_] | None = None
-    ) -> Iterator[list[tuple[int, float]]]:
-        """Yield ever deeper lists of (row, score), each best first; the last holds all rows.
-
-        The first list has `first` rows where there are so many. How many rows a caller needs is not
-        known before, where several are images of one product.
-
-        Args:
-            vector: (d,) float32 unit vector.
-            allowed: (n,) rows that may be found; None allows all.
-        """
-        kind, total = self.kind, self.faiss.ntotal
-        nlist, nprobe = kind.nlist, kind.nprobe
-        if allowed is not None:
-            total = int(allowed.sum())
-            # What is allowed lies as thin in the lists as in the whole: look at more of them.
-            nprobe = min(nlist, nprobe * self.faiss.ntotal // max(1, total))
-        depth = min(first, total)
-        while total:
-            scores, rows = self.search(vector[None, :], depth, allowed, nprobe)
-            n_rows = int((rows[0] >= 0).sum())  # fewer where the inverted lists ran out
-            if n_rows == depth or nprobe >= nlist:
-                yield list(zip(rows[0, :n_rows].tolist(), scores[0, :n_rows].tolist(), strict=True))
-            if depth >= total and (n_rows == total or nprobe >= nlist):
-                return
-            nprobe, depth = min(nlist, 4 * nprobe), min(total, 4 * depth)
-
-    @cached_property
-    def kind(self) -> IndexSpec:
-        return IndexSpec.of(self.version.manifest["index"])
-
-    def search(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        allowed: NDArray[np.bool_] | None = None,
-        nprobe: int = 0,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return (scores, rows), see `index.search`; `nprobe` 0 keeps the tuned one."""
-        kind = replace(self.kind, nprobe=nprobe) if nprobe else self.kind
-        return faiss_index.search(
-            self.faiss, queries, k, allowed, kind=kind, vectors=self.version.vectors
-        )
 
 
 @dataclass(frozen=True)
@@ -118,15 +54,20 @@ class PublishedIndex:
     """
 
     def __init__(
-        self, versions: VersionStore, warm: Callable[[Version], None] = lambda version: None
+        self,
+        versions: VersionStore,
+        warm: Callable[[Version], None] = lambda version: None,
+        engines: Engines | None = None,
     ) -> None:
         """Follow `versions`.
 
         Args:
             warm: called with a large version before it serves, to make ready what else belongs to
                 it.
+            engines: open the versions; None: FAISS alone.
         """
         self._versions = versions
+        self._engines = engines or Engines({FAISS: FaissEngine()})
         self._warm = warm
         self._lock = threading.Lock()
         self._earlier: OpenIndex | None = None  # asked for by its name
@@ -197,21 +138,9 @@ class PublishedIndex:
 
     def _load(self, name: str | None) -> OpenIndex:
         version = self._versions.open(name) if name else self._versions.current()
-        spec = IndexSpec.of(version.manifest["index"])
-        faiss = faiss_index.load(version.file("index.bin"), spec)
         # Now, not within the first query: the version may be pruned while it serves.
         _ = version.paths, version.vectors, version.sha256, version.by_hash
-        try:
-            exact = not spec.nlist and not spec.rerank
-            faiss_index.self_check(
-                faiss, version.vectors, spec, SMOKE_TEST_ROWS if exact else faiss_index.SAMPLE
-            )
-        except IndexBroken as error:
-            raise IndexBroken(
-                f"{version.folder / 'index.bin'} and vectors.npy do not belong together ({error}): "
-                f"{ADVICE}."
-            ) from error
-        return OpenIndex(version, faiss)
+        return self._engines.open(version)
 
     def _serve(self, index: OpenIndex, stamp: Stamp) -> OpenIndex:
         """Answer from this index, and compare its large files with their digests meanwhile."""
@@ -235,7 +164,7 @@ class PublishedIndex:
 
     def _is_large(self, name: str) -> bool:
         try:
-            return self._versions.file_bytes(name, "index.bin") > LOAD_AT_ONCE
+            return self._versions.file_bytes(name, "vectors.npy") > LOAD_AT_ONCE
         except (OSError, ImgrecError):
             return False  # loading it says what is wrong
 
@@ -257,7 +186,7 @@ class PublishedIndex:
         start = time.monotonic()
         try:
             fresh = self._load(name)
-            _read_ahead(fresh.version.file("index.bin"))
+            fresh.warm()
         except Exception:
             # Whatever it was: the state must not stay `Loading`, or no version is loaded again.
             log.exception("Index %s cannot be loaded; %s stays in use.", name, index.version.name)
@@ -272,11 +201,3 @@ class PublishedIndex:
         with self._lock:
             self._serve(fresh, stamp)
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)
-
-
-def _read_ahead(file: Path) -> None:
-    """Read a file once, so that the first searches find it in memory and not on the disk."""
-    block = bytearray(READ_BYTES)
-    with file.open("rb", buffering=0) as stream:
-        while stream.readinto(block):
-            pass

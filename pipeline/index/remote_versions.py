@@ -54,6 +54,8 @@ class RemoteVersions(VersionStore):
     Every method raises what `ObjectStore` does.
     """
 
+    locks_all_hosts = False
+
     def __init__(self, store: ObjectStore, folder: Path) -> None:
         super().__init__(folder)
         self._store = store
@@ -179,6 +181,10 @@ class RemoteVersions(VersionStore):
 
     def _verify_target(self, version: Version) -> None:
         """Leave it to `point_to`, which asks the store: digests are compared by those who fetch."""
+
+    def count(self) -> int:
+        """Count the versions, with those whose manifest cannot be read."""
+        return sum(1 for _ in self._names())
 
     def _names(self) -> Iterator[str]:
         for each in self._store.objects(f"{VERSIONS}/"):

@@ -42,6 +42,7 @@ from pipeline.errors import (
     NotFound,
     ObjectConflict,
 )
+from pipeline.images.find import ImageFile
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import read_id_map
 
@@ -65,13 +66,14 @@ class IndexRows:
     """All rows of a version, sorted by path.
 
     paths: n posix paths; files: (n, 2) int64 bytes and mtime in ns; sha256: (n,) S64;
-    vectors: (n, d) float32, L2-normalised.
+    vectors: (n, d) float32, L2-normalised. base_rows: (n,) the same row in the base version, or -1.
     """
 
     paths: list[str]
     files: NDArray[np.int64]
     sha256: NDArray[np.bytes_]
     vectors: NDArray[np.float32]
+    base_rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,14 @@ class Version:
         return str(self.manifest["fingerprint"]["id"])
 
     @property
-    def identity(self) -> str:
+    def published_identity(self) -> str:
         """An id of this version alone: its name is used again once the folder was deleted."""
         return f"{self.name}/{self.manifest['job_id']}"
+
+    @property
+    def identity(self) -> str:
+        """An id of what is searched: of this version, with the changes since, if it has any."""
+        return self.published_identity
 
     @property
     def is_current(self) -> bool:
@@ -130,10 +137,25 @@ class Version:
             )
         return paths
 
+    def row_of_path(self, path: str) -> int | None:
+        """Return the row of an image in the published folder, by bisection, or None."""
+        row = bisect_left(self.paths, path, hi=self.manifest["images"])
+        return row if row < self.manifest["images"] and self.paths[row] == path else None
+
     def has_path(self, path: str) -> bool:
-        """Tell whether an image is indexed, by bisection."""
+        """Tell whether an image is indexed."""
+        return self.row_of_path(path) is not None
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """The (n,) rows that were not removed since; None: all."""
+        return None
+
+    def image(self, path: str) -> ImageFile:
+        """Return an indexed image as it was listed."""
         row = bisect_left(self.paths, path)
-        return row < len(self.paths) and self.paths[row] == path
+        size, mtime_ns = self.files[row].tolist()
+        return ImageFile(path, size, mtime_ns, self.sha256[row].decode())
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -205,6 +227,8 @@ Stamp = int | str
 
 class VersionStore:
     """The folder of all versions."""
+
+    locks_all_hosts = True  # whether who holds `lock()` is the only one to publish
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -297,6 +321,10 @@ class VersionStore:
                 "'imgrec index rollback VERSION' or rebuild."
             ) from error
 
+    def count(self) -> int:
+        """Count the versions, with those whose manifest cannot be read."""
+        return sum(1 for each in self.folder.iterdir() if NAME.fullmatch(each.name))
+
     def versions(self) -> list[Version]:
         """Return all versions whose manifest can be read, oldest first."""
         if not self.folder.is_dir():
@@ -368,8 +396,13 @@ class VersionStore:
         """
         write_atomic(self._pointer, f"{version.name}\n".encode())
 
-    def rollback(self, name: str | None = None) -> tuple[str | None, Version]:
+    def rollback(
+        self, name: str | None = None, verify: Callable[[Version], None] = lambda version: None
+    ) -> tuple[str | None, Version]:
         """Point to `name`, or to the version before the current one; return (old, new).
+
+        Args:
+            verify: called with the target besides, e.g. to ask its engine.
 
         A named version needs no readable pointer, so this repairs a broken one.
 
@@ -395,6 +428,7 @@ class VersionStore:
                     name = older[-1].name
                 target = self.open(name)
                 self._verify_target(target)
+                verify(target)
                 self.point_to(target, seen)
                 return current, target
         except (Timeout, ObjectConflict) as error:

@@ -70,6 +70,7 @@ def join(
         start += len(shard.paths)
         if shard.rows is not None and base is not None:
             joiner.put(places, shard.files, base.sha256[shard.rows], base.vectors[shard.rows])
+            joiner.note_base(places, shard.rows)
             continue
         result = next(results)
         if result is None:
@@ -122,6 +123,7 @@ class _Joiner:
         self._row_of = np.empty(len(order), np.int64)
         self._row_of[order] = np.arange(len(order))
         self._filled = np.zeros(len(paths), bool)
+        self._base_rows = np.full(len(paths), -1, np.int64)
         self._files = np.zeros((len(paths), 2), np.int64)
         self._sha256 = np.zeros(len(paths), "S64")
         self._vectors: np.memmap[tuple[int, int], np.dtype[np.float32]] | None = None
@@ -145,6 +147,10 @@ class _Joiner:
         self._files[rows], self._sha256[rows] = files, sha256
         self._filled[rows] = True
 
+    def note_base(self, places: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Note the rows of the base version that some paths have."""
+        self._base_rows[self._row_of[places]] = rows
+
     def finish(self) -> IndexRows | None:
         """Remove the empty rows; None if all are."""
         if self._vectors is None:
@@ -154,7 +160,9 @@ class _Joiner:
             self._vectors = _keep(self._vectors, rows, self._file)
         self._vectors.flush()
         paths = [self._paths[row] for row in rows.tolist()]
-        return IndexRows(paths, self._files[rows], self._sha256[rows], self._vectors)
+        return IndexRows(
+            paths, self._files[rows], self._sha256[rows], self._vectors, self._base_rows[rows]
+        )
 
 
 def _keep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from pipeline.errors import (
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import DECODING
 from pipeline.index import faiss_index
-from pipeline.index.choose import IndexSpec
+from pipeline.index.engine import Base, Engines, drop_unused, engine_of
 from pipeline.index.id_map import write_id_map
 from pipeline.index.versions import IndexRows, Stamp, Version, VersionStore, order_by_hash
 from pipeline.rebuild.join import join
@@ -49,6 +49,7 @@ def merge(
     versions: VersionStore,
     check: Callable[[], None],
     *,
+    engines: Engines,
     later_jobs: Collection[str],
     require_fit: Callable[[int], None] = lambda vector_bytes: None,
     files: ShardFiles | None = None,
@@ -61,6 +62,7 @@ def merge(
 
     Args:
         check: called between steps; raises to stop.
+        engines: build the index.
         later_jobs: the ids of the jobs created after this one, by the job table.
         require_fit: called with the bytes of all vectors; raises where memory is too small.
         files: those of the job's shards; None for those in DATA_DIR.
@@ -82,7 +84,12 @@ def merge(
             f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
             "older one would replace it. Run the rebuild again to publish its images."
         )
+    shards = list(shards)
+    unchanged = _unchanged(job, shards, versions, engines)
+    if unchanged is not None:
+        return Merged(unchanged)
     workspace = versions.workspace()
+    drop_unused(engines, versions)
     try:
         contents, broken = join(
             job,
@@ -96,12 +103,16 @@ def merge(
             return Merged(broken=broken)
         failpoint("merge.after_read")
         check()
-        same = None if job.full else _same(contents, job.fingerprint, versions)
+        same = None if job.full else _same(contents, job.fingerprint, versions, engines)
         if same is not None:
             return Merged(same)
         check()
-        require_fit(contents.vectors.nbytes)
-        kind = _write(contents, workspace, settings, check)
+        if engines.current.builds_in_memory:
+            require_fit(contents.vectors.nbytes)
+        index = engines.current.build(
+            contents.vectors, workspace, check, _like(contents, job, versions)
+        )
+        _write(contents, workspace)
         check()
         failpoint("merge.before_commit")
         version = versions.commit(
@@ -113,7 +124,7 @@ def merge(
                 "root": job.root,
                 "images": len(contents.paths),
                 "dimension": int(contents.vectors.shape[1]),
-                "index": kind.parameters(),
+                "index": index,
                 "random_pairs": faiss_index.random_pairs(contents.vectors),
                 "decoding": _decoding(job, versions),
                 "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
@@ -152,17 +163,55 @@ def _base(job: Job, versions: VersionStore) -> Version:
     return base
 
 
-def _same(contents: IndexRows, fingerprint: str | None, versions: VersionStore) -> str | None:
+def _like(contents: IndexRows, job: Job, versions: VersionStore) -> Base | None:
+    """Return the base version of a job that reuses more than half of its rows from it."""
+    share = float(np.mean(contents.base_rows >= 0))
+    if job.base_version is None or share <= 0.5:
+        return None
+    return Base(versions.open(job.base_version), contents.base_rows)
+
+
+def _unchanged(
+    job: Job, shards: Sequence[DoneShard], versions: VersionStore, engines: Engines
+) -> str | None:
+    """Return the published version's name if the plan is to reuse all of its rows, and no others.
+
+    So a rebuild of an unchanged folder ends without a copy of the vectors.
+    """
+    rows = [row for shard in shards for row in shard.rows]
+    if job.full or any(shard.images for shard in shards) or not rows:
+        return None
+    try:
+        current = versions.current()
+        if (
+            current.name == job.base_version
+            and current.fingerprint == job.fingerprint
+            and engine_of(current) == engines.current.name
+            and np.array_equal(np.sort(np.array(rows)), np.arange(current.manifest["images"]))
+        ):
+            versions.verify(current)
+            engines.verify(current)
+            return current.name
+    except ImgrecError as error:
+        log.warning("A damaged published index is replaced: %s", error)
+    return None
+
+
+def _same(
+    contents: IndexRows, fingerprint: str | None, versions: VersionStore, engines: Engines
+) -> str | None:
     """Return the published version's name if it is undamaged and holds exactly these rows."""
     try:
         current = versions.current()
         if (
             current.fingerprint == fingerprint
+            and engine_of(current) == engines.current.name
             and current.paths == contents.paths
             and np.array_equal(current.files, contents.files)
             and np.array_equal(current.sha256, contents.sha256)
         ):
             versions.verify(current)
+            engines.verify(current)
             return current.name
     except IndexMissing:
         return None
@@ -173,21 +222,8 @@ def _same(contents: IndexRows, fingerprint: str | None, versions: VersionStore) 
     return None
 
 
-def _write(
-    contents: IndexRows, workspace: Path, settings: Settings, check: Callable[[], None]
-) -> IndexSpec:
-    built, kind = faiss_index.build(
-        contents.vectors,
-        settings.flat_max_vectors,
-        settings.threads,
-        settings.index_memory,
-        check,
-    )
-    faiss_index.self_check(built, contents.vectors, kind)
-    failpoint("merge.before_save")
-    faiss_index.save(built, workspace / "index.bin")
+def _write(contents: IndexRows, workspace: Path) -> None:
     write_id_map(workspace, contents.paths)
     np.save(workspace / "sha256.npy", contents.sha256)
     np.save(workspace / "by_hash.npy", order_by_hash(contents.sha256))
     np.save(workspace / "files.npy", contents.files)
-    return kind

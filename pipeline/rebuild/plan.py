@@ -19,13 +19,15 @@ from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, LeftOut
 from pipeline.images.formats import COMMON
 from pipeline.images.roots import open_source, parse_root
-from pipeline.images.source import ImageFolder, ImageSource
+from pipeline.images.source import ImageFolder, ImageLister, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
 from pipeline.store.jobs import JobRequest, Jobs
+from pipeline.store.live_changes import LiveChanges
 
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
+REMOVED = "removed with 'imgrec remove'"
 PLAN_LEASES = 8  # a planner that wrote nothing for so many leases is dead; slow disks take time
 
 
@@ -107,28 +109,10 @@ def plan_rebuild(
     )
     created(job_id)
     warnings = jobs.image_warnings(base.manifest["job_id"]) if base else {}
-    detector = ChangeDetector(source, base, exclude, warnings)
-    number = 0
-    pieces: list[tuple[int, str, list[Any]]] = []
-
-    def write(last: bool) -> None:
-        nonlocal number
-        for rows in detector.take_rows(last):
-            pieces.append((number, "reuse", rows))
-            number += 1
-        jobs.shards.add(job_id, pieces, detector.take_failures(), lease_s)
-        pieces.clear()
-        failpoint("plan.after_piece")
-        listed(detector.count)
-
+    removed = LiveChanges(jobs.database).all().removed()
+    detector = ChangeDetector(source, base, exclude, warnings, removed)
     try:
-        for images in cut(detector.changed(), settings.shard_size):
-            items = [[image.path, image.size, image.mtime_ns] for image in images]
-            pieces.append((number, "embed", items))
-            number += 1
-            if len(pieces) >= SHARDS_AT_ONCE:
-                write(last=False)
-        write(last=True)
+        PlanWriter(jobs, job_id, lease_s).write(detector, settings.shard_size, listed)
         failpoint("plan.before_finish")
         jobs.finish_plan(job_id, detector.left_out.by_reason())
         failpoint("plan.after_finish")
@@ -155,23 +139,76 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
     return version if version.fingerprint == fingerprint.id else None
 
 
+class PlanWriter:
+    """Writes the shards of a job, a piece of the plan at a time.
+
+    Args:
+        first: the number of the first shard.
+        owner: of the claim of the plan, if it was claimed.
+    """
+
+    def __init__(
+        self, jobs: Jobs, job_id: str, lease_s: float, first: int = 0, owner: str = ""
+    ) -> None:
+        self._jobs = jobs
+        self._job_id = job_id
+        self._lease_s = lease_s
+        self._number = first
+        self._owner = owner
+        self._pieces: list[tuple[int, str, list[Any]]] = []
+
+    def write(
+        self, detector: ChangeDetector, shard_size: int, listed: Callable[[int], None]
+    ) -> None:
+        """Write the images to embed, the rows to reuse and the failures of a listing."""
+        for images in cut(detector.changed(), shard_size):
+            self._append("embed", [_item(image) for image in images])
+            if len(self._pieces) >= SHARDS_AT_ONCE:
+                self._write(detector, listed, last=False)
+        self._write(detector, listed, last=True)
+
+    def _write(
+        self, detector: ChangeDetector, listed: Callable[[int], None], *, last: bool
+    ) -> None:
+        for rows in detector.take_rows(last):
+            self._append("reuse", rows)
+        self._jobs.shards.add(
+            self._job_id, self._pieces, detector.take_failures(), self._lease_s, self._owner
+        )
+        self._pieces.clear()
+        failpoint("plan.after_piece")
+        listed(detector.count)
+
+    def _append(self, kind: str, items: list[Any]) -> None:
+        self._pieces.append((self._number, kind, items))
+        self._number += 1
+
+
+def _item(image: ImageFile) -> list[Any]:
+    item = [image.path, image.size, image.mtime_ns]
+    return [*item, image.sha256] if image.sha256 else item
+
+
 class ChangeDetector:
     """Split a stream of listed images into changed ones, rows of the base, and failures."""
 
     def __init__(
         self,
-        source: ImageSource,
+        source: ImageLister,
         base: Version | None,
         exclude: Exclude | None = None,
         warnings: Mapping[str, Failure] | None = None,
+        removed: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """Compare with a base.
 
         Args:
             warnings: those of the base's images, by path; they hold for unchanged ones, too.
+            removed: (bytes, mtime in ns) of files that 'imgrec remove' took out, by path.
         """
         self._source = source
         self._warnings = warnings or {}
+        self._removed = removed or {}
         self._exclude = exclude
         self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
@@ -187,6 +224,9 @@ class ChangeDetector:
             if isinstance(image, Failure):
                 self.count += not image.warning
                 self._failures.append(image)
+                continue
+            if self._removed.get(image.path) == (image.size, image.mtime_ns):
+                self.left_out.add(REMOVED)
                 continue
             self.count += 1
             row = self._cursor.row_of(image) if self._cursor else None

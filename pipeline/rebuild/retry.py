@@ -9,6 +9,7 @@ from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.embed.shards import cut
 from pipeline.errors import Conflict
 from pipeline.images.failure import Failure
+from pipeline.images.fetched import feed_name
 from pipeline.images.find import ImageFile
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.plan import (
@@ -17,7 +18,9 @@ from pipeline.rebuild.plan import (
     check_source,
     plan_rebuild,
 )
+from pipeline.rebuild.plan_feed import plan_fetch
 from pipeline.settings import Settings
+from pipeline.store.feeds import Feeds
 from pipeline.store.jobs import Job, Jobs
 
 
@@ -26,13 +29,14 @@ def plan_retry(
     settings: Settings,
     jobs: Jobs,
     versions: VersionStore,
+    feeds: Feeds,
     *,
     created: Callable[[str], None] = lambda job_id: None,
 ) -> str:
     """Write the plan of a job that tries another one's failures again; return its id.
 
     What a published job has indexed stays as it is. One that failed or was cancelled has indexed
-    nothing: its folder is planned anew.
+    nothing: its folder is planned anew. So is a feed, of which only what has changed is fetched.
 
     Raises:
         NotFound: there is no such job.
@@ -42,6 +46,16 @@ def plan_retry(
     job = jobs.get(job_id)
     if job.open:
         raise Conflict(f"Job {job.id} has not ended yet ({job.state}).")
+    if feed_name(job.root) is not None:
+        return plan_fetch(
+            job.root,
+            settings,
+            jobs,
+            feeds,
+            full=job.full,
+            save_preprocessed=job.save_preprocessed,
+            created=created,
+        )
     if job.state != "published":
         return plan_rebuild(
             job.root,

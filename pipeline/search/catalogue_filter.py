@@ -135,6 +135,8 @@ class IndexedCatalogue:
             mask = np.ones(len(self.version.paths), bool)
             for condition in key:
                 mask &= self._column(condition.column).rows_where(condition, len(mask))
+            if self.version.kept is not None:
+                mask &= self.version.kept
             with self._lock:
                 self._masks[key] = mask
         return mask
@@ -169,8 +171,10 @@ class IndexedCatalogue:
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
         rows: dict[str, list[int]] = {}
+        kept = self.version.kept
         for row, product_id in enumerate(self.products):
-            rows.setdefault(product_id, []).append(row)
+            if kept is None or kept[row]:
+                rows.setdefault(product_id, []).append(row)
         return rows
 
     def _column(self, name: str) -> _Values:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.feeds.columns import Value, fold_text, text_of
 from pipeline.feeds.names import PRODUCT_ID
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.engine import OpenIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.query import AUTO, Query
 from pipeline.search.query_vector import QueryVector
@@ -20,7 +20,7 @@ from pipeline.search.relevance_feedback import Adjustment, FeedbackIndex, Logged
 Vector = NDArray[np.float32]
 
 # Part of the key of a cached result: count it up when the same query would rank otherwise.
-VERSION = 2
+VERSION = 3
 
 # Similarity alone decides between blocks of products: the 50 most similar, the next 200, 1,000, ...
 # Within a block, feedback and diversity may change the order. So the rank of a product depends on
@@ -55,12 +55,14 @@ class Answer:
     """Matches as the contract defines them; `vector` is the query's, (d,) of unit length.
 
     total: the number of matches on all pages; None where it is not known.
+    search: how the index was searched; None without `explain`.
     """
 
     matches: list[dict[str, Any]]
     min_score: float | None
     vector: Vector
     total: int | None = None
+    search: str | None = None
 
 
 def recommend(
@@ -121,7 +123,8 @@ def recommend(
             total = len(good)
         elif minimum is None and groups is None:
             total = indexed.count(query.conditions, query.own_products)
-    return Answer(matches, None if minimum is None else round(float(minimum), 6), vector, total)
+    limit = None if minimum is None else round(float(minimum), 6)
+    return Answer(matches, limit, vector, total, listing.plan if query.explain else None)
 
 
 def rerank(
@@ -176,10 +179,13 @@ class Listing:
         self._groups = groups
         self._own = query.own_products
         self._allowed = indexed.allowed(query.conditions)
-        # Otherwise a deeper search may rank the first rows anew: it looks at more lists, or scores
-        # more rows exactly.
-        self.exact = not index.kind.nlist and not index.kind.rerank
+        self.exact = index.exact
         self.complete = False  # whether `first` has returned all there are
+
+    @property
+    def plan(self) -> str:
+        """How the first block is searched."""
+        return self._index.plan(BLOCK + len(self._own), self._allowed)
 
     def first(self, count: int) -> list[Candidate]:
         """Return the first `count` products, fewer if there are no more."""

@@ -5,6 +5,7 @@ versions/vNNNN.json               a version's manifest; it is written after the 
 builds/JOB.ID/...                 the files of a version
 jobs/JOB/shard-NNNNNN-DIGEST.npz  vectors of a running rebuild
 models/CATEGORY/ATTRIBUTE/...     trained heads
+fetched/HH/SHA256                 images of feeds
 preprocessed/...                  what `enqueue-rebuild --save-preprocessed` saves
 .imgrec-id                        tells hosts whether they use the same store
 """

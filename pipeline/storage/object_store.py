@@ -92,6 +92,13 @@ class ObjectStore:
             for page in self._library.list(prefix, chunk_size=KEYS_A_PAGE):
                 yield [_info(each) for each in page]
 
+    def ages(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+        """Yield all objects below a prefix, each with the time of its last put, since the epoch."""
+        with _mapped(self.name, ""):
+            for page in self._library.list(prefix, chunk_size=KEYS_A_PAGE):
+                for each in page:
+                    yield _info(each), each["last_modified"].timestamp()
+
     def first_level(self, prefix: str | None = None) -> tuple[list[str], list[ObjectInfo]]:
         """Return the prefixes that end at the next slash, and the objects without one.
 

@@ -23,6 +23,7 @@ from pipeline.store.catalogue_columns import (
     stored_rows,
 )
 from pipeline.store.database import Database, count_change
+from pipeline.store.feeds import Origin
 
 NAME = "products"  # of the revision
 ATTEMPTS = 5  # to plan again where another import came in between
@@ -53,6 +54,7 @@ def import_feed(
     *,
     replace: bool = False,
     dry_run: bool = False,
+    origin: Origin | None = None,
 ) -> Outcome:
     """Update the columns that a file has; leave other columns and other products as they are.
 
@@ -60,6 +62,7 @@ def import_feed(
         types: of columns, named by the user.
         replace: the file takes the place of the whole catalogue.
         dry_run: write nothing.
+        origin: the feed that the file is; the addresses of images are listed under its name.
 
     Raises:
         WrongUse: `types` names an unknown column; `replace` would lose the products of bad rows.
@@ -86,7 +89,7 @@ def import_feed(
             return outcome
         with database.transaction() as tx:
             if _revision(tx) == revision:
-                _write(tx, feed, plan.stored_columns, replace)
+                _write(tx, feed, plan.stored_columns, replace, origin)
                 count_change(tx, NAME)
                 return outcome
     raise ImgrecError("Other imports change the catalogue all the time. Try again when they end.")
@@ -253,12 +256,20 @@ class _Plan:
         return images
 
 
-def _write(tx: Transaction, feed: Feed, columns: Mapping[str, Column], replace: bool) -> None:
+def _write(
+    tx: Transaction,
+    feed: Feed,
+    columns: Mapping[str, Column],
+    replace: bool,
+    origin: Origin | None,
+) -> None:
     """Write what was planned, within one transaction."""
     staging = feed.staging
     if replace:
-        for table in ("products", "product_images", "product_variants", "product_urls"):
+        for table in ("products", "product_images", "product_variants", "product_urls", "feeds"):
             tx.rows(f"DELETE FROM {table}")
+    if origin is not None:
+        origin.write(tx)
     tx.rows("DELETE FROM product_columns")
     tx.many(
         "INSERT INTO product_columns VALUES (?, ?, ?, ?)",
@@ -293,7 +304,10 @@ def _write(tx: Transaction, feed: Feed, columns: Mapping[str, Column], replace: 
             rows,
         )
     for rows in staging.planned("urls"):
-        tx.many("INSERT INTO product_urls VALUES (?, ?, ?)", rows)
+        tx.many(
+            "INSERT INTO product_urls (product_id, position, url, feed) VALUES (?, ?, ?, ?)",
+            [(*row, origin.name if origin else "") for row in rows],
+        )
 
 
 def _combined(variants: Sequence[Variant]) -> dict[str, Value | None]:

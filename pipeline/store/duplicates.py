@@ -55,7 +55,10 @@ class Duplicates:
         self._database = database
 
     def plan(self, index_version: str, threshold: float | None) -> Search:
-        """Return the search of this version and threshold that is open or done, or add one."""
+        """Return the search of this version and threshold that is open or done, or add one.
+
+        One that is done becomes the newest again, which queries and the page refer to.
+        """
         search_id = f"d{secrets.token_hex(6)}"
         with self._database.transaction() as tx:
             rows = tx.rows(
@@ -64,6 +67,12 @@ class Duplicates:
                 "ORDER BY created_at DESC, id LIMIT 1",
                 (index_version, 9.0 if threshold is None else threshold),
             )
+            if rows and rows[0]["state"] == DONE:
+                tx.rows(
+                    "UPDATE duplicate_searches SET finished_at = now_s() WHERE id = ?",
+                    (rows[0]["id"],),
+                )
+                count_change(tx, NAME)
             if not rows:
                 rows = tx.rows(
                     "INSERT INTO duplicate_searches (id, index_version, threshold, state, "

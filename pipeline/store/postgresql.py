@@ -8,7 +8,7 @@ import re
 import select
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -81,6 +81,35 @@ class PostgresTransaction:
     def many(self, sql: str, values: Sequence[Values]) -> None:
         self._cursor.executemany(_for_psycopg(sql), values)
 
+    def pipeline(self, first: tuple[str, Values], second: tuple[str, Values]) -> list[Row]:
+        """Run two statements in one round trip; return the rows of the second."""
+        connection = self._cursor.connection
+        with connection.pipeline():
+            connection.execute(_for_psycopg(first[0]), first[1])
+            self._cursor.execute(_for_psycopg(second[0]), second[1])
+            return list(self._cursor.fetchall())
+
+    def copy(self, sql: str, blocks: Iterable[bytes]) -> None:
+        """Run COPY ... FROM STDIN with what `blocks` yields."""
+        with self._cursor.copy(sql) as copy:
+            for block in blocks:
+                copy.write(block)
+
+    def notices(self, sql: str) -> list[str]:
+        """Run a statement; return the messages that the server sends beside it."""
+        messages: list[str] = []
+        connection = self._cursor.connection
+
+        def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+            messages.append(diagnostic.message_primary or "")
+
+        connection.add_notice_handler(note)
+        try:
+            self.rows(sql)
+        finally:
+            connection.remove_notice_handler(note)
+        return messages
+
     def table_exists(self, name: str) -> bool:
         return self.rows("SELECT to_regclass(?) AS name", (name,))[0]["name"] is not None
 
@@ -98,20 +127,28 @@ class Postgresql:
         WrongUse: the URL can never work.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, setting: str = "DATABASE_URL", pool_size: int = POOL_SIZE) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            setting: the one that names the server, for messages.
+            pool_size: the connections of this process at most.
+        """
         self._shown = without_password(url)
+        self._setting = setting
+        self._pool_size = pool_size
         self._last_failure: tuple[float, psycopg.Error] | None = None
         self._pool = ConnectionPool(
             connection_class=self._connection_class(),
             kwargs={
                 **PATIENCE,
-                **_options(url),
+                **_options(url, setting),
                 "client_encoding": "UTF8",
                 "prepare_threshold": None,  # PgBouncer may give each transaction another server
                 "row_factory": dict_row,
             },
             min_size=0,
-            max_size=POOL_SIZE,
+            max_size=pool_size,
             max_idle=IDLE_S,
             max_lifetime=LIFETIME_S,
             check=_require_answer,
@@ -141,8 +178,10 @@ class Postgresql:
         except TROUBLE as error:
             lost = connection is None or connection.pgconn.status != ConnStatus.OK
             if is_outage(error, lost=lost):
-                raise ServerUnavailable(_why(self._shown, error)) from error
-            raise DatabaseFailed(_why_failed(self._shown, error)) from error
+                raise ServerUnavailable(
+                    _why(self._shown, error, self._setting, self._pool_size)
+                ) from error
+            raise DatabaseFailed(_why_failed(self._shown, error, self._setting)) from error
         except psycopg.errors.UntranslatableCharacter as error:
             raise WrongUse(
                 f"The database {self._shown} cannot hold this text ({one_line(error)}): use one "
@@ -183,7 +222,7 @@ class Postgresql:
         return Connection
 
 
-def _options(url: str) -> dict[str, Any]:
+def _options(url: str, setting: str) -> dict[str, Any]:
     try:
         return dict(conninfo_to_dict(url))
     except psycopg.ProgrammingError:
@@ -193,11 +232,11 @@ def _options(url: str) -> dict[str, Any]:
         # Without its cause, which may quote a piece of the password.
         if unknown:
             raise WrongUse(
-                f"The setting DATABASE_URL cannot be used: PostgreSQL knows no option "
+                f"The setting {setting} cannot be used: PostgreSQL knows no option "
                 f"{unknown[0][:40]!r} (it is {without_password(url)})."
             ) from None
         raise WrongUse(
-            f"The setting DATABASE_URL cannot be used: {without_password(url)} is not of the form "
+            f"The setting {setting} cannot be used: {without_password(url)} is not of the form "
             "postgresql://USER:PASSWORD@HOST/NAME (special characters are written %XX)."
         ) from None
 
@@ -244,13 +283,13 @@ def is_outage(error: psycopg.Error, *, lost: bool) -> bool:
     return error.sqlstate.startswith(OUTAGES) if error.sqlstate else lost
 
 
-def _why_failed(address: str, error: psycopg.Error) -> str:
+def _why_failed(address: str, error: psycopg.Error, setting: str) -> str:
     """Say why a PostgreSQL that answers cannot do something, and what to do."""
     reason = one_line(error)
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return (
             f"The database {address} gives this user too few rights ({reason}): make it the owner "
-            "with ALTER DATABASE NAME OWNER TO USER, or correct DATABASE_URL."
+            f"with ALTER DATABASE NAME OWNER TO USER, or correct {setting}."
         )
     if isinstance(error, psycopg.errors.QueryCanceled):
         return (
@@ -260,18 +299,23 @@ def _why_failed(address: str, error: psycopg.Error) -> str:
     return f"The database {address} cannot do this: {reason}. See its log."
 
 
-def _why(address: str, error: psycopg.Error) -> str:
+def _why(
+    address: str,
+    error: psycopg.Error,
+    setting: str = "DATABASE_URL",
+    pool_size: int = POOL_SIZE,
+) -> str:
     """Say why a PostgreSQL cannot be used, and what to do."""
     reason = one_line(error)
     if isinstance(error, PoolTimeout):
         return (
-            f"The database {address} is overloaded: all {POOL_SIZE} connections of this process "
+            f"The database {address} is overloaded: all {pool_size} connections of this process "
             f"have been in use for {WAIT_S:g} s. Try again."
         )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return (
-            f"The database {address} is read-only ({reason}): DATABASE_URL must name the "
-            "primary server."
+            f"The database {address} is read-only ({reason}): {setting} must name the primary "
+            "server."
         )
     if "certificate has expired" in reason or "certificate is not yet valid" in reason:
         return (
@@ -283,9 +327,9 @@ def _why(address: str, error: psycopg.Error) -> str:
     if refused:
         return (
             f"The database {address} refuses the login ({reason[refused.start() :]}): correct the "
-            "user, the password or the name in DATABASE_URL."
+            f"user, the password or the name in {setting}."
         )
-    return f"The database {address} does not answer: {reason}. Start it, or correct DATABASE_URL."
+    return f"The database {address} does not answer: {reason}. Start it, or correct {setting}."
 
 
 @lru_cache

@@ -11,6 +11,7 @@ from pipeline.search.product_catalogue import Catalogue
 from pipeline.store.catalogue_columns import column_of
 from pipeline.store.catalogue_import import NAME, Outcome, import_feed
 from pipeline.store.database import Database
+from pipeline.store.feeds import Origin
 
 
 class Products:
@@ -26,9 +27,12 @@ class Products:
         *,
         replace: bool = False,
         dry_run: bool = False,
+        origin: Origin | None = None,
     ) -> Outcome:
         """Import a file, all or nothing, see `import_feed`."""
-        return import_feed(self._database, feed, types or {}, replace=replace, dry_run=dry_run)
+        return import_feed(
+            self._database, feed, types or {}, replace=replace, dry_run=dry_run, origin=origin
+        )
 
     def revision(self) -> int:
         """Return a number that every import changes."""

@@ -19,14 +19,16 @@ VALUES (:id, :sequence, :root, 'planned', :options, :fingerprint, :fingerprint_s
         :base_version, :now + :lease_s, :now);
 
 -- name: renew_plan_lease
-UPDATE jobs SET lease_until = now_s() + :lease_s WHERE id = :job_id;
+UPDATE jobs SET lease_until = now_s() + :lease_s
+WHERE id = :job_id AND COALESCE(owner, '') = :owner AND finished_at IS NULL RETURNING id;
 
 -- name: finish_plan
-UPDATE jobs SET plan_done = 1, options = :options, lease_until = 0 WHERE id = :job_id;
+UPDATE jobs SET plan_done = 1, stage = '', options = :options, lease_until = 0, merge_attempts = 0
+WHERE id = :job_id;
 
 -- name: fail_abandoned_plans
 UPDATE jobs SET state = 'failed', finished_at = now_s(), error = :error
-WHERE plan_done = 0 AND finished_at IS NULL AND (lease_until < now_s() OR lease_until > now_s() + 7200);
+WHERE plan_done = 0 AND stage = '' AND finished_at IS NULL AND (lease_until < now_s() OR lease_until > now_s() + 7200);
 
 -- name: get_job
 SELECT *, COALESCE(finished_at, now_s()) - created_at AS seconds FROM jobs WHERE id = :job_id;
@@ -44,13 +46,22 @@ SELECT newest.*, COALESCE(newest.finished_at, now_s()) - newest.created_at AS se
        COALESCE(done.images, 0) + COALESCE(bad.unlisted, 0) AS images,
        COALESCE(done.looked_at, 0) + COALESCE(bad.unlisted, 0) AS looked_at,
        COALESCE(done.embedded, 0) AS embedded, COALESCE(done.reused, 0) AS reused,
-       COALESCE(bad.skipped, 0) AS skipped, COALESCE(bad.warnings, 0) AS warnings
+       COALESCE(bad.skipped, 0) AS skipped, COALESCE(bad.warnings, 0) AS warnings,
+       COALESCE(done.fetched, 0) AS fetched, COALESCE(done.unchanged, 0) AS unchanged
 FROM newest
 LEFT JOIN (
-    SELECT job_id, COUNT(*) AS shards, SUM(images) AS images, SUM(progress) AS looked_at,
-           SUM(embedded) AS embedded, SUM(reused) AS reused,
-           SUM(CASE WHEN state = 'done' THEN 1 ELSE 0 END) AS shards_done
-    FROM shards WHERE job_id IN (SELECT id FROM newest) GROUP BY job_id
+    SELECT job_id, SUM(counts) AS shards, SUM(counts * images) AS images,
+           SUM(counts * progress) AS looked_at,
+           SUM(CASE WHEN kind = 'fetch' THEN 0 ELSE embedded END) AS embedded,
+           SUM(CASE WHEN kind = 'fetch' THEN 0 ELSE reused END) AS reused,
+           SUM(CASE WHEN kind = 'fetch' THEN embedded ELSE 0 END) AS fetched,
+           SUM(CASE WHEN kind = 'fetch' THEN reused ELSE 0 END) AS unchanged,
+           SUM(CASE WHEN state = 'done' THEN counts ELSE 0 END) AS shards_done
+    FROM (
+        SELECT shards.job_id, kind, shards.state, images, progress, embedded, reused,
+               CASE WHEN (kind = 'fetch') = (newest.stage = 'fetching') THEN 1 ELSE 0 END AS counts
+        FROM shards JOIN newest ON newest.id = shards.job_id
+    ) AS counted GROUP BY job_id
 ) AS done ON done.job_id = newest.id
 LEFT JOIN (
     SELECT job_id, SUM(1 - warning) AS skipped, SUM(warning) AS warnings,
@@ -60,15 +71,24 @@ LEFT JOIN (
 ORDER BY newest.sequence DESC, newest.created_at DESC, newest.id DESC;
 
 -- name: get_progress
+-- Of a job that fetches, the shards of addresses count; afterwards those of images.
 SELECT done.shards, done.shards_done, done.images + bad.unlisted AS images,
        done.looked_at + bad.unlisted AS looked_at, done.embedded, done.reused,
-       bad.skipped, bad.warnings
+       bad.skipped, bad.warnings, done.fetched, done.unchanged
 FROM (
-    SELECT COUNT(*) AS shards, COALESCE(SUM(images), 0) AS images,
-           COALESCE(SUM(progress), 0) AS looked_at, COALESCE(SUM(embedded), 0) AS embedded,
-           COALESCE(SUM(reused), 0) AS reused,
-           COALESCE(SUM(CASE WHEN state = 'done' THEN 1 ELSE 0 END), 0) AS shards_done
-    FROM shards WHERE job_id = :job_id
+    SELECT COALESCE(SUM(counts), 0) AS shards, COALESCE(SUM(counts * images), 0) AS images,
+           COALESCE(SUM(counts * progress), 0) AS looked_at,
+           COALESCE(SUM(CASE WHEN kind = 'fetch' THEN 0 ELSE embedded END), 0) AS embedded,
+           COALESCE(SUM(CASE WHEN kind = 'fetch' THEN 0 ELSE reused END), 0) AS reused,
+           COALESCE(SUM(CASE WHEN kind = 'fetch' THEN embedded ELSE 0 END), 0) AS fetched,
+           COALESCE(SUM(CASE WHEN kind = 'fetch' THEN reused ELSE 0 END), 0) AS unchanged,
+           COALESCE(SUM(CASE WHEN state = 'done' THEN counts ELSE 0 END), 0) AS shards_done
+    FROM (
+        SELECT kind, shards.state, images, progress, embedded, reused,
+               CASE WHEN (kind = 'fetch') = (COALESCE(jobs.stage, '') = 'fetching')
+                    THEN 1 ELSE 0 END AS counts
+        FROM shards LEFT JOIN jobs ON jobs.id = shards.job_id WHERE shards.job_id = :job_id
+    ) AS counted
 ) AS done, (
     SELECT COALESCE(SUM(1 - warning), 0) AS skipped, COALESCE(SUM(warning), 0) AS warnings,
            COALESCE(SUM(CASE WHEN n = -1 THEN 1 - warning ELSE 0 END), 0) AS unlisted
@@ -170,8 +190,8 @@ DELETE FROM webhooks WHERE job_id = :job_id;
 DELETE FROM jobs WHERE id = :job_id;
 
 -- name: count_images
-SELECT (SELECT COALESCE(SUM(embedded), 0) FROM shards) AS embedded,
-       (SELECT COALESCE(SUM(reused), 0) FROM shards) AS reused,
+SELECT (SELECT COALESCE(SUM(embedded), 0) FROM shards WHERE kind <> 'fetch') AS embedded,
+       (SELECT COALESCE(SUM(reused), 0) FROM shards WHERE kind <> 'fetch') AS reused,
        (SELECT COUNT(*) FROM failures WHERE warning = 0) AS skipped,
        (SELECT COUNT(*) FROM failures WHERE warning = 1) AS warnings;
 
@@ -231,6 +251,42 @@ UPDATE jobs SET lease_until = now_s() + :lease_s
 FROM json_each(:progress_by_owner) AS held
 WHERE owner = held.key AND state = 'merging' RETURNING owner;
 
+-- the images of a feed ------------------------------------------------------------------------------
+
+-- name: start_fetching
+UPDATE jobs SET stage = 'fetching', lease_until = 0 WHERE id = :job_id;
+
+-- name: ready_to_plan
+SELECT id FROM jobs
+WHERE id = :job_id AND stage = 'fetching' AND finished_at IS NULL
+  AND (lease_until < now_s() OR lease_until > now_s() + 7200)
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = :job_id AND kind = 'fetch'
+                  AND state IN ('pending', 'queued', 'running'));
+
+-- name: claim_plan
+UPDATE jobs SET owner = :owner, lease_until = now_s() + :lease_s, merge_attempts = merge_attempts + 1
+WHERE id = :job_id AND stage = 'fetching' AND finished_at IS NULL
+  AND (lease_until < now_s() OR lease_until > now_s() + 7200)
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE job_id = :job_id AND kind = 'fetch'
+                  AND state IN ('pending', 'queued', 'running'))
+RETURNING *, now_s() - created_at AS seconds;
+
+-- name: forget_plan
+DELETE FROM shards WHERE job_id = :job_id AND kind <> 'fetch';
+
+-- name: count_shards
+SELECT COUNT(*) AS count FROM shards WHERE job_id = :job_id;
+
+-- name: set_base_version
+UPDATE jobs SET base_version = :base_version WHERE id = :job_id;
+
+-- name: release_plan
+UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
+WHERE id = :job_id AND owner = :owner AND stage = 'fetching';
+
+-- name: any_fetching
+SELECT 1 AS one FROM jobs WHERE stage = 'fetching' AND finished_at IS NULL LIMIT 1;
+
 -- the plan ------------------------------------------------------------------------------------------
 
 -- name: add_shard
@@ -245,10 +301,12 @@ VALUES (:job_id, :n, :path, :stage, :reason, :warning) ON CONFLICT DO NOTHING;
 SELECT COUNT(*) AS count FROM shards WHERE job_id = :job_id AND state IN ('queued', 'running');
 
 -- name: queue_shards
+-- Shards of images that are being planned wait until the plan is whole.
 UPDATE shards SET state = 'queued', queued_at = now_s()
 WHERE job_id = :job_id AND state = 'pending'
   AND n IN (SELECT n FROM shards WHERE job_id = :job_id AND state = 'pending'
             ORDER BY n LIMIT :limit)
+  AND (kind = 'fetch' OR EXISTS (SELECT 1 FROM jobs WHERE id = :job_id AND plan_done = 1))
 RETURNING n;
 
 -- a shard's work ------------------------------------------------------------------------------------
@@ -256,7 +314,7 @@ RETURNING n;
 -- name: claim_shard
 UPDATE shards SET state = 'running', owner = :owner, lease_until = now_s() + :lease_s,
                   attempts = attempts + 1, progress = 0
-WHERE job_id = :job_id AND n = :n
+WHERE job_id = :job_id AND n = :n AND kind = :kind
   AND (state IN ('pending', 'queued') OR (state = 'running' AND (lease_until < now_s() OR lease_until > now_s() + 7200)))
   AND EXISTS (SELECT 1 FROM jobs WHERE id = :job_id AND finished_at IS NULL)
 RETURNING items, attempts;
@@ -316,7 +374,8 @@ DELETE FROM suspects WHERE job_id = :job_id AND n = :n AND position = :position;
 
 -- name: list_done_shards
 SELECT n, kind, items, file, sha256 FROM shards
-WHERE job_id = :job_id AND state = 'done' AND n > :after ORDER BY n LIMIT :limit;
+WHERE job_id = :job_id AND state = 'done' AND kind <> 'fetch' AND n > :after
+ORDER BY n LIMIT :limit;
 
 -- the reconciler ------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ CREATE TABLE jobs (
 CREATE TABLE shards (
     job_id       TEXT NOT NULL REFERENCES jobs(id),
     n            INTEGER NOT NULL,
-    kind         TEXT NOT NULL,               -- embed: images to read; reuse: rows of base_version
+    kind         TEXT NOT NULL,               -- embed: images to read; reuse: rows of base_version;
+                                              -- fetch: addresses
     state        TEXT NOT NULL,               -- pending queued running done
     images       INTEGER NOT NULL,
     progress     INTEGER NOT NULL DEFAULT 0,  -- images looked at so far
@@ -241,4 +242,54 @@ CREATE TABLE not_duplicates (
     other      TEXT NOT NULL,
     decided_at DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (path, other)
+);
+
+-- version 9, only adds
+-- 'fetching' while the images of a feed are fetched, and planned from what has come.
+ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT '';
+
+-- Files and addresses that products were imported from, by the name that the user gave them.
+CREATE TABLE feeds (
+    name          TEXT PRIMARY KEY,
+    source        TEXT NOT NULL,              -- the file or the address, without a query
+    digest        TEXT NOT NULL,              -- of the address and of how it was read
+    sha256        TEXT NOT NULL,              -- of the content; empty for a file
+    etag          TEXT NOT NULL,
+    last_modified TEXT NOT NULL,
+    imported_at   DOUBLE PRECISION NOT NULL
+);
+
+-- The feed that listed the address.
+ALTER TABLE product_urls ADD COLUMN feed TEXT NOT NULL DEFAULT '';
+CREATE INDEX urls_in_order ON product_urls (url, feed);
+
+-- What is known of the address of an image since it was last asked for.
+CREATE TABLE fetched (
+    url           TEXT PRIMARY KEY,
+    outcome       TEXT NOT NULL,              -- fetched unchanged failed delayed
+    reason        TEXT NOT NULL,              -- of failed and delayed ones
+    sha256        TEXT NOT NULL,              -- of the file; empty: there is none
+    bytes         INTEGER NOT NULL,
+    suffix        TEXT NOT NULL,              -- by its content, e.g. .jpg
+    etag          TEXT NOT NULL,
+    last_modified TEXT NOT NULL,
+    job_id        TEXT NOT NULL,              -- the job that asked
+    checked_at    DOUBLE PRECISION NOT NULL
+);
+
+CREATE INDEX fetched_by_content ON fetched (sha256);
+
+-- version 10, only adds
+-- Images that were added to the published index, or removed from it, between rebuilds; the last
+-- change of a path counts.
+CREATE TABLE live_changes (
+    path        TEXT PRIMARY KEY,
+    n           INTEGER NOT NULL,             -- the order of the changes
+    changed_at  DOUBLE PRECISION NOT NULL,
+    product_id  TEXT NOT NULL,
+    bytes       BIGINT NOT NULL,              -- of the file, and its mtime: a later rebuild leaves
+    mtime_ns    BIGINT NOT NULL,              -- out the file that was removed, not another one
+    sha256      TEXT NOT NULL,                -- empty: removed
+    fingerprint TEXT NOT NULL,
+    vector      BYTEA                         -- float32, little-endian; NULL: removed
 );

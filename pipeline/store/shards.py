@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
+from pipeline.errors import Conflict
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
 from pipeline.store.backend import Row, Transaction
@@ -26,7 +27,8 @@ class Claim:
     n: int
     owner: str
     attempts: int
-    images: list[ImageFile]
+    images: list[ImageFile]  # of a shard to embed
+    urls: list[str] = field(default_factory=list)  # of a shard to fetch
 
     def __str__(self) -> str:
         return f"shard {self.n} of job {self.job_id}"
@@ -44,7 +46,7 @@ class StageTimings:
 
     @classmethod
     def from_row(cls, row: Row) -> StageTimings:
-        return cls(**{field.name: float(row[field.name]) for field in fields(cls)})
+        return cls(**{each.name: float(row[each.name]) for each in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class DoneShard:
         )
 
 
+class PlanLost(Conflict):
+    """A plan is no longer this process's to write."""
+
+
 class Shards:
     """The rows of `shards`, with the failures that came with them."""
 
@@ -83,8 +89,16 @@ class Shards:
         shards: Sequence[tuple[int, str, list[Any]]],
         failures: Sequence[Failure],
         lease_s: float,
+        owner: str = "",
     ) -> None:
-        """Write a piece of the plan: (n, kind, items). Shards to reuse are done from the start."""
+        """Write a piece of the plan: (n, kind, items). Shards to reuse are done from the start.
+
+        Args:
+            owner: of the claim of the plan, if it was claimed.
+
+        Raises:
+            PlanLost: another process has taken the claimed plan over, or the job has ended.
+        """
         rows = [
             {
                 "job_id": job_id,
@@ -98,9 +112,11 @@ class Shards:
             for n, kind, items in shards
         ]
         with self._database.transaction() as tx:
+            lease = {"job_id": job_id, "lease_s": lease_s, "owner": owner}
+            if not tx.rows(QUERIES["renew_plan_lease"], lease) and owner:
+                raise PlanLost(f"Job {job_id} was ended, or is planned by another process.")
             tx.many(QUERIES["add_shard"], rows)
             _add_failures(tx, job_id, UNLISTED, failures)
-            tx.rows(QUERIES["renew_plan_lease"], {"job_id": job_id, "lease_s": lease_s})
 
     def next_window(self, job_id: str, window: int) -> list[int]:
         """Mark pending shards as queued until `window` are on their way; return their numbers."""
@@ -114,7 +130,14 @@ class Shards:
 
     # -- work ------------------------------------------------------------------------------------
 
-    def claim(self, job_id: str, n: int, owner: str, lease_s: float) -> Claim | None:
+    def claim(
+        self,
+        job_id: str,
+        n: int,
+        owner: str,
+        lease_s: float,
+        kind: Literal["embed", "fetch"] = "embed",
+    ) -> Claim | None:
         """Take a shard that nobody works on; None when it is done, taken or its job has ended.
 
         Args:
@@ -123,13 +146,15 @@ class Shards:
         with self._database.transaction() as tx:
             rows = tx.rows(
                 QUERIES["claim_shard"],
-                {"job_id": job_id, "n": n, "owner": owner, "lease_s": lease_s},
+                {"job_id": job_id, "n": n, "owner": owner, "lease_s": lease_s, "kind": kind},
             )
             if not rows:
                 return None
             tx.rows(QUERIES["start_job"], {"job_id": job_id})
-        images = [ImageFile(*item) for item in json.loads(rows[0]["items"])]
-        return Claim(job_id, n, owner, rows[0]["attempts"], images)
+        items, attempts = json.loads(rows[0]["items"]), rows[0]["attempts"]
+        if kind == "fetch":
+            return Claim(job_id, n, owner, attempts, [], items)
+        return Claim(job_id, n, owner, attempts, [ImageFile(*item) for item in items])
 
     def finish(
         self,

@@ -15,7 +15,7 @@ from pipeline.duplicates.appearance import appearance, compare
 from pipeline.duplicates.candidates import find_candidates
 from pipeline.images.decode import Limits, decode_with_warnings
 from pipeline.index import faiss_index
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.faiss_engine import FaissIndex
 from pipeline.settings import Settings
 
 TITLE = "Duplicates: candidates by the index, relative to comparing all pairs"
@@ -39,7 +39,7 @@ def measure(run: Run) -> None:
         manifest={"index": kind.parameters()},
         random_pairs=faiss_index.random_pairs(vectors),
     )
-    index = OpenIndex(version, built)
+    index = FaissIndex(version, built)
 
     start = time.perf_counter()
     found = find_candidates(index, np.arange(count), None)

@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.embed.clip import load_clip
 from pipeline.embed.embed_images import Embedder, build_embedder, embed_shard
 from pipeline.embed.shards import write_shard
+from pipeline.engines.choice import engines
 from pipeline.images.find import find_images
 from pipeline.images.source import ImageFolder
 from pipeline.index.versions import VersionStore
@@ -88,7 +89,13 @@ class ToyPipeline:
         with self.versions.lock():
             shards = self.jobs.shards.done(job_id)
             merged = merge(
-                claim.job, shards, self.settings, self.versions, lambda: None, later_jobs=()
+                claim.job,
+                shards,
+                self.settings,
+                self.versions,
+                lambda: None,
+                engines=engines(self.settings, lambda: "bench"),
+                later_jobs=(),
             )
         assert merged.version is not None
         self.jobs.publish(job_id, merged.version)

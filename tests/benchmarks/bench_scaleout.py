@@ -23,6 +23,7 @@ from live_stack import LiveStack, until
 
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.embed.shards import ShardVectors, write_shard
+from pipeline.engines.choice import engines
 from pipeline.index import faiss_index
 from pipeline.index.versions import VersionStore
 from pipeline.rebuild.merge import merge
@@ -360,6 +361,7 @@ def merging(run: Run) -> None:
             settings,
             versions,
             lambda: None,
+            engines=engines(settings, lambda: "bench"),
             later_jobs=(),
         )
         taken = time.perf_counter() - start

@@ -56,6 +56,17 @@ def test_stderr_and_stdin_are_not_needed(folder: Path, streams: str) -> None:
     assert "shop" in run("keys list", streams, folder).stdout
 
 
+def test_a_library_that_writes_to_a_full_stderr_ends_no_work(folder: Path) -> None:
+    """A progress bar of transformers would be taken for a full disk."""
+    script = "import sys; from cli.streams import prepare; prepare(); "
+    script += "print('x' * 100_000, file=sys.stderr, flush=True); print('done')"
+    command = [sys.executable, "-c", script]
+    with open("/dev/full", "wb") as full:
+        root = Path(imgrec.__file__).parent
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, cwd=root, check=True)
+    assert done.stdout == b"done\n"
+
+
 def test_a_check_that_nobody_can_read_blames_no_folder(folder: Path) -> None:
     done = run("check --no-model", ">/dev/full", folder)
     assert (done.returncode, done.stderr) == (1, f"{UNWRITABLE}No space left on device.\n")

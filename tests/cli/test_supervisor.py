@@ -21,6 +21,8 @@ from cli import supervisor as stack_module
 from cli.supervisor import Child, Stack
 from pipeline.errors import ServerUnavailable, SetupError
 from pipeline.settings import Settings
+from pipeline.store.database import Database
+from pipeline.store.jobs import Jobs
 from pipeline.store.redis_client import answers
 
 Run = Callable[..., Any]
@@ -334,3 +336,24 @@ def test_no_python_code_runs_in_a_child_between_fork_and_exec(
     assert child.process is not None
     assert options["start_new_session"]
     assert options.get("preexec_fn") is None
+
+
+def test_up_starts_a_fetch_worker_when_the_first_job_needs_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child] = []
+    monkeypatch.setattr(Stack, "_spawn", lambda self, child: started.append(child))
+    stack = Stack(settings.model_copy(update={"metrics_port": 9000}), 2, lambda line: None)
+    stack.children = stack._worker_children()
+    jobs = Jobs(Database(settings.database_url))
+    stack._start_fetching()
+    assert started == []
+    how = {"full": False, "save_preprocessed": False, "fingerprint": None, "base_version": None}
+    job_id = jobs.create("feed:shop", lease_s=60, **how)
+    jobs.start_fetching(job_id)
+    stack._start_fetching()
+    stack._start_fetching()
+    (child,) = started
+    assert (child.name, child.environment["METRICS_PORT"]) == ("fetch", "9004")
+    assert child.command[child.command.index("-Q") + 1] == "fetch"
+    assert stack.children[-1] is child

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
-import shutil
 import subprocess
 import sys
-import tarfile
 import threading
-import zipfile
 from pathlib import Path
 
 import pytest
 from inline_worker import InlineWorker
-from live_stack import ROOT, LiveStack, draw_folder
+from last_release import Both, build_last_release
+from live_stack import LiveStack, draw_folder
 
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
@@ -22,70 +19,12 @@ from workers.embed import embed
 from workers.index import merge_shards
 from workers.routes import FORM, FORM_HEADER
 
-LAST_RELEASE = "c9b134f"
 QUERIES = 4
 
 
 @pytest.fixture(scope="session")
 def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last release's packages, from a wheel that is built from the repository's history."""
-    folder = tmp_path_factory.mktemp("last-release")
-    archive = folder / "tree.tar"
-    git = ["git", "archive", "--output", str(archive), LAST_RELEASE]
-    paths = ["cli", "workers", "pipeline", "celeryconfig.py", "pyproject.toml", "README.md"]
-    done = subprocess.run([*git, *paths, "LICENSE"], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no history here: {done.stderr.strip()[:200]}")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder / "tree", filter="data")
-    script = "from setuptools.build_meta import build_wheel; build_wheel('.')"
-    subprocess.run([sys.executable, "-c", script], cwd=folder / "tree", check=True)
-    (wheel,) = (folder / "tree").glob("*.whl")
-    with zipfile.ZipFile(wheel) as content:
-        content.extractall(folder / "site")
-    shutil.rmtree(folder / "tree")
-    return folder / "site"
-
-
-class Both:
-    """A shop whose workers and commands are of either release."""
-
-    def __init__(self, stand: LiveStack, last_release: Path) -> None:
-        self.stand, self.last_release = stand, last_release
-
-    def old_env(self) -> dict[str, str]:
-        return {**self.stand.env(), "PYTHONPATH": str(self.last_release)}
-
-    def worker(self, release: str, queue: str) -> None:
-        if release == "new":
-            self.stand.worker(queue)
-            return
-        with (self.stand.folder / f"{queue}-old.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "celery", "worker", "-Q", queue, "-l", "INFO"],
-                cwd=self.stand.folder,
-                env=self.old_env(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.stand.processes.append(process)
-
-    def imgrec(self, release: str, *args: object) -> dict[str, object]:
-        command = [*map(str, args), "--json"]
-        if release == "new":
-            return self.stand.answer(*command[:-1])
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "cli.main", *command],
-            cwd=self.stand.folder,
-            env=self.old_env(),
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, object] = json.loads(done.stdout)
-        return answer
+    return build_last_release(tmp_path_factory.mktemp("last-release"))
 
 
 @pytest.fixture

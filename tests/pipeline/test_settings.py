@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.errors import ServerUnavailable, WrongUse
 from pipeline.settings import GIB, MIB, RENAMED, Settings, cores, load_settings
@@ -288,3 +289,32 @@ def test_a_postgresql_that_is_away_is_a_sentence() -> None:
         Database(url).transaction(),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("value", "directives"),
+    [
+        ("noai, NoImageAI", {"noai", "noimageai"}),
+        ("noindex", {"noindex"}),
+        ("off", set()),
+    ],
+)
+def test_directives_of_robots_are_words(value: str, directives: set[str]) -> None:
+    assert Settings(_env_file=None, fetch_robots=value).robots_directives == directives
+
+
+@pytest.mark.parametrize("value", ["noai;noimageai", "no ai", ",", "1"])
+def test_other_directives_are_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match="words separated by commas"):
+        Settings(_env_file=None, fetch_robots=value)
+
+
+@pytest.mark.parametrize("value", ["*", "*,10.1.0.0/16", "cdn.example,*.shop.example"])
+def test_feeds_may_come_from_every_public_host(value: str) -> None:
+    assert Settings(_env_file=None, fetch_hosts=value).fetch_hosts == value
+
+
+@pytest.mark.parametrize("setting", ["image_url_hosts", "webhook_hosts"])
+def test_what_strangers_name_never_may(setting: str) -> None:
+    with pytest.raises(ValidationError, match="neither a host"):
+        Settings(_env_file=None, **{setting: "*"})

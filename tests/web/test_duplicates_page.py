@@ -80,8 +80,11 @@ def test_groups_are_searched_for_shown_and_taken_apart(page: Page, web: WebServe
     expect(page.locator("section li", has_text="kind0/small.jpg")).to_have_count(1)
 
 
-def test_the_page_is_for_keys_of_the_scope_admin(stand: LiveStack, web: WebServer) -> None:
-    key = stand.answer("keys", "create", "shop", "--scope", "search")["key"]
-    assert web.get("/duplicates", key=key).status in (303, 403)
-    secret = stand.answer("keys", "create", "boss", "--scope", "admin")["key"]
-    assert web.post("/duplicates/decide", key=secret, fields={"image": "a"}).status in (303, 403)
+def test_a_worker_answers_the_command_line(stand: LiveStack) -> None:
+    file = stand.folder / "page.html"
+    answer = stand.answer("duplicates", "--threshold", "0.999", "--html", str(file))
+    names = [{image["filename"] for image in group["images"]} for group in answer["groups"]]
+    assert any(EVIL in group and len(group) == 2 for group in names)
+    page = file.read_text()
+    assert page.count("data:image/jpeg;base64,") == sum(map(len, names))
+    assert "<img src=x" not in page

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from feed_server import NETWORK, FeedServer, picture
 from live_stack import LiveStack, draw_product, until
 from web_stand import WebServer, start_web
 
@@ -49,7 +50,7 @@ class Receiver:
 def stand(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
     stand = LiveStack(tmp_path_factory.mktemp("shop"), model)
     stand.environment |= {"WEBHOOK_HOSTS": "127.0.0.0/8", "WEBHOOK_SECRET": SECRET}
-    stand.environment |= {"RATE_LIMIT": "0"}
+    stand.environment |= {"RATE_LIMIT": "0", "FETCH_HOSTS": NETWORK}
     stand.start_redis()
     for number in range(6):
         draw_product(stand.products / f"{number}.jpg", number)
@@ -122,6 +123,30 @@ def test_the_same_request_creates_one_job(web: WebServer) -> None:
     for job_id in (again.json["job_id"], other.json["job_id"]):
         end(web, job_id)
     assert web.post("/v1/jobs", json=body, headers={"Idempotency-Key": "x" * 201}).status == 422
+
+
+def test_a_job_may_fetch_the_images_of_a_feed(web: WebServer) -> None:
+    stand, server = web.stand, FeedServer()
+    assert web.post("/v1/jobs", json={"folder": "feed:hats"}).status == 404
+    rows = [f"A{n},Hat {n},{server.put(f'/{n}.png', picture(n))}" for n in range(3)]
+    file = stand.folder / "hats.csv"
+    file.write_text("\n".join(["product_id,title,image_link", *rows, "B,Cap," + server.url("/x")]))
+    assert stand.imgrec("import-catalogue", str(file)).returncode == 0
+    answer = web.post("/v1/jobs", json={"folder": "feed:hats"})
+    assert (answer.status, answer.json["folder"]) == (202, "feed:hats")
+    job_id = answer.json["job_id"]
+    until(lambda: web.get(f"/v1/jobs/{job_id}").json["stage"] == "fetching", "it fetches")
+    worker = stand.worker("fetch")
+    job = end(web, job_id)
+    worker.terminate()
+    worker.wait()
+    server.close()
+    assert (job["state"], job["stage"], job["error"]) == ("published", None, None)
+    assert (job["images"], job["fetched"], job["skipped"]) == (4, 3, 1)
+    listed = web.get(f"/v1/jobs/{job_id}/failures").json["failures"]
+    assert [row["reason"].rpartition(": ")[2] for row in listed] == ["status 404"]
+    assert stand.indexed() == [f"A{n}/image-1.png" for n in range(3)]
+    end(web, start(web))  # the other tests are about the folder
 
 
 def test_a_retry_tries_only_what_failed(web: WebServer) -> None:

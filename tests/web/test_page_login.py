@@ -63,7 +63,7 @@ def token(web: WebServer, cookie: str) -> str:
 
 
 def test_without_a_key_every_page_asks_for_one_and_comes_back(web: WebServer) -> None:
-    for path in ("/", "/jobs", "/index", "/jobs/x", "/?text=a+%26+b"):
+    for path in ("/", "/jobs", "/index", "/duplicates", "/jobs/x", "/?text=a+%26+b"):
         answer = web.get(path)
         assert answer.status == 303
         assert answer.headers["Location"].startswith("/login?next=%2F")
@@ -104,7 +104,8 @@ def test_a_login_form_of_another_site_is_refused(web: WebServer, keys: dict[str,
 
 def test_a_form_without_its_token_changes_nothing(web: WebServer, keys: dict[str, str]) -> None:
     cookie = log_in(web, keys["admin"])
-    for path in ("/jobs", "/jobs/x/cancel", "/jobs/x/retry", "/index/rollback", "/logout"):
+    posts = ("/jobs", "/jobs/x/cancel", "/jobs/x/retry", "/index/rollback", "/duplicates/decide")
+    for path in (*posts, "/duplicates", "/logout"):
         for fields in ({}, {"csrf_token": "local"}, {"csrf_token": 64 * "0"}):
             answer = post(web, path, cookie, folder="/tmp", **fields)
             assert answer.status == 403, path
@@ -119,7 +120,8 @@ def test_a_key_sees_the_pages_of_its_scope_only(web: WebServer, keys: dict[str, 
     page = web.get("/", headers=cookie).body.decode()
     assert "Log out" in page
     assert 'href="/jobs"' not in page
-    for path in ("/jobs", "/index", "/index/workers", "/index/cache", "/jobs/x/image?path=a"):
+    pages = ("/jobs", "/index", "/index/workers", "/index/cache", "/jobs/x/image?path=a")
+    for path in (*pages, "/duplicates", "/duplicates/progress"):
         assert web.get(path, headers=cookie).status == 403
 
 

@@ -65,6 +65,18 @@ def test_a_classification_is_the_command_lines(
     assert "Name an image" in web.post("/v1/classify", json={}).detail
 
 
+def test_a_blank_image_is_told_beside_the_answer_and_on_the_page(
+    web: WebServer, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (64, 64), "white").save(blank)
+    words = "the image is blank"
+    assert words in web.search(blank, limit=3).json["warnings"][0]
+    assert words in web.upload("/v1/classify", blank.read_bytes()).json["warnings"][0]
+    assert words in web.upload("/results", blank.read_bytes()).body.decode()
+    assert "warnings" not in web.search(text="a red shoe", limit=3).json
+
+
 def test_a_products_image_comes_encoded_again_and_is_kept_by_its_etag(web: WebServer) -> None:
     path = "/v1/products/kind0%2Fproduct-003/image"
     answer = web.get(f"{path}?size=64")

@@ -247,7 +247,9 @@ def test_a_job_cancelled_after_the_pointer_was_swapped_is_published(
     assert f"{job_id} published" not in caplog.text
 
 
-def test_an_older_job_fails_after_a_later_one_has_published(desk: InlineWorker) -> None:
+def test_an_older_job_fails_after_a_later_one_has_published(
+    desk: InlineWorker, caplog: pytest.LogCaptureFixture
+) -> None:
     older = embedded(desk)
     desk.messages.clear()
     desk.shop.draw("later.png", seed=77)
@@ -255,6 +257,9 @@ def test_an_older_job_fails_after_a_later_one_has_published(desk: InlineWorker) 
     merge_shards(desk.resources, older)
     assert desk.job(older).state == "failed"
     assert later in str(desk.job(older).error)
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert later in record.getMessage()
+    assert not record.exc_info  # the sentence is enough for whoever waits in a terminal
 
 
 def test_a_database_that_is_away_leaves_the_merge_to_be_sent_again(

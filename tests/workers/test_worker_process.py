@@ -109,7 +109,7 @@ def test_workers_on_one_machine_get_names_of_their_own(process: InlineWorker) ->
 def test_a_worker_without_queues_serves_all(process: InlineWorker) -> None:
     instance, conf = configure_worker(None)
     assert {queue.name for queue in conf.task_queues} == set(routes.QUEUES)
-    assert instance.hostname.startswith("embed-index-query-")
+    assert instance.hostname.startswith("embed-fetch-index-query-")
 
 
 @pytest.mark.parametrize("queues", [None, "query", "embed,query"])

@@ -11,14 +11,13 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pipeline.errors import ImgrecError
-from pipeline.rebuild.plan import check_source, plan_rebuild
 from web import jobs as api
 from web.access import Client
 from web.context import web_of
 from web.pages.view import render
 from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
 from workers.dispatch import require_names
-from workers.routes import EMBED, FAILURE_IMAGE, INDEX
+from workers.routes import EMBED, FAILURE_IMAGE, FETCH, INDEX
 
 router = APIRouter(prefix="/jobs", route_class=PageRoute, include_in_schema=False)
 
@@ -72,17 +71,7 @@ async def start(request: Request, client: AdminVisitor) -> Response:
         error = "Name the folder that holds the product images."
         return await _jobs_page(request, client, folder="", full=full, error=error, status=422)
     try:
-        await asyncio.to_thread(check_source, folder, web.settings)
-        await api.require_workers(web)
-        resources = web.resources
-        plan = partial(
-            plan_rebuild,
-            folder,
-            web.settings,
-            resources.jobs,
-            resources.versions,
-            full=full,
-        )
+        plan = partial(await api.planner(web, folder), full=full)
         job_id = await api.start_plan(web, plan)
     except ImgrecError as problem:
         status, error = sentence_of(problem, folder)
@@ -142,10 +131,11 @@ async def waiting(request: Request, job_id: str, client: AdminVisitor) -> Respon
     job = await asyncio.to_thread(web.resources.jobs.get, job_id)
     progress = await asyncio.to_thread(web.resources.jobs.progress, job_id)
     sentence = job.error or ""
-    if job.open and not job.plan_done:
+    if job.open and not job.plan_done and not job.stage:
         sentence = f"Listing the folder: {progress.images:,} images so far."
     elif job.open and not sentence:
-        queue = INDEX if progress.shards_done == progress.shards else EMBED
+        at_work = FETCH if job.stage else EMBED
+        queue = INDEX if progress.shards_done == progress.shards else at_work
         if not (await web.answers.workers())[queue]:
             sentence = (
                 f"No worker listens on queue '{queue}': start one with 'celery worker -Q {queue}', "

@@ -20,6 +20,7 @@ FRAGMENT_HEADER = "X-Fragment"  # scripts ask for a part of a page
 TITLES = ("title", "name")  # columns that name a product
 STATES = {
     "planned": "Planned",
+    "fetching": "Fetching",
     "running": "Embedding",
     "merging": "Building the index",
     "published": "Published",

@@ -3,7 +3,7 @@
 import { fragment } from "./page.js";
 
 const STATES = {
-  planned: "Planned", running: "Embedding", merging: "Building the index",
+  planned: "Planned", fetching: "Fetching", running: "Embedding", merging: "Building the index",
   published: "Published", failed: "Failed", cancelled: "Cancelled",
 };
 const WINDOW_S = 15; // the rate is that of the last seconds
@@ -39,7 +39,7 @@ function follow(root) {
     if (!last || last.images !== job.looked_at) movedAt = performance.now();
     samples.push({ at: now, images: job.looked_at });
     while (samples.length > 2 && now - samples[0].at > WINDOW_S) samples.shift();
-    set("state", STATES[job.state] ?? job.state);
+    set("state", STATES[job.stage ?? job.state] ?? job.state);
     parts.get("state").className = `state ${job.state}`;
     const ended = !["planned", "running"].includes(job.state);
     set("images", ended ? number(job.images) : `${number(job.looked_at)} of ${number(job.images)}`);

@@ -10,6 +10,7 @@
     full     raise what a full disk raises
     raise    raise RuntimeError, as a bug would
     sleepS   pause for S seconds
+    clockS   set this process's clock forward, or back, by S seconds
     hang     freeze this thread alone
     end      end this thread alone
 
@@ -81,10 +82,18 @@ def _act(action: str) -> None:
     elif action == "hang":
         while True:
             time.sleep(60)
+    elif action.startswith("clock"):
+        _set_clock(float(action.removeprefix("clock")))
     elif action.startswith("sleep"):
         time.sleep(float(action.removeprefix("sleep")))
     else:
         raise ValueError(f"IMGREC_FAILPOINT knows no action {action!r}")
+
+
+def _set_clock(by_s: float) -> None:
+    clock, read = time.time, time.clock_gettime
+    time.time = lambda: clock() + by_s
+    time.clock_gettime = lambda kind: read(kind) + by_s * (kind == time.CLOCK_REALTIME)
 
 
 def _allocate(blocks: list[bytes]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.duplicates.candidates import BLOCK, find_candidates, first_rows
 from pipeline.index import faiss_index
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.faiss_engine import FaissIndex
 
 COUNT, DIM = 3000, 32
 COPIES = [(number, 1500 + number) for number in range(0, 200, 7)]
@@ -21,7 +21,7 @@ def units(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=["Flat", "IVF"])
-def index(request: pytest.FixtureRequest) -> OpenIndex:
+def index(request: pytest.FixtureRequest) -> FaissIndex:
     dice = np.random.default_rng(0)
     rows = units(dice.normal(size=(COUNT, DIM)))
     for one, other in COPIES:
@@ -32,10 +32,10 @@ def index(request: pytest.FixtureRequest) -> OpenIndex:
         manifest={"index": kind.parameters()},
         random_pairs=faiss_index.random_pairs(rows),
     )
-    return OpenIndex(version, built)
+    return FaissIndex(version, built)
 
 
-def test_close_pairs_are_found_once_and_the_closest_first(index: OpenIndex) -> None:
+def test_close_pairs_are_found_once_and_the_closest_first(index: FaissIndex) -> None:
     done: list[int] = []
     found = find_candidates(index, np.arange(COUNT), None, done.append)
     pairs = [tuple(pair) for pair in found.rows.tolist()]
@@ -48,7 +48,7 @@ def test_close_pairs_are_found_once_and_the_closest_first(index: OpenIndex) -> N
     assert done == [min(COUNT, BLOCK * n) for n in range(1, -(-COUNT // BLOCK) + 1)]
 
 
-def test_a_threshold_is_the_lowest_score(index: OpenIndex) -> None:
+def test_a_threshold_is_the_lowest_score(index: FaissIndex) -> None:
     found = find_candidates(index, np.arange(COUNT), 0.99)
     assert {tuple(pair) for pair in found.rows.tolist()} == set(COPIES)
     assert found.similar.all()
@@ -56,14 +56,32 @@ def test_a_threshold_is_the_lowest_score(index: OpenIndex) -> None:
     assert len(find_candidates(index, np.arange(COUNT), 1.0).rows) <= 1  # rounding
 
 
-def test_rows_that_are_left_out_are_found_by_none(index: OpenIndex) -> None:
+def test_rows_that_are_left_out_are_found_by_none(index: FaissIndex) -> None:
     """Twenty copies of one file would hide all other neighbors of it."""
     rows = np.setdiff1d(np.arange(COUNT), [one for one, _ in COPIES])
     found = find_candidates(index, rows, 0.99)
     assert len(found.rows) == 0
 
 
-def test_an_index_of_one_image_has_no_pairs(index: OpenIndex) -> None:
+@pytest.mark.parametrize("n_copies", [3, 40])
+def test_copies_hide_no_neighbor_whatever_their_number(n_copies: int) -> None:
+    dice = np.random.default_rng(1)
+    rows = units(dice.normal(size=(300, DIM)))
+    rows[1] = units(rows[0] + 0.02 * dice.normal(size=DIM))
+    rows[100 : 100 + n_copies] = rows[0]  # the same file many times
+    built, kind = faiss_index.build(rows, 10**6)
+    version: Any = SimpleNamespace(
+        vectors=rows,
+        manifest={"index": kind.parameters()},
+        random_pairs=faiss_index.random_pairs(rows),
+    )
+    others = np.setdiff1d(np.arange(300), np.arange(100, 100 + n_copies))
+    found = find_candidates(FaissIndex(version, built), others, None)
+    assert [0, 1] in found.rows.tolist()
+    assert not np.isin(found.rows, np.arange(100, 100 + n_copies)).any()
+
+
+def test_an_index_of_one_image_has_no_pairs(index: FaissIndex) -> None:
     assert len(find_candidates(index, np.array([5]), None).rows) == 0
     assert len(find_candidates(index, np.array([], np.int64), None).rows) == 0
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.duplicates.pairs import Facts, Group, Kind, Pair, group_pairs
 from pipeline.duplicates.result import Published, SearchResult, rows_by_group
+from pipeline.index.versions import Version
 
 
 def facts(**pixels: int) -> dict[str, Facts]:
@@ -104,10 +104,13 @@ def test_copies_of_one_image_are_one_group(count: int) -> None:
     assert group.kinds == [Kind.IDENTICAL]
 
 
-def version(identity: str, **sizes: int) -> Any:
+def version(identity: str, **sizes: int) -> Version:
     paths = sorted(sizes)
     files = np.array([[sizes[path], 1] for path in paths])
-    return SimpleNamespace(identity=identity, paths=paths, files=files)
+    name, _, job_id = identity.partition("/")
+    made = Version(Path(name), {"job_id": job_id, "images": len(paths)}, 0)
+    vars(made).update(paths=paths, files=files)
+    return made
 
 
 def test_photos_of_one_product_that_are_similar_are_no_duplicates() -> None:

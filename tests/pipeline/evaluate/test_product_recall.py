@@ -73,6 +73,8 @@ def test_the_better_variant_is_named_and_whether_the_difference_is_chance() -> N
     near = advise([one, other])
     assert not near.is_clear
     assert "may be chance" in near.sentence()
+    twin = Variant("m", False, good.ranks)
+    assert advise([good, twin]).best is twin  # it is faster
     assert advise([good]).sentence() == "Only m with background removal on was measured."
 
 

@@ -49,7 +49,7 @@ def test_a_cell_is_parted_into_addresses_as_they_are_sent(cell: str, urls: list[
         ("https://user:word@x.example/a", "user name or a password"),
         ("https://x.example:99999/a", "not a valid address"),
         ("https:///a", "names no host"),
-        ("https://x.example/" + "a" * 5000, "more than 4,096 characters"),
+        ("https://x.example/" + "a" * 5000, "more than 2,048 characters"),
     ],
 )
 def test_an_address_that_must_not_be_fetched_is_refused(url: str, words: str) -> None:

@@ -67,6 +67,7 @@ def test_items_of_a_google_feed_are_joined_by_their_group(
     outcome, feed = import_file(products, write(tmp_path, "feed.xml", GOOGLE))
     facts, catalogue = known(products)
     assert (feed.format, outcome.products, outcome.urls, feed.problems.bad) == ("google", 2, 5, [])
+    assert feed.n_items == 3  # not the groups
     assert facts["SOFA-1"] == {
         "title": 'Sofa "Ann" <Red> & Oak',
         "price": 1249.0,

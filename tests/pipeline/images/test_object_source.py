@@ -17,7 +17,7 @@ from s3_server import READER, READER_SECRET, S3Server
 from toy_pipeline import ToyPipeline
 
 from pipeline.errors import BadImage, ServerUnavailable, StoreRefused, WrongUse
-from pipeline.images import object_source
+from pipeline.images import fetch_ahead
 from pipeline.images.decode import Limits
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, LeftOut, find_images
@@ -149,7 +149,7 @@ def test_images_are_fetched_ahead_within_their_limits(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four threads take 40 images; sixteen of 1 MB and less would be fetched at once."""
-    monkeypatch.setattr(object_source, "FETCH_BYTES", 5_000_000)
+    monkeypatch.setattr(fetch_ahead, "FETCH_BYTES", 5_000_000)
     bytes_at_once, most, turn = 0, 0, threading.Lock()
     images = [ImageFile(f"{n:02d}.jpg", 1_000_000, 1) for n in range(40)]
     go_on = threading.Event()

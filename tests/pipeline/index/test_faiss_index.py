@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import IndexBroken
 from pipeline.index import faiss_index
 from pipeline.index.choose import IndexSpec, choose_spec
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.faiss_engine import FaissIndex
 
 
 def vectors(count: int, dim: int = 24, seed: int = 0) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_every_kind_searches_within_allowed_rows_and_down_to_the_last(
 ) -> None:
     rows, loaded, kind = built
     version = SimpleNamespace(manifest={"index": kind.parameters()}, vectors=rows)
-    opened = OpenIndex(version, loaded)
+    opened = FaissIndex(version, loaded)
     allowed = np.zeros(len(rows), bool)
     allowed[::400] = True
     *_, last = opened.search_deepening(rows[401], 3, allowed)

@@ -174,7 +174,7 @@ def test_an_index_folder_that_was_deleted_and_made_again_is_not_mistaken_for_the
     assert shop.rebuild()[0] == "v0001"
     assert len(shop.versions.current().paths) == 31
     held = index.current()
-    assert len(held.version.paths) == held.faiss.ntotal == 31
+    assert len(held.version.paths) == held.n_vectors == 31
 
 
 def test_manifests_say_what_a_version_is_made_of(shop: ToyPipeline) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import NotFound, WrongUse
 from pipeline.index import faiss_index
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.faiss_engine import FaissIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.query import Query
@@ -33,17 +33,18 @@ def units(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def open_index(vectors: np.ndarray, flat_max: int, memory: int | None) -> OpenIndex:
+def open_index(vectors: np.ndarray, flat_max: int, memory: int | None) -> FaissIndex:
     built, kind = faiss_index.build(vectors, flat_max, 1, memory)
     version: Any = SimpleNamespace(
         name="v0001",
         identity="v0001/job",
+        kept=None,
         paths=[f"{product}.jpg" for product in PRODUCTS],
         vectors=vectors,
         manifest={"index": kind.parameters()},
         random_pairs=faiss_index.random_pairs(vectors),
     )
-    return OpenIndex(version, built)
+    return FaissIndex(version, built)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ KINDS = {"Flat": (10**6, None), "IVF": (10, None), "SQ8": (10**6, 30_000), "IVF,
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def opened(request: pytest.FixtureRequest, vectors: np.ndarray) -> OpenIndex:
+def opened(request: pytest.FixtureRequest, vectors: np.ndarray) -> FaissIndex:
     index = open_index(vectors, *KINDS[request.param])
     assert bool(index.kind.nlist) == ("IVF" in request.param)
     assert bool(index.kind.rerank) == ("SQ8" in request.param)
@@ -67,7 +68,7 @@ def opened(request: pytest.FixtureRequest, vectors: np.ndarray) -> OpenIndex:
 
 
 @pytest.fixture
-def shelf(opened: OpenIndex) -> IndexedCatalogue:
+def shelf(opened: FaissIndex) -> IndexedCatalogue:
     facts = {
         product: json.dumps({"price": number % 7, "color": ["red", "blue", "Green"][number % 3]})
         for number, product in enumerate(PRODUCTS)
@@ -76,7 +77,7 @@ def shelf(opened: OpenIndex) -> IndexedCatalogue:
     return IndexedCatalogue(opened.version, Catalogue(1, facts))
 
 
-def ask(shelf: IndexedCatalogue, opened: OpenIndex, **options: Any) -> Answer:
+def ask(shelf: IndexedCatalogue, opened: FaissIndex, **options: Any) -> Answer:
     feedback = options.pop("feedback_index", None)
     query = Query(**{"top_k": 5, "total": True, **options})
     image = None if query.product or query.products else np.asarray(opened.version.vectors[3])
@@ -115,7 +116,7 @@ DISLIKES = [
     ids=str,
 )
 def test_pages_of_any_sizes_are_the_long_list(
-    opened: OpenIndex, shelf: IndexedCatalogue, vectors: np.ndarray, options: dict[str, Any]
+    opened: FaissIndex, shelf: IndexedCatalogue, vectors: np.ndarray, options: dict[str, Any]
 ) -> None:
     if "feedback" in options:
         mine = [Feedback(**{**vars(each), "vector": vectors[3]}) for each in DISLIKES]
@@ -134,7 +135,7 @@ def test_pages_of_any_sizes_are_the_long_list(
 
 
 def test_one_of_each_group_is_shown_on_all_pages_together_and_it_is_the_best(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     everything = ids(ask(shelf, opened, top_k=1000))
     collapsed: list[str] = []
@@ -158,7 +159,7 @@ def test_one_of_each_group_is_shown_on_all_pages_together_and_it_is_the_best(
 
 
 def test_the_total_of_a_collapsed_list_is_known_where_the_list_is_complete(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     whole = ask(shelf, opened, top_k=1000, collapse="duplicates")
     assert whole.total == len(whole.matches) < COUNT
@@ -166,7 +167,7 @@ def test_the_total_of_a_collapsed_list_is_known_where_the_list_is_complete(
 
 
 def test_every_product_is_on_one_page_and_the_total_counts_them(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     listed: list[str] = []
     while page := ask(shelf, opened, top_k=90, offset=len(listed)):
@@ -179,14 +180,14 @@ def test_every_product_is_on_one_page_and_the_total_counts_them(
 
 @pytest.mark.parametrize("options", [{"where": ("color=red",)}, {"product": "p/010"}], ids=str)
 def test_the_total_is_what_the_pages_hold(
-    opened: OpenIndex, shelf: IndexedCatalogue, options: dict[str, Any]
+    opened: FaissIndex, shelf: IndexedCatalogue, options: dict[str, Any]
 ) -> None:
     matches = ids(ask(shelf, opened, top_k=1000, **options))
     assert ask(shelf, opened, top_k=2, **options).total == len(matches)
 
 
 def test_a_total_that_would_take_a_search_of_everything_is_not_known(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     whole = ask(shelf, opened, top_k=1000, min_score=0.0)
     assert whole.total == len(whole.matches) < COUNT
@@ -194,7 +195,7 @@ def test_a_total_that_would_take_a_search_of_everything_is_not_known(
 
 
 def test_equal_scores_come_in_the_order_of_their_ids(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     matches = ask(shelf, opened, top_k=400).matches
     twins = [
@@ -207,7 +208,7 @@ def test_equal_scores_come_in_the_order_of_their_ids(
 
 
 def test_sorting_takes_numbers_as_numbers_and_puts_products_without_the_fact_last(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     for sort, ascending in (("price", True), ("-price", False)):
         answer = ask(shelf, opened, top_k=1000, sort=sort)
@@ -226,7 +227,7 @@ def test_sorting_takes_numbers_as_numbers_and_puts_products_without_the_fact_las
 
 
 def test_only_the_columns_that_are_asked_for_are_returned(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     answer = ask(shelf, opened, fields=("price",))
     assert {tuple(match.get("product", ())) for match in answer.matches} <= {("price",), ()}
@@ -235,14 +236,14 @@ def test_only_the_columns_that_are_asked_for_are_returned(
 
 @pytest.mark.parametrize("options", [{"sort": "colour"}, {"fields": ("colour",)}], ids=str)
 def test_an_unknown_column_is_a_sentence(
-    opened: OpenIndex, shelf: IndexedCatalogue, options: dict[str, Any]
+    opened: FaissIndex, shelf: IndexedCatalogue, options: dict[str, Any]
 ) -> None:
     with pytest.raises(WrongUse, match=r"Unknown column 'colour'\. Available columns: color"):
         ask(shelf, opened, **options)
 
 
 def test_products_with_weights_are_one_question_and_no_matches_of_it(
-    opened: OpenIndex, shelf: IndexedCatalogue
+    opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
     weights = {"p/010": 1.0, "p/020": 0.5, "p/033": -0.25}
     matches = ids(ask(shelf, opened, products=weights, top_k=1000))

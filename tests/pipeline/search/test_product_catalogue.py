@@ -34,7 +34,9 @@ def rows(condition: str, values: list[Any], column: Column | None, **more: Any) 
         columns={} if column is None else {"x": column},
         **more,
     )
-    version: Any = SimpleNamespace(name="v0001", paths=[f"p{n}.jpg" for n in range(len(values))])
+    version: Any = SimpleNamespace(
+        name="v0001", kept=None, paths=[f"p{n}.jpg" for n in range(len(values))]
+    )
     mask = IndexedCatalogue(version, catalogue).allowed([Condition.parse(condition)])
     assert mask is not None
     return np.flatnonzero(mask).tolist()

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import WrongUse
 from pipeline.index import faiss_index
-from pipeline.index.live_index import OpenIndex
+from pipeline.index.faiss_engine import FaissIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue, IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue, Condition
 from pipeline.search.query import Query
@@ -28,22 +28,23 @@ def units(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def open_index(vectors: np.ndarray, paths: list[str], flat_max: int = 10**6) -> OpenIndex:
+def open_index(vectors: np.ndarray, paths: list[str], flat_max: int = 10**6) -> FaissIndex:
     """An index in memory with the parts of a version that ranking looks at."""
     built, kind = faiss_index.build(vectors, flat_max)
     version: Any = SimpleNamespace(
         name="v0001",
         identity="v0001/job",
+        kept=None,
         paths=paths,
         vectors=vectors,
         manifest={"index": kind.parameters()},
         random_pairs=faiss_index.random_pairs(vectors),
     )
-    return OpenIndex(version, built)
+    return FaissIndex(version, built)
 
 
 @pytest.fixture(params=["Flat", "IVF"])
-def opened(request: pytest.FixtureRequest) -> OpenIndex:
+def opened(request: pytest.FixtureRequest) -> FaissIndex:
     rows = np.random.default_rng(0).normal(size=(COUNT, DIM))
     flat_max = 10**6 if request.param == "Flat" else 10
     return open_index(units(rows), [f"p/{n:03d}.jpg" for n in range(COUNT)], flat_max)
@@ -54,7 +55,7 @@ def catalogue(**facts: dict[str, Any]) -> Catalogue:
 
 
 def ask(
-    opened: OpenIndex,
+    opened: FaissIndex,
     shelf: IndexedCatalogue,
     vector: np.ndarray | None = None,
     embed: Callable[[str], np.ndarray] | None = None,
@@ -70,7 +71,7 @@ def ids(answer: Answer) -> list[str]:
     return [match["product_id"] for match in answer.matches]
 
 
-def test_without_options_the_order_is_exact_search(opened: OpenIndex) -> None:
+def test_without_options_the_order_is_exact_search(opened: FaissIndex) -> None:
     vectors, shelf = opened.version.vectors, IndexedCatalogue(opened.version, Catalogue())
     answer = ask(opened, shelf, vectors[7], top_k=COUNT)
     assert len(set(ids(answer))) == COUNT  # an inverted file gives all, too, when all are wanted
@@ -84,7 +85,7 @@ def test_without_options_the_order_is_exact_search(opened: OpenIndex) -> None:
 
 @pytest.mark.parametrize("every", [2, 40, 399])
 def test_a_filter_works_inside_the_search_and_k_come_whenever_k_exist(
-    opened: OpenIndex, every: int
+    opened: FaissIndex, every: int
 ) -> None:
     facts = {
         f"p/{n:03d}": {"price": n, "half": "yes" if n % every == 0 else "no"} for n in range(COUNT)
@@ -105,7 +106,7 @@ def test_a_filter_works_inside_the_search_and_k_come_whenever_k_exist(
 
 
 def test_a_column_that_no_product_has_is_a_sentence_with_those_there_are(
-    opened: OpenIndex,
+    opened: FaissIndex,
 ) -> None:
     shelf = IndexedCatalogue(opened.version, catalogue(**{"p/001": {"price": 5}}))
     with pytest.raises(WrongUse, match="Available columns: price"):
@@ -336,7 +337,7 @@ def test_the_report_gives_each_match_the_value_that_the_ranking_gave_it() -> Non
     ]
 
 
-def test_feedback_that_is_off_changes_no_byte(opened: OpenIndex) -> None:
+def test_feedback_that_is_off_changes_no_byte(opened: FaissIndex) -> None:
     shelf = IndexedCatalogue(opened.version, Catalogue())
     query = opened.version.vectors[9]
     empty = ask(
@@ -351,7 +352,9 @@ def test_random_pairs_are_pairs_of_different_rows() -> None:
     assert faiss_index.random_pairs(same[:1])["quantiles"]["0.5"] == 1  # there is but one
 
 
-def test_masks_are_kept_and_a_new_catalogue_forgets_them(opened: OpenIndex, tmp_path: Path) -> None:
+def test_masks_are_kept_and_a_new_catalogue_forgets_them(
+    opened: FaissIndex, tmp_path: Path
+) -> None:
     shelf = IndexedCatalogue(opened.version, catalogue(**{"p/001": {"price": 5}}))
     conditions = Query(top_k=1, where=("price=5",)).conditions
     assert shelf.allowed(conditions) is shelf.allowed(conditions)
@@ -361,7 +364,7 @@ def test_masks_are_kept_and_a_new_catalogue_forgets_them(opened: OpenIndex, tmp_
     assert np.flatnonzero(mask).tolist() == [2]
 
 
-def test_a_shelf_that_was_prepared_has_the_filters_that_are_in_use(opened: OpenIndex) -> None:
+def test_a_shelf_that_was_prepared_has_the_filters_that_are_in_use(opened: FaissIndex) -> None:
     """Else the first filtered query of a new version works them out for a million rows."""
     known = catalogue(**{f"p/{n:03d}": {"color": "red"} for n in range(0, COUNT, 2)})
     shelves = IndexedCatalogues(lambda at_once: known)

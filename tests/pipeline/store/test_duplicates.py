@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pipeline.duplicates.pairs import Facts, Kind, Pair
@@ -59,6 +61,20 @@ def test_thresholds_and_versions_have_searches_of_their_own(duplicates: Duplicat
         for threshold in (None, 0.9, 0.95)
     }
     assert len(ids) == 6
+
+
+def test_the_search_that_was_shown_last_is_the_one_that_counts(duplicates: Duplicates) -> None:
+    for threshold, result in ((None, RESULT), (0.5, SearchResult())):
+        search = duplicates.plan("v0001/job", threshold)
+        duplicates.claim(search.id, "one", 60)
+        duplicates.finish(search.id, "one", result)
+        time.sleep(0.01)  # or both ended at once
+    assert duplicates.published().threshold == 0.5
+    before = duplicates.revision()
+    duplicates.plan("v0001/job", None)
+    assert duplicates.revision() > before
+    published = duplicates.published()
+    assert (published.threshold, published.result) == (None, RESULT)
 
 
 def test_a_search_that_failed_says_why_and_is_begun_anew(duplicates: Duplicates) -> None:

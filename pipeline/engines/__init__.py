@@ -1,0 +1,1 @@
+"""Engines on servers, and the choice among all of them."""

@@ -1,0 +1,345 @@
+"""The engine on Milvus: a collection with an HNSW index for each version."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engines.milvus_server import BUILD_S, CALL_S, MilvusServer, NotLoaded
+from pipeline.engines.scores import scored
+from pipeline.errors import IndexBroken
+from pipeline.index.engine import PREFIX, Base, EngineState, Hits, Vectors, age_s, new_name
+from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
+from pipeline.index.versions import ADVICE, Version
+
+M, EF_CONSTRUCTION = 16, 200  # https://milvus.io/docs/index.md recommends 8 to 64, and up from 100
+EF_SEARCH = (64, 100, 160, 250, 400, 640, 1000)
+TARGET_RECALL = 0.97
+BATCH_BYTES = 8 << 20  # of one insert; Milvus takes messages of 64 MB
+MAX_LIMIT = 16_384  # rows of one answer
+MAX_NAMED = 4096  # allowed rows that are named one by one
+SPARE = 2  # an answer that is filtered afterwards is so many times as long as needed on average
+SMOKE_TEST_ROWS = 8
+
+
+@dataclass(frozen=True)
+class MilvusIndex:
+    """A version whose vectors are in a collection; scores are computed here."""
+
+    version: Version
+    server: MilvusServer
+
+    exact = False
+
+    @property
+    def collection(self) -> str:
+        return str(self.version.manifest["index"]["collection"])
+
+    @property
+    def n_vectors(self) -> int:
+        return int(self.version.manifest["images"])
+
+    def search(
+        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Return (scores, rows), see `OpenIndex`."""
+        k = min(k, self.n_vectors)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        for place, query in enumerate(queries):
+            hits = self._hits(query, k, allowed)
+            rows[place, : len(hits)] = [row for row, _ in hits]
+            scores[place, : len(hits)] = [score for _, score in hits]
+        return scores, rows
+
+    def search_deepening(
+        self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
+    ) -> Iterator[Hits]:
+        """Yield ever deeper lists of (row, score), see `OpenIndex`."""
+        total = self.n_vectors if allowed is None else int(allowed.sum())
+        depth = min(first, total)
+        while total:
+            yield self._hits(vector, depth, allowed)
+            if depth == total:
+                return
+            depth = min(total, 4 * depth)
+
+    def plan(self, first: int, allowed: NDArray[np.bool_] | None) -> str:
+        """Tell whether rows are named to Milvus, or its answer is filtered here."""
+        total = self.n_vectors
+        n_allowed = total if allowed is None else int(allowed.sum())
+        within = f"{n_allowed:,} of {total:,} rows allowed"
+        if allowed is not None and n_allowed <= MAX_NAMED:
+            return f"Milvus among named rows, {within}"
+        if self._limit(min(first, n_allowed), n_allowed) > MAX_LIMIT:
+            return f"exact search in this process, {within}"
+        return f"HNSW, {within}" + ("" if allowed is None else ", filtered afterwards")
+
+    def warm(self) -> None:
+        """Search once."""
+        self.search(np.asarray(self.version.vectors[:1]), 10)
+
+    @cached_property
+    def _ef_search(self) -> int:
+        return int(self.version.manifest["index"]["ef_search"])
+
+    def _limit(self, depth: int, n_allowed: int) -> int:
+        """Return how many rows hold `depth` allowed ones, on average and with some to spare."""
+        if n_allowed == self.n_vectors:
+            return depth
+        return SPARE * depth * self.n_vectors // max(1, n_allowed) + 10
+
+    def _hits(self, vector: Vectors, depth: int, allowed: NDArray[np.bool_] | None) -> Hits:
+        """Return the best `depth` allowed rows, as many as there are."""
+        n_allowed = self.n_vectors if allowed is None else int(allowed.sum())
+        depth = min(depth, n_allowed)
+        rows = self._found(vector, depth, n_allowed, allowed)
+        if len(rows) < depth:  # Milvus cannot tell more at once, or the allowed rows are far away
+            among = np.arange(self.n_vectors) if allowed is None else np.flatnonzero(allowed)
+            _, best = exact(_Taken(self.version.vectors, among), vector[None, :], depth)
+            rows = among[best[0]].tolist()
+        return scored(self.version.vectors, rows, vector)
+
+    def _found(
+        self, vector: Vectors, depth: int, n_allowed: int, allowed: NDArray[np.bool_] | None
+    ) -> list[int]:
+        if not depth or depth > MAX_LIMIT:
+            return []
+        if allowed is not None and n_allowed <= MAX_NAMED:
+            return self._ask(vector, depth, f"id in {np.flatnonzero(allowed).tolist()}")
+        limit = self._limit(depth, n_allowed)
+        if limit > MAX_LIMIT:
+            return []
+        rows = self._ask(vector, min(limit, self.n_vectors), "")
+        if allowed is not None:
+            rows = [row for row in rows if allowed[row]]
+        return rows[:depth]
+
+    def _ask(self, vector: Vectors, limit: int, condition: str) -> list[int]:
+        try:
+            with self.server.client() as client:
+                return _search(client, self.collection, vector, limit, self._ef_search, condition)
+        except NotLoaded:  # the server was started again, or somebody has released it
+            with self.server.client() as client:
+                client.load_collection(self.collection, timeout=BUILD_S)
+                return _search(client, self.collection, vector, limit, self._ef_search, condition)
+
+
+class _Taken:
+    """Some rows of a mapped array, taken a block at a time."""
+
+    def __init__(self, vectors: Vectors, rows: NDArray[np.int64]) -> None:
+        self._vectors, self._rows = vectors, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, block: slice) -> Vectors:
+        return np.asarray(self._vectors[self._rows[block]])
+
+
+class MilvusEngine:
+    """Builds a collection, and drops it where the build fails."""
+
+    name = "milvus"
+    builds_in_memory = False
+
+    def __init__(self, server: MilvusServer, owner: Callable[[], str], replicas: int = 1) -> None:
+        """Keep the versions of one data folder on a server.
+
+        Args:
+            owner: returns the id of the data folder; other folders may share the server.
+            replicas: copies of an index in the memory of query nodes.
+        """
+        self.server = server
+        self._owner, self._replicas = owner, replicas
+
+    def build(
+        self,
+        vectors: Vectors,
+        workspace: Path,
+        check: Callable[[], None],
+        base: Base | None = None,
+    ) -> dict[str, Any]:
+        """Fill a collection, index and load it, and check that it finds its own vectors."""
+        name = new_name()
+        with self.server.client() as client:
+            try:
+                _fill(client, name, self._owner(), vectors, check)
+                _index(client, name, self._replicas)
+                check()
+                ef_search, recall = _tuned(client, name, vectors, check)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the next build drops it
+                    client.drop_collection(name, timeout=CALL_S)
+                raise
+        size = vectors.size * 4 + len(vectors) * 2 * M * 4
+        return {
+            "engine": self.name,
+            "collection": name,
+            "ef_search": ef_search,
+            "factory": f"milvus HNSW{M}",
+            "nlist": 0,
+            "nprobe": 0,
+            "recall_at_10": recall,
+            "rerank": 0,
+            "memory": size,
+            "reason": f"{len(vectors):,} vectors in {self.server.shown}; the memory is an estimate",
+        }
+
+    def open(self, version: Version) -> MilvusIndex:
+        """Find the collection of a version, and compare a few vectors with those of the folder.
+
+        Raises:
+            IndexBroken: it is gone, or holds other vectors.
+        """
+        index = MilvusIndex(version, self.server)
+        vectors = version.vectors
+        rows = np.unique(np.linspace(0, len(vectors) - 1, SMOKE_TEST_ROWS).astype(np.int64))
+        with self.server.client() as client:
+            good = client.has_collection(index.collection, timeout=CALL_S)
+            if good:
+                client.load_collection(
+                    index.collection, replica_number=self._replicas, timeout=BUILD_S
+                )
+            good = good and _count(client, index.collection) == len(vectors)
+            if good:
+                stored = client.query(
+                    index.collection,
+                    filter=f"id in {rows.tolist()}",
+                    output_fields=["id", "embedding"],
+                    timeout=CALL_S,
+                )
+                products = [
+                    float(vectors[row["id"]] @ np.array(row["embedding"])) for row in stored
+                ]
+                good = len(products) == len(rows) and min(products) >= SELF_SCORE
+        if not good:
+            raise IndexBroken(
+                f"Index {version.name} and the collection {index.collection} of "
+                f"{self.server.shown} do not belong together: {ADVICE}."
+            )
+        return index
+
+    def verify(self, version: Version) -> None:
+        """Count a version's vectors and look at some, see `open`."""
+        self.open(version)
+
+    def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:
+        """Drop this folder's collections that no version names."""
+        used = {version.manifest["index"]["collection"] for version in versions}
+        dropped, owner = [], _description(self._owner())
+        with self.server.client() as client:
+            for name in sorted(client.list_collections(timeout=CALL_S)):
+                if not name.startswith(PREFIX) or name in used or age_s(name) < min_age_s:
+                    continue
+                facts = client.describe_collection(name, timeout=CALL_S)
+                if facts.get("description") == owner:
+                    client.drop_collection(name, timeout=CALL_S)
+                    dropped.append(name)
+        return dropped
+
+    def check(self) -> EngineState:
+        """Prove the login, the version, and the right to make collections."""
+        with self.server.client() as client:
+            version = client.get_server_version(timeout=CALL_S)
+            name = f"imgrec_check_{uuid.uuid4().hex[:8]}"
+            client.create_collection(name, schema=_schema(client, 4, "check"), timeout=CALL_S)
+            client.drop_collection(name, timeout=CALL_S)
+        return EngineState(f"{self.server.shown}, Milvus {version}, writable")
+
+
+def _description(owner: str) -> str:
+    return f"imgrec {owner}"
+
+
+def _schema(client: Any, dim: int, owner: str) -> Any:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, description=_description(owner))
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
+    return schema
+
+
+def _fill(client: Any, name: str, owner: str, vectors: Vectors, check: Callable[[], None]) -> None:
+    dim = vectors.shape[1]
+    client.create_collection(name, schema=_schema(client, dim, owner), timeout=CALL_S)
+    size = max(1, BATCH_BYTES // (4 * dim))
+    for start in range(0, len(vectors), size):
+        check()
+        block = np.asarray(vectors[start : start + size])
+        rows = [{"id": start + at, "embedding": row} for at, row in enumerate(block)]
+        client.insert(name, rows, timeout=BUILD_S)
+    client.flush(name, timeout=BUILD_S)
+
+
+def _index(client: Any, name: str, replicas: int) -> None:
+    parameters = client.prepare_index_params()
+    parameters.add_index(
+        "embedding",
+        index_type="HNSW",
+        metric_type="IP",
+        params={"M": M, "efConstruction": EF_CONSTRUCTION},
+    )
+    client.create_index(name, parameters, timeout=BUILD_S)
+    client.load_collection(name, replica_number=replicas, timeout=BUILD_S)
+
+
+def _count(client: Any, name: str) -> int:
+    rows = client.query(
+        name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=CALL_S
+    )
+    return int(rows[0]["count(*)"])
+
+
+def _search(
+    client: Any, name: str, vector: Vectors, limit: int, ef_search: int, condition: str
+) -> list[int]:
+    # A collection never changes once it is published, so no query needs to wait for a newer state.
+    (hits,) = client.search(
+        name,
+        data=[vector],
+        limit=limit,
+        filter=condition,
+        search_params={"metric_type": "IP", "params": {"ef": max(ef_search, limit)}},
+        consistency_level="Eventually",
+        timeout=CALL_S,
+    )
+    return [int(hit["id"]) for hit in hits]
+
+
+def _tuned(
+    client: Any, name: str, vectors: Vectors, check: Callable[[], None]
+) -> tuple[int, float]:
+    """Return the least ef that reaches the target, and its recall@10.
+
+    Raises:
+        IndexBroken: vectors are missing, or sampled ones do not find themselves.
+    """
+    stored = _count(client, name)
+    if stored != len(vectors):
+        raise IndexBroken(f"The collection holds {stored} vectors, {len(vectors)} were written.")
+    queries = noisy_queries(vectors, SAMPLE)
+    best, _ = exact(vectors, queries, 10)
+    k, recall, ef_search = best.shape[1], 0.0, EF_SEARCH[0]
+    for ef_search in EF_SEARCH:
+        check()
+        reached = 0
+        for query, lowest in zip(queries, best[:, -1], strict=True):
+            rows = _search(client, name, query, k, ef_search, "")
+            reached += sum(score >= lowest - 1e-5 for _, score in scored(vectors, rows, query))
+        recall = round(reached / best.size, 4)
+        if recall >= TARGET_RECALL:
+            break
+    if recall < TARGET_RECALL - 0.1:  # a graph that is merely poor reaches more
+        raise IndexBroken(f"Sampled vectors find {recall:.0%} of their neighbors.")
+    return ef_search, recall

@@ -1,0 +1,268 @@
+"""The engine on PostgreSQL with pgvector: a table and its HNSW graph for each version."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.engines.pgvector_index import MAX_EF, PgvectorIndex, Table
+from pipeline.engines.pgvector_server import PgvectorServer
+from pipeline.engines.scores import scored
+from pipeline.errors import DatabaseFailed, IndexBroken, WrongUse
+from pipeline.failpoints import failpoint
+from pipeline.images.memory_budget import format_bytes
+from pipeline.index.engine import Base, EngineState, Vectors, age_s, new_name
+from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
+from pipeline.index.versions import ADVICE, Version
+from pipeline.store.postgresql import PostgresTransaction
+
+log = logging.getLogger(__name__)
+
+M, EF_CONSTRUCTION = 16, 64  # pgvector's defaults
+EF_SEARCH = (40, 64, 100, 160, 250, 400, 640, MAX_EF)
+TARGET_RECALL = 0.97
+MAX_DIM = 4000  # of a halfvec with an HNSW index
+BLOCK_ROWS = 4096
+SMOKE_TEST_ROWS = 8
+MAX_LAG_S = 10.0  # of a replica, before the check warns
+LOCK_S = 5.0  # for the last query of a table that is dropped
+# A binary COPY: https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
+COPY_HEAD, COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+
+
+class PgvectorEngine:
+    """Builds each version in one transaction: a killed indexer or server leaves nothing of it."""
+
+    name = "pgvector"
+    builds_in_memory = False
+
+    def __init__(
+        self, server: PgvectorServer, owner: Callable[[], str], memory: int | None = None
+    ) -> None:
+        """Keep the versions of one data folder on a server.
+
+        Args:
+            owner: returns the id of the data folder; other folders may share the server.
+            memory: bytes for the server to build a graph in; None leaves it to the server.
+        """
+        self.server = server
+        self._owner = owner
+        self._memory = memory
+
+    def build(
+        self,
+        vectors: Vectors,
+        workspace: Path,
+        check: Callable[[], None],
+        base: Base | None = None,
+    ) -> dict[str, Any]:
+        """Write a table and its graph, and check that it finds its own vectors."""
+        count, dim = vectors.shape
+        if dim > MAX_DIM:
+            raise WrongUse(
+                f"The vectors have {dim:,} dimensions; pgvector indexes up to {MAX_DIM:,}. Choose "
+                "another EMBEDDING_MODEL, or leave VECTOR_URL empty."
+            )
+        name = new_name()
+        owner = self._owner()
+        with self.server.write() as tx:
+            if self._memory is not None:
+                tx.rows(
+                    "SELECT set_config('maintenance_work_mem', ?, true)",
+                    (f"{max(1, self._memory >> 20)}MB",),
+                )
+            tx.rows(f"CREATE TABLE {name} (id INTEGER NOT NULL, embedding halfvec({dim}) NOT NULL)")
+            # Never beside the table, where each row would cost another read.
+            tx.rows(f"ALTER TABLE {name} ALTER embedding SET STORAGE PLAIN")
+            tx.copy(f"COPY {name} FROM STDIN (FORMAT BINARY, FREEZE)", _copy(vectors, check))
+            tx.rows(f"ALTER TABLE {name} ADD PRIMARY KEY (id)")
+            check()
+            failpoint("pgvector.before_index")
+            for notice in tx.notices(
+                f"CREATE INDEX ON {name} USING hnsw (embedding halfvec_ip_ops)"
+                f" WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})"
+            ):
+                # E.g. that the graph did not fit into maintenance_work_mem.
+                log.warning("PostgreSQL built the index with a notice: %s", notice)
+            check()
+            tx.rows(f"ANALYZE {name}")
+            stored = tx.rows(f"SELECT count(*) AS n FROM {name}")[0]["n"]
+            if stored != count:
+                raise IndexBroken(f"The table holds {stored} vectors, {count} were written.")
+            table, recall = _tuned(tx, Table(name, count, EF_SEARCH[0]), vectors, check)
+            size = int(tx.rows("SELECT pg_total_relation_size(?) AS n", (name,))[0]["n"])
+            tx.rows(
+                "INSERT INTO imgrec_indexes (name, owner, images, dimension) VALUES (?, ?, ?, ?)",
+                (name, owner, count, dim),
+            )
+            failpoint("pgvector.before_commit")
+        return {
+            "engine": self.name,
+            "table": name,
+            "ef_search": table.ef_search,
+            "factory": f"pgvector HNSW{M}",
+            "nlist": 0,
+            "nprobe": 0,
+            "recall_at_10": recall,
+            "rerank": 0,
+            "memory": size,
+            "reason": f"{count:,} vectors in {self.server.shown}: {format_bytes(size)} there",
+        }
+
+    def open(self, version: Version) -> PgvectorIndex:
+        """Find the table of a version, and compare a few of its vectors with those of the folder.
+
+        Raises:
+            IndexBroken: it is gone, or holds other vectors.
+        """
+        index = PgvectorIndex(version, self.server)
+        vectors = version.vectors
+        rows = np.unique(np.linspace(0, len(vectors) - 1, SMOKE_TEST_ROWS).astype(np.int64))
+
+        def look(tx: PostgresTransaction) -> bool:
+            registered = tx.rows(
+                "SELECT images FROM imgrec_indexes WHERE name = ?", (index.table.name,)
+            )
+            if not registered or registered[0]["images"] != len(vectors):
+                return False
+            stored = tx.rows(
+                f"SELECT id, embedding::real[] AS v FROM {index.table.name} WHERE id = ANY (?)",
+                (rows.tolist(),),
+            )
+            products = [float(vectors[row["id"]] @ np.array(row["v"])) for row in stored]
+            return len(products) == len(rows) and min(products) >= SELF_SCORE
+
+        # A replica may not have it yet, so the primary has the last word.
+        if self.server.read(look):
+            return index
+        with self.server.write() as tx:
+            if look(tx):
+                return index
+        raise IndexBroken(
+            f"Index {version.name} and the table {index.table.name} of {self.server.shown} do not "
+            f"belong together: {ADVICE}."
+        )
+
+    def verify(self, version: Version) -> None:
+        """Count the rows of a version's table.
+
+        Raises:
+            IndexBroken: it is gone or has lost some.
+        """
+        table = self.open(version).table
+        with self.server.write() as tx:
+            stored = tx.rows(f"SELECT count(*) AS n FROM {table.name}")[0]["n"]
+        if stored != table.n_rows:
+            raise IndexBroken(
+                f"The table {table.name} of {self.server.shown} has {stored:,} rows, its version "
+                f"{version.name} has {table.n_rows:,}: {ADVICE}."
+            )
+
+    def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:
+        """Drop this folder's tables that no version names."""
+        used = {version.manifest["index"]["table"] for version in versions}
+        with self.server.write() as tx:
+            rows = tx.rows("SELECT name FROM imgrec_indexes WHERE owner = ?", (self._owner(),))
+        dropped = []
+        for name in sorted(row["name"] for row in rows if row["name"] not in used):
+            if age_s(name) < min_age_s:
+                continue
+            try:
+                with self.server.write() as tx:
+                    tx.rows(f"SET LOCAL lock_timeout = '{LOCK_S:.0f}s'")
+                    tx.rows(f"DROP TABLE IF EXISTS {name}")
+                    tx.rows("DELETE FROM imgrec_indexes WHERE name = ?", (name,))
+                dropped.append(name)
+            except DatabaseFailed as error:  # a query still reads it: the next one drops it
+                log.warning("The table %s is not dropped yet: %s", name, error)
+        return dropped
+
+    def check(self) -> EngineState:
+        """Prove the extension, its version and the rights; ask each replica how far behind it is.
+
+        Raises:
+            SetupError, ServerUnavailable, DatabaseFailed: see `PgvectorServer.write`.
+        """
+        found, warnings = [f"{self.server.shown}, pgvector {self.server.version()}, writable"], []
+        for replica in self.server.replicas:
+            lag_s = replica.lag_s()
+            if lag_s is None:
+                warnings.append(f"{replica.shown} is no replica")
+            elif lag_s > MAX_LAG_S:
+                warnings.append(f"the replica {replica.shown} is {lag_s:.0f} s behind")
+            else:
+                found.append(f"replica {replica.shown}, {lag_s:.1f} s behind")
+        return EngineState("; ".join(found), "; ".join(warnings))
+
+
+def _copy(vectors: Vectors, check: Callable[[], None]) -> Iterator[bytes]:
+    """Yield the rows (id, embedding) of a binary COPY."""
+    dim = vectors.shape[1]
+    layout = np.dtype(
+        [
+            *(("fields", ">i2"), ("id_bytes", ">i4"), ("id", ">i4"), ("bytes", ">i4")),
+            *(("dim", ">i2"), ("unused", ">i2"), ("embedding", ">f2", (dim,))),
+        ]
+    )
+    yield COPY_HEAD
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        check()
+        block = np.asarray(vectors[start : start + BLOCK_ROWS])
+        rows = np.zeros(len(block), layout)
+        rows["fields"], rows["id_bytes"], rows["bytes"] = 2, 4, 4 + 2 * dim
+        rows["id"] = np.arange(start, start + len(block))
+        rows["dim"], rows["embedding"] = dim, block
+        yield rows.tobytes()
+    yield COPY_END
+
+
+def _tuned(
+    tx: PostgresTransaction, table: Table, vectors: Vectors, check: Callable[[], None]
+) -> tuple[Table, float]:
+    """Return the table with the least ef_search that reaches the target, and its recall@10.
+
+    Raises:
+        IndexBroken: sampled vectors do not find themselves.
+    """
+    queries = noisy_queries(vectors, SAMPLE)
+    best, _ = exact(vectors, queries, 10)
+    recall = 0.0
+    for ef_search in EF_SEARCH:
+        check()
+        table = Table(table.name, table.n_rows, ef_search)
+        recall = round(float(_recall(tx, table, vectors, queries, best[:, -1])), 4)
+        if recall >= TARGET_RECALL:
+            break
+    rows = np.linspace(0, len(vectors) - 1, len(queries)).astype(np.int64)
+    themselves = np.ascontiguousarray(vectors[rows])
+    own = _recall(tx, table, vectors, themselves, np.full(len(rows), SELF_SCORE), k=1)
+    # A graph may miss a row; that of other vectors would miss all.
+    if not own >= TARGET_RECALL - 0.02:
+        raise IndexBroken(f"{1 - own:.0%} of {len(rows)} sampled vectors do not find themselves.")
+    return table, recall
+
+
+def _recall(
+    tx: PostgresTransaction,
+    table: Table,
+    vectors: Vectors,
+    queries: Vectors,
+    lowest: Vectors,
+    k: int = 10,
+) -> float:
+    """Return the share of the first k rows that score at least `lowest`, as exact search does.
+
+    Args:
+        lowest: (queries,) score of the last true match. Scores are compared, not rows: of an image
+            that is stored twice, either row is right.
+    """
+    k = min(k, table.n_rows)
+    reached = 0
+    for query, score in zip(queries, lowest, strict=True):
+        rows = table.search(tx, query, table.step(k, None), None)
+        reached += sum(each >= score - 1e-5 for _, each in scored(vectors, rows, query))
+    return reached / (k * len(queries))

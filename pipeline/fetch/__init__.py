@@ -1,0 +1,1 @@
+"""Addresses -> files: feeds and the images that they list, within limits."""

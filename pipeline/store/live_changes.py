@@ -1,0 +1,96 @@
+"""Images that were added to the published index or removed from it between two rebuilds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.index.live_changes import AddedImage, Changes, RemovedImage
+from pipeline.store.backend import Row
+from pipeline.store.catalogue_import import NAME as PRODUCTS
+from pipeline.store.database import Database, count_change
+
+NAME = "live changes"  # of the revision
+
+
+class LiveChanges:
+    """The changes since the last rebuilds, in the database that all workers share."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def revision(self) -> int:
+        """Return a number that every change changes."""
+        return self._database.revision(NAME)
+
+    def all(self) -> Changes:
+        """Read all changes in their order."""
+        with self._database.transaction(read_only=True) as tx:
+            revision = tx.rows("SELECT n FROM revisions WHERE name = ?", (NAME,))
+            rows = tx.rows("SELECT * FROM live_changes ORDER BY n")
+        return Changes(int(revision[0]["n"]) if revision else 0, tuple(map(_change, rows)))
+
+    def add(self, image: AddedImage) -> None:
+        """Add an image to the index, and to its product."""
+        vector = np.asarray(image.vector, "<f4").tobytes()
+        with self._database.transaction() as tx:
+            count_change(tx, NAME)
+            tx.rows("DELETE FROM live_changes WHERE path = ?", (image.path,))
+            tx.rows(
+                "INSERT INTO live_changes VALUES (?, (SELECT n FROM revisions WHERE name = ?),"
+                " now_s(), ?, ?, ?, ?, ?, ?)",
+                (
+                    *(image.path, NAME, image.product_id, image.size, image.mtime_ns),
+                    *(image.sha256, image.fingerprint, vector),
+                ),
+            )
+            tx.rows(
+                "INSERT INTO product_images VALUES (?, ?)"
+                " ON CONFLICT (filename) DO UPDATE SET product_id = excluded.product_id",
+                (image.path, image.product_id),
+            )
+            count_change(tx, PRODUCTS)
+
+    def remove(self, images: Sequence[RemovedImage]) -> None:
+        """Remove images from the index, all at once."""
+        with self._database.transaction() as tx:
+            count_change(tx, NAME)
+            tx.many("DELETE FROM live_changes WHERE path = ?", [(each.path,) for each in images])
+            tx.many(
+                "INSERT INTO live_changes VALUES (?, (SELECT n FROM revisions WHERE name = ?),"
+                " now_s(), ?, ?, ?, '', '', NULL)",
+                [(each.path, NAME, each.product_id, each.size, each.mtime_ns) for each in images],
+            )
+
+    def undo(self, since: float) -> int:
+        """Forget the changes after a time; return how many they were."""
+        with self._database.transaction() as tx:
+            rows = tx.rows("DELETE FROM live_changes WHERE changed_at > ? RETURNING path", (since,))
+            if rows:
+                count_change(tx, NAME)
+        return len(rows)
+
+    def forget_added(self, before: float) -> None:
+        """Forget the images that were added before a time: a rebuild has taken them in since."""
+        with self._database.transaction() as tx:
+            tx.rows(
+                "DELETE FROM live_changes WHERE changed_at < ? AND vector IS NOT NULL", (before,)
+            )
+
+
+def _change(row: Row) -> AddedImage | RemovedImage:
+    if row["vector"] is None:
+        return RemovedImage(
+            row["path"], row["product_id"], row["bytes"], row["mtime_ns"], row["changed_at"]
+        )
+    return AddedImage(
+        row["path"],
+        row["product_id"],
+        row["bytes"],
+        row["mtime_ns"],
+        row["sha256"],
+        row["fingerprint"],
+        np.frombuffer(row["vector"], "<f4").astype(np.float32),
+        row["changed_at"],
+    )

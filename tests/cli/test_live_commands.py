@@ -1,0 +1,203 @@
+"""`imgrec add` and `imgrec remove`: found at once, kept by rebuilds, undone by rollbacks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from inline_worker import InlineWorker
+from PIL import Image
+
+from cli import query_client
+from workers import query
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def shop(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> InlineWorker:
+    """A published shop whose query worker is this process."""
+
+    class Answered:
+        def __init__(self, wiring: Any, task: str, args: tuple[Any, ...], *_: Any) -> None:
+            self._args = args
+
+        def answer(self) -> dict[str, Any]:
+            return query.image_vector(desk.resources, *self._args)
+
+    monkeypatch.setattr(query_client, "PendingQuery", Answered)
+    desk.rebuild()
+    return desk
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    return draw(tmp_path / "photo.png", seed=500)
+
+
+def draw(file: Path, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((16, 16), Image.Resampling.NEAREST).save(file)
+    return file
+
+
+def ask(desk: InlineWorker, file: Path, **options: Any) -> list[tuple[str, str]]:
+    """Return (filename, product) of the best matches, as another worker would find them."""
+    desk.start_again()
+    answer = query.query_image(desk.resources, file.read_bytes(), 3, options)
+    return [(match["filename"], match["product_id"]) for match in answer["matches"]]
+
+
+def test_an_added_photo_is_found_at_once_as_its_product(
+    shop: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    done = imgrec("add", photo, "--product", "lamp/one", "--json")
+    assert done.object == {
+        "product_id": "lamp/one",
+        "index_version": "v0001",
+        "added": ["lamp/one/photo.png"],
+    }
+    assert ask(shop, photo)[0] == ("lamp/one/photo.png", "lamp/one")
+    assert (shop.shop.root / "lamp/one/photo.png").read_bytes() == photo.read_bytes()
+    assert list(query.thumbnails(shop.resources, "v0001", ["lamp/one/photo.png"]))
+    # A version that is asked for by its name is as it was published.
+    assert ask(shop, photo, index_version="v0001")[0][0] == ask(shop, photo)[1][0]
+
+
+def test_a_running_worker_sees_a_change(shop: InlineWorker, imgrec: Run, photo: Path) -> None:
+    data = photo.read_bytes()
+    before = query.query_image(shop.resources, data, 1)
+    imgrec("add", photo, "--product", "lamp")
+    vars(shop.resources._changed_indexes._changes.__self__)["_look_at"] = 0.0  # a second later
+    shop.resources.catalogue.get(now=True)
+    after = query.query_image(shop.resources, data, 1)
+    assert before["matches"][0]["product_id"] != "lamp"
+    assert after["matches"][0]["product_id"] == "lamp"
+
+
+def test_a_rebuild_takes_an_added_photo_in_without_embedding_it_twice(
+    shop: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    imgrec("add", photo, "--product", "lamp")
+    job = shop.rebuild()
+    assert shop.job(job).index_version == "v0002"
+    assert shop.progress(job).embedded == 0  # its vector came from the cache
+    assert ask(shop, photo)[0] == ("lamp/photo.png", "lamp")
+    assert shop.resources.live_changes.all().images == ()
+
+
+def test_a_removed_product_is_gone_at_once_and_after_each_rebuild(
+    shop: InlineWorker, imgrec: Run
+) -> None:
+    file = shop.shop.root / "kind0/04.png"
+    assert ask(shop, file)[0][1] == "kind0/04"
+    assert imgrec("remove", "kind0/04", "--json").object == {
+        "product_id": "kind0/04",
+        "index_version": "v0001",
+        "removed": ["kind0/04.png"],
+    }
+    assert "kind0/04" not in [product for _, product in ask(shop, file)]
+    assert imgrec("remove", "kind0/04").code == 2
+    for full in (False, True):
+        job = shop.job(shop.rebuild(full=full))
+        assert job.left_out == {"removed with 'imgrec remove'": 1}
+        assert "kind0/04.png" not in shop.resources.versions.current().paths
+        assert "kind0/04" not in [product for _, product in ask(shop, file)]
+    assert file.exists()
+
+
+def test_another_photo_under_a_removed_path_is_indexed(shop: InlineWorker, imgrec: Run) -> None:
+    imgrec("remove", "kind0/04")
+    file = draw(shop.shop.root / "kind0/04.png", seed=501)
+    os.utime(file, (1, 1))
+    shop.rebuild()
+    assert ask(shop, file)[0][1] == "kind0/04"
+
+
+def test_a_removed_product_can_be_added_again(shop: InlineWorker, imgrec: Run) -> None:
+    imgrec("remove", "kind0/04")
+    file = shop.shop.root / "kind0/04.png"
+    assert imgrec("add", file, "--product", "kind0/04").code == 0
+    assert ask(shop, file)[0] == ("kind0/04.png", "kind0/04")
+    shop.rebuild()
+    assert ask(shop, file)[0] == ("kind0/04.png", "kind0/04")
+
+
+def test_an_added_photo_can_be_removed(shop: InlineWorker, imgrec: Run, photo: Path) -> None:
+    imgrec("add", photo, "--product", "lamp")
+    shop.start_again()
+    assert imgrec("remove", "lamp", "--json").object["removed"] == ["lamp/photo.png"]
+    assert "lamp" not in [product for _, product in ask(shop, photo)]
+    shop.rebuild()
+    assert "lamp" not in [product for _, product in ask(shop, photo)]
+
+
+def test_a_rollback_undoes_what_was_changed_since_its_rebuild(
+    shop: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    file = shop.shop.root / "kind0/04.png"
+    imgrec("add", photo, "--product", "lamp")
+    imgrec("remove", "kind0/04")
+    done = imgrec("index", "rollback", "v0001")
+    assert done.code == 0
+    assert "Undone: 2 changes" in done.err
+    assert "lamp" not in [product for _, product in ask(shop, photo)]
+    assert ask(shop, file)[0][1] == "kind0/04"
+    shop.rebuild()  # the files are as they are: the photo is in the folder, the product is, too
+    assert ask(shop, file)[0][1] == "kind0/04"
+
+
+def test_a_rollback_from_a_later_rebuild_undoes_them_too(shop: InlineWorker, imgrec: Run) -> None:
+    imgrec("remove", "kind0/04")
+    shop.rebuild()
+    assert imgrec("index", "rollback").code == 0
+    assert ask(shop, shop.shop.root / "kind0/04.png")[0][1] == "kind0/04"
+
+
+@pytest.mark.parametrize("product", ["../lamp", "a/../../b", "/etc", ".hidden/x", "..", ""])
+def test_a_product_names_no_place_outside_of_the_products_folder(
+    shop: InlineWorker, imgrec: Run, photo: Path, product: str
+) -> None:
+    done = imgrec("add", photo, "--product", product)
+    assert done.code == 2
+    assert "No folder can be named after" in done.err
+    assert sorted(each.name for each in shop.shop.root.iterdir()) == ["kind0", "kind1"]
+
+
+def test_another_photo_of_the_same_name_is_not_overwritten(
+    shop: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    imgrec("add", photo, "--product", "lamp")
+    before = photo.read_bytes()
+    draw(photo, seed=502)
+    done = imgrec("add", photo, "--product", "lamp")
+    assert done.code == 2
+    assert "is another photo" in done.err
+    assert (shop.shop.root / "lamp/photo.png").read_bytes() == before
+
+
+def test_a_file_that_is_no_image_changes_nothing(
+    shop: InlineWorker, imgrec: Run, photo: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    assert imgrec("add", photo, bad, "--product", "lamp").code == 2
+    assert shop.resources.live_changes.all().images == ()
+    assert not (shop.shop.root / "lamp").exists()
+
+
+def test_an_unknown_product_is_named(shop: InlineWorker, imgrec: Run) -> None:
+    done = imgrec("remove", "nothing")
+    assert done.code == 2
+    assert "has no product 'nothing'" in done.err
+
+
+def test_without_an_index_both_say_what_makes_one(
+    desk: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    assert imgrec("add", photo, "--product", "lamp").code == 3
+    assert imgrec("remove", "lamp").code == 3

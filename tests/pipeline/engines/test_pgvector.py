@@ -1,0 +1,370 @@
+"""PostgreSQL with pgvector: rebuilds and queries over it, its faults, its replicas."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from catalogue_files import import_rows
+from index_stand import clustered, publish, store_in
+from inline_worker import InlineWorker
+from live_stack import FAILPOINTS, ROOT, until
+from postgres_server import Postgres
+
+from pipeline.engines import pgvector_server
+from pipeline.engines.pgvector import PgvectorEngine
+from pipeline.engines.pgvector_index import PgvectorIndex
+from pipeline.engines.pgvector_server import PgvectorServer
+from pipeline.errors import ImgrecError, ServerUnavailable, SetupError, WrongUse
+from pipeline.index.versions import Version, VersionStore
+from pipeline.rebuild.migrate import migrate
+from workers import query
+
+COUNT, DIM = 3000, 16
+
+
+def tables(server: Postgres) -> list[str]:
+    rows = server.admin(
+        "SELECT relname FROM pg_class WHERE relname ~ '^imgrec_index_' AND relkind = 'r'", "shop"
+    )
+    return sorted(str(name) for (name,) in rows)
+
+
+@pytest.fixture
+def engine(vector_url: str) -> Iterator[PgvectorEngine]:
+    engine = PgvectorEngine(PgvectorServer(vector_url), lambda: "a folder", 64 << 20)
+    yield engine
+    engine.keep_only([])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VersionStore:
+    return store_in(tmp_path / "index")
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    return clustered(COUNT, DIM)
+
+
+@pytest.fixture
+def shop(desk: InlineWorker, vector_url: str) -> Iterator[InlineWorker]:
+    """A shop whose vectors are searched by PostgreSQL; its job table stays in SQLite."""
+    desk.start_again(vector_url=vector_url)
+    yield desk
+    desk.resources.engines.current.keep_only([])
+
+
+def ask(desk: InlineWorker, name: str, **options: Any) -> dict[str, Any]:
+    data = (desk.shop.root / name).read_bytes()
+    return query.query_image(desk.resources, data, 3, options)
+
+
+def test_a_rebuild_is_searched_in_postgresql_from_end_to_end(
+    shop: InlineWorker, vector_server: Postgres
+) -> None:
+    assert shop.job(shop.rebuild()).state == "published"
+    version = shop.resources.versions.current()
+    assert tables(vector_server) == [version.manifest["index"]["table"]]
+    assert not (version.folder / "index.bin").exists()
+    answer = ask(shop, "kind0/04.png", explain=True)
+    assert answer["matches"][0]["filename"] == "kind0/04.png"
+    assert answer["matches"][0]["score"] == 1
+    assert answer["search"] == "exact search, 20 of 20 rows allowed"
+    products = [{"product_id": f"kind{n % 2}/{n:02d}", "price": n} for n in range(20)]
+    import_rows(shop.resources.products, products)
+    answer = ask(shop, "kind0/04.png", where=["price>=17"])
+    assert {match["product"]["price"] for match in answer["matches"]} == {17, 18, 19}
+
+
+def test_an_unchanged_folder_publishes_no_new_table_and_a_changed_one_does(
+    shop: InlineWorker, vector_server: Postgres
+) -> None:
+    for _ in range(2):
+        shop.rebuild()
+    assert shop.resources.versions.current_name() == "v0001"
+    shop.shop.draw("new.png", seed=99)
+    shop.rebuild()
+    assert shop.resources.versions.current_name() == "v0002"
+    assert len(tables(vector_server)) == 2
+    assert ask(shop, "new.png")["matches"][0]["filename"] == "new.png"
+    shop.resources.versions.rollback(verify=shop.resources.engines.verify)
+    assert ask(shop, "new.png")["index_version"] == "v0001"
+
+
+def test_versions_that_are_pruned_leave_no_table(
+    shop: InlineWorker, vector_server: Postgres
+) -> None:
+    for seed in range(5):
+        shop.shop.draw("new.png", seed=seed)
+        shop.rebuild(full=True)
+    kept = shop.resources.versions.versions()
+    assert len(kept) < 5
+    assert tables(vector_server) == sorted(each.manifest["index"]["table"] for each in kept)
+
+
+def test_faiss_and_postgresql_take_turns_and_a_rollback_crosses_over(
+    desk: InlineWorker, vector_url: str
+) -> None:
+    desk.rebuild()
+    desk.start_again(vector_url=vector_url)
+    assert ask(desk, "kind0/04.png")["index_version"] == "v0001"  # of FAISS, as before
+    desk.rebuild()  # nothing has changed but the engine
+    assert ask(desk, "kind0/04.png")["index_version"] == "v0002"
+    desk.start_again(vector_url="")
+    with pytest.raises(SetupError, match="v0002 is in pgvector, and VECTOR_URL does not name one"):
+        ask(desk, "kind0/04.png")
+    desk.resources.versions.rollback(verify=desk.resources.engines.verify)
+    assert ask(desk, "kind0/04.png")["index_version"] == "v0001"
+    desk.start_again(vector_url=vector_url)
+    desk.resources.engines.current.keep_only([])
+
+
+def test_two_folders_share_a_server_and_drop_only_their_own(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray
+) -> None:
+    version = publish(store, engine, vectors)
+    other = PgvectorEngine(engine.server, lambda: "another folder")
+    assert other.keep_only([]) == []
+    engine.verify(version)
+    assert engine.keep_only([]) == [version.manifest["index"]["table"]]
+
+
+BUILD = """
+import sys
+sys.path[:0] = [{tests!r}, {failpoints!r}]
+import failpoint_actions
+from pathlib import Path
+from index_stand import clustered, publish, store_in
+from pipeline.engines.pgvector import PgvectorEngine
+from pipeline.engines.pgvector_server import PgvectorServer
+failpoint_actions.install()
+engine = PgvectorEngine(PgvectorServer({url!r}), lambda: "a folder")
+publish(store_in(Path({folder!r})), engine, clustered(3000, 16))
+"""
+
+
+@pytest.mark.parametrize("line", ["pgvector.before_index", "pgvector.before_commit"])
+def test_a_killed_indexer_leaves_no_table(
+    vector_server: Postgres, vector_url: str, engine: PgvectorEngine, tmp_path: Path, line: str
+) -> None:
+    script = BUILD.format(
+        tests=str(ROOT / "tests"), failpoints=str(FAILPOINTS), url=vector_url, folder=str(tmp_path)
+    )
+    environment = {"IMGREC_FAILPOINT": line, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    until(lambda: tables(vector_server) == [], "the server has noticed", 20)
+    assert engine.keep_only([]) == []
+
+
+def test_a_table_without_a_version_is_dropped_by_the_next_build(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    facts = engine.build(vectors, store.workspace(), lambda: None)  # then the indexer was killed
+    assert tables(vector_server) == [facts["table"]]
+    assert engine.keep_only([]) == [facts["table"]]
+    assert tables(vector_server) == []
+
+
+def test_a_missing_extension_is_named(vector_server: Postgres) -> None:
+    vector_server.admin("CREATE DATABASE bare OWNER shop")
+    url = shop_of(vector_server, "bare")
+    with pytest.raises(SetupError, match="run CREATE EXTENSION vector"):
+        PgvectorServer(url).version()
+
+
+def test_an_extension_that_is_too_old_is_refused(
+    vector_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgvector_server, "MIN_VERSION", (99, 0, 1))
+    with pytest.raises(SetupError, match=r"imgrec needs 99\.0\.1 or later"):
+        PgvectorServer(vector_url).version()
+
+
+def test_a_user_without_rights_is_told_the_setting(vector_server: Postgres) -> None:
+    vector_server.admin("CREATE USER guest PASSWORD 'secret'")
+    url = f"postgresql://guest:secret@127.0.0.1:{vector_server.port}/shop"
+    with pytest.raises(ImgrecError, match=r"too few rights.*correct VECTOR_URL"):
+        PgvectorServer(url).version()
+
+
+def test_vectors_of_too_many_dimensions_are_refused(engine: PgvectorEngine, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="pgvector indexes up to 4,000"):
+        engine.build(np.zeros((1, 4001), np.float32), tmp_path, lambda: None)
+
+
+def shop_of(server: Postgres, database: str = "shop") -> str:
+    return f"postgresql://shop:secret@127.0.0.1:{server.port}/{database}"
+
+
+def answers(opened: PgvectorIndex, vectors: np.ndarray) -> bool:
+    """Tell whether an answer is whole; a server that is away is an error that says so."""
+    try:
+        hits = next(opened.search_deepening(vectors[5], 10))
+    except ServerUnavailable:
+        return False
+    assert hits[0][0] == 5
+    assert len(hits) == 10
+    return True
+
+
+@pytest.fixture
+def fragile() -> Iterator[Postgres]:
+    """A server of this test's own, to be killed."""
+    server = Postgres()
+    server.admin("CREATE USER shop PASSWORD 'secret'")
+    server.admin("CREATE DATABASE shop OWNER shop")
+    server.admin("CREATE EXTENSION vector", "shop")
+    yield server
+    server.close()
+
+
+def test_a_killed_server_gives_whole_answers_or_a_clear_error_and_loses_nothing(
+    fragile: Postgres, store: VersionStore, vectors: np.ndarray
+) -> None:
+    engine = PgvectorEngine(PgvectorServer(shop_of(fragile)), lambda: "a folder")
+    version = publish(store, engine, vectors)
+    opened = engine.open(version)
+    ended, outcomes, wrong = threading.Event(), list[bool](), list[BaseException]()
+
+    def work() -> None:
+        while not ended.is_set():
+            try:
+                outcomes.append(answers(opened, vectors))
+            except BaseException as error:
+                wrong.append(error)
+                return
+
+    threads = [threading.Thread(target=work) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    until(lambda: outcomes.count(True) > 100 or wrong, "queries are answered", 30)
+    fragile.kill()
+    until(lambda: not outcomes[-1] or wrong, "queries fail", 30)
+    fragile.start()
+    before = outcomes.count(True)
+    until(lambda: outcomes.count(True) > before + 100 or wrong, "queries are answered again", 60)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    engine.verify(version)
+
+
+def test_a_server_that_is_killed_in_a_build_keeps_the_version_before_and_nothing_else(
+    fragile: Postgres, store: VersionStore, vectors: np.ndarray
+) -> None:
+    engine = PgvectorEngine(PgvectorServer(shop_of(fragile)), lambda: "a folder")
+    version = publish(store, engine, vectors)
+    steps = 0
+
+    def kill() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 2:  # rows are written, and the index is to be built
+            fragile.kill()
+
+    with pytest.raises(ServerUnavailable):
+        engine.build(vectors, store.workspace(), kill)
+    fragile.start()
+    engine.verify(version)
+    assert tables(fragile) == [version.manifest["index"]["table"]]
+    publish(store, engine, vectors)
+    assert len(tables(fragile)) == 2
+
+
+@pytest.fixture
+def replicated(fragile: Postgres) -> Iterator[tuple[Postgres, Postgres]]:
+    replica = Postgres(primary=fragile)
+    yield fragile, replica
+    replica.close()
+
+
+def has_table(replica: Postgres, version: Version) -> bool:
+    return version.manifest["index"]["table"] in tables(replica)
+
+
+def test_replicas_answer_and_the_primary_where_they_cannot(
+    replicated: tuple[Postgres, Postgres],
+    store: VersionStore,
+    vectors: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    primary, replica = replicated
+    monkeypatch.setattr(pgvector_server, "AVOID_S", 0)
+    server = PgvectorServer(shop_of(primary), [shop_of(replica)])
+    engine = PgvectorEngine(server, lambda: "a folder")
+    version = publish(store, engine, vectors)
+    opened = engine.open(version)  # whether or not the replica has it yet
+    until(lambda: has_table(replica, version), "the replica follows", 30)
+    assert "replica postgresql://" in engine.check().found
+    primary.stop("fast")
+    assert answers(opened, vectors)  # by the replica
+    primary.start()
+    replica.stop("fast")
+    assert answers(opened, vectors)  # by the primary
+    replica.start()
+    primary.kill()
+    replica.admin("SELECT pg_promote()")
+    until(lambda: replica.admin("SELECT pg_is_in_recovery()") == [(False,)], "promoted", 30)
+    promoted = PgvectorEngine(PgvectorServer(shop_of(replica)), lambda: "a folder")
+    promoted.verify(version)
+    assert answers(promoted.open(version), vectors)
+    publish(store, promoted, vectors)
+
+
+def test_a_server_that_is_no_replica_is_told(vector_url: str) -> None:
+    engine = PgvectorEngine(PgvectorServer(vector_url, [vector_url]), lambda: "a folder")
+    assert engine.check().warning.endswith("is no replica")
+
+
+def test_an_index_moves_to_postgresql_and_back_without_being_embedded(
+    desk: InlineWorker, vector_url: str, vector_server: Postgres
+) -> None:
+    desk.rebuild()
+    desk.start_again(vector_url=vector_url)
+    resources = desk.resources
+    before = ask(desk, "kind0/04.png")["matches"]
+    names = []
+    for engine in ("pgvector", "pgvector", "faiss"):
+        with resources.versions.lock():
+            names.append(migrate(resources.versions, resources.engines, engine)[1].name)
+        assert ask(desk, "kind0/04.png")["matches"] == before
+    assert names == ["v0002", "v0002", "v0003"]
+    assert len(tables(vector_server)) == 1
+    for name in ("v0001", "v0002", "v0003"):
+        resources.versions.rollback(name, resources.engines.verify)
+        resources.versions.verify(resources.versions.current())
+    desk.rebuild()  # VECTOR_URL decides where the next one is built
+    assert resources.versions.current().manifest["index"]["engine"] == "pgvector"
+    resources.engines.current.keep_only([])
+
+
+def test_a_move_that_is_interrupted_changes_nothing(
+    desk: InlineWorker, vector_url: str, vector_server: Postgres
+) -> None:
+    desk.rebuild()
+    desk.start_again(vector_url=vector_url)
+    resources = desk.resources
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with resources.versions.lock(), pytest.raises(KeyboardInterrupt):
+        migrate(resources.versions, resources.engines, "pgvector", stop)
+    assert resources.versions.current_name() == "v0001"
+    assert tables(vector_server) == []
+    assert list(resources.versions.folder.glob(".build-*")) == []
+
+
+def test_an_engine_without_a_server_is_named(desk: InlineWorker) -> None:
+    desk.rebuild()
+    with pytest.raises(SetupError, match="The settings name no pgvector: set VECTOR_URL"):
+        migrate(desk.resources.versions, desk.resources.engines, "pgvector")

@@ -1,0 +1,129 @@
+"""Images of a feed between hosts that share a job table and a store, and no folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from feed_desk import FeedDesk
+from feed_server import FeedServer, picture
+from obstore.store import MemoryStore
+
+from pipeline.errors import ServerUnavailable
+from pipeline.index import remote_versions
+from pipeline.settings import Settings
+from pipeline.storage.address import Address
+from pipeline.storage.object_store import ObjectStore
+from workers import query
+from workers.local import run_next
+from workers.prune import prune
+from workers.reconcile import reconcile
+from workers.resources import Resources
+from workers.routes import QUEUE_OF
+
+ADDRESS = "s3://shop/imgrec"
+
+
+@pytest.fixture
+def server() -> Iterator[FeedServer]:
+    server = FeedServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    store = ObjectStore(Address.parse(ADDRESS), MemoryStore())
+    monkeypatch.setattr("workers.resources.ObjectStore", lambda address: store)
+    monkeypatch.setattr("pipeline.storage.object_store.ObjectStore", lambda address: store)
+    monkeypatch.setattr(remote_versions, "FOLLOW_S", 0.01)
+    return store
+
+
+@pytest.fixture
+def desk(settings: Settings, tmp_path: Path, server: FeedServer) -> FeedDesk:
+    desk = FeedDesk(settings, tmp_path, server)
+    desk.start_again(artifacts_url=ADDRESS)
+    return desk
+
+
+def host(desk: FeedDesk, tmp_path: Path, name: str) -> Resources:
+    """A host with a data folder of its own."""
+    settings = desk.resources.settings.model_copy(update={"data_dir": tmp_path / name})
+    return Resources(settings, desk, cache=desk.memory, clip=desk.resources.clip)
+
+
+def fetched(store: ObjectStore) -> list[str]:
+    return sorted(each.key for each in store.objects("fetched/"))
+
+
+def test_one_host_fetches_another_embeds_and_a_third_shows(
+    desk: FeedDesk, store: ObjectStore, tmp_path: Path
+) -> None:
+    hosts = {queue: host(desk, tmp_path, queue) for queue in ("fetch", "embed", "index")}
+    desk.import_products(desk.draw_products(12))
+    job_id = desk.plan_feed()
+    desk.advance(job_id)
+    while desk.messages:
+        assert run_next(hosts[QUEUE_OF[desk.messages[0][0]]], desk)
+    assert desk.job(job_id).state == "published"
+    assert len(fetched(store)) == 12
+    assert not list(tmp_path.glob("*/fetched"))
+    third = host(desk, tmp_path, "query")
+    version = third.versions.current()
+    assert len(version.paths) == 12
+    shown = query.thumbnails(third, version.name, ["SKU-003/image-1.png"])
+    assert list(shown) == ["SKU-003/image-1.png"]
+
+
+def test_the_next_rebuild_finds_what_was_fetched(
+    desk: FeedDesk, store: ObjectStore, server: FeedServer
+) -> None:
+    desk.import_products(desk.draw_products(4))
+    desk.rebuild_feed()
+    server.requests.clear()
+    server.put("/2-0.png", picture(77), etag='"new"')
+    job = desk.rebuild_feed()
+    progress = desk.progress(job.id)
+    assert (progress.fetched, progress.unchanged, progress.reused) == (1, 3, 3)
+    assert sum("if-none-match" in headers for _, _, headers in server.requests) == 4
+    assert len(fetched(store)) == 5
+
+
+def test_a_store_that_is_away_is_waited_for(
+    desk: FeedDesk, store: ObjectStore, server: FeedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.import_products(desk.draw_products(4))
+    job_id = desk.plan_feed()
+    desk.advance(job_id)
+
+    def away(*args: object) -> None:
+        raise ServerUnavailable(f"The store {ADDRESS} does not answer: no connection.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", away)
+        desk.work()
+    job = desk.job(job_id)
+    assert job.open
+    assert job.error == f"The store {ADDRESS} does not answer: no connection."
+    for _ in range(3):
+        reconcile(desk.resources)
+        desk.work()
+    assert desk.job(job_id).state == "published"
+    assert len(fetched(store)) == 4
+
+
+def test_objects_that_neither_a_feed_nor_a_version_leads_to_are_pruned(
+    desk: FeedDesk, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = desk.draw_products(4)
+    desk.import_products(products)
+    desk.rebuild_feed()
+    desk.import_products(products[:1], replace=True)
+    store.put(f"fetched/ab/{'ab' * 32}", b"of nobody")
+    monkeypatch.setattr("pipeline.images.fetched.LEAST_AGE_S", -60)
+    other = host(desk, tmp_path, "other")  # which has no copy of any version
+    assert prune(other, dry_run=True).fetched_files == 1
+    assert prune(other).fetched_files == 1
+    assert len(fetched(store)) == 4  # the version has them
