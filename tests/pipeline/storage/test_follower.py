@@ -28,12 +28,12 @@ def threads() -> int:
 
 
 def test_a_look_is_repeated_until_nobody_holds_the_looker() -> None:
-    looker = Looker()
+    held = [Looker()]
     for _ in range(3):
-        looker.follower.start()
-    until(lambda: looker.looks > 5, "the looks are repeated", 20)
+        held[0].follower.start()
+    until(lambda: held[0].looks > 5, "the looks are repeated", 20)
     assert threads() == 1
-    del looker
+    held.clear()
     until(lambda: threads() == 0, "the thread ends", 20)
 
 
