@@ -32,8 +32,8 @@ def random_view(image: Image.Image, side: int, rng: np.random.Generator) -> NDAr
     elif rng.random() < 0.1:
         view = view.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.5))))
     if rng.random() < 0.2:
-        view = _recompress(view, int(rng.integers(25, 90)))
-    return _other_light(np.asarray(view), rng)
+        view = recompress(view, int(rng.integers(25, 90)))
+    return other_light(np.asarray(view), rng)
 
 
 def _random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -76,13 +76,13 @@ def _onto_square(
     )
 
 
-def _recompress(image: Image.Image, quality: int) -> Image.Image:
+def recompress(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
-def _other_light(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def other_light(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Change exposure, contrast and white balance, each a little: one look-up a channel."""
     levels = np.arange(256, dtype=np.float32)
     gains = rng.uniform(0.8, 1.2) * np.exp(rng.normal(0, 0.02, 3))

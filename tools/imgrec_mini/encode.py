@@ -38,10 +38,15 @@ def fold(module: nn.Module) -> None:
 
 def encode_pixels(model: Any, views: NDArray[np.uint8], lower: nn.Sequential) -> Tensor:
     """Encode views (n, side, side, 3) -> (n, d), without gradients in the frozen part `lower`."""
+    features = pooled_features(model.vision_model, views, lower)
+    return normalize(model.visual_projection(features), dim=-1)
+
+
+def pooled_features(vision: Any, views: NDArray[np.uint8], lower: nn.Sequential) -> Tensor:
+    """Return what the visual projection reads: (n, side, side, 3) -> (n, 1280)."""
     mean, deviation = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255  # (n, 3, side, side)
     pixels = ((pixels - mean) / deviation).contiguous(memory_format=torch.channels_last)
-    vision = model.vision_model
     # Two to four times as fast where the processor knows bfloat16; elsewhere it is slower.
     known = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with torch.autocast("cpu", torch.bfloat16, enabled=known):
@@ -49,8 +54,8 @@ def encode_pixels(model: Any, views: NDArray[np.uint8], lower: nn.Sequential) ->
             hidden = lower(pixels)
         for block in vision.layer[len(lower) - 1 :]:  # the stem is no block
             hidden = block(hidden)
-        features = vision.conv_1x1(hidden).mean(dim=(2, 3))  # (n, 1280)
-    return normalize(model.visual_projection(features.float()), dim=-1)
+        features: Tensor = vision.conv_1x1(hidden).mean(dim=(2, 3))
+    return features.float()
 
 
 def encode_texts(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.settings import Settings
 from tools.imgrec_mini.captions import PHOTO_CATEGORIES
 from tools.imgrec_mini.encode import fold
 from tools.imgrec_mini.examples import Example, draw_examples, read_photos
+from tools.imgrec_mini.same_photo import color_distance, distractors, measure_same
 
 Labels = NDArray[np.str_]
 
@@ -101,8 +103,19 @@ def measure_photos(
         "P@1": precision_at(1, ours, labels, theirs, catalogue_labels),
         "P@5": precision_at(5, ours, labels, theirs, catalogue_labels),
         "zero_shot": zero_shot(clip, ours, names, "a photo of a {}"),
+        "color_distance": color_distance(queries, ours, catalogue, theirs),
         **copies_found(clip, [e.image for e in queries], theirs, ours),
+        **measure_same(partial(embed, clip), queries, ours, theirs),
     }
+
+
+def measure_distractors(
+    clip: Clip, catalogue: Sequence[Example], queries: Sequence[Example]
+) -> dict[str, float]:
+    """Measure how often a changed photo finds its original among 10,000 other images."""
+    embed_all = partial(embed, clip)
+    others = distractors(catalogue, embed_all, embed_all([e.image for e in catalogue]))
+    return measure_same(embed_all, queries, embed_all([e.image for e in queries]), others)
 
 
 def measure_drawn(clip: Clip, cache: Path | None = None) -> dict[str, float]:
@@ -128,6 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="models/imgrec-mini", help="model folder or hub name")
     parser.add_argument("--photos", type=Path, help="folder with train/ and validation/")
+    parser.add_argument(
+        "--distractors", action="store_true", help="also find photos among 10,000 distractors"
+    )
     parser.add_argument("--cache", type=Path, help="file to keep the drawn products in")
     options = parser.parse_args()
     settings = Settings(embedding_model=options.model, cpu_threads=os.cpu_count() or 1)
@@ -135,8 +151,12 @@ def main() -> None:
     fold(clip._model)  # minutes less; the vectors stay what they are
     report = {"drawn": measure_drawn(clip, options.cache)}
     if options.photos:
-        parts = (read_photos(options.photos / part) for part in ("train", "validation"))
-        report["photos"] = measure_photos(clip, *parts)
+        catalogue, queries = (
+            read_photos(options.photos / part) for part in ("train", "validation")
+        )
+        report["photos"] = measure_photos(clip, catalogue, queries)
+        if options.distractors:
+            report["among 10,000"] = measure_distractors(clip, catalogue, queries)
     json.dump(report, sys.stdout, indent=2)
     sys.stdout.write("\n")
 

@@ -36,13 +36,17 @@ def read_photos(folder: Path) -> list[Example]:
         return list(pool.map(_read_photo, files))
 
 
+def sample_products(seed: int, count: int) -> list[Product]:
+    """Return the first `count` products of a seed."""
+    return [sample_product(np.random.default_rng((seed, number))) for number in range(count)]
+
+
 def draw_examples(seed: int, count: int, cache: Path | None = None) -> list[Example]:
     """Draw `count` products; each is decided by its seed and its number alone.
 
     A cache file spares a resumed run the minutes of drawing; delete it when the drawing changes.
     """
-    seeds = [(seed, number) for number in range(count)]
-    products = [sample_product(np.random.default_rng(each)) for each in seeds]
+    products = sample_products(seed, count)
     if cache is not None and cache.exists():
         pictures = np.load(cache, allow_pickle=False)
     else:

@@ -4,12 +4,16 @@
 
 An ImageNet MobileNetV2 (image side) and a new two-layer BERT (text side) learn one space from real
 photos that know their class and drawn products that know everything. First the text side learns
-its words alone (meaning.py), then both learn together. One step: some pictures, two
+its words alone (pretrain_text.py), then both learn together. One step: some pictures, two
 random views of each, one caption of each, and one question for every known value; three contrasts:
 
     text      a view lies nearest to the texts that are true of it, and the other way round
     category  views of the same category, and colour where it is known, lie together
     instance  the two views of one picture lie nearest of all: a copy finds its original
+
+At the end the image side goes part of the way back to its backbone and gets its projection from
+many views of each product (finish.py): contrast alone makes all products of one class alike, and
+those of a class that it never saw, too.
 
 Everything follows from SEED and the step's number, so a run that was stopped goes on from its last
 checkpoint as if it had not been. The last HELD_OUT part of the photos and freshly drawn products
@@ -43,7 +47,8 @@ from tools.imgrec_mini.backbone import (
 from tools.imgrec_mini.calibrate import calibrate
 from tools.imgrec_mini.captions import caption, every_claim, random_claim, truth, words
 from tools.imgrec_mini.encode import encode_pixels, encode_texts, frozen_part
-from tools.imgrec_mini.examples import Example, draw_examples, read_photos
+from tools.imgrec_mini.examples import Example, draw_examples, read_photos, sample_products
+from tools.imgrec_mini.finish import finish
 from tools.imgrec_mini.loss import contrast, same
 from tools.imgrec_mini.pretrain_text import teach_words
 from tools.imgrec_mini.reweight_projection import emphasise
@@ -169,6 +174,21 @@ def train(photo_folder: Path, backbone: Path, out: Path, work: Path, steps: int)
             parameter.copy_(mean)
     model.eval()
     emphasise(model, tokenizer, sorted({facts["category"] for facts in known}))
+    log.info("computing the projection ...")
+    untrained = build_model(len(tokenizer), FINAL_SIDE).vision_model
+    load_backbone(untrained, backbone)
+    model = finish(
+        model,
+        untrained,
+        tokenizer,
+        photos,
+        drawn,
+        sample_products(SEED, DRAWN),
+        questions,
+        FROZEN_BLOCKS,
+        (SIDE, FINAL_SIDE),
+        SEED,
+    )
     calibrate(model, tokenizer, lower, held_out, questions, FINAL_SIDE)
     out.mkdir(parents=True, exist_ok=True)
     model.to(dtype=torch.float16, memory_format=torch.contiguous_format).save_pretrained(out)
