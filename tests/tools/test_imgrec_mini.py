@@ -24,6 +24,7 @@ from tools.imgrec_mini.captions import (
 )
 from tools.imgrec_mini.evaluate import crop, embed, jpeg, mirror
 from tools.imgrec_mini.loss import contrast, same
+from tools.imgrec_mini.projection import WORDS_DIM
 from tools.imgrec_mini.tokenizer import build_tokenizer
 
 MODEL = Path(__file__).parents[2] / "models" / "imgrec-mini"
@@ -50,6 +51,11 @@ def test_the_weights_are_in_half_precision() -> None:
     with safe_open(MODEL / "model.safetensors", framework="pt") as weights:
         kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
     assert kinds <= {"F16", "I64"}  # I64: batch counters of the normalisation
+
+
+def test_an_embedding_has_512_numbers_of_which_texts_use_those_for_words(clip: Clip) -> None:
+    assert clip.dim == 512
+    assert not clip.embed_texts(["a red shoe"])[:, WORDS_DIM:].any()
 
 
 def test_images_and_texts_become_unit_vectors_of_one_space(clip: Clip) -> None:

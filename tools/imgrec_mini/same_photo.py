@@ -10,10 +10,12 @@ from PIL import Image
 from pipeline.embed.clip import Vectors
 from tools.imgrec_mini.augment import WHITE
 from tools.imgrec_mini.examples import Example
+from tools.imgrec_mini.hard_views import PHOTO_KINDS, hard_view
 from tools.imgrec_mini.view_features import central_color
 
 SEED = 7
 DISTRACTORS = 10_000
+VIEW_SIDE = 192
 
 Embed = Callable[[Sequence[Image.Image]], Vectors]
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -71,12 +73,14 @@ def measure_same(
 
 
 def distractors(photos: Sequence[Example], embed: Embed, whole: Vectors) -> Vectors:
-    """Return the vectors of `DISTRACTORS` images: the photos, then parts of them."""
+    """Return the vectors of `DISTRACTORS` images: the photos, then hard views of them."""
     rng = np.random.default_rng(SEED)
-    count = max(0, DISTRACTORS - len(photos))
-    picks = rng.integers(0, len(photos), count)
-    parts = [part(rng.uniform(0.5, 0.8))(photos[pick].image, rng) for pick in picks]
-    return np.concatenate([whole, embed(parts)])[:DISTRACTORS]
+    images = [each.image for each in photos]
+    views = []
+    for pick in rng.integers(0, len(photos), max(0, DISTRACTORS - len(photos))):
+        kind = str(rng.choice(PHOTO_KINDS[1:]))
+        views.append(Image.fromarray(hard_view(kind, images[pick], None, images, VIEW_SIDE, rng)))
+    return np.concatenate([whole, embed(views)])[:DISTRACTORS]
 
 
 def color_distance(
