@@ -188,8 +188,8 @@ def test_feedback_is_recorded_for_the_rank_that_was_shown(web: WebServer) -> Non
 
 def test_the_system_says_what_works_where(web: WebServer) -> None:
     system = web.get("/v1/system").json
-    assert system["workers"] == {"embed": 1, "index": 1, "query": 1}
-    assert system["queues"] == {"embed": 0, "index": 0, "query": 0}
+    assert system["workers"] == {"fetch": 0, "embed": 1, "index": 1, "query": 1}
+    assert system["queues"] == {"fetch": 0, "embed": 0, "index": 0, "query": 0}
     assert len(system["heartbeats"]) == 3
 
 
