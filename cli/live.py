@@ -11,7 +11,15 @@ import click
 
 from cli import query_client
 from cli.agreement import require_agreement
-from cli.output import counted, echo_err, json_option, local_option, print_json, timeout_option
+from cli.output import (
+    counted,
+    echo_err,
+    echo_warnings,
+    json_option,
+    local_option,
+    print_json,
+    timeout_option,
+)
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import Conflict, NotFound, WrongUse, quote
 from pipeline.names import nfc
@@ -53,6 +61,7 @@ def add(
         for photo, image in data.items()
     }
     for photo, answer in answers.items():
+        echo_warnings(answer)
         resources.live_changes.add(_added(photo, places[photo], root, nfc(product), answer))
     paths = [place.relative_to(root).as_posix() for place in places.values()]
     version = next(iter(answers.values()))["index_version"]

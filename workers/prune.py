@@ -70,7 +70,7 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
 
 def _prune_fetched(resources: Resources, *, dry_run: bool) -> tuple[int, int]:
     """Delete fetched files that no feed and no index version leads to."""
-    if any(feed_name(job.root) is not None for job in resources.jobs.open_jobs()):
+    if resources.jobs.any_open_feed():
         return 0, 0  # it may be about to read one
     if not dry_run:
         resources.feeds.forget_unlisted()

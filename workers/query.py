@@ -11,37 +11,38 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.errors import BadImage, ImageOutOfMemory, NotFound, WrongUse, quote
+from pipeline.errors import BadImage, NotFound, WrongUse, quote
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import (
     WORK_SIDE,
-    crop,
     decode,
-    decode_with_warnings,
     encode_jpeg,
     sha256,
 )
 from pipeline.images.find import ImageFile
 from pipeline.images.roots import open_reader
 from pipeline.index.versions import Version
-from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.catalogue_filter import IndexedCatalogue
-from pipeline.search.query import AUTO, Box, Query
-from pipeline.search.query_vector import compose, embed_image, mean_vector
+from pipeline.search.query import AUTO, Query
+from pipeline.search.query_vector import compose
 from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.cache import result_key
 from workers.dispatch import require_names
 from workers.known_vectors import KnownVectors
+from workers.query_images import (
+    image_digest,
+    images_of,
+    mean_of_images,
+    require_size,
+    vector_of_image,
+)
 from workers.resources import Resources
-from workers.routes import QUERY
 
 log = logging.getLogger(__name__)
 
-EMBED_TIMEOUT_S = 120.0
 THUMBNAIL_SIDE = 256  # pixels of a match's image on the result page
 MAX_THUMBNAILS = 100
 JPEG_END = b"\xff\xd9"  # behind a JPEG that is cut off, it makes the rest gray
@@ -68,7 +69,7 @@ def query_image(
     """
     start = time.monotonic()
     failpoint("query.start")
-    images = _images(data)
+    images = images_of(data)
     query = _checked(resources, images, top_k, options)
     index = resources.searched_index(query.index_version)
     fingerprint = resources.fingerprint
@@ -76,7 +77,7 @@ def query_image(
     # A user who filters may have imported the products within the same second.
     indexed = resources.indexed_catalogues.of(index.version, at_once=bool(query.conditions))
     grouped = resources.duplicate_rows.of(indexed) if query.collapse else None
-    digests = [_digest(image, query.box) for image in images]
+    digests = [image_digest(image, query.box) for image in images]
     digest = digests[0] if len(digests) == 1 else sha256(" ".join(sorted(digests)).encode())
     key = _result_key(
         query,
@@ -95,7 +96,7 @@ def query_image(
         feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
             with resources.metrics.query("vector"):
-                image, warnings = _mean_vector(resources, images, digests, vectors, query.box)
+                image, warnings = mean_of_images(resources, images, digests, vectors, query.box)
                 query_vector = compose(query, image, resources.text_vector, indexed)
             with resources.metrics.query("search"):
                 groups = grouped.groups if grouped else None
@@ -133,13 +134,6 @@ def query_image(
     return response
 
 
-def _images(data: Any) -> list[Any]:
-    """Return the images of a message: none, one, or a list of several."""
-    if isinstance(data, list | tuple):
-        return list(data)
-    return [data] if data != b"" else []
-
-
 def _checked(
     resources: Resources, images: list[Any], top_k: int, options: dict[str, Any] | None
 ) -> Query:
@@ -147,7 +141,7 @@ def _checked(
     query = Query.from_message(top_k, options)
     query.require_subject(len(images))
     for image in images:
-        _require_size(resources, image)
+        require_size(resources, image)
     if query.box == AUTO and not resources.settings.use_bg_removal:
         raise WrongUse(
             "--box auto needs background removal, which is off on this worker: name the box as "
@@ -221,11 +215,11 @@ def classify_image(
     labels file), HeadBroken or FingerprintMismatch, each with a sentence.
     """
     start = time.monotonic()
-    _require_size(resources, data)
+    require_size(resources, data)
     if not isinstance(use_trained, bool):
         raise WrongUse("The query cannot be used: use_trained must be true or false.")
     classifier = resources.trained if use_trained else resources.zero_shot
-    vector, warning = _vector(resources, data, sha256(data), resources.reusable_vectors())
+    vector, warning = vector_of_image(resources, data, sha256(data), resources.reusable_vectors())
     answer = classifier.classify(vector)
     if warning:
         answer = {**answer, "warnings": [f"The image: {warning}.", *answer.get("warnings", [])]}
@@ -241,87 +235,18 @@ def image_vector(
     Raises:
         FingerprintMismatch: it cannot be compared with those of the published index.
     """
-    _require_size(resources, data)
+    require_size(resources, data)
     fingerprint = resources.fingerprint
     version = resources.live_index.current().version
     version.require(fingerprint.id, fingerprint.summary)
-    vector = _vector(resources, data, sha256(data), resources.reusable_vectors())
+    vector, warning = vector_of_image(resources, data, sha256(data), resources.reusable_vectors())
     log.info("Embedded %s.", query_id)
-    return {
+    answer: dict[str, Any] = {
         "vector": base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode(),
         "fingerprint": fingerprint.id,
         "index_version": version.name,
     }
-
-
-def _require_size(resources: Resources, data: bytes) -> None:
-    if not isinstance(data, bytes):  # a message may come from anybody who reaches Redis
-        raise WrongUse("The query cannot be used: its image must be bytes.")
-    if len(data) > resources.settings.max_image_bytes:
-        raise BadImage(f"the image has {len(data):,} bytes, more than MAX_IMAGE_BYTES", "read")
-
-
-def _digest(data: bytes, box: Box | str | None) -> str:
-    """Return the content hash of an image, or of a part of it."""
-    return sha256(data if box is None else f"{box} of {sha256(data)}".encode())
-
-
-def _mean_vector(
-    resources: Resources,
-    images: Sequence[bytes],
-    digests: Sequence[str],
-    vectors: KnownVectors,
-    box: Box | str | None,
-) -> tuple[NDArray[np.float32] | None, list[str]]:
-    """Return the (d,) unit mean of a query's images, None without one, and warnings."""
-    if not images:
-        return None, []
-    found = [
-        _vector(resources, image, digest, vectors, box)
-        for image, digest in zip(images, digests, strict=True)
-    ]
-    warnings = dict.fromkeys(warning for _, warning in found if warning)
-    return mean_vector([vector for vector, _ in found]), [
-        f"The query's image: {warning}." for warning in warnings
-    ]
-
-
-def _vector(
-    resources: Resources,
-    data: bytes,
-    digest: str,
-    vectors: KnownVectors,
-    box: Box | str | None = None,
-) -> tuple[NDArray[np.float32], str | None]:
-    """Return the image's (d,) unit vector, a known one or the model's, and a warning."""
-    return embed_image(
-        data,
-        digest,
-        vectors,
-        lambda image_file: _prepare(resources, image_file, box),
-        lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
-    )
-
-
-def _prepare(resources: Resources, data: bytes, box: Box | str | None) -> PreparedImage:
-    """Decode and preprocess a query's image; the models are loaded first."""
-    prepare = resources.query_prepare
-    resources.memory_guard.apply_limit(QUERY)
-    decoded = decode_with_warnings(data, resources.limits, resources.settings.preprocess_bg_color)
-    image = decoded.image
-    if isinstance(box, tuple):
-        image = crop(image, box)
-    try:
-        prepared = prepare(image, largest=True) if box == AUTO else prepare(image)
-    except MemoryError as error:
-        raise ImageOutOfMemory(stage="preprocess") from error
-    if box == AUTO and prepared.warning is not None:
-        reason = prepared.warning.partition(";")[0]
-        raise BadImage(
-            f"--box auto found no object: {reason}. Name the box as x,y,width,height",
-            "preprocess",
-        )
-    return PreparedImage(prepared.image, "; ".join(decoded.warnings) or None)
+    return {**answer, "warnings": [warning]} if warning else answer
 
 
 def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict[str, str]:

@@ -104,7 +104,8 @@ class MilvusIndex:
         rows = self._found(vector, depth, n_allowed, allowed)
         if len(rows) < depth:  # Milvus cannot tell more at once, or the allowed rows are far away
             among = np.arange(self.n_vectors) if allowed is None else np.flatnonzero(allowed)
-            _, best = exact(_Taken(self.version.vectors, among), vector[None, :], depth)
+            taken: Any = _Taken(self.version.vectors, among)
+            _, best = exact(taken, vector[None, :], depth)
             rows = among[best[0]].tolist()
         return scored(self.version.vectors, rows, vector)
 

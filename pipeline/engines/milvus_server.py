@@ -21,7 +21,7 @@ MIN_VERSION = (2, 3)
 OUTAGES = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 9, 500, 502, 503, 901})
 NOT_LOADED = frozenset({101, 103})  # the collection, or not all of it
 UNAVAILABLE = re.compile(
-    r"StatusCode\.(UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED)|Fail connecting|Timeout|timed out"
+    r"StatusCode\.(UNAVAILABLE|DEADLINE.EXCEEDED|CANCELLED)|Fail connecting|Timeout|timed out"
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.images.find import ImageFile
 from pipeline.index.engine import Hits, OpenIndex, Vectors
 from pipeline.index.versions import Version
 
@@ -112,6 +113,14 @@ class ChangedVersion(Version):
         """Return a file of the version, fetched first where it is in a store."""
         base: Version = vars(self)["base"]
         return base.file(name)
+
+    def image(self, path: str) -> ImageFile:
+        """Return an image of the version, or one beside it, as it was listed."""
+        for each in self.added_images:
+            if each.path == path:
+                return ImageFile(path, each.size, each.mtime_ns, each.sha256)
+        base: Version = vars(self)["base"]
+        return base.image(path)
 
     def has_path(self, path: str) -> bool:
         """Tell whether an image is in the version or beside it."""

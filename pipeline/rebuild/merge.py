@@ -192,6 +192,8 @@ def _unchanged(
             versions.verify(current)
             engines.verify(current)
             return current.name
+    except (ServerUnavailable, StoreRefused):
+        raise
     except ImgrecError as error:
         log.warning("A damaged published index is replaced: %s", error)
     return None

@@ -130,7 +130,8 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
     if fingerprint is None:
         return None
     try:
-        version = versions.current()
+        # Not `current`: a process that has looked before would not see what was damaged since.
+        version = versions.open(versions.current().name)
         version.paths, version.files  # noqa: B018 - read now
     except (ServerUnavailable, StoreRefused):
         raise  # to embed everything again would cost more than to wait

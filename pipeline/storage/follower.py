@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from weakref import WeakMethod
 
 from pipeline.errors import ImgrecError
 
@@ -15,7 +16,13 @@ class Follower:
     """Repeats a look in a thread of its own; a store that is away is waited for."""
 
     def __init__(self, name: str, look: Callable[[], object], every_s: float) -> None:
-        self._name, self._look, self._every_s = name, look, every_s
+        """Do nothing yet.
+
+        Args:
+            look: a method; the thread ends when nobody else holds its object any more.
+        """
+        self._name, self._every_s = name, every_s
+        self._look = WeakMethod(look)
         self._turn = threading.Lock()
         self._thread: threading.Thread | None = None
         self._problem = ""
@@ -29,13 +36,14 @@ class Follower:
 
     def _run(self) -> None:
         pause = threading.Event()
-        while True:
-            self._once()
+        while (look := self._look()) is not None:
+            self._once(look)
+            del look
             pause.wait(self._every_s)
 
-    def _once(self) -> None:
+    def _once(self, look: Callable[[], object]) -> None:
         try:
-            self._look()
+            look()
         except (ImgrecError, OSError) as error:
             if str(error) != self._problem:  # told once
                 log.warning("%s What is here stays in use.", error)

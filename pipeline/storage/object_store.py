@@ -78,6 +78,8 @@ class ObjectStore:
         """
         self.name = str(address)
         self._library = library if library is not None else _open(address)
+        # What a conditional put compares: Google compares generations, the others ETags.
+        self._condition = "version" if address.scheme == "gs" else "e_tag"
 
     def objects(self, prefix: str | None = None) -> Iterator[ObjectInfo]:
         """Yield all objects, below a prefix if one is given, in the order of the store."""
@@ -122,7 +124,7 @@ class ObjectStore:
             size = result.meta["size"]
             if max_bytes is not None and size > max_bytes:
                 raise TooLarge(size)
-            return StoredObject(bytes(result.bytes()), result.meta["e_tag"] or "")
+            return StoredObject(bytes(result.bytes()), self._tag(result.meta))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return a part of an object."""
@@ -140,9 +142,12 @@ class ObjectStore:
         Raises:
             ObjectConflict: it is another, or there is none.
         """
-        mode: Any = "create" if etag is None else {"e_tag": etag}
+        mode: Any = "create" if etag is None else {self._condition: etag}
         with _mapped(self.name, key):
-            return str(self._library.put(key, data, mode=mode)["e_tag"])
+            return self._tag(self._library.put(key, data, mode=mode))
+
+    def _tag(self, facts: Any) -> str:
+        return str(facts[self._condition] or "")
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is gone already is none the less deleted."""

@@ -98,7 +98,7 @@ class Identifier:
         """
         self._database = database
         self._artifacts = artifacts_address(settings)
-        self._store_id: tuple[float, str] | None = None
+        self._store_id: tuple[float | None, str | None] = (None, None)
         self._folders = {"data": settings.data_dir, "models": settings.models_dir}
         self._where = {part: str(_absolute(folder)) for part, folder in self._folders.items()}
         if self._artifacts is not None:
@@ -143,16 +143,19 @@ class Identifier:
 
     def _id_of_store(self, create: bool) -> str | None:
         """Return the id of the store; None where it has none, or does not say it now."""
-        if self._store_id is not None and time.monotonic() - self._store_id[0] < STORE_LOOK_S:
-            return self._store_id[1]
+        asked_at, found = self._store_id
+        if asked_at is not None and time.monotonic() - asked_at < STORE_LOOK_S:
+            return found
         from pipeline.storage.object_store import ObjectStore
 
         assert self._artifacts is not None
-        try:
+        # Whoever reads or writes there says that it is away. To ask again takes seconds then, in
+        # which a worker announces nothing.
+        with contextlib.suppress(ImgrecError):
             found = store_id(ObjectStore(self._artifacts), create=create)
-        except ImgrecError:  # whoever reads or writes there says so
-            return self._store_id[1] if self._store_id is not None else None
-        self._store_id = (time.monotonic(), found) if found else None
+            if found is None:
+                return None
+        self._store_id = (time.monotonic(), found)
         return found
 
     def _folder(self, part: str) -> Place:

@@ -175,8 +175,13 @@ class Jobs:
     """The rows of `jobs`; those of `shards` are below `shards`."""
 
     def __init__(self, database: Database) -> None:
-        self.database = database
+        self._database = database
         self.shards = Shards(database)
+
+    @property
+    def database(self) -> Database:
+        """The database that holds the job table, and what belongs to it."""
+        return self._database
 
     # -- plan ------------------------------------------------------------------------------------
 
@@ -206,7 +211,7 @@ class Jobs:
             WrongUse: it is the first one of a database that cannot hold every file name.
         """
         options = json.dumps({"form": form, "full": full, "save_preprocessed": save_preprocessed})
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             (created,) = tx.rows(QUERIES["next_job_sequence"])
             # An old database of another encoding has served so far, and may go on.
             if created["sequence"] == 1 and tx.encoding() not in UNICODE:
@@ -247,7 +252,7 @@ class Jobs:
         Raises:
             AlreadyRequested, Conflict: see `create`.
         """
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["get_job_request"], asdict(request))
         if rows:
             raise _repeated(request, rows[0])
@@ -258,7 +263,7 @@ class Jobs:
         Args:
             left_out: how many files and folders the listing left out on purpose, by reason.
         """
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             (row,) = tx.rows(QUERIES["get_job"], {"job_id": job_id})
             options = json.loads(row["options"])
             if left_out:
@@ -267,12 +272,12 @@ class Jobs:
 
     def start_fetching(self, job_id: str) -> None:
         """Release the addresses of a feed to the fetch workers; the plan of the images follows."""
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(QUERIES["start_fetching"], {"job_id": job_id})
 
     def ready_to_plan(self, job_id: str) -> bool:
         """Tell whether everything of a feed was fetched and nobody plans the images yet."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             return bool(tx.rows(QUERIES["ready_to_plan"], {"job_id": job_id}))
 
     def claim_plan(self, job_id: str, owner: str, lease_s: float) -> PlanClaim | None:
@@ -281,7 +286,7 @@ class Jobs:
         What a planner that died has written is deleted.
         """
         values = {"job_id": job_id, "owner": owner, "lease_s": lease_s}
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             rows = tx.rows(QUERIES["claim_plan"], values)
             if not rows:
                 return None
@@ -295,24 +300,29 @@ class Jobs:
         """Give the planning back unfinished."""
         uncounted = 0 if count_attempt else 1
         values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(QUERIES["release_plan"], values)
 
     def set_base_version(self, job_id: str, version: str) -> None:
         """Name the version whose vectors the plan reuses."""
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             values = {"job_id": job_id, "base_version": version}
             tx.rows(QUERIES["set_base_version"], values)
 
+    def any_open_feed(self) -> bool:
+        """Tell whether an open job is about the images of a feed."""
+        with self._database.transaction(read_only=True) as tx:
+            return bool(tx.rows(QUERIES["any_open_feed"]))
+
     def any_fetching(self) -> bool:
         """Tell whether an open job fetches."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             return bool(tx.rows(QUERIES["any_fetching"]))
 
     def fail_abandoned_plans(self) -> None:
         """End jobs whose planner died before the plan was whole."""
         error = "The command that listed the folder was interrupted: run it again."
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(QUERIES["fail_abandoned_plans"], {"error": error})
 
     # -- look ------------------------------------------------------------------------------------
@@ -323,7 +333,7 @@ class Jobs:
         Raises:
             UnknownJob: there is none with this id.
         """
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
             raise UnknownJob(
@@ -333,24 +343,24 @@ class Jobs:
 
     def list_with_progress(self, limit: int = 50) -> list[tuple[Job, Progress]]:
         """Return the newest jobs first, each with its counts."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["list_jobs_with_progress"], {"limit": limit})
         return [(Job.from_row(row), Progress.from_row(row)) for row in rows]
 
     def open_jobs(self) -> list[Job]:
         """Return the jobs that have not ended, oldest first."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             return [Job.from_row(row) for row in tx.rows(QUERIES["list_open_jobs"])]
 
     def progress(self, job_id: str) -> Progress:
         """Count a job's images by what became of them."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             (row,) = tx.rows(QUERIES["get_progress"], {"job_id": job_id})
         return Progress.from_row(row)
 
     def failures(self, job_id: str) -> list[Failure]:
         """Return a job's failures and warnings, by path."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["list_failures"], {"job_id": job_id})
         return [
             Failure(row["path"], row["stage"], row["reason"], bool(row["warning"])) for row in rows
@@ -367,25 +377,25 @@ class Jobs:
 
     def timings(self, job_id: str) -> StageTimings:
         """Sum the time of a job's finished shards by stage."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             (row,) = tx.rows(QUERIES["sum_timings"], {"job_id": job_id})
         return StageTimings.from_row(row)
 
     def created_after(self, job_id: str) -> set[str]:
         """Return the ids of the jobs that were created after this one."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["list_jobs_created_after"], {"job_id": job_id})
         return {row["id"] for row in rows}
 
     def referenced_versions(self) -> set[str]:
         """Return the versions that open jobs still reuse vectors of."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["list_referenced_versions"])
         return {row["base_version"] for row in rows}
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Count, over all jobs: jobs by state, images by outcome, failures by stage."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             states = tx.rows("SELECT state AS name, COUNT(*) AS n FROM jobs GROUP BY state")
             (images,) = tx.rows(QUERIES["count_images"])
             stages = tx.rows(
@@ -401,7 +411,7 @@ class Jobs:
 
     def set_fingerprint(self, job_id: str, fingerprint: Fingerprint) -> Job:
         """Set the job's fingerprint if it has none yet; return the job as it stands then."""
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(
                 QUERIES["set_fingerprint"],
                 {
@@ -417,7 +427,7 @@ class Jobs:
         """Tell those who watch what an open job waits for; its next finished shard clears it."""
 
         def write(text: str) -> None:
-            with self.database.transaction() as tx:
+            with self._database.transaction() as tx:
                 tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": text})
 
         _with_any_text(write, reason)
@@ -429,7 +439,7 @@ class Jobs:
             within_s: workers whose last refusal is older are not counted: they may have gone.
         """
         values = {"job_id": job_id, "worker": worker}
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(QUERIES["add_refusal"], values)
             (row,) = tx.rows(QUERIES["get_refusals"], {"job_id": job_id, "within_s": within_s})
         self.set_waiting_reason(job_id, reason)
@@ -439,7 +449,7 @@ class Jobs:
         """End a job that no worker can do; False when one is at work on it, or it has ended."""
 
         def write(text: str) -> bool:
-            with self.database.transaction() as tx:
+            with self._database.transaction() as tx:
                 return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": text}))
 
         return _with_any_text(write, error)
@@ -460,7 +470,7 @@ class Jobs:
             (QUERIES["renew_merge_leases"], dict.fromkeys(merges, 0)),
         ]
         valid: set[str] = set()
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             for sql, progress in renewals:
                 if progress:
                     values = {"lease_s": lease_s, "progress_by_owner": json.dumps(progress)}
@@ -469,12 +479,12 @@ class Jobs:
 
     def ready_to_merge(self, job_id: str) -> bool:
         """Tell whether every shard of a planned job is done and no indexer holds it."""
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             return bool(tx.rows(QUERIES["ready_to_merge"], {"job_id": job_id}))
 
     def claim_merge(self, job_id: str, owner: str, lease_s: float) -> MergeClaim | None:
         """Take the merge of a job whose shards are all done; None when there is nothing to do."""
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             rows = tx.rows(
                 QUERIES["claim_merge"], {"job_id": job_id, "owner": owner, "lease_s": lease_s}
             )
@@ -486,7 +496,7 @@ class Jobs:
         """Give a merge back unfinished."""
         uncounted = 0 if count_attempt else 1
         values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(QUERIES["release_merge"], values)
 
     # -- end -------------------------------------------------------------------------------------
@@ -500,7 +510,7 @@ class Jobs:
         """
         if self._end(job_id, "published", version, None):
             return True
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             values = {"job_id": job_id, "version": version}
             return not tx.rows(QUERIES["record_late_publication"], values)
 
@@ -514,12 +524,12 @@ class Jobs:
 
     def _end(self, job_id: str, state: str, version: str | None, error: str | None) -> bool:
         values = {"job_id": job_id, "state": state, "version": version, "error": error}
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             return bool(tx.rows(QUERIES["end_job"], values))
 
     def drop_items(self) -> None:
         """Drop the lists of images of jobs that have ended; their counts and failures stay."""
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(QUERIES["drop_items"])
 
     def prunable(self, keep: int, keep_rows: int, protect: Collection[str]) -> dict[str, int]:
@@ -531,7 +541,7 @@ class Jobs:
                 stays whole.
             protect: ids of jobs that stay in any case.
         """
-        with self.database.transaction(read_only=True) as tx:
+        with self._database.transaction(read_only=True) as tx:
             ended = tx.rows(QUERIES["list_ended_jobs"])
         beyond, total = {}, 0
         for place, row in enumerate(ended):
@@ -543,7 +553,7 @@ class Jobs:
     def delete(self, job_id: str) -> None:
         """Delete an ended job with everything that is known of it."""
         values = {"job_id": job_id}
-        with self.database.transaction() as tx:
+        with self._database.transaction() as tx:
             tx.rows(QUERIES["delete_suspects_of_job"], values)
             tx.rows(QUERIES["delete_timings_of_job"], values)
             tx.rows(QUERIES["delete_failures_of_job"], values)

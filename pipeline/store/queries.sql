@@ -284,6 +284,9 @@ UPDATE jobs SET base_version = :base_version WHERE id = :job_id;
 UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
 WHERE id = :job_id AND owner = :owner AND stage = 'fetching';
 
+-- name: any_open_feed
+SELECT 1 AS one FROM jobs WHERE finished_at IS NULL AND root LIKE 'feed:%' LIMIT 1;
+
 -- name: any_fetching
 SELECT 1 AS one FROM jobs WHERE stage = 'fetching' AND finished_at IS NULL LIMIT 1;
 

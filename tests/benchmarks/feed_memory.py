@@ -1,6 +1,6 @@
 """Measure the memory of a large feed: its import by URL, the plan to fetch, the plan to embed.
 
-    python tests/benchmarks/feed_memory.py 100000 1000000
+    python tests/benchmarks/feed_memory.py 100000 1000000 [--import-only]
 
 Each step is a process of its own, on SQLite. The feed is generated while it is served, so no step
 can hold more of it than it should. No image is fetched: what would come is written into the table.
@@ -57,7 +57,7 @@ def measure(command: list[str], environment: dict[str, str]) -> tuple[float, flo
     return time.monotonic() - start, usage.ru_maxrss / 1024
 
 
-def run(rows: int, port: int) -> None:
+def run(rows: int, port: int, import_only: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="imgrec-feed-memory-") as folder:
         environment = {
             **os.environ,
@@ -69,7 +69,8 @@ def run(rows: int, port: int) -> None:
         }
         url = f"http://127.0.0.1:{port}/{rows}/feed.csv"
         steps = [("import", [*command("import"), url])]
-        steps += [(name, command(name)) for name in ("plan_fetch", "fill", "plan_embed")]
+        if not import_only:
+            steps += [(name, command(name)) for name in ("plan_fetch", "fill", "plan_embed")]
         for name, line in steps:
             seconds, mib = measure(line, environment)
             if name != "fill":
@@ -129,8 +130,9 @@ def main() -> None:
         return
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for rows in map(int, sys.argv[1:] or ["100000", "1000000"]):
-        run(rows, server.server_port)
+    counts = [int(arg) for arg in sys.argv[1:] if arg.isdigit()] or [100_000, 1_000_000]
+    for rows in counts:
+        run(rows, server.server_port, "--import-only" in sys.argv)
     server.shutdown()
 
 

@@ -20,7 +20,7 @@ Run = Callable[..., Any]
 
 CONTRACT = {
     *("job_id", "state", "images", "embedded", "reused", "skipped", "warnings"),
-    *("left_out", "index_version", "seconds", "error"),
+    *("left_out", "index_version", "seconds", "error", "stage", "fetched", "unchanged"),
 }
 
 

@@ -130,6 +130,7 @@ def test_no_work_goes_to_workers_of_another_folder(
         assert "DATA_DIR is" in page.body.decode()
     # The worker has left.
     assert client.search(text="shoe").status == 200
+    assert client.get("/?text=shoe").status == 200
     assert client.get("/readyz").json["checks"]["same_data"] is True
 
 

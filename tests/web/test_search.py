@@ -73,7 +73,7 @@ def test_a_blank_image_is_told_beside_the_answer_and_on_the_page(
     words = "the image is blank"
     assert words in web.search(blank, limit=3).json["warnings"][0]
     assert words in web.upload("/v1/classify", blank.read_bytes()).json["warnings"][0]
-    assert words in web.upload("/results", blank.read_bytes()).body.decode()
+    assert words in web.upload("/results", blank.read_bytes(), csrf_token="local").body.decode()
     assert "warnings" not in web.search(text="a red shoe", limit=3).json
 
 
@@ -188,8 +188,8 @@ def test_feedback_is_recorded_for_the_rank_that_was_shown(web: WebServer) -> Non
 
 def test_the_system_says_what_works_where(web: WebServer) -> None:
     system = web.get("/v1/system").json
-    assert system["workers"] == {"embed": 1, "index": 1, "query": 1}
-    assert system["queues"] == {"embed": 0, "index": 0, "query": 0}
+    assert system["workers"] == {"fetch": 0, "embed": 1, "index": 1, "query": 1}
+    assert system["queues"] == {"fetch": 0, "embed": 0, "index": 0, "query": 0}
     assert len(system["heartbeats"]) == 3
 
 

@@ -223,6 +223,27 @@ def test_hosts_with_one_store_agree_whatever_their_folders(
     assert not (tmp_path / "a").exists()
 
 
+def test_a_worker_at_a_store_that_is_away_goes_on_to_announce_itself(
+    settings: Settings, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask a store that does not answer takes 20 s."""
+    asked = list[str]()
+
+    def away(key: str, max_bytes: int | None = None) -> Any:
+        asked.append(key)
+        raise ServerUnavailable("The store does not answer.")
+
+    identifier = Identifier(settings.model_copy(update={"artifacts_url": ADDRESS}), None)
+    with monkeypatch.context() as outage:
+        outage.setattr(store, "get", away)
+        for _ in range(3):
+            place = identifier.read(create=True).data
+        assert place == Place(None, ADDRESS)
+        assert len(asked) == 1
+    monkeypatch.setattr("pipeline.store.identity.STORE_LOOK_S", 0)
+    assert identifier.read(create=True).data.id
+
+
 def test_a_host_that_forgot_the_setting_is_named_with_it(settings: Settings) -> None:
     settings.data_dir.mkdir(parents=True)
     with_store, without = read(settings, artifacts_url=ADDRESS), read(settings)

@@ -306,10 +306,10 @@ def test_a_job_that_cannot_be_looked_after_ends_and_keeps_none_from_another(
     broken, good = desk.shop.plan(), desk.shop.plan()
     look_after = reconcile_module._look_after
 
-    def look(resources: Any, job_id: str) -> None:
-        if job_id == broken:
+    def look(resources: Any, job: Any) -> None:
+        if job.id == broken:
             raise ValueError("a broken row")
-        look_after(resources, job_id)
+        look_after(resources, job)
 
     monkeypatch.setattr(reconcile_module, "_look_after", look)
     for _ in range(reconcile_module.MAX_FAILED_LOOKS + 1):

@@ -58,6 +58,7 @@ def merge_claim() -> MergeClaim:
     job = Job.from_row(
         dict.fromkeys(Job.__dataclass_fields__)
         | {"id": "job", "root": "/", "options": '{"full": false, "save_preprocessed": false}'}
+        | {"seconds": 0.0}
     )
     return MergeClaim(job, "indexer")
 

@@ -33,6 +33,7 @@ from pipeline.search.rank import VERSION, recommend
 from pipeline.settings import Settings
 from workers import query
 from workers.query import MAX_THUMBNAILS, classify_image, thumbnails
+from workers.query_images import prepare_image
 from workers.resources import Resources
 
 
@@ -201,9 +202,9 @@ def test_an_automatic_box_holds_the_largest_object_alone(desk: InlineWorker) -> 
     desk.resources.remover = lambda image: mask
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    seen = query._prepare(desk.resources, buffer.getvalue(), "auto").image
+    seen = prepare_image(desk.resources, buffer.getvalue(), "auto").image
     assert (np.asarray(seen) == (255, 0, 0)).all()
-    both = np.asarray(query._prepare(desk.resources, buffer.getvalue(), None).image)
+    both = np.asarray(prepare_image(desk.resources, buffer.getvalue(), None).image)
     assert (both == (0, 0, 255)).all(axis=2).any()
 
 
@@ -211,7 +212,7 @@ def test_an_automatic_box_without_an_object_is_a_sentence(desk: InlineWorker) ->
     desk.start_again(use_bg_removal=True)
     desk.resources.remover = lambda image: Image.new("L", image.size, 0)
     with pytest.raises(BadImage, match="found no object: background removal kept almost nothing"):
-        query._prepare(desk.resources, jpeg("red"), "auto")
+        prepare_image(desk.resources, jpeg("red"), "auto")
 
 
 def test_a_cached_answer_does_not_outlive_the_version_that_gave_it(

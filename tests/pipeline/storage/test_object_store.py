@@ -7,9 +7,11 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from live_stack import free_port
+from obstore.exceptions import PreconditionError
 from s3_server import READER, READER_SECRET, SECRET, S3Server
 
 from pipeline.errors import (
@@ -242,3 +244,26 @@ def test_a_prefix_that_cannot_be_listed_ends_the_whole_listing(
     monkeypatch.setattr(ObjectStore, "first_level", lambda self: (KINDS, []))
     with pytest.raises(ServerUnavailable):
         list(list_objects(store))
+
+
+class Generations:
+    """As Google's: an ETag in a condition is an error, a generation is compared."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+
+    def put(self, key: str, data: bytes, *, mode: Any) -> dict[str, str]:
+        if mode != ("create" if not self.generation else {"version": str(self.generation)}):
+            raise PreconditionError("conditionNotMet")
+        self.generation += 1
+        return {"e_tag": "same", "version": str(self.generation)}
+
+
+def test_google_s_store_compares_generations() -> None:
+    library: Any = Generations()
+    store = ObjectStore(Address.parse("gs://shop/x"), library)
+    first = store.put_if("CURRENT", b"v1", None)
+    second = store.put_if("CURRENT", b"v2", first)
+    assert (first, second) == ("1", "2")
+    with pytest.raises(ObjectConflict):
+        store.put_if("CURRENT", b"late", first)
