@@ -67,7 +67,6 @@ def test_category_and_color_of_the_catalogue_are_right() -> None:
         right["category"] += answer["category"]["label"] == row["category"]
         right["color"] += color["label"] == row["color"]
     assert right["category"] >= 0.97 * len(rows)
-    # With background removal, which is the default, 0.99 are right; docs/usage.md has the figure.
     assert right["color"] >= 0.84 * len(rows)
 
 
