@@ -303,8 +303,8 @@ class Settings(BaseSettings):
         "with imgrec",
     )
     min_confidence: float = Field(
-        # On the demo catalogue imgrec-mini is right in 93.5 % of colours, all of them above 0.4.
-        # No guard against images without a product.
+        # On the demo catalogue imgrec-mini is right in 86 % of all colours. No guard against images
+        # without a product.
         0.4,
         ge=0,
         le=1,
