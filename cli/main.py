@@ -82,7 +82,7 @@ COMMANDS = {
     "prune": (
         "cli.prune",
         "prune",
-        "Delete old rebuilds, index versions and cached cut-outs.",
+        "Delete old rebuilds, index versions, cached cut-outs and images that no feed lists.",
     ),
     "models": ("cli.models", "models", "List models to choose from, and the one in use."),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),

@@ -16,7 +16,7 @@ from preloaded import Process
 
 from pipeline import errors
 from pipeline.errors import WrongUse
-from workers.routes import QUEUE_OF
+from workers.routes import QUEUE_OF, QUEUES
 
 LIMIT = 2 * 1024**3
 AT_ONCE = 500
@@ -27,7 +27,7 @@ def workers(stand: LiveStack) -> Iterator[None]:
     """A worker of each queue; none ends, none goes beyond its memory, all work afterwards."""
     stand.environment["WORKER_MAX_MEMORY"] = "2GiB"
     names = draw_folder(stand.products, 12)
-    started = [stand.worker(queue) for queue in ("embed", "index", "query")]
+    started = [stand.worker(queue) for queue in QUEUES]
     stand.rebuild()
     yield
     for queue in QUEUE_OF.values():
