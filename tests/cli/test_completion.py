@@ -25,7 +25,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     [
         (["enq"], ["enqueue-rebuild"]),
         (["--d"], ["--debug"]),
-        (["index", ""], ["info", "list", "rollback"]),
+        (["index", ""], ["info", "list", "migrate", "rollback"]),
         (["query", "--pro"], ["--product"]),
         (["cache", "clear", "--kind", ""], ["vectors", "results", "texts"]),
     ],

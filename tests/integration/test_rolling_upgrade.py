@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from last_release import Both, build_last_release
 from live_stack import LiveStack, draw_folder
 
 from pipeline.store.database import Database
+from pipeline.store.jobs import FORM as JOB_FORM
 from pipeline.store.jobs import Jobs
 from workers.embed import embed
 from workers.index import merge_shards
@@ -106,8 +108,13 @@ def test_a_message_of_a_newer_form_is_refused_with_a_sentence_and_the_worker_goe
 
 def newer(jobs: Jobs, database: Database, job_id: str) -> None:
     with database.transaction() as tx:
-        options = '{"form": 2, "full": false, "save_preprocessed": false, "only_blue": true}'
-        tx.rows("UPDATE jobs SET options = ? WHERE id = ?", (options, job_id))
+        options = {
+            "form": JOB_FORM + 1,
+            "full": False,
+            "save_preprocessed": False,
+            "only_blue": True,
+        }
+        tx.rows("UPDATE jobs SET options = ? WHERE id = ?", (json.dumps(options), job_id))
 
 
 def test_a_job_that_a_newer_release_has_planned_is_left_to_its_workers(

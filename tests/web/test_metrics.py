@@ -34,8 +34,9 @@ def test_a_scrape_says_what_there_is(web: WebServer, stand: LiveStack) -> None:
     assert values["imgrec_images_total"][("embedded",)] == 12
     assert values["imgrec_index_images"][()] == 12
     assert set(values["imgrec_source_up"].values()) == {1.0}
-    assert values["imgrec_workers"] == {("embed",): 1, ("index",): 1, ("query",): 1}
-    assert values["imgrec_queue_messages"] == {("embed",): 0, ("index",): 0, ("query",): 0}
+    workers = {("fetch",): 0, ("embed",): 1, ("index",): 1, ("query",): 1}
+    assert values["imgrec_workers"] == workers
+    assert values["imgrec_queue_messages"] == dict.fromkeys(workers, 0)
     assert values["imgrec_query_seconds_count"][("imgrec.query_image",)] == 1
     requests = values["imgrec_http_request_seconds_count"]
     assert requests[("POST", "/v1/search", "200")] == 1
