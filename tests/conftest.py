@@ -115,9 +115,9 @@ def database(database_url: str) -> Database:
 
 
 @pytest.fixture
-def desk(settings: Settings, tmp_path: Path) -> InlineWorker:
+def inline_worker(settings: Settings, tmp_path: Path) -> InlineWorker:
     """A worker in this process, and a shop whose folder holds 20 products."""
-    desk = InlineWorker(settings, tmp_path)
+    inline_worker = InlineWorker(settings, tmp_path)
     for number in range(20):
-        desk.shop.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
-    return desk
+        inline_worker.toy.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
+    return inline_worker

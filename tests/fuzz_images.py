@@ -38,8 +38,8 @@ class Mutant:
 @cache
 def original(form: str, mode: str, number: int) -> bytes:
     """Return a valid file of 64 x 64 pixels."""
-    dice = np.random.default_rng(number)
-    small = dice.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    rng = np.random.default_rng(number)
+    small = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     options: dict[str, object] = {}
     if mode in ("RGBA", "L", "LA", "P", "1", "CMYK", "F"):
@@ -65,64 +65,64 @@ def original(form: str, mode: str, number: int) -> bytes:
 
 def mutants(seed: int, count: int) -> Iterator[Mutant]:
     """Yield the mutants of a seed."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     forms = [(form, mode) for form, modes in MODES.items() for mode in modes]
     for _ in range(count):
-        form, mode = dice.choice(forms)
-        data = original(form, mode, dice.randrange(50))
-        kind = dice.choices(list(KINDS), [weight for weight, _, _ in KINDS.values()])[0]
+        form, mode = rng.choice(forms)
+        data = original(form, mode, rng.randrange(50))
+        kind = rng.choices(list(KINDS), [weight for weight, _, _ in KINDS.values()])[0]
         _, hopeless, change = KINDS[kind]
-        yield Mutant(f"{form}-{mode}-{kind}", SUFFIX[form], change(dice, form, data), hopeless)
+        yield Mutant(f"{form}-{mode}-{kind}", SUFFIX[form], change(rng, form, data), hopeless)
 
 
-def _flip(dice: random.Random, form: str, data: bytes) -> bytes:
+def _flip(rng: random.Random, form: str, data: bytes) -> bytes:
     changed = bytearray(data)
-    for _ in range(dice.choice((1, 2, 8, 64))):
+    for _ in range(rng.choice((1, 2, 8, 64))):
         # The header more often than its share: there the fields are.
-        place = dice.randrange(min(len(changed), dice.choice((32, 300, len(changed)))))
-        changed[place] ^= 1 << dice.randrange(8)
+        place = rng.randrange(min(len(changed), rng.choice((32, 300, len(changed)))))
+        changed[place] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
-def _cut(dice: random.Random, form: str, data: bytes) -> bytes:
-    return data[: dice.randrange(1, len(data))]
+def _cut(rng: random.Random, form: str, data: bytes) -> bytes:
+    return data[: rng.randrange(1, len(data))]
 
 
-def _stub(dice: random.Random, form: str, data: bytes) -> bytes:
+def _stub(rng: random.Random, form: str, data: bytes) -> bytes:
     """Less than any format needs to name its size."""
-    return data[: dice.randrange(0, 9)]
+    return data[: rng.randrange(0, 9)]
 
 
-def _splice(dice: random.Random, form: str, data: bytes) -> bytes:
+def _splice(rng: random.Random, form: str, data: bytes) -> bytes:
     """Pieces twice, missing, or in another place."""
-    start, end = sorted(dice.randrange(len(data)) for _ in range(2))
-    piece, at = data[start:end], dice.randrange(len(data))
+    start, end = sorted(rng.randrange(len(data)) for _ in range(2))
+    piece, at = data[start:end], rng.randrange(len(data))
     without = data[:start] + data[end:]
-    return dice.choice((data[:at] + piece + data[at:], without, without[:at] + piece))
+    return rng.choice((data[:at] + piece + data[at:], without, without[:at] + piece))
 
 
-def _header(dice: random.Random, form: str, data: bytes) -> bytes:
+def _header(rng: random.Random, form: str, data: bytes) -> bytes:
     """The beginning of a format, the rest of nothing that could be one."""
     heads = [original(form, modes[0], 0)[:12] for form, modes in MODES.items()]
-    return dice.choice(heads) + dice.randbytes(dice.randrange(300))
+    return rng.choice(heads) + rng.randbytes(rng.randrange(300))
 
 
-def _noise(dice: random.Random, form: str, data: bytes) -> bytes:
-    return b"\x00" + dice.randbytes(dice.randrange(4096))
+def _noise(rng: random.Random, form: str, data: bytes) -> bytes:
+    return b"\x00" + rng.randbytes(rng.randrange(4096))
 
 
-def _text(dice: random.Random, form: str, data: bytes) -> bytes:
-    return dice.choice((b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", b"<html>"))
+def _text(rng: random.Random, form: str, data: bytes) -> bytes:
+    return rng.choice((b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", b"<html>"))
 
 
-def _huge(dice: random.Random, form: str, data: bytes) -> bytes:
+def _huge(rng: random.Random, form: str, data: bytes) -> bytes:
     """A declared size that no limit allows."""
-    return declare(form, data, *dice.choice(((65_500, 65_500), (65_535, 2_000), (9_000, 9_000))))
+    return declare(form, data, *rng.choice(((65_500, 65_500), (65_535, 2_000), (9_000, 9_000))))
 
 
-def _large(dice: random.Random, form: str, data: bytes) -> bytes:
+def _large(rng: random.Random, form: str, data: bytes) -> bytes:
     """A declared size that is allowed, with the pixels of a small one."""
-    return declare(form, data, dice.randrange(2_000, 5_000), dice.randrange(2_000, 5_000))
+    return declare(form, data, rng.randrange(2_000, 5_000), rng.randrange(2_000, 5_000))
 
 
 def declare(form: str, data: bytes, width: int, height: int) -> bytes:

@@ -145,14 +145,14 @@ def mutated(seed: int, count: int, picture: bytes, job_id: str, trap: Path) -> I
     Args:
         trap: a file that exists afterwards if a message's code was run.
     """
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     calls = bad_calls(picture, job_id)
     for _ in range(count):
-        task = dice.choice(list(calls))
-        args, kwargs = dice.choice(calls[task])
-        name = dice.choice(list(KINDS))
+        task = rng.choice(list(calls))
+        args, kwargs = rng.choice(calls[task])
+        name = rng.choice(list(KINDS))
         message = envelope(task, QUEUE_OF[task], [args, kwargs, NOTHING_MORE])
-        raw = KINDS[name](dice, message, trap)
+        raw = KINDS[name](rng, message, trap)
         if raw is None:
             raw = json.dumps(message).encode()
         yield Sent(name, QUEUE_OF[task], raw, _answerable(raw))
@@ -173,40 +173,40 @@ def _answerable(raw: bytes) -> str | None:
 Message = dict[str, Any]
 
 
-def _call(dice: random.Random, message: Message, trap: Path) -> None:
+def _call(rng: random.Random, message: Message, trap: Path) -> None:
     """Nothing but the call is wrong."""
 
 
-def _field(dice: random.Random, message: Message, trap: Path) -> None:
-    table = dice.choice((message, message["headers"], message["properties"]))
-    key = dice.choice(list(table))
-    what = dice.randrange(3)
+def _field(rng: random.Random, message: Message, trap: Path) -> None:
+    table = rng.choice((message, message["headers"], message["properties"]))
+    key = rng.choice(list(table))
+    what = rng.randrange(3)
     if what == 0:
         del table[key]
     else:
-        table[key if what == 1 else f"x-{dice.randrange(99)}"] = dice.choice(JUNK)
+        table[key if what == 1 else f"x-{rng.randrange(99)}"] = rng.choice(JUNK)
 
 
-def _fields(dice: random.Random, message: Message, trap: Path) -> None:
-    for _ in range(dice.randrange(2, 6)):
+def _fields(rng: random.Random, message: Message, trap: Path) -> None:
+    for _ in range(rng.randrange(2, 6)):
         for part in ("headers", "properties"):
             if isinstance(message.get(part), dict) and message[part]:
-                key = dice.choice(list(message[part]))
+                key = rng.choice(list(message[part]))
                 if key != "id":
-                    message[part][key] = dice.choice(JUNK)
+                    message[part][key] = rng.choice(JUNK)
 
 
-def _unknown_task(dice: random.Random, message: Message, trap: Path) -> None:
+def _unknown_task(rng: random.Random, message: Message, trap: Path) -> None:
     names = ("imgrec.nobody", "celery.chord_unlock", "celery.map", "os.system", "", "a" * 9000)
-    message["headers"]["task"] = dice.choice(names)
+    message["headers"]["task"] = rng.choice(names)
 
 
-def _wrong_queue(dice: random.Random, message: Message, trap: Path) -> None:
+def _wrong_queue(rng: random.Random, message: Message, trap: Path) -> None:
     wrong = {"imgrec.merge_shards": "imgrec.query_image"}
     message["headers"]["task"] = wrong.get(message["headers"]["task"], "imgrec.merge_shards")
 
 
-def _pickle(dice: random.Random, message: Message, trap: Path) -> None:
+def _pickle(rng: random.Random, message: Message, trap: Path) -> None:
     data = pickle.dumps([[Trap(trap)], {}, NOTHING_MORE])
     message["body"] = base64.b64encode(data).decode()
     kinds = (
@@ -215,52 +215,52 @@ def _pickle(dice: random.Random, message: Message, trap: Path) -> None:
         "application/json",
         "application/x-msgpack",
     )
-    message["content-type"] = dice.choice(kinds)
+    message["content-type"] = rng.choice(kinds)
     message["content-encoding"] = "binary"
 
 
-def _yaml(dice: random.Random, message: Message, trap: Path) -> None:
+def _yaml(rng: random.Random, message: Message, trap: Path) -> None:
     text = yaml.dump([[], {}, {}]) + f"\n- !!python/object/apply:builtins.open ['{trap}', 'w']\n"
     message["body"] = base64.b64encode(text.encode()).decode()
-    message["content-type"] = dice.choice(("application/x-yaml", "yaml", "text/plain", "a/b"))
+    message["content-type"] = rng.choice(("application/x-yaml", "yaml", "text/plain", "a/b"))
 
 
-def _body(dice: random.Random, message: Message, trap: Path) -> None:
+def _body(rng: random.Random, message: Message, trap: Path) -> None:
     shapes: list[Any] = [*JUNK, [[], {}], [[], [], {}], [5, {}, {}], {"args": [], "kwargs": {}}]
     shapes += [[[b"", 3], {}, {"callbacks": [{"task": "imgrec.merge_shards", "args": ["x"]}]}]]
     shapes += [[[b"", 3], {}, {"errbacks": 5}], [[b"", 3], {}, {"chain": [1]}], [[], {1: 2}, {}]]
-    data = dumps([shape for shape in [dice.choice(shapes)] if shape != 10**30], "msgpack")[2]
+    data = dumps([shape for shape in [rng.choice(shapes)] if shape != 10**30], "msgpack")[2]
     message["body"] = base64.b64encode(data[1:] if len(data) > 1 else data).decode()
 
 
-def _broken_body(dice: random.Random, message: Message, trap: Path) -> None:
+def _broken_body(rng: random.Random, message: Message, trap: Path) -> None:
     body = message["body"]
-    at = dice.randrange(len(body))
+    at = rng.randrange(len(body))
     others = (body[:at], body[:at] + "%%%" + body[at:], "=" * 9, "", "\ud800", body[::-1])
-    message["body"] = dice.choice(others)
-    if dice.random() < 0.5:
+    message["body"] = rng.choice(others)
+    if rng.random() < 0.5:
         message["content-type"] = "application/json"
 
 
-def _bomb(dice: random.Random, message: Message, trap: Path) -> None:
+def _bomb(rng: random.Random, message: Message, trap: Path) -> None:
     """A gigabyte in a megabyte."""
     message["body"] = base64.b64encode(_zeros()).decode()
-    message["headers"]["compression"] = dice.choice(("application/x-gzip", "zlib", 5, []))
+    message["headers"]["compression"] = rng.choice(("application/x-gzip", "zlib", 5, []))
 
 
-def _nested(dice: random.Random, message: Message, trap: Path) -> bytes:
-    depth = dice.choice((500, 20_000, 200_000))
+def _nested(rng: random.Random, message: Message, trap: Path) -> bytes:
+    depth = rng.choice((500, 20_000, 200_000))
     text = json.dumps(message)[:-1] + ', "x": ' + "[" * depth + "]" * depth + "}"
     return text.encode()
 
 
-def _raw(dice: random.Random, message: Message, trap: Path) -> bytes:
+def _raw(rng: random.Random, message: Message, trap: Path) -> bytes:
     whole = json.dumps(message).encode()
-    place = dice.randrange(len(whole))
+    place = rng.randrange(len(whole))
     flipped = bytearray(whole)
-    flipped[place] ^= 1 << dice.randrange(8)
-    items = (whole[:place], dice.randbytes(99), b"", b"[]", b"null", b"5", b'"x"', b"{}", b"NaN")
-    return dice.choice((*items, bytes(flipped), pickle.dumps(Trap(trap)), whole.upper()))
+    flipped[place] ^= 1 << rng.randrange(8)
+    items = (whole[:place], rng.randbytes(99), b"", b"[]", b"null", b"5", b'"x"', b"{}", b"NaN")
+    return rng.choice((*items, bytes(flipped), pickle.dumps(Trap(trap)), whole.upper()))
 
 
 _packed: list[bytes] = []

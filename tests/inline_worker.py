@@ -1,4 +1,4 @@
-"""The workers' tasks in this process: messages lie on a desk instead of in Redis."""
+"""The workers' tasks in this process: messages stay in memory instead of in Redis."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class InlineWorker(InlineDispatcher):
     def __init__(self, settings: Settings, tmp_path: Path) -> None:
         super().__init__()
         self.inline = False  # whether what is sent is done at once
-        self.shop = ToyPipeline(settings, tmp_path)
+        self.toy = ToyPipeline(settings, tmp_path)
         self.memory = MemoryCache()
-        self.resources = self._made(settings, self.shop)
+        self.resources = self._made(settings, self.toy)
 
     def start_again(self, encoder: Any = None, **changes: Any) -> None:
         """Be another process: of other settings, or with another encoder."""
@@ -80,13 +80,13 @@ class InlineWorker(InlineDispatcher):
 
     def rebuild(self, full: bool = False) -> str:
         """Plan and run a rebuild of the shop's folder; return the job's id."""
-        job_id = self.shop.plan(full)
+        job_id = self.toy.plan(full)
         self.advance(job_id)
         self.work()
         return job_id
 
     def job(self, job_id: str) -> Job:
-        return self.shop.jobs.get(job_id)
+        return self.toy.jobs.get(job_id)
 
     def progress(self, job_id: str) -> Progress:
-        return self.shop.jobs.progress(job_id)
+        return self.toy.jobs.progress(job_id)

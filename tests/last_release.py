@@ -39,34 +39,34 @@ def build_last_release(folder: Path) -> Path:
 class Both:
     """A shop whose workers and commands are of either release."""
 
-    def __init__(self, stand: LiveStack, last_release: Path) -> None:
-        self.stand, self.last_release = stand, last_release
+    def __init__(self, stack: LiveStack, last_release: Path) -> None:
+        self.stack, self.last_release = stack, last_release
 
     def old_env(self) -> dict[str, str]:
-        return {**self.stand.env(), "PYTHONPATH": str(self.last_release)}
+        return {**self.stack.env(), "PYTHONPATH": str(self.last_release)}
 
     def worker(self, release: str, queue: str) -> Process | subprocess.Popen[bytes]:
         if release == "new":
-            return self.stand.worker(queue)
-        with (self.stand.folder / f"{queue}-old.log").open("wb") as log:
+            return self.stack.worker(queue)
+        with (self.stack.folder / f"{queue}-old.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "celery", "worker", "-Q", queue, "-l", "INFO"],
-                cwd=self.stand.folder,
+                cwd=self.stack.folder,
                 env=self.old_env(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        self.stand.processes.append(process)
+        self.stack.processes.append(process)
         return process
 
     def imgrec(self, release: str, *args: object) -> dict[str, object]:
         command = [*map(str, args), "--json"]
         if release == "new":
-            return self.stand.answer(*command[:-1])
+            return self.stack.answer(*command[:-1])
         done = subprocess.run(
             [sys.executable, "-P", "-m", "cli.main", *command],
-            cwd=self.stand.folder,
+            cwd=self.stack.folder,
             env=self.old_env(),
             capture_output=True,
             text=True,

@@ -70,15 +70,15 @@ def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_
 
 def draw_product(file: Path, seed: int) -> None:
     """Draw a picture that no other seed has: coloured shapes on a coloured ground."""
-    dice = random.Random(seed)
-    ground = tuple(dice.randrange(256) for _ in range(3))
+    rng = random.Random(seed)
+    ground = tuple(rng.randrange(256) for _ in range(3))
     image = Image.new("RGB", (160, 160), ground)
     pen = ImageDraw.Draw(image)
     for _ in range(6):
-        x, y = dice.randrange(120), dice.randrange(120)
-        box = (x, y, x + dice.randrange(20, 90), y + dice.randrange(20, 90))
-        color = tuple(dice.randrange(256) for _ in range(3))
-        dice.choice((pen.ellipse, pen.rectangle))(box, fill=color)
+        x, y = rng.randrange(120), rng.randrange(120)
+        box = (x, y, x + rng.randrange(20, 90), y + rng.randrange(20, 90))
+        color = tuple(rng.randrange(256) for _ in range(3))
+        rng.choice((pen.ellipse, pen.rectangle))(box, fill=color)
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file, quality=92)
 
@@ -101,7 +101,7 @@ class Supervised:
     more: dict[str, str]
     process: Process | subprocess.Popen[bytes]
     preloaded: bool = True
-    deaths: int = 0
+    restarts: int = 0
 
 
 @dataclass
@@ -207,7 +207,7 @@ class LiveStack:
         self.processes.append(process)
         return process
 
-    def keep(self, queue: str, *, preloaded: bool = True, **more: str) -> Supervised:
+    def supervise(self, queue: str, *, preloaded: bool = True, **more: str) -> Supervised:
         """Start a worker and start it again whenever it ends."""
         process = self.worker(queue, preloaded=preloaded, **more)
         kept = Supervised(queue, more, process, preloaded)
@@ -221,7 +221,7 @@ class LiveStack:
         while not self._closed.wait(0.1):
             for kept in self.kept:
                 if kept.process.poll() is not None:
-                    kept.deaths += 1
+                    kept.restarts += 1
                     kept.process = self.worker(kept.queue, preloaded=kept.preloaded, **kept.more)
 
     def workers(self, *queues: str) -> None:

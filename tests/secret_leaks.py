@@ -13,14 +13,14 @@ ODD_SECRET = "s3cret/P@:55 %?"
 ODD_QUOTED = quote(ODD_SECRET, safe="")
 
 
-def places_of(secret: str, stand: LiveStack, *folders: Path) -> list[str]:
-    """Return every log of the stand and every process here that shows a secret in any form.
+def places_of(secret: str, stack: LiveStack, *folders: Path) -> list[str]:
+    """Return every log of the stack and every process here that shows a secret in any form.
 
     Args:
         folders: whose files are searched, too.
     """
     forms = {secret, quote(secret, safe=""), quote(secret), repr(secret)[1:-1]}
-    files = [*stand.folder.glob("*.log"), *stand.data.glob("run/*")]
+    files = [*stack.folder.glob("*.log"), *stack.data.glob("run/*")]
     files += [file for folder in folders for file in folder.iterdir()]
     found = [
         str(file)

@@ -102,9 +102,9 @@ class HttpClient:
 
 @dataclass(kw_only=True)
 class WebServer(HttpClient):
-    """`imgrec web` of a stand, and who asks it."""
+    """`imgrec web` of a stack, and who asks it."""
 
-    stand: LiveStack
+    stack: LiveStack
     process: Process | subprocess.Popen[bytes]
     log: Path
 
@@ -113,13 +113,13 @@ class WebServer(HttpClient):
         return int(self.process.wait(patience_s) or 0)
 
 
-def start_web(stand: LiveStack, *options: str, **more: str) -> WebServer:
+def start_web(stack: LiveStack, *options: str, **more: str) -> WebServer:
     """Start `imgrec web` on a free port; return when it answers."""
-    log = stand.folder / f"web-{len(stand.processes)}.log"
+    log = stack.folder / f"web-{len(stack.processes)}.log"
     log.touch()
     command = ["imgrec", "web", "--port", "0", *options]
-    process = Process(command, cwd=ROOT, env=stand.env(**more), stdout=log, stderr=log)
-    stand.processes.append(process)
+    process = Process(command, cwd=ROOT, env=stack.env(**more), stdout=log, stderr=log)
+    stack.processes.append(process)
 
     def port() -> int:
         if process.poll() is not None:
@@ -128,7 +128,7 @@ def start_web(stand: LiveStack, *options: str, **more: str) -> WebServer:
         return int(match[1]) if match else 0
 
     listens = until(port, "the web server listens", 60)
-    server = WebServer(stand=stand, process=process, port=listens, log=log)
+    server = WebServer(stack=stack, process=process, port=listens, log=log)
 
     def lives() -> bool:
         with contextlib.suppress(urllib3.exceptions.HTTPError):
@@ -158,12 +158,12 @@ def serve_here(resources: Resources) -> Iterator[tuple[HttpClient, Web]]:
 
 
 def shop(folder: Path, model: Path, count: int = 12) -> Iterator[LiveStack]:
-    """A stand with workers and an index of drawn products."""
-    stand = LiveStack(folder, model)
+    """A stack with workers and an index of drawn products."""
+    stack = LiveStack(folder, model)
     folder.mkdir(exist_ok=True)
-    stand.start_redis()
-    draw_folder(stand.products, count)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    yield stand
-    stand.close()
+    stack.start_redis()
+    draw_folder(stack.products, count)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    yield stack
+    stack.close()

@@ -28,9 +28,9 @@ EXACT_ROWS = 1000  # of all pairs, so many rows are compared; the rest takes as 
 def measure(run: Run) -> None:
     count = QUICK_COUNT if run.quick else COUNT
     vectors = clustered(count, 1)
-    dice = np.random.default_rng(2)
-    pairs = dice.permutation(count)[: 2 * round(COPIES * count)].reshape(2, -1)
-    noise = dice.normal(0, NOISE / vectors.shape[1] ** 0.5, (pairs.shape[1], vectors.shape[1]))
+    rng = np.random.default_rng(2)
+    pairs = rng.permutation(count)[: 2 * round(COPIES * count)].reshape(2, -1)
+    noise = rng.normal(0, NOISE / vectors.shape[1] ** 0.5, (pairs.shape[1], vectors.shape[1]))
     moved = vectors[pairs[0]] + noise
     vectors[pairs[1]] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     built, kind = faiss_index.build(vectors, Settings(_env_file=None).flat_max_vectors, 2)

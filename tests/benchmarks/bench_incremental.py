@@ -111,20 +111,20 @@ def changes(run: Run, count: int, rounds: int) -> None:
     """
     folder = run.folder / "shop"
     draw_many(folder / "products", count)
-    shop = ToyPipeline(folder)
-    real = shop.tools
-    shop.tools = replace(real, encoder=NoEncoder(real.encoder.dim))
-    around = seconds(lambda: shop.rebuild(full=True))
-    shop.tools = real
-    share = [Image.open(file).convert("RGB") for file in sorted(shop.root.rglob("*.jpg"))[:SHARE]]
+    toy = ToyPipeline(folder)
+    real = toy.tools
+    toy.tools = replace(real, encoder=NoEncoder(real.encoder.dim))
+    around = seconds(lambda: toy.rebuild(full=True))
+    toy.tools = real
+    share = [Image.open(file).convert("RGB") for file in sorted(toy.root.rglob("*.jpg"))[:SHARE]]
     prepared = [real.prepare(image).image for image in share]
     few, none, embedding = [], [], []
     real.encoder.embed_images(prepared[:8])  # the first ones are slower
     for number in range(rounds):
         early = seconds(lambda: real.encoder.embed_images(prepared))
-        change(shop.root, count // 100, number)
-        few.append(measured(shop.rebuild, count // 100))
-        none.append(measured(shop.rebuild, 0))
+        change(toy.root, count // 100, number)
+        few.append(measured(toy.rebuild, count // 100))
+        none.append(measured(toy.rebuild, 0))
         late = seconds(lambda: real.encoder.embed_images(prepared))
         embedding.append(count * (early + late) / 2 / len(prepared))
     run.fact("rebuild without the model, s", round(around, 1))
@@ -168,20 +168,20 @@ def measured(rebuild: Callable[[], int], expected: int) -> float:
 
 def draw_many(root: Path, count: int) -> None:
     """Write pictures that all differ: 8 x 8 random colours, enlarged."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(count):
         file = root / f"kind{number // 1000:03d}" / f"product-{number:06d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        pixels = dice.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((64, 64)).save(file, quality=80)
 
 
 def change(root: Path, count: int, seed: int) -> None:
     """Draw every so many-th picture again."""
     files = sorted(root.rglob("*.jpg"))
-    dice = np.random.default_rng(1000 + seed)
+    rng = np.random.default_rng(1000 + seed)
     for file in files[:: len(files) // count][:count]:
-        pixels = dice.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((64, 64)).save(file, quality=80)
 
 

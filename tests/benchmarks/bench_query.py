@@ -27,25 +27,25 @@ AFTER_S = 2.0  # the new version is loaded beside, the old one let go
 
 
 def measure(run: Run) -> None:
-    stand = LiveStack(run.folder, base_clip())
-    publish_random(settings_of(stand), ROWS, DIM, stand.products)
-    stand.start_redis()
+    stack = LiveStack(run.folder, base_clip())
+    publish_random(settings_of(stack), ROWS, DIM, stack.products)
+    stack.start_redis()
     try:
-        worker = psutil.Process(stand.worker("query").pid)
-        empty_worker(stand)
-        until(lambda: "The model is loaded" in stand.log("query"), "the query worker is warm")
-        one_client(run, stand, worker)
-        many_clients(run, stand, worker)
-        publishing(run, stand)
-        shell(run, stand)
+        worker = psutil.Process(stack.worker("query").pid)
+        empty_worker(stack)
+        until(lambda: "The model is loaded" in stack.log("query"), "the query worker is warm")
+        one_client(run, stack, worker)
+        many_clients(run, stack, worker)
+        publishing(run, stack)
+        shell(run, stack)
     finally:
-        stand.close()
+        stack.close()
 
 
-def one_client(run: Run, stand: LiveStack, worker: psutil.Process) -> None:
+def one_client(run: Run, stack: LiveStack, worker: psutil.Process) -> None:
     used = cpu_s(worker)
     count = 20 if run.quick else 150
-    found = client(run, stand, "latency", count=count)
+    found = client(run, stack, "latency", count=count)
     used = (cpu_s(worker) - used) / (2 * count)
     bare, asked, again, _, empty = (sorted(column) for column in zip(*found["rows"], strict=True))
     over = sorted(1000 * (row[1] - row[0]) for row in found["rows"])
@@ -93,17 +93,17 @@ def one_client(run: Run, stand: LiveStack, worker: psutil.Process) -> None:
     )
 
 
-def empty_worker(stand: LiveStack) -> None:
+def empty_worker(stack: LiveStack) -> None:
     """Start the worker whose task does nothing."""
     command = ["celery", "-A", "empty_task", "worker", "-Q", noop_task.QUEUE, "-P", "threads"]
     command += ["-c", "4", "-l", "INFO", "--without-gossip", "--without-mingle"]
-    log = stand.folder / "empty.log"
+    log = stack.folder / "empty.log"
     with log.open("wb") as out:
-        stand.processes.append(
+        stack.processes.append(
             subprocess.Popen(
                 command,
                 cwd=Path(__file__).parent,
-                env=stand.env(),
+                env=stack.env(),
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
@@ -112,10 +112,10 @@ def empty_worker(stand: LiveStack) -> None:
     until(lambda: "ready" in log.read_text(), "the empty task is served")
 
 
-def many_clients(run: Run, stand: LiveStack, worker: psutil.Process) -> None:
+def many_clients(run: Run, stack: LiveStack, worker: psutil.Process) -> None:
     used = cpu_s(worker)
     queries, rounds = (48, 1) if run.quick else (320, 5)
-    found = client(run, stand, "throughput", clients=CLIENTS, queries=queries, rounds=rounds)
+    found = client(run, stack, "throughput", clients=CLIENTS, queries=queries, rounds=rounds)
     used = (cpu_s(worker) - used) / (queries * rounds + 2 * CLIENTS)
     rows = found["rows"]
     run.ratio(
@@ -130,15 +130,15 @@ def many_clients(run: Run, stand: LiveStack, worker: psutil.Process) -> None:
     run.fact("CPU of the worker a query of 32 clients, ms", round(1000 * used, 2))
 
 
-def publishing(run: Run, stand: LiveStack) -> None:
+def publishing(run: Run, stack: LiveStack) -> None:
     """Swap the published version again and again while one client asks."""
-    versions = VersionStore(settings_of(stand).index_dir)
-    publish_random(settings_of(stand), ROWS, DIM, stand.products)
+    versions = VersionStore(settings_of(stack).index_dir)
+    publish_random(settings_of(stack), ROWS, DIM, stack.products)
     pause_s, times = (3.0, 3) if run.quick else (15.0, 6)
     ready, swaps = run.folder / "asking", list[float]()
     options = {"seconds": pause_s * (times + 1), "ready": str(ready)}
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(client, run, stand, "steady", **options)
+        asking = pool.submit(client, run, stack, "steady", **options)
         until(lambda: ready.exists() or asking.done(), "the client asks")
         for number in range(times):
             time.sleep(pause_s)
@@ -166,19 +166,19 @@ def publishing(run: Run, stand: LiveStack) -> None:
     run.fact("p99 of the others, ms", round(1000 * p99, 1))
 
 
-def shell(run: Run, stand: LiveStack) -> None:
+def shell(run: Run, stack: LiveStack) -> None:
     """`imgrec query FILE --wait --json` from a shell, minus the same round trip."""
     rows = []
     for number in range(3 if run.quick else 20):
         file = tailed(run, number)
         start, used = time.perf_counter(), children_cpu_s()
-        answer = stand.query(file)
+        answer = stack.query(file)
         taken, used = time.perf_counter() - start, children_cpu_s() - used
         assert answer["matches"]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "pass"], check=True)
         rows.append((taken, used, time.perf_counter() - start))
-    asked = client(run, stand, "latency", count=5)["rows"]
+    asked = client(run, stack, "latency", count=5)["rows"]
     trip = statistics.median(row[1] for row in asked)
     run.ratio(
         "`imgrec query` from the shell minus the round trip, s",
@@ -199,19 +199,19 @@ def tailed(run: Run, number: int) -> Path:
     return file
 
 
-def client(run: Run, stand: LiveStack, mode: str, **options: Any) -> Any:
+def client(run: Run, stack: LiveStack, mode: str, **options: Any) -> Any:
     options |= {"photos": [str(photo) for photo in run.photos(40)]}
     options |= {"folder": str(run.folder / "asked")}
     script = str(Path(__file__).parent / "query_client.py")
     done = subprocess.run(
         [sys.executable, script, mode, json.dumps(options)],
         cwd=ROOT,
-        env=stand.env(),
+        env=stack.env(),
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"{done.stderr}\n{stand.log('query')[-3000:]}")
+        raise RuntimeError(f"{done.stderr}\n{stack.log('query')[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -106,23 +106,23 @@ def per_image(cost: Cost) -> float:
 def rebuild(folder: Path, count: int) -> Cost:
     folder.mkdir(parents=True)
     more = {"PYTHONPATH": f"{ROOT}:{HERE}", "LEASE_S": "15", "RECONCILE_S": "5"}
-    stand = LiveStack(folder, ROOT / "models" / "imgrec-mini", environment=more)
-    stand.products.mkdir()
-    Image.new("RGB", (16, 16)).save(stand.products / "one.jpg")  # an empty folder is refused
-    jobs = Jobs(Database(stand.environment["DATABASE_URL"]))
+    stack = LiveStack(folder, ROOT / "models" / "imgrec-mini", environment=more)
+    stack.products.mkdir()
+    Image.new("RGB", (16, 16)).save(stack.products / "one.jpg")  # an empty folder is refused
+    jobs = Jobs(Database(stack.environment["DATABASE_URL"]))
     try:
-        stand.start_redis()
-        pids = {"embed": worker(stand, "embed"), "index": worker(stand, "index")}
-        assert stand.server is not None
-        pids["redis"] = stand.server.pid
+        stack.start_redis()
+        pids = {"embed": worker(stack, "embed"), "index": worker(stack, "index")}
+        assert stack.server is not None
+        pids["redis"] = stack.server.pid
         spun = spin(count)
         before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         with Peaks(pids) as peaks:
             start = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, str(HERE / "noop_worker.py"), str(count), str(stand.products)],
+                [sys.executable, str(HERE / "noop_worker.py"), str(count), str(stack.products)],
                 cwd=ROOT,
-                env=stand.env(),
+                env=stack.env(),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -132,10 +132,10 @@ def rebuild(folder: Path, count: int) -> Cost:
             until(lambda: not jobs.get(plan["job"]).open, "the rebuild ends", 1800)
             seconds = time.perf_counter() - start
         job = jobs.get(plan["job"])
-        assert job.state == "published", f"{job.error}\n{stand.log('index')[-2000:]}"
+        assert job.state == "published", f"{job.error}\n{stack.log('index')[-2000:]}"
         assert jobs.progress(job.id).embedded == count
         cpu = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
-        sizes = [file.stat().st_size for file in stand.data.glob("app.db*")]
+        sizes = [file.stat().st_size for file in stack.data.glob("app.db*")]
         return Cost(
             count,
             seconds,
@@ -146,22 +146,22 @@ def rebuild(folder: Path, count: int) -> Cost:
             (spun + spin(count)) / 2,
         )
     finally:
-        stand.close()
+        stack.close()
 
 
-def worker(stand: LiveStack, queue: str) -> int:
+def worker(stack: LiveStack, queue: str) -> int:
     """Start a worker whose embedder does nothing; return its process when it is ready."""
-    log = stand.folder / f"{queue}-noop.log"
+    log = stack.folder / f"{queue}-noop.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["celery", "worker", "-Q", queue, "-l", "INFO", "--include", "noop"],
             cwd=ROOT,
-            env=stand.env(),
+            env=stack.env(),
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    stand.processes.append(process)
+    stack.processes.append(process)
     until(lambda: " ready." in log.read_text(errors="replace"), f"the worker of {queue} is ready")
     return process.pid
 

@@ -38,36 +38,36 @@ def measure(run: Run) -> None:
     photos = run.photos(64 if run.quick else 512)
     model = base_clip()
     rebuild(run, photos, model, rounds=2 if run.quick else 5)
-    answers(run, run.photos(128 if run.quick else 1024), model, run.folder / "stand" / "data")
+    answers(run, run.photos(128 if run.quick else 1024), model, run.folder / "stack" / "data")
     large_photos(run, rounds=2 if run.quick else 5)
 
 
 def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
-    stand = LiveStack(run.folder / "stand", model)
-    stand.environment |= {"CPU_THREADS": str(cores()), "MODEL_PRECISION": "auto"}
-    stand.products.mkdir(parents=True)
+    stack = LiveStack(run.folder / "stack", model)
+    stack.environment |= {"CPU_THREADS": str(cores()), "MODEL_PRECISION": "auto"}
+    stack.products.mkdir(parents=True)
     for number, photo in enumerate(photos):
-        (stand.products / f"{number:05d}{photo.suffix}").write_bytes(photo.read_bytes())
+        (stack.products / f"{number:05d}{photo.suffix}").write_bytes(photo.read_bytes())
     settings = Settings(
-        _env_file=None, embedding_model=str(model), data_dir=stand.data, cpu_threads=cores()
+        _env_file=None, embedding_model=str(model), data_dir=stack.data, cpu_threads=cores()
     )
     start = time.perf_counter()
     clip = load_clip(settings)  # measures once; the worker finds it remembered
     run.fact("start of a process with the measurement", f"{time.perf_counter() - start:.1f} s")
     run.fact("precision that auto chose", clip.precision)
-    kept = json.loads((stand.data / "precision.json").read_text())
+    kept = json.loads((stack.data / "precision.json").read_text())
     run.fact("what was measured to choose", told(kept))
     theirs = load_clip(settings.model_copy(update={"model_precision": "fp32"}))
     loop = plain_loop(theirs)
     ideal, plain, plain_cpu, rates = [], [], [], []
     try:
-        stand.start_redis()
-        stand.workers("embed", "index")
-        end_to_end(stand)  # loads the worker's model: start-up is reported apart
+        stack.start_redis()
+        stack.workers("embed", "index")
+        end_to_end(stack)  # loads the worker's model: start-up is reported apart
         for _ in range(rounds):
             pictures, decoding = timed(lambda: read_all(photos))
             _, forward = timed(partial(embed_all, clip, pictures))
-            ours, ours_cpu = end_to_end(stand)
+            ours, ours_cpu = end_to_end(stack)
             cpu = time.process_time()
             _, theirs_s = timed(lambda: loop(photos))
             cpu = time.process_time() - cpu
@@ -76,7 +76,7 @@ def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
             plain_cpu.append(cpu / ours_cpu)
             rates.append(len(photos) / ours)
     finally:
-        stand.close()
+        stack.close()
     run.fact("images/s, end to end", f"{min(rates):.1f} to {max(rates):.1f}")
     run.ratio(
         "end to end / the ideal of the same run",
@@ -98,15 +98,15 @@ def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
     )
 
 
-def end_to_end(stand: LiveStack) -> tuple[float, float]:
+def end_to_end(stack: LiveStack) -> tuple[float, float]:
     """Rebuild all -> seconds from the job's creation to its end, CPU seconds of the embed worker.
 
     From creation, which is stricter than from the first claimed shard: planning is in it.
     """
-    before = cpu_seconds(stand.processes[0].pid)
-    job = stand.rebuild("--full")["job_id"]
-    spent = cpu_seconds(stand.processes[0].pid) - before
-    with sqlite3.connect(stand.data / "app.db") as ledger:
+    before = cpu_seconds(stack.processes[0].pid)
+    job = stack.rebuild("--full")["job_id"]
+    spent = cpu_seconds(stack.processes[0].pid) - before
+    with sqlite3.connect(stack.data / "app.db") as ledger:
         row = ledger.execute("SELECT finished_at - created_at FROM jobs WHERE id = ?", (job,))
         return float(row.fetchone()[0]), spent
 

@@ -49,8 +49,8 @@ from PIL import Image
 from pipeline.embed.clip import load_clip
 from pipeline.settings import load_settings
 clip = load_clip(load_settings())
-dice = np.random.default_rng(0)
-batch = [Image.fromarray(dice.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(32)]
+rng = np.random.default_rng(0)
+batch = [Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(32)]
 clip.embed_images(batch)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -78,21 +78,21 @@ def measure(run: Run) -> None:
 def workers(run: Run) -> None:
     """Images a second from the ledger, by one and by two workers in turns, one thread each."""
     environment = {"SHARD_SIZE": str(SHARD), "OMP_NUM_THREADS": "1", "MAX_SHARDS_IN_FLIGHT": "8"}
-    stand = LiveStack(run.folder / "stand", base_clip(), environment=environment)
-    stand.folder.mkdir()
-    stand.products.mkdir()
+    stack = LiveStack(run.folder / "stack", base_clip(), environment=environment)
+    stack.folder.mkdir()
+    stack.products.mkdir()
     for number, photo in enumerate(run.photos(PHOTOS_A_ROUND)):
-        (stand.products / f"{number:05d}.jpg").write_bytes(photo.read_bytes())
-    stand.start_redis()
+        (stack.products / f"{number:05d}.jpg").write_bytes(photo.read_bytes())
+    stack.start_redis()
     try:
         rows: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         bare: dict[int, list[float]] = {1: [], 2: []}
         for number in range(ROUNDS):
             for count in (1, 2) if number % 2 == 0 else (2, 1):
-                rows[count].append(steady(stand, count))
-                bare[count].append(computing(stand, count))
+                rows[count].append(steady(stack, count))
+                bare[count].append(computing(stack, count))
     finally:
-        stand.close()
+        stack.close()
     pairs = list(zip(rows[1], rows[2], strict=True))
     what = "ViT-B/32 on one core each, images/s between each worker's first shard and the last"
     run.ratio(
@@ -116,17 +116,17 @@ def workers(run: Run) -> None:
         run.fact(f"{count} worker(s), images/s", round(statistics.median(r[0] for r in found), 2))
 
 
-def steady(stand: LiveStack, count: int) -> tuple[float, float]:
+def steady(stack: LiveStack, count: int) -> tuple[float, float]:
     """Return images a second, and images a CPU second, of `count` workers on the same folder."""
-    first = len(stand.processes)
+    first = len(stack.processes)
     for core in range(count):
         with on_core(core):
-            stand.workers("embed")
-    logs = [stand.folder / f"embed-{number}.log" for number in range(first, first + count)]
-    job = stand.answer("enqueue-rebuild", str(stand.products), "--full")["job_id"]
-    jobs = Jobs(Database(stand.environment["DATABASE_URL"]))
+            stack.workers("embed")
+    logs = [stack.folder / f"embed-{number}.log" for number in range(first, first + count)]
+    job = stack.answer("enqueue-rebuild", str(stack.products), "--full")["job_id"]
+    jobs = Jobs(Database(stack.environment["DATABASE_URL"]))
     until(lambda: all(f"of job {job}: " in log.read_text() for log in logs), "all have begun", 600)
-    processes = [psutil.Process(process.pid) for process in stand.processes[first:]]
+    processes = [psutil.Process(process.pid) for process in stack.processes[first:]]
 
     def now() -> tuple[float, int, float]:
         cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
@@ -139,14 +139,14 @@ def steady(stand: LiveStack, count: int) -> tuple[float, float]:
     after = now()
     images = after[1] - before[1]
     jobs.cancel(job)
-    for process in stand.processes[first:]:
+    for process in stack.processes[first:]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    stand.redis().delete("imgrec:embed", "imgrec:index")
+    stack.redis().delete("imgrec:embed", "imgrec:index")
     return images / (after[0] - before[0]), images / (after[2] - before[2])
 
 
-def computing(stand: LiveStack, count: int) -> float:
+def computing(stack: LiveStack, count: int) -> float:
     """Return the images a second of processes that do nothing but compute."""
     started = []
     for core in range(count):
@@ -154,7 +154,7 @@ def computing(stand: LiveStack, count: int) -> float:
             process = subprocess.Popen(
                 [sys.executable, "-c", BARE],
                 cwd=ROOT,
-                env=stand.env(),
+                env=stack.env(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -197,8 +197,8 @@ def unclaimed(jobs: Jobs, job_id: str) -> int:
 def messages(run: Run) -> None:
     """Bytes of a shard's message, and messages that one process sends in a second."""
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
-        stand = LiveStack(Path(folder), Path(folder))
-        stand.start_redis()
+        stack = LiveStack(Path(folder), Path(folder))
+        stack.start_redis()
         try:
             script = (
                 "import time; from cli.wiring import Wiring\n"
@@ -209,18 +209,18 @@ def messages(run: Run) -> None:
                 "print(500 / (time.perf_counter() - start))\n"
             )
             done = subprocess.run(
-                [sys.executable, "-c", script], env=stand.env(), capture_output=True, text=True
+                [sys.executable, "-c", script], env=stack.env(), capture_output=True, text=True
             )
             assert done.returncode == 0, done.stderr
             run.fact("messages/s from one sender", round(float(done.stdout)))
-            size = len(stand.redis().lindex("imgrec:embed", 0) or b"")
+            size = len(stack.redis().lindex("imgrec:embed", 0) or b"")
             run.fact("bytes of a shard's message in Redis", size)
-            cache = Cache(stand.environment["REDIS_URL"], 1000, 1000)
+            cache = Cache(stack.environment["REDIS_URL"], 1000, 1000)
             cache.put_vectors("f" * 16, {"0" * 64: unit_rows(1)[0]})
-            (key,) = stand.redis().keys("imgrec:cache:vectors:*")
-            run.fact("bytes of a cached vector in Redis", stand.redis().memory_usage(key))
+            (key,) = stack.redis().keys("imgrec:cache:vectors:*")
+            run.fact("bytes of a cached vector in Redis", stack.redis().memory_usage(key))
         finally:
-            stand.close()
+            stack.close()
 
 
 # -- the ledger --------------------------------------------------------------------------------

@@ -44,18 +44,18 @@ print(time.time(), flush=True)
 
 def measure(run: Run) -> None:
     model = base_clip()
-    stand = LiveStack(run.folder, model)
-    publish_random(settings_of(stand), 20_000, 512, stand.products)
-    stand.start_redis()
+    stack = LiveStack(run.folder, model)
+    publish_random(settings_of(stack), 20_000, 512, stack.products)
+    stack.start_redis()
     try:
-        bare(stand, model)  # both read the same files: not the first one from the disk
+        bare(stack, model)  # both read the same files: not the first one from the disk
         rows = []
         for number in range(ROUNDS):
-            turns = (lambda: bare(stand, model), lambda n=number: first_answer(run, stand, n))
+            turns = (lambda: bare(stack, model), lambda n=number: first_answer(run, stack, n))
             found = [work() for work in (turns if number % 2 == 0 else turns[::-1])]
             rows.append(found if number % 2 == 0 else found[::-1])
     finally:
-        stand.close()
+        stack.close()
     run.ratio(
         "first answer / bare import and load",
         [asked[0] / alone[0] for alone, asked in rows],
@@ -73,11 +73,11 @@ def measure(run: Run) -> None:
     run.fact("first answer, s / CPU s", pair([asked for _, asked in rows]))
 
 
-def bare(stand: LiveStack, model: Path) -> tuple[float, float]:
+def bare(stack: LiveStack, model: Path) -> tuple[float, float]:
     """Return the seconds and CPU seconds of a process that only imports and loads."""
     start = time.time()
     process = subprocess.Popen(
-        [sys.executable, "-c", BARE, str(model)], env=stand.env(), stderr=subprocess.DEVNULL
+        [sys.executable, "-c", BARE, str(model)], env=stack.env(), stderr=subprocess.DEVNULL
     )
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -85,7 +85,7 @@ def bare(stand: LiveStack, model: Path) -> tuple[float, float]:
     return time.time() - start, used.ru_utime + used.ru_stime
 
 
-def first_answer(run: Run, stand: LiveStack, number: int) -> tuple[float, float]:
+def first_answer(run: Run, stack: LiveStack, number: int) -> tuple[float, float]:
     """Return the seconds and CPU seconds from a worker's spawn to its first answer."""
     photo = run.photos(10)[number % 10]
     file = run.folder / f"asked-{number}.jpg"
@@ -93,14 +93,14 @@ def first_answer(run: Run, stand: LiveStack, number: int) -> tuple[float, float]
     client = subprocess.Popen(
         [sys.executable, "-c", ASK, str(file)],
         cwd=ROOT,
-        env=stand.env(),
+        env=stack.env(),
         stdout=subprocess.PIPE,
         text=True,
     )
     assert client.stdout is not None
     assert client.stdout.readline() == "asked\n"
     start = time.time()
-    worker = stand.worker("query")
+    worker = stack.worker("query")
     try:
         answered = float(client.stdout.readline() or "nan")
         used = cpu_s(worker.pid)

@@ -23,20 +23,20 @@ CLIENTS = 64
 
 
 def measure(run: Run) -> None:
-    stand = LiveStack(run.folder / "web", MINI)
-    stand.folder.mkdir()
+    stack = LiveStack(run.folder / "web", MINI)
+    stack.folder.mkdir()
     try:
-        stand.start_redis()
-        draw_folder(stand.products, 60 if run.quick else 300)
-        stand.workers("embed", "index", "query")
-        stand.rebuild()
-        web = start_web(stand, RATE_LIMIT="0")
-        compare(run, stand, web)
+        stack.start_redis()
+        draw_folder(stack.products, 60 if run.quick else 300)
+        stack.workers("embed", "index", "query")
+        stack.rebuild()
+        web = start_web(stack, RATE_LIMIT="0")
+        compare(run, stack, web)
     finally:
-        stand.close()
+        stack.close()
 
 
-def compare(run: Run, stand: LiveStack, web: WebServer) -> None:
+def compare(run: Run, stack: LiveStack, web: WebServer) -> None:
     """Ask in turns, each round in the other order, beside rebuilds that never pause."""
     rounds, seconds = (2, 4.0) if run.quick else (4, 15.0)
     photo = run.folder / "photo.jpg"
@@ -45,7 +45,7 @@ def compare(run: Run, stand: LiveStack, web: WebServer) -> None:
     times: dict[str, list[list[float]]] = {name: [] for name in ways}
     memory = []
     done = threading.Event()
-    rebuilds = threading.Thread(target=rebuild, args=(stand, done))
+    rebuilds = threading.Thread(target=rebuild, args=(stack, done))
     rebuilds.start()
     try:
         crowd(web, photo, 5.0)  # caches, pools and threads are there
@@ -110,7 +110,7 @@ def own_client(web: WebServer, photo: Path, seconds: float) -> list[float]:
     script = str(Path(__file__).parent / "web_client.py")
     command = [sys.executable, script, str(photo), str(CLIENTS), str(seconds)]
     done = subprocess.run(
-        command, cwd=ROOT, env=web.stand.env(), capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=web.stack.env(), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -118,9 +118,9 @@ def own_client(web: WebServer, photo: Path, seconds: float) -> list[float]:
     return times
 
 
-def rebuild(stand: LiveStack, done: threading.Event) -> None:
+def rebuild(stack: LiveStack, done: threading.Event) -> None:
     while not done.is_set():
-        stand.answer("enqueue-rebuild", str(stand.products), "--full", "--wait", "--timeout", "240")
+        stack.answer("enqueue-rebuild", str(stack.products), "--full", "--wait", "--timeout", "240")
 
 
 def quantile(ordered: list[float], share: float) -> float:

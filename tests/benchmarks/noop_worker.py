@@ -30,10 +30,10 @@ def embed_nothing(
 ) -> ShardResult:
     """Return unit vectors and hashes that follow from the paths, at next to no cost."""
     first = int(images[0].path.rpartition("-")[2].partition(".")[0])
-    dice = np.random.default_rng(first)
+    rng = np.random.default_rng(first)
     # About a few hundred middles, as products lie: of noise alone an index would have no lists.
-    vectors = 0.3 * dice.standard_normal((len(images), DIM), np.float32)
-    vectors += MIDDLES[dice.integers(len(MIDDLES), size=len(images))]
+    vectors = 0.3 * rng.standard_normal((len(images), DIM), np.float32)
+    vectors += MIDDLES[rng.integers(len(MIDDLES), size=len(images))]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     check(len(images))
     hashes = [hashlib.sha256(image.path.encode()).hexdigest() for image in images]

@@ -19,8 +19,8 @@ def publish_random(settings: Settings, rows: int, dim: int, root: Path) -> Versi
     """Write and publish a version of `rows` products that this model could have embedded."""
     mine = find_fingerprint(settings)
     assert mine is not None
-    dice = np.random.default_rng(0)
-    vectors = dice.standard_normal((rows, dim), np.float32)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((rows, dim), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     versions = VersionStore(settings.index_dir)
     with versions.lock():
@@ -50,7 +50,7 @@ def publish_random(settings: Settings, rows: int, dim: int, root: Path) -> Versi
     return version
 
 
-def settings_of(stand: LiveStack) -> Settings:
-    """Return the settings that the stand's processes have."""
-    names = {name.lower(): value for name, value in stand.environment.items()}
+def settings_of(stack: LiveStack) -> Settings:
+    """Return the settings that the stack's processes have."""
+    names = {name.lower(): value for name, value in stack.environment.items()}
     return Settings(_env_file=None, **names)

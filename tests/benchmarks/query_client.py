@@ -1,4 +1,4 @@
-"""What the query benchmarks run beside the workers, in a process with the stand's settings.
+"""What the query benchmarks run beside the workers, in a process with the stack's settings.
 
 `python query_client.py MODE JSON` prints one JSON object.
 """

@@ -37,11 +37,11 @@ def clustered(count: int, seed: int, file: Path | None = None) -> Vectors:
         if file is None
         else np.lib.format.open_memmap(file, "w+", np.float32, (count, DIM))
     )
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        which = dice.choice(STYLES, size, p=shares / shares.sum())
-        drawn = dice.standard_normal((size, DIM), np.float32) * (0.5 * spectrum).astype(np.float32)
+        which = rng.choice(STYLES, size, p=shares / shares.sum())
+        drawn = rng.standard_normal((size, DIM), np.float32) * (0.5 * spectrum).astype(np.float32)
         drawn = (drawn + styles[which].astype(np.float32)) @ turn
         rows[start : start + size] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     return rows

@@ -1,4 +1,4 @@
-"""Commands that run in this process, on a desk instead of servers."""
+"""Commands that run in this process, without servers."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def imgrec(
-    desk: InlineWorker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Run]:
-    """Run a command as its entry point does, with the desk's resources."""
+    """Run a command as its entry point does, with the resources of the inline worker."""
     # `cli.celery_protocol` reads the address itself.
-    monkeypatch.setenv("REDIS_URL", desk.resources.settings.redis_url)
+    monkeypatch.setenv("REDIS_URL", inline_worker.resources.settings.redis_url)
     load_settings.cache_clear()
 
     def run(*args: object) -> Done:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args], Wiring(desk.resources))
+            main([str(arg) for arg in args], Wiring(inline_worker.resources))
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         assert isinstance(end.value.code, int)

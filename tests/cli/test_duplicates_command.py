@@ -15,18 +15,18 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def shop(desk: InlineWorker) -> InlineWorker:
+def shop(inline_worker: InlineWorker) -> InlineWorker:
     """A shop with a copy of one product, and a smaller version of it."""
-    root = desk.shop.root
-    dice = np.random.default_rng(5)
-    image = Image.fromarray(dice.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    root = inline_worker.toy.root
+    rng = np.random.default_rng(5)
+    image = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
     image = image.resize((200, 160), Image.Resampling.BICUBIC)
     image.save(root / "bag.png")
     (root / "bag copy.png").write_bytes((root / "bag.png").read_bytes())
     image.resize((100, 80)).save(root / "bag small.jpg", quality=70)
-    desk.rebuild()
-    desk.inline = True
-    return desk
+    inline_worker.rebuild()
+    inline_worker.inline = True
+    return inline_worker
 
 
 def groups(answer: dict[str, Any]) -> list[set[str]]:
@@ -71,7 +71,7 @@ def test_the_best_image_is_kept_and_the_others_are_proposed_for_removal(
     assert best not in answer["remove"]
     assert "bag small.jpg" in answer["remove"]
     assert "remove" in imgrec(*args).out
-    assert (shop.shop.root / "bag small.jpg").exists()  # it is a proposal
+    assert (shop.toy.root / "bag small.jpg").exists()  # it is a proposal
 
 
 def test_what_is_not_the_same_is_remembered_and_can_be_forgotten(
@@ -85,7 +85,7 @@ def test_what_is_not_the_same_is_remembered_and_can_be_forgotten(
     after = groups(imgrec(*args).object)
     assert {"bag.png", "bag copy.png"} in after
     assert not any("bag small.jpg" in group for group in after)
-    shop.shop.draw("another.png", seed=99)
+    shop.toy.draw("another.png", seed=99)
     shop.rebuild()
     assert not any("bag small.jpg" in group for group in groups(imgrec(*args).object))
     assert "Forgotten" in imgrec("duplicates", "--same", "bag small", "bag").err
@@ -114,11 +114,11 @@ def test_what_cannot_work_is_a_sentence(
 
 
 def test_without_an_index_or_a_worker_it_says_so(
-    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert imgrec("duplicates").code == 3
-    desk.rebuild()
-    monkeypatch.setattr(desk, "workers", lambda patience_s=1.0: {"index": 0})
+    inline_worker.rebuild()
+    monkeypatch.setattr(inline_worker, "workers", lambda patience_s=1.0: {"index": 0})
     done = imgrec("duplicates")
     assert done.code == 4
     assert "No worker listens on queue 'index'" in done.err

@@ -156,13 +156,13 @@ def publish(
         cpu_threads=1,
         **more,
     )
-    shop = ToyPipeline(settings, tmp_path)
+    toy = ToyPipeline(settings, tmp_path)
     for number in range(300):
-        shop.draw(f"{number:03d}.png", seed=number)
-    shop.rebuild()
+        toy.draw(f"{number:03d}.png", seed=number)
+    toy.rebuild()
     monkeypatch.setenv("EMBEDDING_MODEL", str(tiny))
     load_settings.cache_clear()
-    return shop
+    return toy
 
 
 def test_an_exact_index_has_all_of_the_recall(
@@ -182,12 +182,12 @@ def test_an_exact_index_has_all_of_the_recall(
 def test_an_inverted_index_that_looks_at_fewer_lists_is_found_out(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shop = publish(tmp_path, model, monkeypatch, flat_max_vectors=50)
+    toy = publish(tmp_path, model, monkeypatch, flat_max_vectors=50)
     tuned = as_json(capsys, "evaluate-index", "--k", "10")
     assert tuned["index"].startswith("IVF")
     assert tuned["recall"]["10"] >= 0.9
     # The same index, searched as a careless one would be.
-    file = shop.versions.current().folder / "manifest.json"
+    file = toy.versions.current().folder / "manifest.json"
     manifest = json.loads(file.read_bytes())
     assert manifest["index"]["nprobe"] > 1
     manifest["index"]["nprobe"] = 1

@@ -15,8 +15,8 @@ Run = Callable[..., Any]
 
 
 def photo(file: Path, seed: int, noise: int = 0) -> None:
-    dice = np.random.default_rng(seed)
-    coarse = Image.fromarray(dice.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((64, 64), Image.Resampling.BICUBIC), int)
     pixels = pixels + np.random.default_rng(seed + 1).integers(-noise, noise + 1, pixels.shape)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def photo(file: Path, seed: int, noise: int = 0) -> None:
 
 
 @pytest.fixture
-def table(desk: InlineWorker, tmp_path: Path) -> Path:
+def table(inline_worker: InlineWorker, tmp_path: Path) -> Path:
     """Four photos of products, and a catalogue of twelve."""
     for number in range(12):
         photo(tmp_path / "shop" / f"{number}.png", number)
@@ -54,9 +54,9 @@ def test_recall_is_measured_by_product_and_one_setting_is_advised(
 
 
 def test_models_are_compared_on_the_same_photos(
-    table: Path, imgrec: Run, tmp_path: Path, desk: InlineWorker
+    table: Path, imgrec: Run, tmp_path: Path, inline_worker: InlineWorker
 ) -> None:
-    model = desk.resources.settings.embedding_model
+    model = inline_worker.resources.settings.embedding_model
     args = ("evaluate", tmp_path / "shop", "--products", table, "--bg-removal", "off")
     answer = imgrec(*args, "--model", model, "--model", model, "--json").object
     assert len(answer["reports"]) == 2
@@ -67,18 +67,18 @@ def test_models_are_compared_on_the_same_photos(
 
 
 def test_without_a_folder_the_published_index_s_is_the_catalogue(
-    table: Path, imgrec: Run, desk: InlineWorker
+    table: Path, imgrec: Run, inline_worker: InlineWorker
 ) -> None:
     done = imgrec("evaluate", "--products", table, "--bg-removal", "off")
     assert done.code == 3
     assert "name the folder" in done.err
-    desk.rebuild()
+    inline_worker.rebuild()
     done = imgrec("evaluate", "--products", table, "--bg-removal", "off")
     assert done.code == 2
     assert "line 2: no image of the catalogue belongs to product '0'" in done.err
     table.write_text("photo,product_id\nown/0.jpg,kind0/00\n")
     done = imgrec("evaluate", "--products", table, "--bg-removal", "off", "--json")
-    assert done.object["catalogue"] == str(desk.shop.root)
+    assert done.object["catalogue"] == str(inline_worker.toy.root)
 
 
 def test_options_that_do_not_apply_are_refused(table: Path, imgrec: Run, tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ def server() -> Iterator[FeedServer]:
 
 
 @pytest.fixture
-def desk(settings: Settings, tmp_path: Path, server: FeedServer) -> FeedDesk:
-    desk = FeedDesk(settings, tmp_path, server)
-    desk.inline = True
-    return desk
+def inline_worker(settings: Settings, tmp_path: Path, server: FeedServer) -> FeedDesk:
+    inline_worker = FeedDesk(settings, tmp_path, server)
+    inline_worker.inline = True
+    return inline_worker
 
 
 def feed(server: FeedServer, count: int = 3) -> bytes:
@@ -40,7 +40,7 @@ def feed(server: FeedServer, count: int = 3) -> bytes:
 
 
 def test_a_feed_by_its_address_is_imported_fetched_and_indexed(
-    imgrec: Run, desk: FeedDesk, server: FeedServer
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer
 ) -> None:
     url = server.put("/export/hats.csv.gz", gzip.compress(feed(server)), etag='"1"')
     done = imgrec("import-catalogue", f"{url}?token=secret")
@@ -53,18 +53,18 @@ def test_a_feed_by_its_address_is_imported_fetched_and_indexed(
     assert done.code == 0, done.err
     job = done.object
     assert (job["state"], job["stage"], job["images"], job["fetched"]) == ("published", None, 3, 3)
-    assert desk.indexed() == ["A0/image-1.png", "A1/image-1.png", "A2/image-1.png"]
+    assert inline_worker.indexed() == ["A0/image-1.png", "A1/image-1.png", "A2/image-1.png"]
     status = imgrec("status", job["job_id"])
     assert "3 new or changed, 0 unchanged" in status.out
 
 
 def test_an_unchanged_feed_is_told_and_not_imported_again(
-    imgrec: Run, desk: FeedDesk, server: FeedServer
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer
 ) -> None:
     body = feed(server)
     url = server.put("/hats.csv", body, etag='"1"')
     assert imgrec("import-catalogue", url, "--json").object["unchanged"] is False
-    revision = desk.resources.products.revision()
+    revision = inline_worker.resources.products.revision()
     done = imgrec("import-catalogue", url)
     assert done.code == 0
     assert done.out == (
@@ -72,14 +72,14 @@ def test_an_unchanged_feed_is_told_and_not_imported_again(
     )
     server.put("/hats.csv", body)  # no tag any more: its content decides
     assert imgrec("import-catalogue", url, "--json").object == {"feed": "hats", "unchanged": True}
-    assert desk.resources.products.revision() == revision
+    assert inline_worker.resources.products.revision() == revision
     server.put("/hats.csv", body.replace(b"0.50", b"7.50"), etag='"2"')
     assert imgrec("import-catalogue", url, "--json").object["unchanged"] is False
-    assert desk.resources.products.catalogue().facts("A0")["price"] == 7.5
+    assert inline_worker.resources.products.catalogue().facts("A0")["price"] == 7.5
 
 
 def test_an_unchanged_feed_is_imported_again_where_it_is_read_otherwise(
-    imgrec: Run, desk: FeedDesk, server: FeedServer
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer
 ) -> None:
     url = server.put("/hats.csv", feed(server), etag='"1"')
     imgrec("import-catalogue", url)
@@ -92,18 +92,18 @@ def test_an_unchanged_feed_is_imported_again_where_it_is_read_otherwise(
 
 
 def test_a_dry_run_of_an_address_changes_nothing(
-    imgrec: Run, desk: FeedDesk, server: FeedServer
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer
 ) -> None:
     url = server.put("/hats.csv", feed(server), etag='"1"')
     done = imgrec("import-catalogue", url, "--dry-run")
     assert done.out.startswith("Would import 3 products (3 new).")
-    assert desk.resources.feeds.find("hats") is None
+    assert inline_worker.resources.feeds.find("hats") is None
     imgrec("import-catalogue", url)
     assert imgrec("import-catalogue", url, "--dry-run", "--json").object["products"] == 3
 
 
 def test_what_is_wrong_with_a_feed_names_its_address(
-    imgrec: Run, desk: FeedDesk, server: FeedServer
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer
 ) -> None:
     url = server.put("/hats.csv", b"nothing,useful\n1,2\n")
     done = imgrec("import-catalogue", f"{url}?token=secret")
@@ -117,18 +117,20 @@ def test_what_is_wrong_with_a_feed_names_its_address(
 
 
 def test_private_addresses_of_images_are_left_out_of_an_import_without_the_setting(
-    imgrec: Run, desk: FeedDesk, server: FeedServer, tmp_path: Path
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "hats.csv"
     file.write_bytes(feed(server))
-    desk.start_again(fetch_hosts="*")
+    inline_worker.start_again(fetch_hosts="*")
     done = imgrec("import-catalogue", file, "--json")
     assert done.object["image_urls"] == 0
     assert done.object["n_warnings"] >= 3
     assert "private network" in done.object["warnings"][0]["reason"]
 
 
-def test_an_unknown_feed_and_options_of_folders_are_refused(imgrec: Run, desk: FeedDesk) -> None:
+def test_an_unknown_feed_and_options_of_folders_are_refused(
+    imgrec: Run, inline_worker: FeedDesk
+) -> None:
     done = imgrec("enqueue-rebuild", "feed:hats")
     assert done.code == 2
     assert "There is no feed 'hats'" in done.err
@@ -137,7 +139,7 @@ def test_an_unknown_feed_and_options_of_folders_are_refused(imgrec: Run, desk: F
 
 
 def test_failed_addresses_are_listed_with_their_status(
-    imgrec: Run, desk: FeedDesk, server: FeedServer
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer
 ) -> None:
     url = server.put("/hats.csv", feed(server))
     server.put("/1.png", status=404)
@@ -154,15 +156,15 @@ def test_failed_addresses_are_listed_with_their_status(
 
 
 def test_local_fetches_and_indexes_in_one_process(
-    imgrec: Run, desk: FeedDesk, server: FeedServer
+    imgrec: Run, inline_worker: FeedDesk, server: FeedServer
 ) -> None:
     from workers.local import LocalWorker
 
-    desk.import_products(desk.draw_products(4))
-    local = LocalWorker(desk.resources.settings)
-    vars(local.resources)["clip"] = desk.resources.clip
-    job_id = desk.plan_feed()
+    inline_worker.import_products(inline_worker.draw_products(4))
+    local = LocalWorker(inline_worker.resources.settings)
+    vars(local.resources)["clip"] = inline_worker.resources.clip
+    job_id = inline_worker.plan_feed()
     work = local.work_at(job_id)
     work._thread.join(120)
     work.check()
-    assert desk.job(job_id).state == "published"
+    assert inline_worker.job(job_id).state == "published"

@@ -29,9 +29,9 @@ def feed(tmp_path: Path) -> Path:
 
 
 def test_an_import_shows_the_type_of_each_column_and_names_what_does_not_fit(
-    imgrec: Run, desk: InlineWorker, feed: Path
+    imgrec: Run, inline_worker: InlineWorker, feed: Path
 ) -> None:
-    desk.rebuild()
+    inline_worker.rebuild()
     done = imgrec("import-catalogue", feed)
     assert done.code == 0
     first, *columns = done.out.splitlines()

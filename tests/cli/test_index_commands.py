@@ -27,12 +27,12 @@ VERSION = {
 
 
 @pytest.fixture
-def two(desk: InlineWorker) -> InlineWorker:
+def two(inline_worker: InlineWorker) -> InlineWorker:
     """A shop that has published v0001 and v0002."""
-    desk.rebuild()
-    desk.shop.draw("second.png", seed=77)
-    desk.rebuild()
-    return desk
+    inline_worker.rebuild()
+    inline_worker.toy.draw("second.png", seed=77)
+    inline_worker.rebuild()
+    return inline_worker
 
 
 def test_versions_are_listed_and_the_published_one_is_marked(
@@ -60,7 +60,7 @@ def test_info_reads_every_file_against_its_digest(two: InlineWorker, imgrec: Run
     assert set(imgrec("index", "info", "--json").object) == VERSION
     assert imgrec("index", "info", "v0001", "--json").object["published"] is False
     assert "All files match their digests" in imgrec("index", "info").err
-    file = two.shop.settings.index_dir / "v0001" / "vectors.npy"
+    file = two.toy.settings.index_dir / "v0001" / "vectors.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     done = imgrec("index", "info", "v0001")
     assert done.code == 1
@@ -72,7 +72,7 @@ def test_a_rollback_names_both_versions_and_can_mend_a_broken_pointer(
 ) -> None:
     assert imgrec("index", "rollback", "--json").object == {"from": "v0002", "to": "v0001"}
     assert "Published v0002 in place of v0001" in imgrec("index", "rollback", "v0002").err
-    (two.shop.settings.index_dir / "CURRENT").write_text("nonsense")
+    (two.toy.settings.index_dir / "CURRENT").write_text("nonsense")
     done = imgrec("index", "rollback")
     assert done.code == 1
     assert "imgrec index rollback VERSION" in done.err
@@ -83,16 +83,16 @@ def test_a_rollback_names_both_versions_and_can_mend_a_broken_pointer(
 def test_a_rollback_within_a_publication_is_refused_and_not_half_done(
     two: InlineWorker, imgrec: Run
 ) -> None:
-    with two.shop.versions.lock():
+    with two.toy.versions.lock():
         done = imgrec("index", "rollback")
     assert done.code == 2
     assert "is being published right now" in done.err
-    assert two.shop.versions.current_name() == "v0002"
+    assert two.toy.versions.current_name() == "v0002"
 
 
 @pytest.fixture
-def beat(desk: InlineWorker) -> Callable[[str, float], None]:
-    folder = desk.shop.settings.data_dir / "run"
+def beat(inline_worker: InlineWorker) -> Callable[[str, float], None]:
+    folder = inline_worker.toy.settings.data_dir / "run"
     folder.mkdir(parents=True)
 
     def write(name: str, age_s: float) -> None:
@@ -126,10 +126,12 @@ def test_a_fresh_sign_of_life_is_health(
 
 
 def test_a_killed_worker_another_queue_s_or_another_machine_s_is_no_health(
-    desk: InlineWorker, imgrec: Run, beat: Callable[[str, float], None]
+    inline_worker: InlineWorker, imgrec: Run, beat: Callable[[str, float], None]
 ) -> None:
     beat(f"embed@{HOST}", 1)
-    Path(desk.shop.settings.data_dir, "run", f"embed@{HOST}.lock").touch()  # nobody holds it
+    Path(
+        inline_worker.toy.settings.data_dir, "run", f"embed@{HOST}.lock"
+    ).touch()  # nobody holds it
     beat(f"query@{HOST}", 1)
     beat("embed@another-machine", 1)
     done = imgrec("health", "embed")
@@ -140,7 +142,7 @@ def test_a_killed_worker_another_queue_s_or_another_machine_s_is_no_health(
 
 
 def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
-    desk: InlineWorker, imgrec: Run, beat: Callable[[str, float], None]
+    inline_worker: InlineWorker, imgrec: Run, beat: Callable[[str, float], None]
 ) -> None:
     beat(f"embed@{HOST}", STALE_S + 5)
     beat(f"query@{HOST}", 1)
@@ -149,7 +151,9 @@ def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
     assert f"embed@{HOST}: no heartbeat for 40 s" in done.err
     assert f"query@{HOST}: last heartbeat 1 s ago" in done.err
     assert imgrec("health", "query").code == 0
-    Path(desk.shop.settings.data_dir, "run", f"query@{HOST}.ill").write_text("the thread is dead")
+    Path(inline_worker.toy.settings.data_dir, "run", f"query@{HOST}.ill").write_text(
+        "the thread is dead"
+    )
     done = imgrec("health", "query", "--json")
     reasons = {f"query@{HOST}": "the thread is dead"}
     assert (done.code, done.object) == (
@@ -182,7 +186,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "cli.main", "index", "list", *options]
-    environment = {**os.environ, "DATA_DIR": str(two.shop.settings.data_dir)}
+    environment = {**os.environ, "DATA_DIR": str(two.toy.settings.data_dir)}
     done = subprocess.run(
         command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
     )

@@ -19,7 +19,7 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def shop(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> InlineWorker:
+def shop(inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> InlineWorker:
     """A published shop whose query worker is this process."""
 
     class Answered:
@@ -27,11 +27,11 @@ def shop(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> InlineWorker:
             self._args = args
 
         def answer(self) -> dict[str, Any]:
-            return query.image_vector(desk.resources, *self._args)
+            return query.image_vector(inline_worker.resources, *self._args)
 
     monkeypatch.setattr(query_client, "PendingQuery", Answered)
-    desk.rebuild()
-    return desk
+    inline_worker.rebuild()
+    return inline_worker
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def draw(file: Path, seed: int) -> Path:
     return file
 
 
-def ask(desk: InlineWorker, file: Path, **options: Any) -> list[tuple[str, str]]:
+def ask(inline_worker: InlineWorker, file: Path, **options: Any) -> list[tuple[str, str]]:
     """Return (filename, product) of the best matches, as another worker would find them."""
-    desk.start_again()
-    answer = query.query_image(desk.resources, file.read_bytes(), 3, options)
+    inline_worker.start_again()
+    answer = query.query_image(inline_worker.resources, file.read_bytes(), 3, options)
     return [(match["filename"], match["product_id"]) for match in answer["matches"]]
 
 
@@ -62,7 +62,7 @@ def test_an_added_photo_is_found_at_once_as_its_product(
         "added": ["lamp/one/photo.png"],
     }
     assert ask(shop, photo)[0] == ("lamp/one/photo.png", "lamp/one")
-    assert (shop.shop.root / "lamp/one/photo.png").read_bytes() == photo.read_bytes()
+    assert (shop.toy.root / "lamp/one/photo.png").read_bytes() == photo.read_bytes()
     assert list(query.thumbnails(shop.resources, "v0001", ["lamp/one/photo.png"]))
     # A version that is asked for by its name is as it was published.
     assert ask(shop, photo, index_version="v0001")[0][0] == ask(shop, photo)[1][0]
@@ -93,7 +93,7 @@ def test_a_rebuild_takes_an_added_photo_in_without_embedding_it_twice(
 def test_a_removed_product_is_gone_at_once_and_after_each_rebuild(
     shop: InlineWorker, imgrec: Run
 ) -> None:
-    file = shop.shop.root / "kind0/04.png"
+    file = shop.toy.root / "kind0/04.png"
     assert ask(shop, file)[0][1] == "kind0/04"
     assert imgrec("remove", "kind0/04", "--json").object == {
         "product_id": "kind0/04",
@@ -112,7 +112,7 @@ def test_a_removed_product_is_gone_at_once_and_after_each_rebuild(
 
 def test_another_photo_under_a_removed_path_is_indexed(shop: InlineWorker, imgrec: Run) -> None:
     imgrec("remove", "kind0/04")
-    file = draw(shop.shop.root / "kind0/04.png", seed=501)
+    file = draw(shop.toy.root / "kind0/04.png", seed=501)
     os.utime(file, (1, 1))
     shop.rebuild()
     assert ask(shop, file)[0][1] == "kind0/04"
@@ -120,7 +120,7 @@ def test_another_photo_under_a_removed_path_is_indexed(shop: InlineWorker, imgre
 
 def test_a_removed_product_can_be_added_again(shop: InlineWorker, imgrec: Run) -> None:
     imgrec("remove", "kind0/04")
-    file = shop.shop.root / "kind0/04.png"
+    file = shop.toy.root / "kind0/04.png"
     assert imgrec("add", file, "--product", "kind0/04").code == 0
     assert ask(shop, file)[0] == ("kind0/04.png", "kind0/04")
     shop.rebuild()
@@ -139,7 +139,7 @@ def test_an_added_photo_can_be_removed(shop: InlineWorker, imgrec: Run, photo: P
 def test_a_rollback_undoes_what_was_changed_since_its_rebuild(
     shop: InlineWorker, imgrec: Run, photo: Path
 ) -> None:
-    file = shop.shop.root / "kind0/04.png"
+    file = shop.toy.root / "kind0/04.png"
     imgrec("add", photo, "--product", "lamp")
     imgrec("remove", "kind0/04")
     done = imgrec("index", "rollback", "v0001")
@@ -155,7 +155,7 @@ def test_a_rollback_from_a_later_rebuild_undoes_them_too(shop: InlineWorker, img
     imgrec("remove", "kind0/04")
     shop.rebuild()
     assert imgrec("index", "rollback").code == 0
-    assert ask(shop, shop.shop.root / "kind0/04.png")[0][1] == "kind0/04"
+    assert ask(shop, shop.toy.root / "kind0/04.png")[0][1] == "kind0/04"
 
 
 @pytest.mark.parametrize("product", ["../lamp", "a/../../b", "/etc", ".hidden/x", "..", ""])
@@ -165,7 +165,7 @@ def test_a_product_names_no_place_outside_of_the_products_folder(
     done = imgrec("add", photo, "--product", product)
     assert done.code == 2
     assert "No folder can be named after" in done.err
-    assert sorted(each.name for each in shop.shop.root.iterdir()) == ["kind0", "kind1"]
+    assert sorted(each.name for each in shop.toy.root.iterdir()) == ["kind0", "kind1"]
 
 
 def test_another_photo_of_the_same_name_is_not_overwritten(
@@ -177,7 +177,7 @@ def test_another_photo_of_the_same_name_is_not_overwritten(
     done = imgrec("add", photo, "--product", "lamp")
     assert done.code == 2
     assert "is another photo" in done.err
-    assert (shop.shop.root / "lamp/photo.png").read_bytes() == before
+    assert (shop.toy.root / "lamp/photo.png").read_bytes() == before
 
 
 def test_a_file_that_is_no_image_changes_nothing(
@@ -187,7 +187,7 @@ def test_a_file_that_is_no_image_changes_nothing(
     bad.write_bytes(b"no image")
     assert imgrec("add", photo, bad, "--product", "lamp").code == 2
     assert shop.resources.live_changes.all().images == ()
-    assert not (shop.shop.root / "lamp").exists()
+    assert not (shop.toy.root / "lamp").exists()
 
 
 def test_an_unknown_product_is_named(shop: InlineWorker, imgrec: Run) -> None:
@@ -197,7 +197,7 @@ def test_an_unknown_product_is_named(shop: InlineWorker, imgrec: Run) -> None:
 
 
 def test_without_an_index_both_say_what_makes_one(
-    desk: InlineWorker, imgrec: Run, photo: Path
+    inline_worker: InlineWorker, imgrec: Run, photo: Path
 ) -> None:
     assert imgrec("add", photo, "--product", "lamp").code == 3
     assert imgrec("remove", "lamp").code == 3

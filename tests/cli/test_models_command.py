@@ -31,7 +31,7 @@ def test_no_figure_stands_without_its_source() -> None:
 
 
 def test_the_model_in_use_is_described_without_loading_it(
-    desk: InlineWorker, imgrec: Run, tmp_path: Path
+    inline_worker: InlineWorker, imgrec: Run, tmp_path: Path
 ) -> None:
     answer = imgrec("models", "--json").object
     assert answer["current"]["kind"] == "CLIP"
@@ -39,7 +39,7 @@ def test_the_model_in_use_is_described_without_loading_it(
     assert answer["current"]["revision"].startswith("sha256:")
     assert {"DINOv2", "SigLIP"} <= set(answer["kinds"])
     tiny_models.make("dinov2", tmp_path / "dino")
-    desk.start_again(embedding_model=str(tmp_path / "dino"))
+    inline_worker.start_again(embedding_model=str(tmp_path / "dino"))
     done = imgrec("models")
     assert done.code == 0
     assert "(DINOv2, images only)" in done.err
@@ -49,15 +49,15 @@ def test_the_model_in_use_is_described_without_loading_it(
     ("name", "kind"), [("openai/clip-vit-base-patch32", None), ("no hub name", None)]
 )
 def test_a_model_that_was_not_downloaded_is_not_guessed_at(
-    desk: InlineWorker, imgrec: Run, name: str, kind: str | None
+    inline_worker: InlineWorker, imgrec: Run, name: str, kind: str | None
 ) -> None:
-    desk.start_again(embedding_model=name)
+    inline_worker.start_again(embedding_model=name)
     current = imgrec("models", "--json").object["current"]
     assert (current["name"], current["kind"], current["has_words"]) == (name, kind, None)
     assert "not downloaded" in imgrec("models").err
 
 
-def test_the_one_in_use_is_marked(desk: InlineWorker, imgrec: Run) -> None:
-    desk.start_again(embedding_model="facebook/dinov2-small")
+def test_the_one_in_use_is_marked(inline_worker: InlineWorker, imgrec: Run) -> None:
+    inline_worker.start_again(embedding_model="facebook/dinov2-small")
     (row,) = [line for line in imgrec("models").out.splitlines() if "dinov2-small" in line]
     assert "*" in row

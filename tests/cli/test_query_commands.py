@@ -73,7 +73,7 @@ class Queue:
 
 
 @pytest.fixture
-def queue(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
+def queue(inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(query_client, "celery_protocol", queue)
     monkeypatch.setattr(patience, "time", queue)
@@ -107,8 +107,8 @@ def test_a_small_file_is_sent_as_it_is_in_binary_and_not_as_its_path(
 def test_a_large_file_is_sent_at_the_size_that_workers_reduce_it_to(
     imgrec: Run, queue: Queue, tmp_path: Path
 ) -> None:
-    dice = np.random.default_rng(1)
-    pixels = dice.integers(0, 256, (1500, 1600, 3), dtype=np.uint8)
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (1500, 1600, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
     assert (tmp_path / "large.png").stat().st_size > 10 * MESSAGE_BYTES
     imgrec("query", tmp_path / "large.png")
@@ -161,11 +161,11 @@ def test_a_blank_text_is_refused_before_anything_is_sent(imgrec: Run, queue: Que
 
 
 def test_a_host_without_an_index_asks_no_worker_what_it_works_with(
-    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path
+    inline_worker: InlineWorker, imgrec: Run, queue: Queue, photo: Path
 ) -> None:
     imgrec("query", photo)
     assert not queue.asked_workers
-    desk.rebuild()
+    inline_worker.rebuild()
     imgrec("query", photo)
     assert queue.asked_workers
 
@@ -248,12 +248,16 @@ def test_an_unexpected_error_of_a_worker_is_told_from_the_client_s_and_brings_it
 
 
 def test_a_query_without_any_worker_names_the_command_that_starts_one(
-    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker,
+    imgrec: Run,
+    queue: Queue,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(desk, "workers", lambda *_: Counter())
+    monkeypatch.setattr(inline_worker, "workers", lambda *_: Counter())
     done = imgrec("query", photo, "--wait")
     assert done.code == 3  # neither a worker nor an index: the index is the first thing to mend
-    desk.rebuild()
+    inline_worker.rebuild()
     done = imgrec("query", photo, "--wait")
     assert done.code == 4
     assert "celery worker -Q query" in done.err
@@ -276,10 +280,14 @@ def test_a_query_is_sent_again_ever_more_rarely_and_three_times_at_most(
 
 
 def test_a_query_is_not_sent_again_while_the_workers_are_behind(
-    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker,
+    imgrec: Run,
+    queue: Queue,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waiting = iter([7, 1, 0])
-    monkeypatch.setattr(desk, "queue_length", lambda name: next(waiting))
+    monkeypatch.setattr(inline_worker, "queue_length", lambda name: next(waiting))
     queue.answers = iter([None, None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert len(queue.sent) == 1
@@ -289,7 +297,11 @@ def test_a_query_is_not_sent_again_while_the_workers_are_behind(
 
 
 def test_a_look_at_the_workers_that_meets_an_outage_ends_no_question(
-    desk: InlineWorker, imgrec: Run, queue: Queue, photo: Path, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker,
+    imgrec: Run,
+    queue: Queue,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks: list[float] = []
 
@@ -297,7 +309,7 @@ def test_a_look_at_the_workers_that_meets_an_outage_ends_no_question(
         looks.append(queue.now)
         raise ServerUnavailable("Redis is loading its dataset")
 
-    monkeypatch.setattr(desk, "workers", away)
+    monkeypatch.setattr(inline_worker, "workers", away)
     queue.answers = iter([None, None, ANSWER])
     assert imgrec("query", photo, "--wait").code == 0
     assert looks == [5, 10]
@@ -314,7 +326,9 @@ def test_a_wait_that_ends_names_the_command_for_later(
     assert f"imgrec result {queue.sent[0]['task_id']}" in done.err
 
 
-def test_a_redis_that_is_away_is_exit_code_4(desk: InlineWorker, imgrec: Run, photo: Path) -> None:
+def test_a_redis_that_is_away_is_exit_code_4(
+    inline_worker: InlineWorker, imgrec: Run, photo: Path
+) -> None:
     for command in (["query", photo], ["result", "the-id"]):
         done = imgrec(*command)
         assert (done.code, done.out) == (4, "")

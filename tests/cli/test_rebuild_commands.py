@@ -27,10 +27,12 @@ CONTRACT = {
 TIMES = {"stage_seconds", "bottleneck"}
 
 
-def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: InlineWorker, imgrec: Run) -> None:
-    desk.inline = True
-    (desk.shop.root / "bad.png").touch()
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
+def test_a_rebuild_that_is_waited_for_ends_with_one_object(
+    inline_worker: InlineWorker, imgrec: Run
+) -> None:
+    inline_worker.inline = True
+    (inline_worker.toy.root / "bad.png").touch()
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--json")
     assert done.code == 0
     assert set(done.object) == CONTRACT | TIMES
     counts = {key: done.object[key] for key in ("images", "embedded", "reused", "skipped")}
@@ -38,14 +40,14 @@ def test_a_rebuild_that_is_waited_for_ends_with_one_object(desk: InlineWorker, i
     assert (done.object["state"], done.object["index_version"]) == ("published", "v0001")
     assert done.object["error"] is None
     assert done.err == ""
-    again = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json").object
+    again = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--json").object
     assert (again["embedded"], again["reused"]) == (0, 20)
 
 
-def test_people_get_a_table_and_the_next_command(desk: InlineWorker, imgrec: Run) -> None:
-    desk.inline = True
-    (desk.shop.root / "bad.png").touch()
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
+def test_people_get_a_table_and_the_next_command(inline_worker: InlineWorker, imgrec: Run) -> None:
+    inline_worker.inline = True
+    (inline_worker.toy.root / "bad.png").touch()
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait")
     assert done.code == 0
     for words in ("published", "v0001", "21", "20"):
         assert words in done.out
@@ -53,13 +55,13 @@ def test_people_get_a_table_and_the_next_command(desk: InlineWorker, imgrec: Run
 
 
 def test_status_tells_which_stage_takes_the_workers_time_and_what_would_help(
-    desk: InlineWorker, imgrec: Run
+    inline_worker: InlineWorker, imgrec: Run
 ) -> None:
-    desk.inline = True
-    job_id = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json").object["job_id"]
+    inline_worker.inline = True
+    job_id = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--json").object["job_id"]
     assert "Bottleneck" not in imgrec("status", job_id).err  # it took less than a minute
     seconds = {"read": 10.0, "decode": 20.0, "cut_out": 142.0, "embed": 26.0, "write": 2.0}
-    with desk.shop.jobs._database.transaction() as tx:
+    with inline_worker.toy.jobs._database.transaction() as tx:
         tx.rows("DELETE FROM shard_timings WHERE job_id = ? AND n <> 0", (job_id,))
         for stage, value in seconds.items():
             tx.rows(f"UPDATE shard_timings SET {stage}_s = ? WHERE job_id = ?", (value, job_id))
@@ -72,45 +74,49 @@ def test_status_tells_which_stage_takes_the_workers_time_and_what_would_help(
     ) in imgrec("status", job_id).err
 
 
-def test_a_job_without_finished_shards_has_no_bottleneck(desk: InlineWorker, imgrec: Run) -> None:
-    job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
+def test_a_job_without_finished_shards_has_no_bottleneck(
+    inline_worker: InlineWorker, imgrec: Run
+) -> None:
+    job_id = imgrec("enqueue-rebuild", inline_worker.toy.root).out.strip()
     answer = imgrec("status", job_id, "--json").object
     assert answer["bottleneck"] is None
     assert set(answer["stage_seconds"]) == set(watch.ADVICE) == set(STAGES)
 
 
 def test_without_wait_only_the_id_is_on_stdout_and_status_takes_it(
-    desk: InlineWorker, imgrec: Run
+    inline_worker: InlineWorker, imgrec: Run
 ) -> None:
-    done = imgrec("enqueue-rebuild", desk.shop.root)
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root)
     job_id = done.out.strip()
     assert f"imgrec status {job_id}" in done.err
     assert imgrec("status", job_id, "--json").object["state"] == "planned"
     assert imgrec("status", job_id).code == 0
-    desk.work()
+    inline_worker.work()
     assert imgrec("status", job_id, "--json").object["state"] == "published"
     assert imgrec("status", job_id, "--wait", "--json").code == 0
-    assert imgrec("enqueue-rebuild", desk.shop.root, "--json").object["job_id"] != job_id
+    assert imgrec("enqueue-rebuild", inline_worker.toy.root, "--json").object["job_id"] != job_id
 
 
 def test_a_rebuild_that_fails_is_exit_code_1_with_its_reason(
-    desk: InlineWorker, imgrec: Run
+    inline_worker: InlineWorker, imgrec: Run
 ) -> None:
-    for file in desk.shop.root.rglob("*.png"):
+    for file in inline_worker.toy.root.rglob("*.png"):
         file.write_bytes(b"bad")
-    desk.inline = True
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
+    inline_worker.inline = True
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait")
     assert done.code == 1
     assert "No image of the folder could be used" in done.err
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--json")
     assert done.code == 1
     assert done.object["state"] == "failed"
     assert "No image of the folder" in done.object["error"]
     assert done.object["skipped"] == 20
 
 
-def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(desk: InlineWorker, imgrec: Run) -> None:
-    job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
+def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(
+    inline_worker: InlineWorker, imgrec: Run
+) -> None:
+    job_id = imgrec("enqueue-rebuild", inline_worker.toy.root).out.strip()
     done = imgrec("cancel", job_id)
     assert done.code == 0
     assert f"Cancelled job {job_id}." in done.err
@@ -124,62 +130,63 @@ def test_a_cancelled_rebuild_is_exit_code_1_for_whom_waits(desk: InlineWorker, i
 
 
 def test_a_wait_that_ends_too_early_is_exit_code_1_and_the_job_goes_on(
-    desk: InlineWorker, imgrec: Run
+    inline_worker: InlineWorker, imgrec: Run
 ) -> None:
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0")
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--timeout", "0")
     assert done.code == 1
     assert "The job continues." in done.err
-    assert len(desk.shop.jobs.open_jobs()) == 1
-    desk.work()
-    assert desk.shop.versions.current_name() == "v0001"
+    assert len(inline_worker.toy.jobs.open_jobs()) == 1
+    inline_worker.work()
+    assert inline_worker.toy.versions.current_name() == "v0001"
 
 
 def test_ctrl_c_ends_the_wait_and_not_the_job(
-    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(watch.time, "sleep", interrupt)
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait")
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait")
     monkeypatch.undo()
     assert done.code == 130
-    (job,) = desk.shop.jobs.open_jobs()
+    (job,) = inline_worker.toy.jobs.open_jobs()
     assert f"imgrec cancel {job.id}" in done.err
 
 
-def test_options_reach_the_job(desk: InlineWorker, imgrec: Run) -> None:
-    job_id = imgrec("enqueue-rebuild", desk.shop.root, "--full").out.strip()
-    assert desk.job(job_id).full
-    job_id = imgrec("enqueue-rebuild", desk.shop.root, "--save-preprocessed").out.strip()
-    assert desk.job(job_id).save_preprocessed
+def test_options_reach_the_job(inline_worker: InlineWorker, imgrec: Run) -> None:
+    job_id = imgrec("enqueue-rebuild", inline_worker.toy.root, "--full").out.strip()
+    assert inline_worker.job(job_id).full
+    job_id = imgrec("enqueue-rebuild", inline_worker.toy.root, "--save-preprocessed").out.strip()
+    assert inline_worker.job(job_id).save_preprocessed
 
 
-def test_another_folder_is_said_to_replace_the_index(desk: InlineWorker, imgrec: Run) -> None:
-    desk.rebuild()
-    assert "replaces" not in imgrec("enqueue-rebuild", desk.shop.root).err
-    part = desk.shop.root / "kind0"
+def test_another_folder_is_said_to_replace_the_index(
+    inline_worker: InlineWorker, imgrec: Run
+) -> None:
+    inline_worker.rebuild()
+    assert "replaces" not in imgrec("enqueue-rebuild", inline_worker.toy.root).err
+    part = inline_worker.toy.root / "kind0"
     done = imgrec("enqueue-rebuild", part)
-    assert (
-        f"Index v0001 was built from {desk.shop.root}; this rebuild replaces it with one of {part}."
-        in done.err
-    )
+    root = inline_worker.toy.root
+    replaced = f"Index v0001 was built from {root}; this rebuild replaces it with one of {part}."
+    assert replaced in done.err
 
 
 def test_a_broken_index_does_not_keep_anybody_from_making_a_new_one(
-    desk: InlineWorker, imgrec: Run
+    inline_worker: InlineWorker, imgrec: Run
 ) -> None:
-    desk.rebuild()
-    (desk.shop.settings.index_dir / "v0001" / "index.bin").write_bytes(b"short")
-    desk.inline = True
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--json")
+    inline_worker.rebuild()
+    (inline_worker.toy.settings.index_dir / "v0001" / "index.bin").write_bytes(b"short")
+    inline_worker.inline = True
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--json")
     assert done.code == 0
     assert (done.object["index_version"], done.object["reused"]) == ("v0002", 20)  # by content
 
 
-def test_failures_tell_path_stage_and_reason(desk: InlineWorker, imgrec: Run) -> None:
-    (desk.shop.root / "[red]bad.png").touch()  # no markup: a file's name
-    job_id = desk.rebuild()
+def test_failures_tell_path_stage_and_reason(inline_worker: InlineWorker, imgrec: Run) -> None:
+    (inline_worker.toy.root / "[red]bad.png").touch()  # no markup: a file's name
+    job_id = inline_worker.rebuild()
     done = imgrec("failures", job_id)
     for words in ("[red]bad.png", "read", "0 bytes", "Left out: 1"):
         assert words in done.out
@@ -187,8 +194,8 @@ def test_failures_tell_path_stage_and_reason(desk: InlineWorker, imgrec: Run) ->
     reason = "the file is empty (0 bytes)"
     failure = {"path": "[red]bad.png", "stage": "read", "reason": reason}
     assert found == {"job_id": job_id, "failures": [failure], "warnings": []}
-    (desk.shop.root / "[red]bad.png").unlink()
-    job_id = desk.rebuild()
+    (inline_worker.toy.root / "[red]bad.png").unlink()
+    job_id = inline_worker.rebuild()
     assert f"Job {job_id} left out no images" in imgrec("failures", job_id).err
 
 
@@ -200,49 +207,51 @@ def test_an_unknown_job_is_exit_code_2(imgrec: Run, command: str, option: tuple[
     assert "There is no job 'nothing'" in done.err
 
 
-def test_rebuilds_are_listed_newest_first(desk: InlineWorker, imgrec: Run) -> None:
+def test_rebuilds_are_listed_newest_first(inline_worker: InlineWorker, imgrec: Run) -> None:
     done = imgrec("jobs")
     assert (done.code, done.out) == (0, "")
     assert "No rebuilds yet" in done.err
-    ids = [desk.rebuild(), desk.rebuild(), desk.rebuild()]
+    ids = [inline_worker.rebuild(), inline_worker.rebuild(), inline_worker.rebuild()]
     found = imgrec("jobs", "--json", "--limit", "2").object["jobs"]
     assert [job["job_id"] for job in found] == ids[:0:-1]
     assert all(set(job) == CONTRACT for job in found)
     out = imgrec("jobs").out
     assert out.index(ids[2]) < out.index(ids[0])
-    assert str(desk.shop.root) in out
+    assert str(inline_worker.toy.root) in out
 
 
-def quickly(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+def quickly(inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Help and look as often as possible."""
-    desk.start_again(reconcile_s=0.001)
+    inline_worker.start_again(reconcile_s=0.001)
     monkeypatch.setattr(watch, "NO_WORKER_AFTER_S", 0.0)
     monkeypatch.setattr(watch, "POLL_S", 0.002)
 
 
 def test_who_waits_is_told_once_which_worker_is_missing(
-    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly(desk, monkeypatch)
-    monkeypatch.setattr(desk, "workers", lambda: Counter())
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.2")
+    quickly(inline_worker, monkeypatch)
+    monkeypatch.setattr(inline_worker, "workers", lambda: Counter())
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'embed'") == 1
     assert "celery worker -Q embed" in done.err
-    (job,) = desk.shop.jobs.open_jobs()
-    desk.shop.jobs.shards.next_window(job.id, 0)
-    desk.messages.clear()
+    (job,) = inline_worker.toy.jobs.open_jobs()
+    inline_worker.toy.jobs.shards.next_window(job.id, 0)
+    inline_worker.messages.clear()
     for n in (0, 1):
-        claim = desk.shop.jobs.shards.claim(job.id, n, "me", 1000)
+        claim = inline_worker.toy.jobs.shards.claim(job.id, n, "me", 1000)
         assert claim is not None
-        desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
+        inline_worker.toy.jobs.shards.finish(
+            claim, file="f", sha256="0", embedded=0, reused=0, failures=[]
+        )
     done = imgrec("status", job.id, "--wait", "--timeout", "0.2")
     assert done.err.count("No worker listens on queue 'index'") == 1
 
 
 def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
-    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly(desk, monkeypatch)
+    quickly(inline_worker, monkeypatch)
     own, calls = reconcile.reconcile, []
 
     def back_after_three(resources: Resources) -> None:
@@ -250,26 +259,26 @@ def test_who_waits_outlives_a_redis_that_is_away_and_is_told(
         if len(calls) <= 3:
             raise ServerUnavailable("Redis does not answer.")
         own(resources)
-        desk.work()
+        inline_worker.work()
 
     monkeypatch.setattr(reconcile, "reconcile", back_after_three)
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "60")
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--timeout", "60")
     assert done.code == 0
     assert done.err.count("Redis does not answer. Waiting for it.") == 1
 
 
 def test_who_waits_does_the_work_of_a_missing_reconciler(
-    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message is lost, no index worker runs: the one who waits sends it again."""
-    quickly(desk, monkeypatch)
+    quickly(inline_worker, monkeypatch)
     monkeypatch.setattr(reconcile, "LOST_AFTER_S", -1.0)
-    job_id = imgrec("enqueue-rebuild", desk.shop.root).out.strip()
-    desk.messages.clear()
+    job_id = imgrec("enqueue-rebuild", inline_worker.toy.root).out.strip()
+    inline_worker.messages.clear()
     sleep = time.sleep
 
     def work_meanwhile(seconds: float) -> None:
-        desk.work()
+        inline_worker.work()
         sleep(seconds)
 
     monkeypatch.setattr(watch.time, "sleep", work_meanwhile)
@@ -277,25 +286,25 @@ def test_who_waits_does_the_work_of_a_missing_reconciler(
 
 
 def test_progress_is_a_line_now_and_then_where_no_bar_can_be_drawn(
-    desk: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cli.progress.PLAIN_EVERY_S", 0.0)
-    done = imgrec("enqueue-rebuild", desk.shop.root, "--wait", "--timeout", "0.3")
+    done = imgrec("enqueue-rebuild", inline_worker.toy.root, "--wait", "--timeout", "0.3")
     assert "planned: 0 of 20 images, waiting for a worker" in done.err
     assert "\x1b" not in done.err
-    (job,) = desk.shop.jobs.open_jobs()
-    claim = desk.shop.jobs.shards.claim(job.id, 0, "me", 1000)
+    (job,) = inline_worker.toy.jobs.open_jobs()
+    claim = inline_worker.toy.jobs.shards.claim(job.id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.renew_leases({claim.owner: 3}, (), 1000)
+    inline_worker.toy.jobs.renew_leases({claim.owner: 3}, (), 1000)
     done = imgrec("status", job.id, "--wait", "--timeout", "0.3")
     assert "running: 3 of 20 images, " in done.err
 
 
 def test_vectors_of_an_earlier_decoding_are_told_until_all_are_embedded_again(
-    imgrec: Run, desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    imgrec: Run, inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = desk.shop.root
-    desk.rebuild()
+    root = inline_worker.toy.root
+    inline_worker.rebuild()
     assert "color profiles" not in imgrec("enqueue-rebuild", root).err
     monkeypatch.setattr("cli.rebuild.DECODING", 99)
     assert "once with --full" in imgrec("enqueue-rebuild", root).err

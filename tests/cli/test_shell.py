@@ -67,23 +67,25 @@ def test_paths_are_completed(tmp_path, monkeypatch) -> None:  # type: ignore[no-
 
 
 def test_a_line_with_local_changes_nothing_for_the_lines_after_it(
-    desk: InlineWorker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = desk.resources.settings.model_copy(update={"cpu_threads": 0})
+    settings = inline_worker.resources.settings.model_copy(update={"cpu_threads": 0})
     monkeypatch.setenv("REDIS_URL", settings.redis_url)  # where nobody listens
     load_settings.cache_clear()
     environment, before = dict(os.environ), load_settings()
     wiring = Wiring(Resources(settings, CeleryDispatcher(settings.redis_url)))
-    image = desk.shop.root / "kind0" / "04.png"
+    image = inline_worker.toy.root / "kind0" / "04.png"
 
     def run(line: str) -> tuple[str, str]:
         run_line(line, False, wiring)
         shown = capsys.readouterr()
         return shown.out, shown.err
 
-    assert "published" in run(f"enqueue-rebuild {desk.shop.root} --local")[0]
-    assert "Redis does not answer" in run(f"enqueue-rebuild {desk.shop.root}")[1]
-    assert len(desk.shop.jobs.list_with_progress()) == 1  # the second one was not even planned
+    assert "published" in run(f"enqueue-rebuild {inline_worker.toy.root} --local")[0]
+    assert "Redis does not answer" in run(f"enqueue-rebuild {inline_worker.toy.root}")[1]
+    assert (
+        len(inline_worker.toy.jobs.list_with_progress()) == 1
+    )  # the second one was not even planned
     assert "kind0/04" in run(f"query {image} --local")[0]
     model = wiring.local.resources.clip
     assert "Redis does not answer" in run(f"query {image}")[1]

@@ -23,32 +23,34 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def photos(desk: InlineWorker, s3: S3Server) -> str:
-    """The address of the desk's products; their folder is gone."""
+def photos(inline_worker: InlineWorker, s3: S3Server) -> str:
+    """The address of the products; their folder is gone."""
     store = ObjectStore(Address.parse(f"s3://shop/{uuid.uuid4().hex}"))
-    for file in desk.shop.root.rglob("*.png"):
-        store.put(file.relative_to(desk.shop.root).as_posix(), file)
+    for file in inline_worker.toy.root.rglob("*.png"):
+        store.put(file.relative_to(inline_worker.toy.root).as_posix(), file)
     store.put("empty.jpg", b"")
     store.put("notes/readme.txt", b"1")
-    desk.shop.root.rename(desk.shop.root.with_name("elsewhere"))
+    inline_worker.toy.root.rename(inline_worker.toy.root.with_name("elsewhere"))
     return store.name
 
 
 def test_a_store_is_indexed_as_a_folder_is(
-    desk: InlineWorker, imgrec: Run, photos: str, tmp_path: Path
+    inline_worker: InlineWorker, imgrec: Run, photos: str, tmp_path: Path
 ) -> None:
-    desk.inline = True
+    inline_worker.inline = True
     done = imgrec("enqueue-rebuild", f"{photos}/", "--wait", "--json").object
     counts = {key: done[key] for key in ("state", "images", "embedded", "skipped")}
     assert counts == {"state": "published", "images": 21, "embedded": 20, "skipped": 1}
     assert done["left_out"] == {"not an image's name (.txt)": 1}
     failures = imgrec("failures", done["job_id"], "--json").object["failures"]
     assert [(row["path"], row["stage"]) for row in failures] == [("empty.jpg", "read")]
-    assert desk.job(done["job_id"]).root == photos
+    assert inline_worker.job(done["job_id"]).root == photos
     again = imgrec("enqueue-rebuild", photos, "--wait", "--json", "--exclude", "kind1/").object
     assert (again["embedded"], again["reused"]) == (0, 10)
-    version = desk.resources.versions.current()
-    jpegs = thumbnails(desk.resources, version.name, ["kind0/00.png", "empty.jpg", "nothing.png"])
+    version = inline_worker.resources.versions.current()
+    jpegs = thumbnails(
+        inline_worker.resources, version.name, ["kind0/00.png", "empty.jpg", "nothing.png"]
+    )
     assert list(jpegs) == ["kind0/00.png"]
     Image.open(io.BytesIO(base64.b64decode(jpegs["kind0/00.png"]))).load()
 
@@ -65,14 +67,14 @@ def test_a_store_is_indexed_as_a_folder_is(
     ],
 )
 def test_an_address_that_cannot_be_indexed_is_one_sentence(
-    desk: InlineWorker, imgrec: Run, s3: S3Server, address: str, code: int, sentence: str
+    inline_worker: InlineWorker, imgrec: Run, s3: S3Server, address: str, code: int, sentence: str
 ) -> None:
     ObjectStore(Address.parse("s3://shop/any")).put("a", b"1")  # makes the bucket
     done = imgrec("enqueue-rebuild", address)
     assert done.code == code
     assert sentence in done.err
     assert SECRET not in done.err
-    assert desk.shop.jobs.list_with_progress() == []
+    assert inline_worker.toy.jobs.list_with_progress() == []
 
 
 def test_a_store_that_does_not_answer_is_a_server_that_is_away(

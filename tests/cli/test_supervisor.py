@@ -275,8 +275,8 @@ def test_workers_share_the_cores_and_have_the_names_that_health_looks_for(
     assert {child.environment["CPU_THREADS"] for child in fixed._worker_children()} == {"2"}
 
 
-def test_up_runs_once_a_data_folder(desk: InlineWorker, imgrec: Run) -> None:
-    run = desk.shop.settings.data_dir / "run"
+def test_up_runs_once_a_data_folder(inline_worker: InlineWorker, imgrec: Run) -> None:
+    run = inline_worker.toy.settings.data_dir / "run"
     run.mkdir(parents=True)
     (run / "up.json").write_text('{"pid": 4711, "ready": true}')
     with FileLock(run / "up.lock"):

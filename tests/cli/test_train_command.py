@@ -25,16 +25,16 @@ KEYS = {
 
 
 @pytest.fixture
-def training(desk: InlineWorker) -> Path:
+def training(inline_worker: InlineWorker) -> Path:
     """data/training with plain, noisy colours, which the toy encoder can tell apart."""
-    root = desk.shop.settings.training_dir
-    dice = np.random.default_rng(0)
+    root = inline_worker.toy.settings.training_dir
+    rng = np.random.default_rng(0)
     for category, names in {"shoe": COLORS, "bag": ("red", "blue")}.items():
         for color in names:
             folder = root / category / "color" / color
             folder.mkdir(parents=True)
             for n in range(8):
-                pixels = np.array(COLORS[color]) + dice.integers(-30, 30, (16, 16, 3))
+                pixels = np.array(COLORS[color]) + rng.integers(-30, 30, (16, 16, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
     return root
 
@@ -73,9 +73,9 @@ def test_defaults_that_leave_accuracy_on_the_table_are_told_so_with_the_measured
     imgrec: Run, training: Path
 ) -> None:
     """One class is much more frequent: a step or two of Adam learn only that."""
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for n in range(60):
-        pixels = np.array(COLORS["blue"]) + dice.integers(-30, 30, (16, 16, 3))
+        pixels = np.array(COLORS["blue"]) + rng.integers(-30, 30, (16, 16, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(training / f"shoe/color/blue/more{n}.png")
     done = imgrec(
         *("train", "--category", "shoe", "--attribute", "color", "--json"),
@@ -105,15 +105,15 @@ def test_the_category_head_has_no_category_of_its_own(
 
 
 def test_a_picture_is_embedded_once_for_all_trainings(
-    desk: InlineWorker, imgrec: Run, training: Path, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, imgrec: Run, training: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imgrec("train", "--category", "shoe", "--attribute", "color", "--json")
-    assert len(desk.memory.vectors) == 24
+    assert len(inline_worker.memory.vectors) == 24
 
     def refuse(images: object) -> np.ndarray:
         raise AssertionError("a known picture was embedded again")
 
-    monkeypatch.setattr(desk.shop, "embed_images", refuse)
+    monkeypatch.setattr(inline_worker.toy, "embed_images", refuse)
     assert imgrec("train", "--category", "shoe", "--attribute", "color", "--json").code == 0
 
 
@@ -204,7 +204,7 @@ ZERO_SHOT = {"name": "color", "label": "red", "confidence": 0.9, "source": "zero
     ],
 )
 def test_that_no_head_answered_is_said_where_heads_were_asked_for(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
     imgrec: Run,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
@@ -222,7 +222,7 @@ def test_that_no_head_answered_is_said_where_heads_were_asked_for(
         lambda task, query_id, args, timeout, **options: sent.append(args) or [],
     )
     monkeypatch.setattr(query_client, "wait_for", lambda *args, **options: answer)
-    photo = desk.shop.root / "kind0/00.png"
+    photo = inline_worker.toy.root / "kind0/00.png"
     done = imgrec("classify", photo, "--wait", *options)
     assert done.code == 0
     assert done.err == sentence

@@ -3,7 +3,7 @@
 On the tiny model and on coloured shapes: faults are about what is lost or doubled, not about what
 a picture looks like, and hundreds of pictures are embedded in seconds.
 
-`FAULT_SEEDS` says how often each fault runs, each time with other dice; `make faults` sets 5.
+`FAULT_SEEDS` says how often each fault runs, each time with another seed; `make faults` sets 5.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TABLE = Path("build/faults.md")
 
 
 @pytest.fixture
-def stand(tmp_path: Path, model: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path, model)
-    stand.start_redis()
-    yield stand
-    stand.close()
+def stack(tmp_path: Path, model: Path) -> Iterator[LiveStack]:
+    stack = LiveStack(tmp_path, model)
+    stack.start_redis()
+    yield stack
+    stack.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,22 +43,24 @@ def _short(item: pytest.Item) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "trial" in metafunc.fixturenames:
+    if "fault_run" in metafunc.fixturenames:
         seeds = range(1, int(os.environ.get("FAULT_SEEDS", "1")) + 1)
-        metafunc.parametrize("trial", seeds, indirect=True, ids=[f"seed{seed}" for seed in seeds])
+        metafunc.parametrize(
+            "fault_run", seeds, indirect=True, ids=[f"seed{seed}" for seed in seeds]
+        )
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, stand: LiveStack) -> Iterator[FaultRun]:
+def fault_run(request: pytest.FixtureRequest, stack: LiveStack) -> Iterator[FaultRun]:
     """One run of the fault that the test's mark `fault(row, words)` names."""
     row, words = request.node.get_closest_marker("fault").args
-    params = {k: v for k, v in request.node.callspec.params.items() if k != "trial"}
+    params = {k: v for k, v in request.node.callspec.params.items() if k != "fault_run"}
     fault = words.format(**params)
-    trial = FaultRun(stand, request.param, Outcome(row, fault))
-    OUTCOMES.append(trial.outcome)
-    yield trial
+    fault_run = FaultRun(stack, request.param, Outcome(row, fault))
+    OUTCOMES.append(fault_run.outcome)
+    yield fault_run
     if request.node.stash.get(FAILED, False):
-        trial.outcome.lost = None
+        fault_run.outcome.lost = None
 
 
 FAILED = pytest.StashKey[bool]()

@@ -28,38 +28,38 @@ class Outcome:
 
 @dataclass
 class FaultRun:
-    """A stand with a folder of good and bad images, and dice that the seed has loaded."""
+    """A stack with a folder of good and bad images, and random numbers from a seed."""
 
-    stand: LiveStack
+    stack: LiveStack
     seed: int
     outcome: Outcome
     good: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.dice = random.Random(self.seed)
+        self.rng = random.Random(self.seed)
         self._hit = time.monotonic()
 
     def draw(self, count: int = 40) -> None:
         """Fill the folder: `count` good images, and two bad ones beside them."""
-        products = self.stand.products
+        products = self.stack.products
         self.good = draw_folder(products, count, 10_000 * self.seed)
         whole = (products / self.good[0]).read_bytes()
         for name, data in (("empty", b""), ("cut", whole[: len(whole) // 2])):
-            path = f"kind{self.dice.randrange(3)}/bad-{name}.jpg"
+            path = f"kind{self.rng.randrange(3)}/bad-{name}.jpg"
             (products / path).write_bytes(data)
             self.bad.append(path)
 
     def armed(self, line: str) -> dict[str, str]:
-        """Return the switches that make a line strike once in the life of this trial."""
+        """Return the switches that make a line strike once in the life of this run."""
         return {"IMGREC_FAILPOINT": line, "IMGREC_FAILPOINT_ONCE": str(self.once)}
 
     @property
     def once(self) -> Path:
         """The file that says that the armed line was reached."""
-        return self.stand.folder / "once"
+        return self.stack.folder / "once"
 
-    def strikes(self) -> None:
+    def wait_for_failpoint(self) -> None:
         """Wait until the armed line is reached; the clock of recovery starts."""
         until(self.once.exists, "the armed line is reached")
         self.hit()
@@ -73,19 +73,19 @@ class FaultRun:
         self.outcome.seconds = time.monotonic() - self._hit
 
     def enqueue(self, **more: str) -> str:
-        job_id: str = self.stand.answer("enqueue-rebuild", str(self.stand.products), **more)[
+        job_id: str = self.stack.answer("enqueue-rebuild", str(self.stack.products), **more)[
             "job_id"
         ]
         return job_id
 
     def state(self, job_id: str) -> str:
-        return self.stand.jobs.get(job_id).state
+        return self.stack.jobs.get(job_id).state
 
     def end(self, job_id: str, patience_s: float = PATIENCE_S) -> Job:
         """Wait for a job to end by itself: this only looks into the ledger."""
-        until(lambda: not self.stand.jobs.get(job_id).open, f"job {job_id} ends", patience_s)
+        until(lambda: not self.stack.jobs.get(job_id).open, f"job {job_id} ends", patience_s)
         self.recovered()
-        return self.stand.jobs.get(job_id)
+        return self.stack.jobs.get(job_id)
 
     def publishes(
         self, job_id: str, *, left_out: Mapping[str, str] | None = None, **patience: float
@@ -103,15 +103,15 @@ class FaultRun:
         """Compare the published version and the ledger with what is in the folder."""
         left_out = left_out or {}
         wanted = Counter(name for name in self.good if name not in left_out)
-        found = Counter(self.stand.indexed())
+        found = Counter(self.stack.indexed())
         self.outcome.lost = (wanted - found).total()
         self.outcome.doubled = (found - wanted).total()
         assert found == wanted
-        ledger = {f.path: f for f in self.stand.jobs.failures(job_id) if not f.warning}
+        ledger = {f.path: f for f in self.stack.jobs.failures(job_id) if not f.warning}
         assert sorted(ledger) == sorted({*self.bad, *left_out})
         for name, reason in left_out.items():
             assert reason in ledger[name].reason
-        progress = self.stand.jobs.progress(job_id)
+        progress = self.stack.jobs.progress(job_id)
         assert progress.embedded + progress.reused == len(wanted)
         assert progress.images == len(self.good) + len(self.bad)
 

@@ -24,12 +24,12 @@ AWAY_S = 20
 
 
 @pytest.fixture
-def server(stand: LiveStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def server(stack: LiveStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A store of this test's own, which holds what DATA_DIR held."""
     server = S3Server(tmp_path / "s3")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)  # this process looks on
-    stand.environment |= {**server.environment, **SMALL, "ARTIFACTS_URL": ADDRESS}
+    stack.environment |= {**server.environment, **SMALL, "ARTIFACTS_URL": ADDRESS}
     yield server
     server.close()
 
@@ -40,33 +40,33 @@ def server(stand: LiveStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     "how", ["away for 20 s", "failing every fifth request", "slow", "full for a while"]
 )
 def test_a_store_in_trouble_loses_nothing_of_a_rebuild(
-    trial: FaultRun, server: S3Server, how: str
+    fault_run: FaultRun, server: S3Server, how: str
 ) -> None:
-    stand = trial.stand
-    trial.draw(120)
+    stack = fault_run.stack
+    fault_run.draw(120)
     proxy = StoreProxy(server.port)
-    stand.environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
+    stack.environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
     if how == "slow":
         proxy.delay_s = 0.3
     if how == "failing every fifth request":
         proxy.every = 5
-    stand.workers("embed", "index")
-    job_id = trial.enqueue()
-    trial.hit()
-    until(lambda: trial.state(job_id) == "running", "a worker has begun")
+    stack.workers("embed", "index")
+    job_id = fault_run.enqueue()
+    fault_run.hit()
+    until(lambda: fault_run.state(job_id) == "running", "a worker has begun")
     if how == "away for 20 s":
         server.stop()
         time.sleep(AWAY_S)
         server.start()
     if how == "full for a while":
         proxy.full = True
-        until(lambda: stand.jobs.get(job_id).error, "the job waits for the store")
+        until(lambda: stack.jobs.get(job_id).error, "the job waits for the store")
         proxy.full = False
-    trial.publishes(job_id)
+    fault_run.publishes(job_id)
     if proxy.every:
         assert proxy.failed > 5
-    assert not (stand.data / "jobs").exists()
-    assert SECRET not in stand.log("embed") + stand.log("index")
+    assert not (stack.data / "jobs").exists()
+    assert SECRET not in stack.log("embed") + stack.log("index")
     proxy.close()
 
 
@@ -77,30 +77,30 @@ def test_a_store_in_trouble_loses_nothing_of_a_rebuild(
     ["embed.after_write", "upload", "merge.before_pointer", "merge.after_pointer", "prune.named"],
 )
 def test_a_worker_killed_around_the_store_loses_and_doubles_nothing(
-    trial: FaultRun, server: S3Server, line: str
+    fault_run: FaultRun, server: S3Server, line: str
 ) -> None:
-    stand = trial.stand
-    trial.draw()
+    stack = fault_run.stack
+    fault_run.draw()
     if line == "prune.named":  # needs versions to prune
-        stand.environment["KEEP_VERSIONS"] = "2"
+        stack.environment["KEEP_VERSIONS"] = "2"
     queue = "embed" if line.startswith("embed") else "index"
-    stand.worker("index" if queue == "embed" else "embed")
-    victim = stand.keep(queue, **trial.armed(line))
-    job_id = trial.enqueue()
+    stack.worker("index" if queue == "embed" else "embed")
+    victim = stack.supervise(queue, **fault_run.armed(line))
+    job_id = fault_run.enqueue()
     if line == "prune.named":
         for _ in range(2):
-            trial.end(job_id)
-            (stand.products / trial.good.pop()).unlink()
-            job_id = trial.enqueue()
-        trial.end(job_id)
-        trial.strikes()
-        (stand.products / trial.good.pop()).unlink()
-        job_id = trial.enqueue()
-    trial.strikes()
-    trial.publishes(job_id)
-    assert victim.deaths == 1
+            fault_run.end(job_id)
+            (stack.products / fault_run.good.pop()).unlink()
+            job_id = fault_run.enqueue()
+        fault_run.end(job_id)
+        fault_run.wait_for_failpoint()
+        (stack.products / fault_run.good.pop()).unlink()
+        job_id = fault_run.enqueue()
+    fault_run.wait_for_failpoint()
+    fault_run.publishes(job_id)
+    assert victim.restarts == 1
     store = ObjectStore(Address.parse(ADDRESS))
-    versions = RemoteVersions(store, stand.folder / "looker")
+    versions = RemoteVersions(store, stack.folder / "looker")
 
     def leftovers() -> set[str]:
         """Return the builds that no version names."""
@@ -113,20 +113,20 @@ def test_a_worker_killed_around_the_store_loses_and_doubles_nothing(
 @pytest.mark.fault(52, "kill -9 of a query worker in the middle of a fetch, then the store away")
 @pytest.mark.short
 def test_a_query_worker_killed_in_a_fetch_goes_on_and_serves_while_the_store_is_away(
-    trial: FaultRun, server: S3Server
+    fault_run: FaultRun, server: S3Server
 ) -> None:
-    stand = trial.stand
-    trial.draw()
-    stand.workers("embed", "index")
-    job_id = trial.enqueue()
-    trial.publishes(job_id)
+    stack = fault_run.stack
+    fault_run.draw()
+    stack.workers("embed", "index")
+    job_id = fault_run.enqueue()
+    fault_run.publishes(job_id)
     # A host of its own: without the copy of the index worker.
-    elsewhere = {"DATA_DIR": str(stand.folder / "elsewhere")}
-    image = stand.products / trial.good[0]
-    victim = stand.keep("query", **trial.armed("download"), **elsewhere)
-    trial.strikes()
-    assert stand.query(image)["matches"][0]["filename"] == trial.good[0]
-    trial.recovered()
-    assert victim.deaths == 1
+    elsewhere = {"DATA_DIR": str(stack.folder / "elsewhere")}
+    image = stack.products / fault_run.good[0]
+    victim = stack.supervise("query", **fault_run.armed("download"), **elsewhere)
+    fault_run.wait_for_failpoint()
+    assert stack.query(image)["matches"][0]["filename"] == fault_run.good[0]
+    fault_run.recovered()
+    assert victim.restarts == 1
     server.stop()
-    assert stand.query(stand.products / trial.good[1])["index_version"] == "v0001"
+    assert stack.query(stack.products / fault_run.good[1])["index_version"] == "v0001"

@@ -21,7 +21,7 @@ QUOTED = "data%20base%2Fs3cret%40%3A%25"
 
 @dataclass
 class Locked(LiveStack):
-    """A stand whose workers tell everything they could tell, and a second Redis for the cache."""
+    """A stack whose workers tell everything they could tell, and a second Redis for the cache."""
 
     cache: LiveStack = field(init=False)
     postgres: Postgres = field(init=False)
@@ -74,11 +74,11 @@ def locked(tmp_path: Path, model: Path) -> Iterator[Locked]:
         locked.close()
 
 
-def shown(stand: Locked, *told: str) -> list[str]:
+def shown(stack: Locked, *told: str) -> list[str]:
     """Return where any of the three secrets can be seen: here, in logs, in the process list."""
     places = []
     for secret in (ODD_SECRET, CACHE_SECRET, DATABASE_SECRET):
-        places += places_of(secret, stand)
+        places += places_of(secret, stack)
         forms = (secret, ODD_QUOTED, QUOTED, repr(secret)[1:-1])
         places += [text for text in told if any(form in text for form in forms)]
     return places
@@ -171,81 +171,81 @@ def test_workers_with_a_wrong_password_wait_and_tell_why(locked: Locked) -> None
 
 @pytest.mark.slow
 def test_up_starts_a_redis_for_one_user_and_shows_no_password(tmp_path: Path, model: Path) -> None:
-    stand = LiveStack(tmp_path, model)
-    stand.environment["REDIS_URL"] = f"redis://shop:{ODD_QUOTED}@127.0.0.1:{stand.port}/0"
-    good = draw_folder(stand.products, 6)
+    stack = LiveStack(tmp_path, model)
+    stack.environment["REDIS_URL"] = f"redis://shop:{ODD_QUOTED}@127.0.0.1:{stack.port}/0"
+    good = draw_folder(stack.products, 6)
     try:
-        done = stand.imgrec("up", "--detach")
+        done = stack.imgrec("up", "--detach")
         assert done.returncode == 0, done.stderr
-        assert stand.rebuild()["state"] == "published"
-        assert stand.indexed() == good
-        logs = (stand.data / "run" / "up.log").read_text()
+        assert stack.rebuild()["state"] == "published"
+        assert stack.indexed() == good
+        logs = (stack.data / "run" / "up.log").read_text()
         assert "embed    | " in logs
-        (secret_file,) = places_of(ODD_SECRET, stand, stand.data / "redis")
+        (secret_file,) = places_of(ODD_SECRET, stack, stack.data / "redis")
         assert Path(secret_file).stat().st_mode & 0o077 == 0  # for the server alone
         with pytest.raises(redis.AuthenticationError):
-            stand.redis().ping()
+            stack.redis().ping()
     finally:
-        stopped = stand.imgrec("down")
+        stopped = stack.imgrec("down")
     assert stopped.returncode == 0, stopped.stderr
 
 
 @pytest.mark.slow
 def test_a_redis_behind_a_socket_file_works(tmp_path: Path, model: Path) -> None:
-    stand = LiveStack(tmp_path, model)
+    stack = LiveStack(tmp_path, model)
     with tempfile.TemporaryDirectory(prefix="imgrec-") as short:  # a socket's path has a limit
         socket = f"{short}/redis.sock"
         try:
-            stand.start_redis("--unixsocket", socket)
-            stand.redis().config_set("requirepass", SECRET)
-            stand.environment["REDIS_URL"] = f"unix://:{SECRET}@{socket}?db=1"
-            good = draw_folder(stand.products, 6)
-            stand.workers("embed", "index")
-            assert stand.rebuild()["state"] == "published"
-            assert stand.indexed() == good
-            assert stand.answer("cache", "list")["kinds"][0]["keys"] == 6
-            assert places_of(SECRET, stand) == []
+            stack.start_redis("--unixsocket", socket)
+            stack.redis().config_set("requirepass", SECRET)
+            stack.environment["REDIS_URL"] = f"unix://:{SECRET}@{socket}?db=1"
+            good = draw_folder(stack.products, 6)
+            stack.workers("embed", "index")
+            assert stack.rebuild()["state"] == "published"
+            assert stack.indexed() == good
+            assert stack.answer("cache", "list")["kinds"][0]["keys"] == 6
+            assert places_of(SECRET, stack) == []
         finally:
-            stand.close()
+            stack.close()
 
 
 # What the sentence about too few rights proposes.
 ENOUGH = ("~imgrec:*", "&*", "+@all", "-@dangerous", "+info")
 
 
-def acl_user(stand: LiveStack, *rights: str) -> None:
+def acl_user(stack: LiveStack, *rights: str) -> None:
     """A Redis whose default user may do nothing, and a user with these rights."""
-    client = stand.redis()
+    client = stack.redis()
     client.execute_command("ACL", "SETUSER", "shop", "on", f">{SECRET}", *rights)
     client.execute_command("ACL", "SETUSER", "default", "off")
-    stand.environment["REDIS_URL"] = f"redis://shop:{SECRET}@127.0.0.1:{stand.port}/0"
+    stack.environment["REDIS_URL"] = f"redis://shop:{SECRET}@127.0.0.1:{stack.port}/0"
 
 
-def test_an_acl_user_with_keys_of_its_own_is_enough(stand: LiveStack) -> None:
-    acl_user(stand, *ENOUGH)
-    good = draw_folder(stand.products, 12)
-    stand.workers("embed", "index", "query")
-    assert stand.rebuild()["state"] == "published"
-    assert stand.query(stand.products / good[3])["matches"][0]["filename"] == good[3]
-    assert stand.answer("cache", "list")["kinds"][0]["keys"] == 12
-    assert stand.imgrec("check", "--no-model").returncode == 0
-    assert "has no permissions" not in stand.log("embed") + stand.log("query")
-    assert places_of(SECRET, stand) == []
+def test_an_acl_user_with_keys_of_its_own_is_enough(stack: LiveStack) -> None:
+    acl_user(stack, *ENOUGH)
+    good = draw_folder(stack.products, 12)
+    stack.workers("embed", "index", "query")
+    assert stack.rebuild()["state"] == "published"
+    assert stack.query(stack.products / good[3])["matches"][0]["filename"] == good[3]
+    assert stack.answer("cache", "list")["kinds"][0]["keys"] == 12
+    assert stack.imgrec("check", "--no-model").returncode == 0
+    assert "has no permissions" not in stack.log("embed") + stack.log("query")
+    assert places_of(SECRET, stack) == []
 
 
 @pytest.mark.parametrize("rights", [("~other:*", "&*", "+@all"), ("~imgrec:*", "&*", "+ping")])
 def test_an_acl_user_with_too_few_rights_is_a_sentence(
-    stand: LiveStack, rights: tuple[str, ...]
+    stack: LiveStack, rights: tuple[str, ...]
 ) -> None:
-    acl_user(stand, *rights)
-    (name,) = draw_folder(stand.products, 1)
+    acl_user(stack, *rights)
+    (name,) = draw_folder(stack.products, 1)
     for command in (
-        ["enqueue-rebuild", str(stand.products)],
-        ["query", str(stand.products / name), "--wait"],
+        ["enqueue-rebuild", str(stack.products)],
+        ["query", str(stack.products / name), "--wait"],
         ["cache", "list"],
         ["check", "--no-model"],
     ):
-        done = stand.imgrec(*command)
+        done = stack.imgrec(*command)
         assert done.returncode == 4, (command, done.stderr)
         assert "gives this user too few rights" in done.stderr + done.stdout
         assert "Traceback" not in done.stderr

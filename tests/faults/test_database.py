@@ -28,37 +28,37 @@ def postgres_server() -> Iterator[Postgres]:
 
 @pytest.fixture
 def shop(tmp_path: Path, model: Path, postgres_server: Postgres) -> Iterator[LiveStack]:
-    """A stand on its own PostgreSQL, with 12 products published and one worker a queue."""
+    """A stack on its own PostgreSQL, with 12 products published and one worker a queue."""
     postgres_server.admin("CREATE ROLE shop LOGIN PASSWORD 'pass'")
     postgres_server.admin("CREATE DATABASE shop OWNER shop")
     url = f"postgresql://shop:pass@127.0.0.1:{postgres_server.port}/shop"
-    stand = LiveStack(tmp_path, model, database_url=url)
+    stack = LiveStack(tmp_path, model, database_url=url)
     try:
-        stand.start_redis()
+        stack.start_redis()
         for queue in ("embed", "index", "query"):
-            stand.worker(queue)
-        draw_folder(stand.products, 12)
-        stand.rebuild()
-        ask(stand, 3)
-        yield stand
+            stack.worker(queue)
+        draw_folder(stack.products, 12)
+        stack.rebuild()
+        ask(stack, 3)
+        yield stack
     finally:
-        stand.close()
+        stack.close()
 
 
-def ask(stand: LiveStack, number: int) -> str:
+def ask(stack: LiveStack, number: int) -> str:
     """Query with a product and see it found; return the query's id."""
     name = f"kind{number % 3}/product-{number:03d}.jpg"
-    answer = stand.query(stand.products / name)
+    answer = stack.query(stack.products / name)
     assert answer["matches"][0]["filename"] == name
     return str(answer["query_id"])
 
 
-def begin(stand: LiveStack, *options: str) -> subprocess.Popen[str]:
+def begin(stack: LiveStack, *options: str) -> subprocess.Popen[str]:
     """Start a rebuild whose command waits in the background."""
     return subprocess.Popen(
-        ["imgrec", "enqueue-rebuild", str(stand.products), "--wait", "--json", *options],
-        cwd=stand.folder,
-        env=stand.env(**SHARD),
+        ["imgrec", "enqueue-rebuild", str(stack.products), "--wait", "--json", *options],
+        cwd=stack.folder,
+        env=stack.env(**SHARD),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,12 +71,12 @@ def ended(command: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     return json.loads(out), err
 
 
-def shard_written(stand: LiveStack) -> bool:
-    return any((stand.data / "jobs").glob("*/shard-*.npz"))
+def shard_written(stack: LiveStack) -> bool:
+    return any((stack.data / "jobs").glob("*/shard-*.npz"))
 
 
-def count(stand: LiveStack, queue: str, words: str) -> int:
-    return stand.log(queue).count(words)
+def count(stack: LiveStack, queue: str, words: str) -> int:
+    return stack.log(queue).count(words)
 
 
 @pytest.mark.parametrize("mode", ["immediate", pytest.param("fast", marks=pytest.mark.slow)])
@@ -174,42 +174,42 @@ class Lock:
 
 @pytest.mark.parametrize("held_s", [5.0, pytest.param(40.0, marks=pytest.mark.slow)])
 def test_an_sqlite_file_that_another_process_locks_stops_nothing_for_good(
-    stand: LiveStack, held_s: float
+    stack: LiveStack, held_s: float
 ) -> None:
     """For longer than a lease, and for longer than anybody waits for the file."""
-    draw_folder(stand.products, 12)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    ask(stand, 3)
-    good = draw_folder(stand.products, 200)
-    command = begin(stand)
-    until(lambda: shard_written(stand), "the first shard is written")
-    lock = Lock(stand.data / "app.db")
+    draw_folder(stack.products, 12)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    ask(stack, 3)
+    good = draw_folder(stack.products, 200)
+    command = begin(stack)
+    until(lambda: shard_written(stack), "the first shard is written")
+    lock = Lock(stack.data / "app.db")
     release_at = time.monotonic() + held_s
-    ask(stand, 5)
+    ask(stack, 5)
     until(lambda: time.monotonic() > release_at, "the lock was held so long")
     if held_s > 30:
-        assert "database is locked" in stand.log("embed") + stand.log("index")
-    assert not (stand.data / "faiss_index" / "v0002").exists()
+        assert "database is locked" in stack.log("embed") + stack.log("index")
+    assert not (stack.data / "faiss_index" / "v0002").exists()
     lock.release()
     done, _ = ended(command)
     assert done["state"] == "published"
     assert done["embedded"] + done["reused"] == 200
-    assert stand.indexed() == good
-    assert [worker.poll() for worker in stand.processes] == [None, None, None]
+    assert stack.indexed() == good
+    assert [worker.poll() for worker in stack.processes] == [None, None, None]
 
 
 def test_a_database_that_is_away_is_a_sentence_and_nothing_is_planned(
-    stand: LiveStack, postgres_server: Postgres
+    stack: LiveStack, postgres_server: Postgres
 ) -> None:
-    stand.environment["DATABASE_URL"] = (
+    stack.environment["DATABASE_URL"] = (
         f"postgresql://postgres@127.0.0.1:{postgres_server.port}/postgres"
     )
     postgres_server.stop("fast")
-    draw_product(stand.products / "a.jpg", 1)
-    for command in (["enqueue-rebuild", str(stand.products), "--wait"], ["jobs"], ["status", "J"]):
-        done = stand.imgrec(*command)
+    draw_product(stack.products / "a.jpg", 1)
+    for command in (["enqueue-rebuild", str(stack.products), "--wait"], ["jobs"], ["status", "J"]):
+        done = stack.imgrec(*command)
         assert done.returncode == 4
         assert "does not answer" in done.stderr
         assert "Traceback" not in done.stderr
-    assert stand.redis().llen("imgrec:embed") == 0
+    assert stack.redis().llen("imgrec:embed") == 0

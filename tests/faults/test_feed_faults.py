@@ -25,28 +25,30 @@ def server() -> Iterator[FeedServer]:
     server.close()
 
 
-def draw_feed(trial: FaultRun, server: FeedServer) -> None:
+def draw_feed(fault_run: FaultRun, server: FeedServer) -> None:
     """Serve a feed of good images and one that is gone; import it as `shop`."""
     rows = ["product_id,title,image_link"]
     for number in range(PRODUCTS):
-        url = server.put(f"/{number}.png", picture(1000 * trial.seed + number), etag=f'"{number}"')
+        url = server.put(
+            f"/{number}.png", picture(1000 * fault_run.seed + number), etag=f'"{number}"'
+        )
         rows.append(f"SKU-{number},Hat,{url}")
-        trial.good.append(f"SKU-{number}/image-1.png")
+        fault_run.good.append(f"SKU-{number}/image-1.png")
     rows.append(f"GONE,Cap,{server.url('/gone.png')}")
-    trial.bad.append("GONE/image-1")
-    file = trial.stand.folder / "shop.csv"
+    fault_run.bad.append("GONE/image-1")
+    file = fault_run.stack.folder / "shop.csv"
     file.write_text("\n".join(rows))
-    trial.stand.environment |= {
+    fault_run.stack.environment |= {
         "FETCH_HOSTS": NETWORK,
         "FETCH_RATE": "1000",
         "FETCH_CONNECTIONS": str(CONNECTIONS),
         "SHARD_SIZE": "20",
     }
-    assert trial.stand.imgrec("import-catalogue", str(file)).returncode == 0
+    assert fault_run.stack.imgrec("import-catalogue", str(file)).returncode == 0
 
 
-def enqueue(trial: FaultRun) -> str:
-    job_id: str = trial.stand.answer("enqueue-rebuild", "feed:shop")["job_id"]
+def enqueue(fault_run: FaultRun) -> str:
+    job_id: str = fault_run.stack.answer("enqueue-rebuild", "feed:shop")["job_id"]
     return job_id
 
 
@@ -54,18 +56,18 @@ def enqueue(trial: FaultRun) -> str:
 @pytest.mark.short("fetch.after_store")
 @pytest.mark.parametrize("line", LINES)
 def test_a_fetch_worker_killed_at_any_line_loses_no_image_and_fetches_none_needlessly(
-    trial: FaultRun, server: FeedServer, line: str
+    fault_run: FaultRun, server: FeedServer, line: str
 ) -> None:
-    draw_feed(trial, server)
+    draw_feed(fault_run, server)
     at = line
     if line in ("fetch.after_store", "fetch.after_record"):
-        at = f"{line}:{server.url(f'/{trial.dice.randrange(PRODUCTS)}.png')}"
-    victim = trial.stand.keep("fetch", **trial.armed(at))
-    trial.stand.workers("embed", "index")
-    job_id = enqueue(trial)
-    trial.strikes()
-    trial.publishes(job_id)
-    assert victim.deaths == 1
+        at = f"{line}:{server.url(f'/{fault_run.rng.randrange(PRODUCTS)}.png')}"
+    victim = fault_run.stack.supervise("fetch", **fault_run.armed(at))
+    fault_run.stack.workers("embed", "index")
+    job_id = enqueue(fault_run)
+    fault_run.wait_for_failpoint()
+    fault_run.publishes(job_id)
+    assert victim.restarts == 1
     # What was under way when the worker died is asked for again, and nothing else.
     again = server.counts().total() - (PRODUCTS + 1)
     assert 0 <= again <= CONNECTIONS
@@ -76,25 +78,27 @@ def test_a_fetch_worker_killed_at_any_line_loses_no_image_and_fetches_none_needl
     "line", ["plan_fetched.after_claim", "plan.after_piece", "plan_fetched.before_finish"]
 )
 def test_an_index_worker_killed_while_it_plans_indexes_no_image_twice(
-    trial: FaultRun, server: FeedServer, line: str
+    fault_run: FaultRun, server: FeedServer, line: str
 ) -> None:
-    draw_feed(trial, server)
-    victim = trial.stand.keep("index", **trial.armed(line))
-    trial.stand.workers("fetch", "embed")
-    job_id = enqueue(trial)
-    trial.strikes()
-    trial.publishes(job_id)
-    assert victim.deaths == 1
+    draw_feed(fault_run, server)
+    victim = fault_run.stack.supervise("index", **fault_run.armed(line))
+    fault_run.stack.workers("fetch", "embed")
+    job_id = enqueue(fault_run)
+    fault_run.wait_for_failpoint()
+    fault_run.publishes(job_id)
+    assert victim.restarts == 1
     assert server.counts().total() == PRODUCTS + 1
 
 
 @pytest.mark.fault(45, "a host that answers every third request with 429, 503 or nothing")
-def test_a_host_that_fails_now_and_then_loses_no_image(trial: FaultRun, server: FeedServer) -> None:
-    draw_feed(trial, server)
+def test_a_host_that_fails_now_and_then_loses_no_image(
+    fault_run: FaultRun, server: FeedServer
+) -> None:
+    draw_feed(fault_run, server)
     answers = dict(server.pages)
     for number in range(0, PRODUCTS, 3):
         path = f"/{number}.png"
-        how = trial.dice.choice(["429", "503", "reset"])
+        how = fault_run.rng.choice(["429", "503", "reset"])
 
         def answer(handler: object, path: str = path, how: str = how) -> None:
             server.pages[path] = answers[path]  # the next request gets the image
@@ -104,6 +108,6 @@ def test_a_host_that_fails_now_and_then_loses_no_image(trial: FaultRun, server: 
                 handler.end_headers()  # type: ignore[attr-defined]
 
         server.put(path, answer=answer)
-    trial.hit()
-    trial.stand.workers("fetch", "embed", "index")
-    trial.publishes(enqueue(trial))
+    fault_run.hit()
+    fault_run.stack.workers("fetch", "embed", "index")
+    fault_run.publishes(enqueue(fault_run))

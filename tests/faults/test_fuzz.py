@@ -37,26 +37,26 @@ def watched(*workers: Process) -> Iterator[None]:
         assert peak < LIMIT, f"a worker has held {peak >> 20} MiB"
 
 
-def limited(stand: LiveStack) -> None:
-    stand.environment["WORKER_MAX_MEMORY"] = "2GiB"
+def limited(stack: LiveStack) -> None:
+    stack.environment["WORKER_MAX_MEMORY"] = "2GiB"
 
 
-def asker(stand: LiveStack) -> Celery:
+def asker(stack: LiveStack) -> Celery:
     prefix = {"global_keyprefix": "imgrec:"}
-    app = Celery(broker=stand.environment["REDIS_URL"], set_as_current=False)
+    app = Celery(broker=stack.environment["REDIS_URL"], set_as_current=False)
     app.conf.update(broker_transport_options=prefix)
     return app
 
 
 def answers(
-    stand: LiveStack, ids: Mapping[str, Any], patience_s: float
+    stack: LiveStack, ids: Mapping[str, Any], patience_s: float
 ) -> dict[str, dict[str, Any]]:
     """Wait until every question has an answer; return them as Celery stores them."""
     found: dict[str, dict[str, Any]] = {}
 
     def all_there() -> bool:
         missing = [each for each in ids if each not in found]
-        raw = stand.redis().mget(f"imgrec:celery-task-meta-{each}" for each in missing)
+        raw = stack.redis().mget(f"imgrec:celery-task-meta-{each}" for each in missing)
         found.update(
             {each: json.loads(data) for each, data in zip(missing, raw, strict=True) if data}
         )
@@ -66,21 +66,21 @@ def answers(
     return found
 
 
-def rebuild_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
-    limited(stand)
-    good = draw_folder(stand.products, 20)
+def rebuild_of_mutants(stack: LiveStack, seed: int, count: int) -> None:
+    limited(stack)
+    good = draw_folder(stack.products, 20)
     made: dict[str, Mutant] = {}
     for number, mutant in enumerate(mutants(seed, count)):
         name = f"mutants/{number:05d}-{mutant.kind.replace(';', '')}.{mutant.suffix}"
         made[name] = mutant
-        (stand.products / name).parent.mkdir(exist_ok=True)
-        (stand.products / name).write_bytes(mutant.data)
-    workers = [stand.worker("embed"), stand.worker("index"), stand.worker("query")]
+        (stack.products / name).parent.mkdir(exist_ok=True)
+        (stack.products / name).write_bytes(mutant.data)
+    workers = [stack.worker("embed"), stack.worker("index"), stack.worker("query")]
     with watched(*workers):
-        job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
-        done = stand.answer("status", job_id, "--wait", "--timeout", "1500")
+        job_id = stack.answer("enqueue-rebuild", str(stack.products))["job_id"]
+        done = stack.answer("status", job_id, "--wait", "--timeout", "1500")
         assert done["state"] == "published"
-        indexed, failed = set(stand.indexed()), stand.failures(job_id)
+        indexed, failed = set(stack.indexed()), stack.failures(job_id)
         # Each is in one of the two, the good ones and nothing hopeless in the first.
         assert indexed | set(failed) == {*good, *made}
         assert not indexed & set(failed)
@@ -91,16 +91,16 @@ def rebuild_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
             assert stage in {"read", "decode"}, (name, stage, reason)
             assert 10 < len(reason) < ONE_LINE, (name, reason)
             assert "\n" not in reason, (name, reason)
-        answer = stand.query(stand.products / good[3])
+        answer = stack.query(stack.products / good[3])
         assert answer["matches"][0]["filename"] == good[3]
 
 
-def queries_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
-    limited(stand)
-    good = draw_folder(stand.products, 20)
-    workers = [stand.worker("embed"), stand.worker("index"), stand.worker("query")]
-    stand.rebuild()
-    app = asker(stand)
+def queries_of_mutants(stack: LiveStack, seed: int, count: int) -> None:
+    limited(stack)
+    good = draw_folder(stack.products, 20)
+    workers = [stack.worker("embed"), stack.worker("index"), stack.worker("query")]
+    stack.rebuild()
+    app = asker(stack)
     made = {uuid.uuid4().hex: mutant for mutant in mutants(seed, count)}
     with watched(*workers):
         for number, (query_id, mutant) in enumerate(made.items()):
@@ -116,7 +116,7 @@ def queries_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
                 serializer="msgpack",
                 argsrepr="(<image>)",
             )
-        for query_id, answer in answers(stand, made, 900).items():
+        for query_id, answer in answers(stack, made, 900).items():
             mutant, result = made[query_id], answer["result"]
             if answer["status"] == "SUCCESS":
                 assert not mutant.hopeless, mutant.kind
@@ -126,25 +126,25 @@ def queries_of_mutants(stand: LiveStack, seed: int, count: int) -> None:
                 error = getattr(errors, result["exc_type"], int)
                 assert issubclass(error, BadImage) or empty, (mutant.kind, result)
                 assert 10 < len(str(result["exc_message"][0])) < ONE_LINE, (mutant.kind, result)
-        answer = stand.query(stand.products / good[3])
+        answer = stack.query(stack.products / good[3])
         assert answer["matches"][0]["filename"] == good[3]
 
 
 def test_a_rebuild_of_mutated_pictures_indexes_or_names_each_and_loses_no_good_one(
-    stand: LiveStack,
+    stack: LiveStack,
 ) -> None:
-    rebuild_of_mutants(stand, seed=1, count=250)
+    rebuild_of_mutants(stack, seed=1, count=250)
 
 
-def test_queries_with_mutated_pictures_are_each_answered(stand: LiveStack) -> None:
-    queries_of_mutants(stand, seed=2, count=150)
-
-
-@pytest.mark.slow
-def test_a_rebuild_of_12_000_mutated_pictures(stand: LiveStack) -> None:
-    rebuild_of_mutants(stand, seed=12_000, count=12_000)
+def test_queries_with_mutated_pictures_are_each_answered(stack: LiveStack) -> None:
+    queries_of_mutants(stack, seed=2, count=150)
 
 
 @pytest.mark.slow
-def test_8_000_queries_with_mutated_pictures(stand: LiveStack) -> None:
-    queries_of_mutants(stand, seed=8_000, count=8_000)
+def test_a_rebuild_of_12_000_mutated_pictures(stack: LiveStack) -> None:
+    rebuild_of_mutants(stack, seed=12_000, count=12_000)
+
+
+@pytest.mark.slow
+def test_8_000_queries_with_mutated_pictures(stack: LiveStack) -> None:
+    queries_of_mutants(stack, seed=8_000, count=8_000)

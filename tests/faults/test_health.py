@@ -15,189 +15,189 @@ import pytest
 from live_stack import LiveStack, draw_folder, draw_product, until
 
 
-def health(stand: LiveStack, *args: str) -> tuple[int, dict[str, Any]]:
-    done = stand.imgrec("health", *args, "--json")
+def health(stack: LiveStack, *args: str) -> tuple[int, dict[str, Any]]:
+    done = stack.imgrec("health", *args, "--json")
     found: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, found
 
 
-def ill(stand: LiveStack, queue: str) -> str:
+def ill(stack: LiveStack, queue: str) -> str:
     """Return why the worker of a queue is ill; empty while it is well."""
-    code, found = health(stand, queue)
+    code, found = health(stack, queue)
     assert (code == 1) == bool(found["unhealthy"] or not found["alive"])
     return "; ".join(found["unhealthy"].values())
 
 
-def well(stand: LiveStack, queue: str) -> bool:
-    return health(stand, queue)[0] == 0
+def well(stack: LiveStack, queue: str) -> bool:
+    return health(stack, queue)[0] == 0
 
 
-def ready(stand: LiveStack, queue: str) -> bool:
-    done = stand.imgrec("health", queue)
+def ready(stack: LiveStack, queue: str) -> bool:
+    done = stack.imgrec("health", queue)
     return done.returncode == 0 and "waiting for Redis" not in done.stderr
 
 
-def touched(stand: LiveStack, queue: str) -> int:
-    (file,) = (stand.data / "run").glob(f"{queue}-*.alive")
+def touched(stack: LiveStack, queue: str) -> int:
+    (file,) = (stack.data / "run").glob(f"{queue}-*.alive")
     return file.stat().st_mtime_ns
 
 
-def test_an_index_worker_without_its_reconciler_is_ill(stand: LiveStack) -> None:
-    worker = stand.worker("index", IMGREC_FAILPOINT="reconcile!end")
-    until(lambda: ill(stand, "index"), "the illness is told", 60)
-    assert ill(stand, "index") == "the thread 'reconciler' is dead"
+def test_an_index_worker_without_its_reconciler_is_ill(stack: LiveStack) -> None:
+    worker = stack.worker("index", IMGREC_FAILPOINT="reconcile!end")
+    until(lambda: ill(stack, "index"), "the illness is told", 60)
+    assert ill(stack, "index") == "the thread 'reconciler' is dead"
     assert worker.poll() is None  # it looks as if it worked
-    assert "This worker is unhealthy" in stand.log("index")
+    assert "This worker is unhealthy" in stack.log("index")
 
 
-def test_a_worker_whose_loop_hangs_is_ill(stand: LiveStack) -> None:
-    once = stand.folder / "once"
-    stand.worker(
+def test_a_worker_whose_loop_hangs_is_ill(stack: LiveStack) -> None:
+    once = stack.folder / "once"
+    stack.worker(
         "embed", IMGREC_FAILPOINT="loop!hang", IMGREC_FAILPOINT_ONCE=str(once), HUNG_AFTER_S="3"
     )
     until(once.exists, "the loop hangs", 60)
-    until(lambda: "the loop that takes messages has not moved" in ill(stand, "embed"), "told", 60)
+    until(lambda: "the loop that takes messages has not moved" in ill(stack, "embed"), "told", 60)
 
 
-def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stand: LiveStack) -> None:
-    good = draw_folder(stand.products, 20)
-    once = stand.folder / "once"
+def test_a_stuck_shard_makes_its_worker_ill_and_another_worker_does_it(stack: LiveStack) -> None:
+    good = draw_folder(stack.products, 20)
+    once = stack.folder / "once"
     more = {"IMGREC_FAILPOINT": f"image:{good[4]}!hang", "IMGREC_FAILPOINT_ONCE": str(once)}
-    stand.worker("embed", **more, HUNG_AFTER_S="3")
-    job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
+    stack.worker("embed", **more, HUNG_AFTER_S="3")
+    job_id = stack.answer("enqueue-rebuild", str(stack.products))["job_id"]
     until(once.exists, "a thread is stuck within the shard", 60)
-    until(lambda: f"shard 0 of job {job_id} has not moved" in ill(stand, "embed"), "told", 60)
-    stand.workers("embed", "index")
-    assert stand.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
-    assert stand.indexed() == good
+    until(lambda: f"shard 0 of job {job_id} has not moved" in ill(stack, "embed"), "told", 60)
+    stack.workers("embed", "index")
+    assert stack.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
+    assert stack.indexed() == good
 
 
 def test_a_worker_that_hangs_before_it_claims_a_shard_is_ill_and_another_worker_does_it(
-    stand: LiveStack,
+    stack: LiveStack,
 ) -> None:
     """As in the download of a model, or at a lock: there is no lease yet that could end."""
-    good = draw_folder(stand.products, 20)
-    once = stand.folder / "once"
+    good = draw_folder(stack.products, 20)
+    once = stack.folder / "once"
     more = {"IMGREC_FAILPOINT": "embed.before_claim!hang", "IMGREC_FAILPOINT_ONCE": str(once)}
-    stand.worker("embed", **more, HUNG_AFTER_S="3")
-    job_id = stand.answer("enqueue-rebuild", str(stand.products))["job_id"]
+    stack.worker("embed", **more, HUNG_AFTER_S="3")
+    job_id = stack.answer("enqueue-rebuild", str(stack.products))["job_id"]
     until(once.exists, "the task hangs", 60)
     until(
-        lambda: f"the start of shard 0 of job {job_id} has not moved" in ill(stand, "embed"),
+        lambda: f"the start of shard 0 of job {job_id} has not moved" in ill(stack, "embed"),
         "told",
         60,
     )
-    stand.workers("embed", "index")
-    assert stand.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
-    assert stand.indexed() == good
+    stack.workers("embed", "index")
+    assert stack.answer("status", job_id, "--wait", "--timeout", "90")["state"] == "published"
+    assert stack.indexed() == good
 
 
-def test_a_misconfigured_worker_is_unhealthy_and_the_others_do_the_job(stand: LiveStack) -> None:
-    good = draw_folder(stand.products, 40)
-    misconfigured = stand.worker("embed", PREPROCESS_SIZE="64,64")
-    stand.workers("embed", "index")
-    until(lambda: stand.log("embed").count(" ready.") == 2, "both take messages")
-    job_id = stand.answer("enqueue-rebuild", str(stand.products), SHARD_SIZE="2")["job_id"]
-    assert stand.answer("status", job_id, "--wait", "--timeout", "120")["state"] == "published"
-    assert stand.indexed() == good
-    assert "is refused" in stand.log("embed")
-    until(lambda: "64x64" in ill(stand, "embed"), "it says why it is unhealthy", 60)
+def test_a_misconfigured_worker_is_unhealthy_and_the_others_do_the_job(stack: LiveStack) -> None:
+    good = draw_folder(stack.products, 40)
+    misconfigured = stack.worker("embed", PREPROCESS_SIZE="64,64")
+    stack.workers("embed", "index")
+    until(lambda: stack.log("embed").count(" ready.") == 2, "both take messages")
+    job_id = stack.answer("enqueue-rebuild", str(stack.products), SHARD_SIZE="2")["job_id"]
+    assert stack.answer("status", job_id, "--wait", "--timeout", "120")["state"] == "published"
+    assert stack.indexed() == good
+    assert "is refused" in stack.log("embed")
+    until(lambda: "64x64" in ill(stack, "embed"), "it says why it is unhealthy", 60)
     assert misconfigured.poll() is None
 
 
 def test_a_job_that_the_only_worker_cannot_do_ends_with_a_sentence_for_who_waits(
-    stand: LiveStack,
+    stack: LiveStack,
 ) -> None:
-    draw_folder(stand.products, 4)
-    stand.worker("embed", PREPROCESS_SIZE="64,64")
-    done = stand.imgrec("enqueue-rebuild", str(stand.products), "--wait", "--timeout", "120")
+    draw_folder(stack.products, 4)
+    stack.worker("embed", PREPROCESS_SIZE="64,64")
+    done = stack.imgrec("enqueue-rebuild", str(stack.products), "--wait", "--timeout", "120")
     assert done.returncode == 1
     assert "Waiting: Worker embed@" in done.stderr  # at once
     assert "cannot do this job" in done.stderr
     assert "64x64" in done.stderr
     assert "failed" in done.stdout
-    until(lambda: "64x64" in ill(stand, "embed"), "it says why it is unhealthy", 60)
+    until(lambda: "64x64" in ill(stack, "embed"), "it says why it is unhealthy", 60)
 
 
 @pytest.mark.slow
-def test_a_query_worker_tells_of_its_batches_and_of_its_log(stand: LiveStack) -> None:
-    good = draw_folder(stand.products, 6)
-    stand.workers("embed", "index")
-    stand.rebuild()
-    query = stand.worker("query", IMGREC_FAILPOINT="query_log.write!end")
-    until(lambda: ready(stand, "query"), "it takes messages", 60)
-    stand.query(stand.products / good[0])
-    until(lambda: ill(stand, "query") == "the thread 'query-log' is dead", "told", 60)
+def test_a_query_worker_tells_of_its_batches_and_of_its_log(stack: LiveStack) -> None:
+    good = draw_folder(stack.products, 6)
+    stack.workers("embed", "index")
+    stack.rebuild()
+    query = stack.worker("query", IMGREC_FAILPOINT="query_log.write!end")
+    until(lambda: ready(stack, "query"), "it takes messages", 60)
+    stack.query(stack.products / good[0])
+    until(lambda: ill(stack, "query") == "the thread 'query-log' is dead", "told", 60)
     os.killpg(query.pid, signal.SIGKILL)
     query.wait()
     until(
-        lambda: health(stand, "query")[1] == {"alive": {}, "unhealthy": {}, "ill": {}},
+        lambda: health(stack, "query")[1] == {"alive": {}, "unhealthy": {}, "ill": {}},
         "it is gone, not ill",
         20,
     )
 
-    stand.worker("query", IMGREC_FAILPOINT="batch!hang", HUNG_AFTER_S="3")
-    draw_product(stand.folder / "unknown.jpg", seed=77)  # so that the model is asked
-    stand.imgrec("query", str(stand.folder / "unknown.jpg"))
-    until(lambda: "a batch of queries has not moved" in ill(stand, "query"), "told", 60)
+    stack.worker("query", IMGREC_FAILPOINT="batch!hang", HUNG_AFTER_S="3")
+    draw_product(stack.folder / "unknown.jpg", seed=77)  # so that the model is asked
+    stack.imgrec("query", str(stack.folder / "unknown.jpg"))
+    until(lambda: "a batch of queries has not moved" in ill(stack, "query"), "told", 60)
 
 
-def test_a_redis_that_is_away_makes_no_worker_ill(stand: LiveStack) -> None:
-    stand.worker("embed", HUNG_AFTER_S="3")  # a loop that nobody expects to turn must not be blamed
-    stand.worker("index")
+def test_a_redis_that_is_away_makes_no_worker_ill(stack: LiveStack) -> None:
+    stack.worker("embed", HUNG_AFTER_S="3")  # a loop that nobody expects to turn must not be blamed
+    stack.worker("index")
     for queue in ("embed", "index"):
-        until(lambda queue=queue: well(stand, queue), "it is well", 60)
-    stand.kill_redis()
-    until(lambda: "waiting for Redis" in stand.imgrec("health", "embed").stderr, "it is told", 60)
+        until(lambda queue=queue: well(stack, queue), "it is well", 60)
+    stack.kill_redis()
+    until(lambda: "waiting for Redis" in stack.imgrec("health", "embed").stderr, "it is told", 60)
     # A worker that starts meanwhile is as well as they are.
-    stand.worker("query")
-    until(lambda: well(stand, "query"), "the new one is well", 60)
-    before = {queue: touched(stand, queue) for queue in ("embed", "index", "query")}
+    stack.worker("query")
+    until(lambda: well(stack, "query"), "the new one is well", 60)
+    before = {queue: touched(stack, queue) for queue in ("embed", "index", "query")}
     for queue, then in before.items():
         until(
-            lambda queue=queue, then=then: touched(stand, queue) > then and well(stand, queue),
+            lambda queue=queue, then=then: touched(stack, queue) > then and well(stack, queue),
             "signs of life go on",
             60,
         )
-    stand.start_redis()
-    until(lambda: "waiting" not in stand.imgrec("health").stderr, "they are connected again", 60)
-    assert stand.imgrec("health").returncode == 0
+    stack.start_redis()
+    until(lambda: "waiting" not in stack.imgrec("health").stderr, "they are connected again", 60)
+    assert stack.imgrec("health").returncode == 0
 
 
 @pytest.fixture
-def up(stand: LiveStack) -> Iterator[LiveStack]:
-    """A stand whose workers `imgrec up` starts."""
-    stand.kill_redis()
-    yield stand
-    stand.imgrec("down")
+def up(stack: LiveStack) -> Iterator[LiveStack]:
+    """A stack whose workers `imgrec up` starts."""
+    stack.kill_redis()
+    yield stack
+    stack.imgrec("down")
 
 
-def start(stand: LiveStack, hung_s: float, **more: str) -> None:
+def start(stack: LiveStack, hung_s: float, **more: str) -> None:
     """Run `imgrec up` with another patience."""
     program = f"import cli.supervisor as s; s.HUNG_S, s.STOP_S = {hung_s}, 3.0; "
     program += "from cli.main import main; main(['up'])"
-    with (stand.folder / "up-0.log").open("wb") as log:
-        stand.processes.append(
+    with (stack.folder / "up-0.log").open("wb") as log:
+        stack.processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", program],
-                cwd=stand.folder,
-                env=stand.env(**more),
+                cwd=stack.folder,
+                env=stack.env(**more),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         )
-    until(lambda: "Ready." in stand.log("up"), "everything runs")
+    until(lambda: "Ready." in stack.log("up"), "everything runs")
 
 
-def pid_of(stand: LiveStack, name: str) -> int | None:
+def pid_of(stack: LiveStack, name: str) -> int | None:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
             names = (entry / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        mine = f"DATA_DIR={stand.data}".encode() in names
+        mine = f"DATA_DIR={stack.data}".encode() in names
         if mine and any(word.startswith(f"{name}@".encode()) for word in words):
             return int(entry.name)
     return None
@@ -248,8 +248,8 @@ def test_up_replaces_a_worker_that_is_ill_and_leaves_those_that_wait_for_redis(
     assert up.rebuild()["state"] == "published"
 
 
-def touched_of_up(stand: LiveStack, name: str) -> int:
-    (file,) = (stand.data / "run").glob(f"{name}@*.alive")
+def touched_of_up(stack: LiveStack, name: str) -> int:
+    (file,) = (stack.data / "run").glob(f"{name}@*.alive")
     return file.stat().st_mtime_ns
 
 

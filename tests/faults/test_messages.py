@@ -23,25 +23,25 @@ AT_ONCE = 500
 
 
 @contextmanager
-def workers(stand: LiveStack) -> Iterator[None]:
+def workers(stack: LiveStack) -> Iterator[None]:
     """A worker of each queue; none ends, none goes beyond its memory, all work afterwards."""
-    stand.environment["WORKER_MAX_MEMORY"] = "2GiB"
-    names = draw_folder(stand.products, 12)
-    started = [stand.worker(queue) for queue in QUEUES]
-    stand.rebuild()
+    stack.environment["WORKER_MAX_MEMORY"] = "2GiB"
+    names = draw_folder(stack.products, 12)
+    started = [stack.worker(queue) for queue in QUEUES]
+    stack.rebuild()
     yield
     for queue in QUEUE_OF.values():
-        until(lambda queue=queue: not stand.redis().llen(f"imgrec:{queue}"), "all is taken")
-    answer = stand.query(stand.products / names[3])
+        until(lambda queue=queue: not stack.redis().llen(f"imgrec:{queue}"), "all is taken")
+    answer = stack.query(stack.products / names[3])
     assert answer["matches"][0]["filename"] == names[3]
-    draw_product(stand.products / "kind0" / "new.jpg", seed=901)
-    assert stand.rebuild()["state"] == "published"
-    assert len(stand.indexed()) == 13
+    draw_product(stack.products / "kind0" / "new.jpg", seed=901)
+    assert stack.rebuild()["state"] == "published"
+    assert len(stack.indexed()) == 13
     for worker in started:
         assert worker.poll() is None, "a worker has ended"
         assert peak(worker) < LIMIT
     # A message that was taken but not acknowledged would come back in a minute, for ever.
-    until(lambda: not stand.redis().hlen("imgrec:unacked"), "nothing is left to come back", 20)
+    until(lambda: not stack.redis().hlen("imgrec:unacked"), "nothing is left to come back", 20)
 
 
 def peak(worker: Process) -> int:
@@ -50,13 +50,13 @@ def peak(worker: Process) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def stored(stand: LiveStack, ids: list[str], patience_s: float) -> dict[str, dict[str, Any]]:
+def stored(stack: LiveStack, ids: list[str], patience_s: float) -> dict[str, dict[str, Any]]:
     """Wait until each id has an answer; return them as Celery stores them."""
     found: dict[str, dict[str, Any]] = {}
 
     def all_there() -> bool:
         missing = [each for each in ids if each not in found]
-        raw = stand.redis().mget([f"imgrec:celery-task-meta-{each}" for each in missing])
+        raw = stack.redis().mget([f"imgrec:celery-task-meta-{each}" for each in missing])
         there = {each: json.loads(data) for each, data in zip(missing, raw, strict=True) if data}
         found.update(there)
         return len(found) == len(set(ids))
@@ -68,14 +68,14 @@ def stored(stand: LiveStack, ids: list[str], patience_s: float) -> dict[str, dic
     return found
 
 
-def answered(stand: LiveStack, messages: list[Sent], patience_s: float = 120) -> None:
+def answered(stack: LiveStack, messages: list[Sent], patience_s: float = 120) -> None:
     """Put messages into their queues; each with an id gets an error that can be read."""
-    pipe = stand.redis().pipeline(transaction=False)
+    pipe = stack.redis().pipeline(transaction=False)
     for message in messages:
         pipe.lpush(f"imgrec:{message.queue}", message.raw)
     pipe.execute()
     by_id = {message.task_id: message for message in messages if message.task_id}
-    for task_id, answer in stored(stand, list(by_id), patience_s).items():
+    for task_id, answer in stored(stack, list(by_id), patience_s).items():
         told = (by_id[task_id].kind, by_id[task_id].raw[:2000], answer)
         if by_id[task_id].kind == "raw" and answer["status"] == "SUCCESS":
             continue  # a flipped bit may mend a call
@@ -85,48 +85,48 @@ def answered(stand: LiveStack, messages: list[Sent], patience_s: float = 120) ->
         assert 8 < len(str(answer["result"]["exc_message"])) < 700, told
 
 
-def send_mutated(stand: LiveStack, seed: int, count: int) -> None:
-    trap = stand.folder / "trap"
-    with workers(stand):
-        picture = next(stand.products.rglob("*.jpg")).read_bytes()
-        job_id = stand.answer("jobs")["jobs"][0]["job_id"]
+def send_mutated(stack: LiveStack, seed: int, count: int) -> None:
+    trap = stack.folder / "trap"
+    with workers(stack):
+        picture = next(stack.products.rglob("*.jpg")).read_bytes()
+        job_id = stack.answer("jobs")["jobs"][0]["job_id"]
         messages = list(mutated(seed, count, picture, job_id, trap))
         assert sum(message.task_id is not None for message in messages) > count / 2
         for start in range(0, count, AT_ONCE):
-            answered(stand, messages[start : start + AT_ONCE])
+            answered(stack, messages[start : start + AT_ONCE])
     assert not trap.exists(), "code from a message was run"
-    assert "Refusing to deserialize" in stand.log("query")
-    assert "Refused a message: it is not a JSON object" in stand.log("query")
+    assert "Refusing to deserialize" in stack.log("query")
+    assert "Refused a message: it is not a JSON object" in stack.log("query")
 
 
-def test_mutated_messages_are_answered_by_errors_and_no_worker_ends(stand: LiveStack) -> None:
-    send_mutated(stand, seed=1, count=300)
+def test_mutated_messages_are_answered_by_errors_and_no_worker_ends(stack: LiveStack) -> None:
+    send_mutated(stack, seed=1, count=300)
 
 
 @pytest.mark.slow
-def test_5_000_mutated_messages(stand: LiveStack) -> None:
-    send_mutated(stand, seed=5_000, count=5_000)
+def test_5_000_mutated_messages(stack: LiveStack) -> None:
+    send_mutated(stack, seed=5_000, count=5_000)
 
 
-def test_bodies_of_50_mb_are_answered_and_larger_ones_dropped_unread(stand: LiveStack) -> None:
-    with workers(stand):
+def test_bodies_of_50_mb_are_answered_and_larger_ones_dropped_unread(stack: LiveStack) -> None:
+    with workers(stack):
         for task, queue in QUEUE_OF.items():
             for serializer in ("msgpack", "json"):
                 data = "x" * 50_000_000
                 message = envelope(task, queue, [[data, 3], {}, NOTHING_MORE], serializer)
                 raw = json.dumps(message).encode()
-                answered(stand, [Sent("large", queue, raw, message["headers"]["id"])])
-        stand.redis().lpush("imgrec:query", b'"' + base64.b64encode(bytes(90_000_000)) + b'"')
-        until(lambda: "bytes unread" in stand.log("query"), "the giant is dropped")
+                answered(stack, [Sent("large", queue, raw, message["headers"]["id"])])
+        stack.redis().lpush("imgrec:query", b'"' + base64.b64encode(bytes(90_000_000)) + b'"')
+        until(lambda: "bytes unread" in stack.log("query"), "the giant is dropped")
 
 
-def test_a_broadcast_shutdown_is_refused_and_inspection_answered(stand: LiveStack) -> None:
+def test_a_broadcast_shutdown_is_refused_and_inspection_answered(stack: LiveStack) -> None:
     """Whoever can write to Redis could end every worker at once."""
-    with workers(stand):
-        control = stand.sender().control
+    with workers(stack):
+        control = stack.sender().control
         for command in ("shutdown", "pool_shrink", "rate_limit", "no_such_command"):
             control.broadcast(command)
-        until(lambda: stand.log("query").count("Queue query-") >= 4, "the refusals")
-        assert "the remote control command 'shutdown' is not accepted" in stand.log("query")
+        until(lambda: stack.log("query").count("Queue query-") >= 4, "the refusals")
+        assert "the remote control command 'shutdown' is not accepted" in stack.log("query")
         replies = control.inspect(timeout=5).active_queues()
         assert {queue["name"] for queues in replies.values() for queue in queues} >= {"query"}

@@ -90,87 +90,91 @@ class StoreProxy:
 
 
 @pytest.fixture
-def server(stand: LiveStack, tmp_path: Path) -> Iterator[S3Server]:
+def server(stack: LiveStack, tmp_path: Path) -> Iterator[S3Server]:
     """A store of this test's own, which it may stop."""
     server = S3Server(tmp_path / "s3")
-    stand.environment |= server.environment
+    stack.environment |= server.environment
     yield server
     server.close()
 
 
 @pytest.fixture
-def photos(server: S3Server, trial: FaultRun, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a store with the images of the trial; its folder is gone."""
+def photos(server: S3Server, fault_run: FaultRun, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a store with the images of the run; its folder is gone."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    trial.draw(120)
+    fault_run.draw(120)
     address = "s3://shop/photos"
     store = ObjectStore(Address.parse(address))
-    products = trial.stand.products
-    for name in [*trial.good, *trial.bad]:
+    products = fault_run.stack.products
+    for name in [*fault_run.good, *fault_run.bad]:
         store.put(name, (products / name).read_bytes())
     products.rename(products.with_name("elsewhere"))
     return address
 
 
-def enqueue(trial: FaultRun, address: str, **more: str) -> str:
-    return str(trial.stand.answer("enqueue-rebuild", address, **SMALL, **more)["job_id"])
+def enqueue(fault_run: FaultRun, address: str, **more: str) -> str:
+    return str(fault_run.stack.answer("enqueue-rebuild", address, **SMALL, **more)["job_id"])
 
 
 @pytest.mark.fault(40, "the store of the photos {how}")
 @pytest.mark.short("away for 20 s")
 @pytest.mark.parametrize("how", ["away for 20 s", "failing every fifth request", "slow"])
 def test_a_store_in_trouble_stops_no_rebuild_and_blames_no_image(
-    trial: FaultRun, photos: str, server: S3Server, how: str
+    fault_run: FaultRun, photos: str, server: S3Server, how: str
 ) -> None:
-    stand = trial.stand
+    stack = fault_run.stack
     proxy = StoreProxy(server.port)
-    stand.environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
+    stack.environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
     if how == "slow":
         proxy.delay_s = 0.3
     if how == "failing every fifth request":
         proxy.every = 5
-    stand.workers("embed", "index")
-    job_id = enqueue(trial, photos)
-    trial.hit()
+    stack.workers("embed", "index")
+    job_id = enqueue(fault_run, photos)
+    fault_run.hit()
     if how == "away for 20 s":
-        until(lambda: trial.state(job_id) == "running", "a worker has begun")
+        until(lambda: fault_run.state(job_id) == "running", "a worker has begun")
         server.stop()
         time.sleep(20)
         server.start()
-    trial.publishes(job_id)
+    fault_run.publishes(job_id)
     if proxy.every:
         assert proxy.failed > 5
-    assert SECRET not in stand.log("embed") + stand.log("index")
+    assert SECRET not in stack.log("embed") + stack.log("index")
     proxy.close()
 
 
 @pytest.mark.fault(41, "kill -9 of an embed worker that reads from a store")
 @pytest.mark.short
 def test_a_worker_killed_in_the_middle_of_a_store_s_images_loses_none(
-    trial: FaultRun, photos: str
+    fault_run: FaultRun, photos: str
 ) -> None:
-    at = f"image:{trial.dice.choice(trial.good)}"
-    victims = [trial.stand.keep("embed", **trial.armed(at)) for _ in range(2)]
-    trial.stand.worker("index")
-    job_id = enqueue(trial, photos)
-    trial.strikes()
-    trial.publishes(job_id)
-    assert sum(victim.deaths for victim in victims) == 1
-    assert trial.stand.answer("enqueue-rebuild", photos, "--wait")["reused"] == len(trial.good)
+    at = f"image:{fault_run.rng.choice(fault_run.good)}"
+    victims = [fault_run.stack.supervise("embed", **fault_run.armed(at)) for _ in range(2)]
+    fault_run.stack.worker("index")
+    job_id = enqueue(fault_run, photos)
+    fault_run.wait_for_failpoint()
+    fault_run.publishes(job_id)
+    assert sum(victim.restarts for victim in victims) == 1
+    assert fault_run.stack.answer("enqueue-rebuild", photos, "--wait")["reused"] == len(
+        fault_run.good
+    )
 
 
 @pytest.mark.fault(42, "credentials of the store that are refused while a rebuild runs")
-def test_refused_credentials_end_no_job_and_blame_no_image(trial: FaultRun, photos: str) -> None:
-    stand = trial.stand
+def test_refused_credentials_end_no_job_and_blame_no_image(
+    fault_run: FaultRun, photos: str
+) -> None:
+    stack = fault_run.stack
     wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
-    stand.worker("embed", **wrong)
-    stand.worker("embed")
-    stand.worker("index")
-    job_id = enqueue(trial, photos)
-    trial.hit()
-    trial.publishes(job_id)
-    done = stand.imgrec("enqueue-rebuild", photos, **wrong)
+    stack.worker("embed", **wrong)
+    stack.worker("embed")
+    stack.worker("index")
+    job_id = enqueue(fault_run, photos)
+    fault_run.hit()
+    fault_run.publishes(job_id)
+    done = stack.imgrec("enqueue-rebuild", photos, **wrong)
     assert done.returncode == 4
     assert "refuses access (SignatureDoesNotMatch)" in done.stderr
     assert SECRET not in done.stderr

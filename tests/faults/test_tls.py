@@ -16,7 +16,7 @@ from tls_proxy import Authority, TlsProxy
 class Door:
     """A Redis with a password, which only a proxy speaks to in plain words."""
 
-    stand: LiveStack
+    stack: LiveStack
     authority: Authority
     proxy: TlsProxy
 
@@ -30,38 +30,38 @@ class Door:
 
 @pytest.fixture
 def door(tmp_path: Path, model: Path) -> Iterator[Door]:
-    stand = LiveStack(tmp_path, model)
-    stand.start_redis()
-    stand.redis().config_set("requirepass", SECRET)
+    stack = LiveStack(tmp_path, model)
+    stack.start_redis()
+    stack.redis().config_set("requirepass", SECRET)
     authority = Authority(tmp_path / "authority.pem")
-    proxy = TlsProxy(authority.server("localhost"), stand.port)
-    door = Door(stand, authority, proxy)
-    stand.environment["REDIS_URL"] = door.url(options=door.trusted)
+    proxy = TlsProxy(authority.server("localhost"), stack.port)
+    door = Door(stack, authority, proxy)
+    stack.environment["REDIS_URL"] = door.url(options=door.trusted)
     yield door
     proxy.close()
-    stand.close()
+    stack.close()
 
 
 def test_a_rebuild_and_queries_go_over_tls_and_outlive_a_proxy_that_restarts(door: Door) -> None:
-    stand = door.stand
-    good = draw_folder(stand.products, 12)
-    workers = [stand.worker(queue) for queue in ("embed", "index", "query")]
-    assert stand.rebuild()["state"] == "published"
-    answer = stand.query(stand.products / good[3])
+    stack = door.stack
+    good = draw_folder(stack.products, 12)
+    workers = [stack.worker(queue) for queue in ("embed", "index", "query")]
+    assert stack.rebuild()["state"] == "published"
+    answer = stack.query(stack.products / good[3])
     assert answer["matches"][0]["filename"] == good[3]
-    assert stand.answer("cache", "list")["kinds"][0]["keys"] == 12
-    checked = stand.imgrec("check", "--no-model")
+    assert stack.answer("cache", "list")["kinds"][0]["keys"] == 12
+    checked = stack.imgrec("check", "--no-model")
     assert checked.returncode == 0, checked.stdout
     assert "ok   redis: " in checked.stdout
     assert door.proxy.handshakes > 6  # nobody found another way
 
     door.proxy.cut()
-    again = stand.query(stand.products / good[5])
+    again = stack.query(stack.products / good[5])
     assert again["matches"][0]["filename"] == good[5]
     assert [worker.poll() for worker in workers] == [None, None, None]
     # One that Celery would have called insecure, or refused.
-    assert "insecure" not in stand.log("embed") + stand.log("query")
-    assert places_of(SECRET, stand) == []
+    assert "insecure" not in stack.log("embed") + stack.log("query")
+    assert places_of(SECRET, stack) == []
 
 
 WRONG = {
@@ -75,14 +75,14 @@ WRONG = {
 def test_a_wrong_way_to_tls_is_a_sentence_with_the_way_out(door: Door, case: str) -> None:
     scheme, host, options, way_out = WRONG[case]
     url = door.url(host, scheme, door.trusted if options else "")
-    (name,) = draw_folder(door.stand.products, 1)
+    (name,) = draw_folder(door.stack.products, 1)
     for command in (
-        ["enqueue-rebuild", str(door.stand.products)],
-        ["query", str(door.stand.products / name), "--wait"],
+        ["enqueue-rebuild", str(door.stack.products)],
+        ["query", str(door.stack.products / name), "--wait"],
         ["cache", "list"],
         *([["check", "--no-model"], ["up", "--detach"]] if case == "no authority" else []),
     ):
-        done = door.stand.imgrec(*command, REDIS_URL=url)
+        done = door.stack.imgrec(*command, REDIS_URL=url)
         told = done.stdout + done.stderr
         assert done.returncode == 4, (command, told)
         assert way_out in told, command
@@ -91,8 +91,8 @@ def test_a_wrong_way_to_tls_is_a_sentence_with_the_way_out(door: Door, case: str
 
 
 def test_tls_to_a_plain_redis_is_a_sentence_too(door: Door) -> None:
-    url = f"rediss://:{SECRET}@localhost:{door.stand.port}/0"
-    done = door.stand.imgrec("cache", "list", REDIS_URL=url)
+    url = f"rediss://:{SECRET}@localhost:{door.stack.port}/0"
+    done = door.stack.imgrec("cache", "list", REDIS_URL=url)
     assert done.returncode == 4
     assert "if it does not use TLS, write redis://" in done.stderr
 
@@ -101,28 +101,28 @@ def test_tls_to_a_plain_redis_is_a_sentence_too(door: Door) -> None:
 def test_a_server_may_want_a_certificate_of_its_clients(door: Door, tmp_path: Path) -> None:
     context = door.authority.server("localhost")
     door.authority.demand(context)
-    strict = TlsProxy(context, door.stand.port)
+    strict = TlsProxy(context, door.stack.port)
     certificate, key = door.authority.client_files(tmp_path)
     url = f"rediss://:{SECRET}@localhost:{strict.port}/0{door.trusted}"
     try:
-        refused = door.stand.imgrec("cache", "list", REDIS_URL=url)
+        refused = door.stack.imgrec("cache", "list", REDIS_URL=url)
         assert refused.returncode == 4
         assert "add ssl_certfile and ssl_keyfile" in refused.stderr
         mine = f"{url}&ssl_certfile={certificate}&ssl_keyfile={key}"
-        good = draw_folder(door.stand.products, 3)
-        door.stand.environment["REDIS_URL"] = mine
-        door.stand.workers("embed", "index")
-        assert door.stand.rebuild()["state"] == "published"
-        assert door.stand.indexed() == good
+        good = draw_folder(door.stack.products, 3)
+        door.stack.environment["REDIS_URL"] = mine
+        door.stack.workers("embed", "index")
+        assert door.stack.rebuild()["state"] == "published"
+        assert door.stack.indexed() == good
     finally:
         strict.close()
 
 
 def test_a_bare_rediss_verifies(door: Door) -> None:
     """What kombu would do without us is to verify nothing."""
-    stand = door.stand
-    worker = stand.worker("embed", REDIS_URL=door.url())
-    until(lambda: "CERTIFICATE_VERIFY_FAILED" in stand.log("embed"), "the worker refuses", 60)
+    stack = door.stack
+    worker = stack.worker("embed", REDIS_URL=door.url())
+    until(lambda: "CERTIFICATE_VERIFY_FAILED" in stack.log("embed"), "the worker refuses", 60)
     assert worker.poll() is None  # it waits for a better certificate
     assert door.proxy.handshakes == 0
-    assert places_of(SECRET, stand) == []
+    assert places_of(SECRET, stack) == []

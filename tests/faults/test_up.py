@@ -21,46 +21,46 @@ def processes_below(folder: Path) -> list[int]:
 
 
 def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing_running(
-    stand: LiveStack,
+    stack: LiveStack,
 ) -> None:
-    good = draw_folder(stand.products, 24)
+    good = draw_folder(stack.products, 24)
     poison = good[10]
-    stand.kill_redis()  # `up` brings its own
+    stack.kill_redis()  # `up` brings its own
     switches = {"IMGREC_FAILPOINT": f"image:{poison}", "SHARD_MAX_ATTEMPTS": "1"}
     try:
-        done = stand.imgrec("up", "--detach", **switches)
+        done = stack.imgrec("up", "--detach", **switches)
         assert done.returncode == 0, done.stderr
-        second = stand.imgrec("up", "--detach")
+        second = stack.imgrec("up", "--detach")
         assert second.returncode == 2
         assert "is already running" in second.stderr
-        result = stand.rebuild(**switches)
+        result = stack.rebuild(**switches)
         assert (result["state"], result["skipped"]) == ("published", 1)
         # What had been embedded before the worker died came back from the cache.
         assert result["embedded"] + result["reused"] == 23
-        assert stand.indexed() == [name for name in good if name != poison]
-        assert stand.failures(str(result["job_id"]))[poison][0] == "crash"
-        assert "killed by SIGKILL" in (stand.data / "run" / "up.log").read_text()
+        assert stack.indexed() == [name for name in good if name != poison]
+        assert stack.failures(str(result["job_id"]))[poison][0] == "crash"
+        assert "killed by SIGKILL" in (stack.data / "run" / "up.log").read_text()
     finally:
-        stopped = stand.imgrec("down")
+        stopped = stack.imgrec("down")
     assert stopped.returncode == 0, stopped.stderr
-    until(lambda: not processes_below(stand.data), "nothing is left running", 10)
-    assert not stand._redis_answers()
+    until(lambda: not processes_below(stack.data), "nothing is left running", 10)
+    assert not stack._redis_answers()
 
 
-def test_up_killed_with_9_takes_its_children_with_it(stand: LiveStack) -> None:
-    stand.kill_redis()
+def test_up_killed_with_9_takes_its_children_with_it(stack: LiveStack) -> None:
+    stack.kill_redis()
     supervisor = subprocess.Popen(
         ["imgrec", "up"],
-        cwd=stand.folder,
-        env=stand.env(),
+        cwd=stack.folder,
+        env=stack.env(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    stand.processes.append(supervisor)
+    stack.processes.append(supervisor)
     # The server writes its title over its environment: it is known by its answers.
-    until(lambda: len(processes_below(stand.data)) == 4, "the supervisor and three workers run")
-    until(stand._redis_answers, "Redis runs")
+    until(lambda: len(processes_below(stack.data)) == 4, "the supervisor and three workers run")
+    until(stack._redis_answers, "Redis runs")
     supervisor.kill()
-    until(lambda: not processes_below(stand.data), "the workers have ended")
-    until(lambda: not stand._redis_answers(), "Redis has ended")
+    until(lambda: not processes_below(stack.data), "the workers have ended")
+    until(lambda: not stack._redis_answers(), "Redis has ended")

@@ -11,16 +11,16 @@ from sample_images import MINI
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path, MINI)
-    stand.start_redis()
-    yield stand
-    stand.close()
+def stack(tmp_path: Path) -> Iterator[LiveStack]:
+    stack = LiveStack(tmp_path, MINI)
+    stack.start_redis()
+    yield stack
+    stack.close()
 
 
 @pytest.fixture
 def any_database(database_url: str, tmp_path: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path, MINI, database_url=database_url)
-    stand.start_redis()
-    yield stand
-    stand.close()
+    stack = LiveStack(tmp_path, MINI, database_url=database_url)
+    stack.start_redis()
+    yield stack
+    stack.close()

@@ -34,8 +34,8 @@ def read(done: subprocess.CompletedProcess[str]) -> tuple[int, Rows]:
     return done.returncode, rows
 
 
-def checks(stand: LiveStack, *options: str, **more: str) -> tuple[int, Rows]:
-    return read(stand.imgrec("check", "--json", *options, **more))
+def checks(stack: LiveStack, *options: str, **more: str) -> tuple[int, Rows]:
+    return read(stack.imgrec("check", "--json", *options, **more))
 
 
 def bad(rows: Rows) -> list[str]:
@@ -43,46 +43,46 @@ def bad(rows: Rows) -> list[str]:
 
 
 def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(
-    stand: LiveStack,
+    stack: LiveStack,
 ) -> None:
-    code, rows = checks(stand)
+    code, rows = checks(stack)
     workers = [f"worker on {queue}" for queue in ("embed", "index", "query")]
     assert (code, bad(rows)) == (4, ["index", *workers])
     assert "policy noeviction, append-only" in rows["redis"]["found"]
     assert rows["index"]["next"] == "imgrec enqueue-rebuild FOLDER --wait"
     assert rows["worker on embed"]["next"].startswith("celery worker -Q embed")
 
-    draw_folder(stand.products, 9)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    code, rows = checks(stand)
+    draw_folder(stack.products, 9)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    code, rows = checks(stack)
     assert (code, bad(rows)) == (0, [])
     assert "9 images, made with the same model and settings" in rows["index"]["found"]
     assert rows["worker on query"]["found"] == "1 worker answers"
 
     # Another preprocessing: the index is of another kind, and the folder to embed again is known.
-    code, rows = checks(stand, "--no-model", PREPROCESS_SIZE="64,64")
+    code, rows = checks(stack, "--no-model", PREPROCESS_SIZE="64,64")
     assert (code, bad(rows)) == (4, ["index"])
     assert "64x64" in rows["index"]["found"]
-    assert rows["index"]["next"] == f"imgrec enqueue-rebuild {stand.products} --wait"
+    assert rows["index"]["next"] == f"imgrec enqueue-rebuild {stack.products} --wait"
     assert "model" not in rows
 
-    stand.redis().config_set("maxmemory-policy", "allkeys-lru")
-    stand.redis().config_set("appendonly", "no")
-    code, rows = checks(stand, "--no-model")
+    stack.redis().config_set("maxmemory-policy", "allkeys-lru")
+    stack.redis().config_set("appendonly", "no")
+    code, rows = checks(stack, "--no-model")
     assert (code, bad(rows)) == (4, ["redis"])
     # The command, as it is typed: but for redis-cli, which is not there everywhere.
     words = rows["redis"]["next"].split()
-    assert words[:5] == ["redis-cli", "-h", "127.0.0.1", "-p", str(stand.port)]
-    assert stand.redis().execute_command(*words[5:]) == b"OK"
-    code, rows = checks(stand, "--no-model")
+    assert words[:5] == ["redis-cli", "-h", "127.0.0.1", "-p", str(stack.port)]
+    assert stack.redis().execute_command(*words[5:]) == b"OK"
+    code, rows = checks(stack, "--no-model")
     assert (code, bad(rows)) == (0, [])
     assert "not append-only: a restart loses tasks" in rows["redis"]["found"]
 
-    processes = {process.args[3]: process for process in stand.processes}  # type: ignore[index]
+    processes = {process.args[3]: process for process in stack.processes}  # type: ignore[index]
     processes["embed"].terminate()
     processes["embed"].wait(60)
-    shown = stand.imgrec("check", "--no-model")
+    shown = stack.imgrec("check", "--no-model")
     assert shown.returncode == 4
     lines = shown.stdout.splitlines()
     assert [" ".join(line.split()) for line in lines if not line.startswith("ok   ")] == [
@@ -91,37 +91,37 @@ def test_what_works_is_proved_and_what_does_not_comes_with_the_next_command(
     ]
 
 
-def test_an_index_that_rotted_is_found_and_the_next_command_mends_it(stand: LiveStack) -> None:
-    draw_folder(stand.products, 6)
-    rebuild = ["enqueue-rebuild", str(stand.products), "--local"]
-    stand.answer(*rebuild)
-    file = stand.data / "faiss_index" / "v0001" / "index.bin"
+def test_an_index_that_rotted_is_found_and_the_next_command_mends_it(stack: LiveStack) -> None:
+    draw_folder(stack.products, 6)
+    rebuild = ["enqueue-rebuild", str(stack.products), "--local"]
+    stack.answer(*rebuild)
+    file = stack.data / "faiss_index" / "v0001" / "index.bin"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    _, rows = checks(stand, "--no-model")
+    _, rows = checks(stack, "--no-model")
     assert "does not match the digest" in rows["index"]["found"]
     assert rows["index"]["next"] == "imgrec enqueue-rebuild FOLDER --wait"
     file.write_bytes(whole)
 
-    assert stand.answer(*rebuild, "--full")["index_version"] == "v0002"
-    (stand.data / "faiss_index" / "v0002" / "id_to_filename.json").unlink()
-    _, rows = checks(stand, "--no-model")
+    assert stack.answer(*rebuild, "--full")["index_version"] == "v0002"
+    (stack.data / "faiss_index" / "v0002" / "id_to_filename.json").unlink()
+    _, rows = checks(stack, "--no-model")
     assert "is incomplete" in rows["index"]["found"]
     assert rows["index"]["next"] == "imgrec index rollback v0001"
-    assert stand.imgrec(*rows["index"]["next"].split()[1:]).returncode == 0
-    assert checks(stand, "--no-model")[1]["index"]["ok"]
+    assert stack.imgrec(*rows["index"]["next"].split()[1:]).returncode == 0
+    assert checks(stack, "--no-model")[1]["index"]["ok"]
 
-    (stand.data / "faiss_index" / "CURRENT").write_text("rubbish")
-    _, rows = checks(stand, "--no-model")
+    (stack.data / "faiss_index" / "CURRENT").write_text("rubbish")
+    _, rows = checks(stack, "--no-model")
     assert rows["index"]["next"] == "imgrec index rollback v0001"
 
 
-def test_nothing_there_is_a_list_of_next_commands_and_no_secret(stand: LiveStack) -> None:
-    stand.kill_redis()
+def test_nothing_there_is_a_list_of_next_commands_and_no_secret(stack: LiveStack) -> None:
+    stack.kill_redis()
     code, rows = checks(
-        stand,
-        REDIS_URL=f"redis://:s3cret@127.0.0.1:{stand.port}/0",
-        CACHE_URL=f"redis://:s3cret@127.0.0.1:{stand.port}/1",
+        stack,
+        REDIS_URL=f"redis://:s3cret@127.0.0.1:{stack.port}/0",
+        CACHE_URL=f"redis://:s3cret@127.0.0.1:{stack.port}/1",
         EMBEDDING_MODEL="/nowhere/model",
         DATABASE_URL="postgresql://ann:s3cret@127.0.0.1:1/shop",
         USE_BG_REMOVAL="true",
@@ -172,13 +172,13 @@ def context_of(settings: Settings) -> CheckContext:
     return CheckContext(Wiring(Resources(settings, InlineDispatcher())))
 
 
-def in_process(stand: LiveStack, change: str) -> tuple[int, Rows]:
+def in_process(stack: LiveStack, change: str) -> tuple[int, Rows]:
     """Run `imgrec check --no-model --json` after a line that changes its code."""
     program = f"from cli.checks import folders, table; {change}; from cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "check", "--no-model", "--json"],
-        cwd=stand.folder,
-        env=stand.env(),
+        cwd=stack.folder,
+        env=stack.env(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -186,21 +186,21 @@ def in_process(stand: LiveStack, change: str) -> tuple[int, Rows]:
     return read(done)
 
 
-def test_a_disk_without_room_for_a_rebuild_is_a_failure(stand: LiveStack) -> None:
-    _, rows = in_process(stand, "folders.LEAST_FREE = 2 ** 60")
+def test_a_disk_without_room_for_a_rebuild_is_a_failure(stack: LiveStack) -> None:
+    _, rows = in_process(stack, "folders.LEAST_FREE = 2 ** 60")
     assert "but a rebuild needs 1073741824.0 GiB" in rows["disk"]["found"]
     assert "DATA_DIR" in rows["disk"]["next"]
 
 
-def test_a_bug_in_one_line_is_that_line_and_code_4(stand: LiveStack) -> None:
+def test_a_bug_in_one_line_is_that_line_and_code_4(stack: LiveStack) -> None:
     _, rows = in_process(
-        stand, "table.CHECKS = (table.Check('database', lambda context: 1 / 0), *table.CHECKS[3:])"
+        stack, "table.CHECKS = (table.Check('database', lambda context: 1 / 0), *table.CHECKS[3:])"
     )
     assert rows["database"]["found"] == "unexpected ZeroDivisionError: division by zero"
     assert rows["disk"]["ok"]
 
 
-def test_a_setting_that_cannot_be_used_is_the_one_line_that_there_is(stand: LiveStack) -> None:
-    code, rows = checks(stand, TOP_K="many")
+def test_a_setting_that_cannot_be_used_is_the_one_line_that_there_is(stack: LiveStack) -> None:
+    code, rows = checks(stack, TOP_K="many")
     assert (code, bad(rows)) == (4, ["settings"])
     assert "TOP_K" in rows["settings"]["found"]

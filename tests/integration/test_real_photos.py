@@ -19,18 +19,18 @@ AT_ONCE = 64
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no folder of photos on this machine")
-def test_three_thousand_photos_are_indexed_once_each_and_find_themselves(stand: LiveStack) -> None:
+def test_three_thousand_photos_are_indexed_once_each_and_find_themselves(stack: LiveStack) -> None:
     photos = sorted(
         file.relative_to(PHOTOS).as_posix() for file in PHOTOS.rglob("*.jpg") if file.is_file()
     )
     assert len(photos) >= 3000
-    stand.workers("embed", "embed", "index", "query")
-    stand.products = PHOTOS
-    done = stand.answer("enqueue-rebuild", str(PHOTOS), "--wait", "--timeout", "600")
+    stack.workers("embed", "embed", "index", "query")
+    stack.products = PHOTOS
+    done = stack.answer("enqueue-rebuild", str(PHOTOS), "--wait", "--timeout", "600")
     assert (done["images"], done["embedded"], done["skipped"]) == (len(photos), len(photos), 0)
-    assert stand.indexed() == photos
+    assert stack.indexed() == photos
 
-    app = Celery(broker=stand.environment["REDIS_URL"], backend=stand.environment["REDIS_URL"])
+    app = Celery(broker=stack.environment["REDIS_URL"], backend=stack.environment["REDIS_URL"])
     prefix = {"global_keyprefix": "imgrec:"}
     app.conf.update(broker_transport_options=prefix, result_backend_transport_options=prefix)
     strangers = []

@@ -43,23 +43,23 @@ def _png_header(width: int, height: int) -> bytes:
 
 
 def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: LiveStack) -> None:
-    stand = any_database
-    good = draw_range(stand.products, 40)
-    broken = write_broken_files(stand.products)
-    stand.workers("embed", "index", "query")
+    stack = any_database
+    good = draw_range(stack.products, 40)
+    broken = write_broken_files(stack.products)
+    stack.workers("embed", "index", "query")
 
-    first = stand.rebuild()
+    first = stack.rebuild()
     assert first["state"] == "published"
     assert (first["images"], first["embedded"], first["skipped"]) == (45, 40, 5)
-    assert stand.indexed() == good  # each once, sorted
-    failures = stand.failures(first["job_id"])
+    assert stack.indexed() == good  # each once, sorted
+    failures = stack.failures(first["job_id"])
     assert failures.keys() == broken.keys()
     for path, words in broken.items():
         assert words in failures[path][1]
 
     # A mug finds itself, then other mugs; the answer has the contract's shape.
     assert "mug/red.jpg" in good
-    answer = stand.query(stand.products / "mug" / "red.jpg", "--top-k", "3")
+    answer = stack.query(stack.products / "mug" / "red.jpg", "--top-k", "3")
     assert answer["index_version"] == first["index_version"]
     assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
     best = answer["matches"][0]
@@ -70,86 +70,86 @@ def test_a_folder_becomes_an_index_and_lives_through_every_change(any_database: 
     assert abs(best["score"] + best["distance"] - 1) < 1e-6
 
     # Unchanged: nothing is embedded, and no new version is needed.
-    again = stand.rebuild()
+    again = stack.rebuild()
     assert (again["embedded"], again["reused"], again["skipped"]) == (0, 40, 5)
     assert again["index_version"] == first["index_version"]
 
     # One changed, one deleted, one new: two images of work.
-    draw_one(stand.products / good[0], "teapot", "red")
-    deleted = (stand.products / good[1]).rename(stand.folder / "deleted.jpg")
-    draw_one(stand.products / "lamp" / "new.jpg", "lamp", "green")
-    third = stand.rebuild()
+    draw_one(stack.products / good[0], "teapot", "red")
+    deleted = (stack.products / good[1]).rename(stack.folder / "deleted.jpg")
+    draw_one(stack.products / "lamp" / "new.jpg", "lamp", "green")
+    third = stack.rebuild()
     assert (third["embedded"], third["reused"]) == (2, 38)
     assert third["index_version"] != first["index_version"]
-    assert stand.indexed() == sorted({*good, "lamp/new.jpg"} - {good[1]})
-    assert stand.query(stand.products / good[0])["matches"][0]["filename"] == good[0]
+    assert stack.indexed() == sorted({*good, "lamp/new.jpg"} - {good[1]})
+    assert stack.query(stack.products / good[0])["matches"][0]["filename"] == good[0]
 
     # A touched or moved file has the same content: it is read, not embedded.
-    (stand.products / good[2]).touch()
-    (stand.products / good[3]).rename(stand.products / "lamp" / "moved.jpg")
-    fourth = stand.rebuild()
+    (stack.products / good[2]).touch()
+    (stack.products / good[3]).rename(stack.products / "lamp" / "moved.jpg")
+    fourth = stack.rebuild()
     assert fourth["embedded"] == 0
-    assert "lamp/moved.jpg" in stand.indexed()
+    assert "lamp/moved.jpg" in stack.indexed()
 
     # Roll back: the version before answers at once, without a restart.
-    back = stand.answer("index", "rollback", first["index_version"])
+    back = stack.answer("index", "rollback", first["index_version"])
     assert back["to"] == first["index_version"]
-    answer = stand.query(deleted)
+    answer = stack.query(deleted)
     assert answer["index_version"] == first["index_version"]
     assert answer["matches"][0]["filename"] == good[1]
 
     # --full embeds everything again.
-    assert stand.rebuild("--full")["embedded"] == 40
+    assert stack.rebuild("--full")["embedded"] == 40
 
 
-def test_a_query_without_an_index_says_so_with_exit_code_3(stand: LiveStack) -> None:
-    draw_one(stand.folder / "query.jpg", "mug", "red")
-    stand.worker("query")
-    done = stand.imgrec("query", "query.jpg", "--wait")
+def test_a_query_without_an_index_says_so_with_exit_code_3(stack: LiveStack) -> None:
+    draw_one(stack.folder / "query.jpg", "mug", "red")
+    stack.worker("query")
+    done = stack.imgrec("query", "query.jpg", "--wait")
     assert done.returncode == 3
     assert "FAISS index not found. Rebuild index first using 'enqueue-rebuild'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_query_needs_no_path_that_the_worker_can_see(stand: LiveStack) -> None:
-    names = draw_range(stand.products, 12)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
+def test_a_query_needs_no_path_that_the_worker_can_see(stack: LiveStack) -> None:
+    names = draw_range(stack.products, 12)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
     # Found by the bytes alone: the file is gone before a worker could look for it.
-    query = stand.folder / "mine.jpg"
-    query.write_bytes((stand.products / names[5]).read_bytes())
-    query_id = stand.answer("query", str(query))["query_id"]
+    query = stack.folder / "mine.jpg"
+    query.write_bytes((stack.products / names[5]).read_bytes())
+    query_id = stack.answer("query", str(query))["query_id"]
     query.unlink()
-    answer = stand.answer("result", query_id, "--wait")
+    answer = stack.answer("result", query_id, "--wait")
     assert answer["query_id"] == query_id
     assert answer["matches"][0]["filename"] == names[5]
 
 
-def test_a_new_mug_finds_the_mugs_and_a_repeated_query_does_no_work(stand: LiveStack) -> None:
-    names = draw_range(stand.products, 12)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    new = draw_one(stand.folder / "new.jpg", "mug", "brown", seed=77)  # no brown one is indexed
-    first = stand.query(new)
+def test_a_new_mug_finds_the_mugs_and_a_repeated_query_does_no_work(stack: LiveStack) -> None:
+    names = draw_range(stack.products, 12)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    new = draw_one(stack.folder / "new.jpg", "mug", "brown", seed=77)  # no brown one is indexed
+    first = stack.query(new)
     mugs = [name for name in names if name.startswith("mug/")]
     assert len(mugs) == 3
     assert sorted(match["filename"] for match in first["matches"][:3]) == mugs
-    second = stand.query(new)
+    second = stack.query(new)
     assert first["matches"] == second["matches"]
-    lines = [line for line in stand.log("query").splitlines() if " matches" in line]
+    lines = [line for line in stack.log("query").splitlines() if " matches" in line]
     assert "from the cache" not in lines[0]
     assert "from the cache" in lines[1]
-    keys = list(stand.redis().keys("imgrec:cache:*"))
+    keys = list(stack.redis().keys("imgrec:cache:*"))
     assert keys
-    assert all(stand.redis().ttl(key) > 0 for key in keys)
+    assert all(stack.redis().ttl(key) > 0 for key in keys)
 
 
-def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: LiveStack) -> None:
-    names = draw_range(stand.products, 12)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    page = stand.folder / "page.html"
-    done = stand.imgrec("query", str(stand.products / names[0]), "--html", str(page))
+def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stack: LiveStack) -> None:
+    names = draw_range(stack.products, 12)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    page = stack.folder / "page.html"
+    done = stack.imgrec("query", str(stack.products / names[0]), "--html", str(page))
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.count("data:image/jpeg;base64,") == 6  # the query and five matches
@@ -157,56 +157,56 @@ def test_the_page_holds_the_pictures_and_asks_nothing_of_the_network(stand: Live
     assert "http" not in text
 
 
-def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stand: LiveStack) -> None:
-    names = draw_range(stand.products, 9)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    stand.rebuild("--save-preprocessed")  # although every vector is known
+def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stack: LiveStack) -> None:
+    names = draw_range(stack.products, 9)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    stack.rebuild("--save-preprocessed")  # although every vector is known
     for name in names:
-        with Image.open(stand.data / "preprocessed" / name) as image:
+        with Image.open(stack.data / "preprocessed" / name) as image:
             assert image.size == (224, 224)
 
 
-def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stand: LiveStack) -> None:
-    draw_range(stand.products, 9)
-    stand.worker("embed", PREPROCESS_SIZE="64,64")
-    stand.worker("index")
-    done = stand.imgrec("enqueue-rebuild", str(stand.products), "--wait")
+def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stack: LiveStack) -> None:
+    draw_range(stack.products, 9)
+    stack.worker("embed", PREPROCESS_SIZE="64,64")
+    stack.worker("index")
+    done = stack.imgrec("enqueue-rebuild", str(stack.products), "--wait")
     assert done.returncode == 1
     assert "64x64" in done.stderr
     assert "224x224" in done.stderr
-    assert not (stand.data / "faiss_index" / "CURRENT").exists()
+    assert not (stack.data / "faiss_index" / "CURRENT").exists()
 
 
-def test_missing_weights_are_one_sentence_before_any_shard_runs(stand: LiveStack) -> None:
-    draw_range(stand.products, 30)
+def test_missing_weights_are_one_sentence_before_any_shard_runs(stack: LiveStack) -> None:
+    draw_range(stack.products, 30)
     nowhere = {
         "USE_BG_REMOVAL": "true",
         "REMBG_MODEL": "u2netp",
-        "U2NET_HOME": str(stand.folder / "no-weights"),
+        "U2NET_HOME": str(stack.folder / "no-weights"),
         "https_proxy": "http://127.0.0.1:9",  # nobody listens: the download fails at once
     }
-    stand.worker("embed", **nowhere)
-    stand.worker("index", **nowhere)
-    done = stand.imgrec("enqueue-rebuild", str(stand.products), "--wait", **nowhere)
+    stack.worker("embed", **nowhere)
+    stack.worker("index", **nowhere)
+    done = stack.imgrec("enqueue-rebuild", str(stack.products), "--wait", **nowhere)
     assert done.returncode == 1
     for way_out in ("U2NET_HOME", "USE_BG_REMOVAL=false", "u2netp.onnx"):
         assert way_out in done.stderr
-    job = stand.answer("jobs")["jobs"][0]
+    job = stack.answer("jobs")["jobs"][0]
     assert (job["embedded"], job["skipped"], job["state"]) == (0, 0, "failed")
 
 
-def test_celery_finds_the_app_by_name_too(stand: LiveStack) -> None:
+def test_celery_finds_the_app_by_name_too(stack: LiveStack) -> None:
     import subprocess
 
     from live_stack import ROOT
 
-    names = draw_range(stand.products, 6)
+    names = draw_range(stack.products, 6)
     command = ["celery", "-A", "workers", "worker", "-l", "INFO"]  # no -Q: all queues
-    with (stand.folder / "all.log").open("wb") as log:
+    with (stack.folder / "all.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=stand.env(), stdout=log, stderr=log, start_new_session=True
+            command, cwd=ROOT, env=stack.env(), stdout=log, stderr=log, start_new_session=True
         )
-    stand.processes.append(process)
-    assert stand.rebuild()["embedded"] == 6
-    assert stand.query(stand.products / names[0])["matches"][0]["filename"] == names[0]
+    stack.processes.append(process)
+    assert stack.rebuild()["embedded"] == 6
+    assert stack.query(stack.products / names[0])["matches"][0]["filename"] == names[0]

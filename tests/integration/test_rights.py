@@ -21,20 +21,20 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, model: Path) -> LiveStack:
     """A shop with an index and training images, all of it this user's."""
-    stand = LiveStack(tmp_path_factory.mktemp("rights"), model)
-    draw_folder(stand.products, 4)
+    stack = LiveStack(tmp_path_factory.mktemp("rights"), model)
+    draw_folder(stack.products, 4)
     for label in ("red", "blue"):
         for number in range(3):
-            file = stand.data / f"training/shoe/color/{label}/{number}.png"
+            file = stack.data / f"training/shoe/color/{label}/{number}.png"
             draw_product(file, 100 + number + 10 * (label == "red"))
-    stand.environment["MODELS_DIR"] = str(stand.folder / "models")
-    stand.environment["HF_HOME"] = str(stand.folder / "hub")
-    stand.answer("enqueue-rebuild", str(stand.products), "--local")
-    (stand.folder / "models").mkdir()
-    (stand.folder / "hub").mkdir()
-    (stand.data / "run").mkdir(exist_ok=True)
-    (stand.data / "jobs").mkdir(exist_ok=True)
-    return stand
+    stack.environment["MODELS_DIR"] = str(stack.folder / "models")
+    stack.environment["HF_HOME"] = str(stack.folder / "hub")
+    stack.answer("enqueue-rebuild", str(stack.products), "--local")
+    (stack.folder / "models").mkdir()
+    (stack.folder / "hub").mkdir()
+    (stack.data / "run").mkdir(exist_ok=True)
+    (stack.data / "jobs").mkdir(exist_ok=True)
+    return stack
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def shop(made: LiveStack) -> Iterator[LiveStack]:
         path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
 
 
-def imgrec(stand: LiveStack, *args: object) -> subprocess.CompletedProcess[str]:
+def imgrec(stack: LiveStack, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*BARE, BIN / "imgrec", *map(str, args)],
-        cwd=stand.folder,
-        env=stand.env(),
+        cwd=stack.folder,
+        env=stack.env(),
         capture_output=True,
         text=True,
         timeout=200,
@@ -198,16 +198,16 @@ def test_a_query_of_a_read_only_data_dir_is_answered(shop: LiveStack) -> None:
 
 
 def test_a_worker_answers_a_query_of_an_unreadable_index_with_the_sentence(
-    stand: LiveStack,
+    stack: LiveStack,
 ) -> None:
-    draw_folder(stand.products, 3)
-    stand.answer("enqueue-rebuild", str(stand.products), "--local")
-    index = stand.data / "faiss_index" / "v0001"
-    stand.bare_worker("query")
-    image = str(stand.products / "kind0" / "product-000.jpg")
+    draw_folder(stack.products, 3)
+    stack.answer("enqueue-rebuild", str(stack.products), "--local")
+    index = stack.data / "faiss_index" / "v0001"
+    stack.bare_worker("query")
+    image = str(stack.products / "kind0" / "product-000.jpg")
     index.chmod(0)
-    done = stand.imgrec("query", image, "--wait", "--timeout", "100")
+    done = stack.imgrec("query", image, "--wait", "--timeout", "100")
     index.chmod(0o755)
     assert done.returncode == 4, done.stderr
     assert f"enter the folder {index}" in done.stderr
-    until(lambda: stand.imgrec("query", image, "--wait").returncode == 0, "it is mended", 60)
+    until(lambda: stack.imgrec("query", image, "--wait").returncode == 0, "it is mended", 60)

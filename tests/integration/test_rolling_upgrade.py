@@ -30,8 +30,8 @@ def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def both(stand: LiveStack, last_release: Path) -> Both:
-    return Both(stand, last_release)
+def both(stack: LiveStack, last_release: Path) -> Both:
+    return Both(stack, last_release)
 
 
 def test_what_is_called_the_last_release_is_another_program(last_release: Path) -> None:
@@ -51,15 +51,15 @@ def test_a_rebuild_and_queries_of_mixed_releases_lose_and_double_nothing(
     both: Both, first: str, second: str
 ) -> None:
     """Workers of one release run, those of the other join; commands of both ask."""
-    stand = both.stand
-    stand.environment |= {"SHARD_SIZE": "4", "EMBED_BATCH_SIZE": "4"}
-    names = draw_folder(stand.products, 60)
+    stack = both.stack
+    stack.environment |= {"SHARD_SIZE": "4", "EMBED_BATCH_SIZE": "4"}
+    names = draw_folder(stack.products, 60)
     for queue in ("embed", "index", "query"):
         both.worker(first, queue)
-    photo = stand.products / names[0]
-    job = both.imgrec(second, "enqueue-rebuild", stand.products, "--wait")
+    photo = stack.products / names[0]
+    job = both.imgrec(second, "enqueue-rebuild", stack.products, "--wait")
     assert (job["state"], job["embedded"], job["skipped"]) == ("published", 60, 0)
-    assert stand.indexed() == names
+    assert stack.indexed() == names
 
     both.worker(second, "embed")
     both.worker(second, "query")
@@ -73,12 +73,12 @@ def test_a_rebuild_and_queries_of_mixed_releases_lose_and_double_nothing(
     askers = [threading.Thread(target=ask, args=(release,)) for release in (first, second)]
     for asker in askers:
         asker.start()
-    draw_folder(stand.products, 90)  # the first 60 are as they were
-    job = both.imgrec(first, "enqueue-rebuild", stand.products, "--full", "--wait")
+    draw_folder(stack.products, 90)  # the first 60 are as they were
+    job = both.imgrec(first, "enqueue-rebuild", stack.products, "--full", "--wait")
     for asker in askers:
         asker.join()
     assert (job["state"], job["embedded"], job["skipped"]) == ("published", 90, 0)
-    indexed = stand.indexed()
+    indexed = stack.indexed()
     assert len(indexed) == len(set(indexed)) == 90
     assert answers == [names[0]] * 2 * QUERIES
     # What the other release has written is read: jobs, index, products, results.
@@ -88,12 +88,12 @@ def test_a_rebuild_and_queries_of_mixed_releases_lose_and_double_nothing(
 
 
 def test_a_message_of_a_newer_form_is_refused_with_a_sentence_and_the_worker_goes_on(
-    stand: LiveStack,
+    stack: LiveStack,
 ) -> None:
-    draw_folder(stand.products, 3)
-    stand.answer("enqueue-rebuild", str(stand.products), "--local")
-    stand.worker("query")
-    app = stand.sender()
+    draw_folder(stack.products, 3)
+    stack.answer("enqueue-rebuild", str(stack.products), "--local")
+    stack.worker("query")
+    app = stack.sender()
     sent = app.send_task(
         "imgrec.query_image",
         args=[base64.b64encode(b"x").decode(), 5],
@@ -102,8 +102,8 @@ def test_a_message_of_a_newer_form_is_refused_with_a_sentence_and_the_worker_goe
     )
     with pytest.raises(Exception, match=r"a newer imgrec sent it in form 2.*update imgrec here"):
         sent.get(timeout=120)
-    photo = next(stand.products.rglob("*.jpg"))
-    assert stand.query(photo)["matches"]
+    photo = next(stack.products.rglob("*.jpg"))
+    assert stack.query(photo)["matches"]
 
 
 def newer(jobs: Jobs, database: Database, job_id: str) -> None:
@@ -118,24 +118,24 @@ def newer(jobs: Jobs, database: Database, job_id: str) -> None:
 
 
 def test_a_job_that_a_newer_release_has_planned_is_left_to_its_workers(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
 ) -> None:
-    job_id = desk.shop.plan()
-    newer(desk.shop.jobs, desk.resources.database, job_id)
-    desk.join_s = 1000.0
-    desk.advance(job_id)
-    desk.messages.clear()
-    embed(desk.resources, job_id, 0)
-    assert desk.job(job_id).state == "planned"
-    assert "A newer imgrec planned job" in str(desk.job(job_id).error)
-    with desk.resources.database.transaction() as tx:
+    job_id = inline_worker.toy.plan()
+    newer(inline_worker.toy.jobs, inline_worker.resources.database, job_id)
+    inline_worker.join_s = 1000.0
+    inline_worker.advance(job_id)
+    inline_worker.messages.clear()
+    embed(inline_worker.resources, job_id, 0)
+    assert inline_worker.job(job_id).state == "planned"
+    assert "A newer imgrec planned job" in str(inline_worker.job(job_id).error)
+    with inline_worker.resources.database.transaction() as tx:
         tx.rows("UPDATE jobs SET options = ?", ('{"full": false, "save_preprocessed": false}',))
-    desk.messages.clear()
-    embed(desk.resources, job_id, 0)
-    newer(desk.shop.jobs, desk.resources.database, job_id)
-    merge_shards(desk.resources, job_id)
-    assert desk.job(job_id).open
-    assert "update imgrec on this machine" in str(desk.job(job_id).error)
+    inline_worker.messages.clear()
+    embed(inline_worker.resources, job_id, 0)
+    newer(inline_worker.toy.jobs, inline_worker.resources.database, job_id)
+    merge_shards(inline_worker.resources, job_id)
+    assert inline_worker.job(job_id).open
+    assert "update imgrec on this machine" in str(inline_worker.job(job_id).error)
 
 
 @pytest.mark.parametrize("table", ["schema_additions", "schema_version"])

@@ -14,57 +14,57 @@ from tools.drawing.catalogue import write_training
 
 
 @pytest.fixture
-def trained(stand: LiveStack) -> LiveStack:
-    stand.environment |= {
+def trained(stack: LiveStack) -> LiveStack:
+    stack.environment |= {
         "EMBEDDING_MODEL": str(ROOT / "models" / "imgrec-mini"),
-        "MODELS_DIR": str(stand.folder / "heads"),
+        "MODELS_DIR": str(stack.folder / "heads"),
     }
-    write_training(stand.data / "training", per_class=6, categories=("shoe", "mug"), size=128)
-    return stand
+    write_training(stack.data / "training", per_class=6, categories=("shoe", "mug"), size=128)
+    return stack
 
 
-def photo(stand: LiveStack, category: str, color: str) -> Path:
-    file = stand.folder / f"{category}-{color}.jpg"
+def photo(stack: LiveStack, category: str, color: str) -> Path:
+    file = stack.folder / f"{category}-{color}.jpg"
     draw(Product(category, color, "plain", "casual", 77_777), 160).save(file)
     return file
 
 
 def test_a_head_is_trained_listed_and_used_by_workers_that_run(trained: LiveStack) -> None:
-    stand = trained
-    stand.worker("query")
-    shoe, mug = photo(stand, "shoe", "green"), photo(stand, "mug", "blue")
-    before = stand.imgrec("classify", str(shoe), "--use-trained", "--wait", "--json")
+    stack = trained
+    stack.worker("query")
+    shoe, mug = photo(stack, "shoe", "green"), photo(stack, "mug", "blue")
+    before = stack.imgrec("classify", str(shoe), "--use-trained", "--wait", "--json")
     assert "No trained models found for category: shoe\n" in before.stderr
     assert {a["source"] for a in json.loads(before.stdout)["attributes"]} == {"zero-shot"}
     assert "source" not in json.loads(before.stdout)["category"]
 
-    done = stand.imgrec("train", "--category", "shoe", "--attribute", "color", "--json")
+    done = stack.imgrec("train", "--category", "shoe", "--attribute", "color", "--json")
     assert done.returncode == 0, done.stderr
     first = json.loads(done.stdout)
     assert (first["images"], first["train"] + first["held_out"]) == (66, 66)
     assert (first["learning_rate"], first["epochs"], first["auto"]) == (1e-4, 10, False)
     assert np_sum(first["confusion"]["counts"]) == first["held_out"]
     # What is said about --auto was measured: training with it comes to that figure.
-    auto = stand.answer("train", "--category", "shoe", "--attribute", "color", "--auto")
+    auto = stack.answer("train", "--category", "shoe", "--attribute", "color", "--auto")
     assert auto["accuracy"] == first["auto_accuracy"]
     assert ("--auto reaches" in done.stderr) == (auto["accuracy"] - first["accuracy"] > 0.1)
     assert Path(auto["loss_curve"]).read_bytes().startswith(b"\x89PNG")
-    (row,) = stand.answer("heads")["heads"]
+    (row,) = stack.answer("heads")["heads"]
     assert (row["category"], row["attribute"]) == ("shoe", "color")
     assert (row["accuracy"], row["images"]) == (auto["accuracy"], 66)
 
-    answer = stand.answer("classify", str(shoe), "--use-trained", "--wait")
+    answer = stack.answer("classify", str(shoe), "--use-trained", "--wait")
     color = next(a for a in answer["attributes"] if a["name"] == "color")
     assert (color["label"], color["source"]) == ("green", "trained")
-    done = stand.imgrec("classify", str(mug), "--use-trained", "--wait")
+    done = stack.imgrec("classify", str(mug), "--use-trained", "--wait")
     assert "No trained models found for category: mug\n" in done.stderr
     assert done.stdout.startswith("Category: mug")
-    plain = stand.answer("classify", str(shoe), "--wait")
+    plain = stack.answer("classify", str(shoe), "--wait")
     assert {a["source"] for a in plain["attributes"]} == {"zero-shot"}
 
-    both = stand.answer("train", "--category-head", "--auto")
+    both = stack.answer("train", "--category-head", "--auto")
     assert (both["category"], both["classes"]) == (None, ["mug", "shoe"])
-    answer = stand.answer("classify", str(mug), "--use-trained", "--wait")
+    answer = stack.answer("classify", str(mug), "--use-trained", "--wait")
     assert answer["category"] | {"confidence": 0} == {
         "label": "mug",
         "confidence": 0,
@@ -73,10 +73,10 @@ def test_a_head_is_trained_listed_and_used_by_workers_that_run(trained: LiveStac
 
     # A broken head is an error that names the file, never a silent zero-shot.
     Path(auto["model"]).write_bytes(b"rotten")
-    done = stand.imgrec("classify", str(shoe), "--use-trained", "--wait")
+    done = stack.imgrec("classify", str(shoe), "--use-trained", "--wait")
     assert done.returncode == 1
     assert auto["model"] in done.stderr
-    assert stand.imgrec("heads").returncode == 1
+    assert stack.imgrec("heads").returncode == 1
 
 
 def np_sum(rows: list[list[int]]) -> int:

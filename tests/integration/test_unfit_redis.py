@@ -80,22 +80,22 @@ SENTENCES = {
 
 @pytest.mark.parametrize("make", SENTENCES, ids=lambda make: make.__name__)
 def test_check_a_rebuild_a_query_up_and_a_worker_say_so_before_any_work(
-    stand: LiveStack, start: Start, make: Callable[[Start], int]
+    stack: LiveStack, start: Start, make: Callable[[Start], int]
 ) -> None:
-    draw_folder(stand.products, 1)
+    draw_folder(stack.products, 1)
     url = f"redis://127.0.0.1:{make(start)}/0"
-    stand.environment["REDIS_URL"] = url
+    stack.environment["REDIS_URL"] = url
     told = SENTENCES[make]
-    checked = stand.imgrec("check", "--no-model")
+    checked = stack.imgrec("check", "--no-model")
     assert " ".join(checked.stdout.split()).startswith(f"FAIL redis: Redis at {url} {told}")
     assert checked.returncode == 4
-    image = next(stand.products.rglob("*.jpg"))
-    for command in (["enqueue-rebuild", str(stand.products)], ["up", "--detach"]):
-        done = stand.imgrec(*command)
+    image = next(stack.products.rglob("*.jpg"))
+    for command in (["enqueue-rebuild", str(stack.products)], ["up", "--detach"]):
+        done = stack.imgrec(*command)
         assert done.returncode == 4, done.stderr
         assert told in done.stderr
-    assert stand.jobs.list_with_progress() == []  # nothing was planned
-    done = stand.imgrec("query", str(image), "--wait", "--timeout", "5")
+    assert stack.jobs.list_with_progress() == []  # nothing was planned
+    done = stack.imgrec("query", str(image), "--wait", "--timeout", "5")
     assert done.returncode == 4
     assert told.partition(" (")[0].partition(" of 127")[0].split(", ")[0] in done.stderr or (
         "no full Redis server, e.g. a Sentinel" in done.stderr
@@ -103,7 +103,7 @@ def test_check_a_rebuild_a_query_up_and_a_worker_say_so_before_any_work(
     worker = subprocess.run(
         [str(BIN / "celery"), "worker", "-Q", "query"],
         cwd=ROOT,
-        env=stand.env(),
+        env=stack.env(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -115,10 +115,10 @@ def test_check_a_rebuild_a_query_up_and_a_worker_say_so_before_any_work(
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
 def test_a_policy_that_evicts_tasks_fails_the_check(
-    stand: LiveStack, start: Start, policy: str
+    stack: LiveStack, start: Start, policy: str
 ) -> None:
-    stand.environment["REDIS_URL"] = f"redis://127.0.0.1:{start('--maxmemory-policy', policy)}/0"
-    checked = stand.imgrec("check", "--no-model")
+    stack.environment["REDIS_URL"] = f"redis://127.0.0.1:{start('--maxmemory-policy', policy)}/0"
+    checked = stack.imgrec("check", "--no-model")
     assert f"its policy {policy} evicts tasks" in checked.stdout.splitlines()[0]
 
 
@@ -143,19 +143,19 @@ def test_a_newer_server_or_one_that_hides_its_version_may_serve(version: str) ->
     assert require_fit("redis://h:1/0", Old(version))["role"] == "master"  # type: ignore[arg-type]
 
 
-def test_up_starts_a_redis_on_a_socket_and_everything_works_over_it(stand: LiveStack) -> None:
-    stand.kill_redis()
-    draw_folder(stand.products, 3)
-    stand.environment["REDIS_URL"] = f"unix://{stand.folder}/run/r.sock?db=1"
-    checked = stand.imgrec("check", "--no-model", "--json")
+def test_up_starts_a_redis_on_a_socket_and_everything_works_over_it(stack: LiveStack) -> None:
+    stack.kill_redis()
+    draw_folder(stack.products, 3)
+    stack.environment["REDIS_URL"] = f"unix://{stack.folder}/run/r.sock?db=1"
+    checked = stack.imgrec("check", "--no-model", "--json")
     assert '"next": "imgrec up"' in checked.stdout  # which then does start one there
     try:
-        done = stand.imgrec("up", "--detach")
+        done = stack.imgrec("up", "--detach")
         assert done.returncode == 0, done.stderr
-        assert stand.rebuild()["embedded"] == 3
-        assert stand.query(next(stand.products.rglob("*.jpg")))["matches"]
+        assert stack.rebuild()["embedded"] == 3
+        assert stack.query(next(stack.products.rglob("*.jpg")))["matches"]
     finally:
-        stand.imgrec("down")
+        stack.imgrec("down")
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,12 @@ def test_up_starts_a_redis_on_a_socket_and_everything_works_over_it(stand: LiveS
         ("file/r.sock", "its folder cannot be made"),
     ],
 )
-def test_a_socket_that_cannot_be_says_why(stand: LiveStack, path: str, reason: str) -> None:
-    stand.kill_redis()
-    stand.data.mkdir(exist_ok=True)
-    (stand.folder / "file").write_text("")
-    stand.environment["REDIS_URL"] = f"unix://{stand.folder}/{path}"
-    done = stand.imgrec("up", "--detach")
+def test_a_socket_that_cannot_be_says_why(stack: LiveStack, path: str, reason: str) -> None:
+    stack.kill_redis()
+    stack.data.mkdir(exist_ok=True)
+    (stack.folder / "file").write_text("")
+    stack.environment["REDIS_URL"] = f"unix://{stack.folder}/{path}"
+    done = stack.imgrec("up", "--detach")
     assert done.returncode == 4
     assert reason in done.stderr
 
@@ -184,12 +184,12 @@ def test_a_socket_that_cannot_be_says_why(stand: LiveStack, path: str, reason: s
     ],
 )
 def test_nobody_is_sent_to_up_where_it_cannot_help(
-    stand: LiveStack, url: str, start: str, words: str
+    stack: LiveStack, url: str, start: str, words: str
 ) -> None:
-    stand.environment["REDIS_URL"] = url.format(port=free_port())
-    first = stand.imgrec("check", "--no-model").stdout.splitlines()[:2]
+    stack.environment["REDIS_URL"] = url.format(port=free_port())
+    first = stack.imgrec("check", "--no-model").stdout.splitlines()[:2]
     assert start in first[0]
     assert "next: start the Redis there" in first[1]
-    done = stand.imgrec("up", "--detach")
+    done = stack.imgrec("up", "--detach")
     assert done.returncode == 4
     assert words in done.stderr

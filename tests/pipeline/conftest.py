@@ -12,11 +12,11 @@ from pipeline.settings import Settings
 
 
 @pytest.fixture
-def shop(settings: Settings, tmp_path: Path) -> ToyPipeline:
-    shop = ToyPipeline(settings, tmp_path)
+def toy(settings: Settings, tmp_path: Path) -> ToyPipeline:
+    toy = ToyPipeline(settings, tmp_path)
     for number in range(30):
-        shop.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
-    return shop
+        toy.draw(f"kind{number % 2}/{number:02d}.png", seed=number)
+    return toy
 
 
 @pytest.fixture

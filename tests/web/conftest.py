@@ -11,10 +11,10 @@ from web_stand import WebServer, shop, start_web
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
     yield from shop(tmp_path_factory.mktemp("shop"), model)
 
 
 @pytest.fixture(scope="module")
-def web(stand: LiveStack) -> WebServer:
-    return start_web(stand)
+def web(stack: LiveStack) -> WebServer:
+    return start_web(stack)

@@ -32,11 +32,11 @@ QUEUES = ("embed", "index", "query")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path / "redis", tmp_path)
-    stand.folder.mkdir()
-    stand.start_redis()
-    yield stand
-    stand.close()
+    stack = LiveStack(tmp_path / "redis", tmp_path)
+    stack.folder.mkdir()
+    stack.start_redis()
+    yield stack
+    stack.close()
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ STORM_S = 12.0
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path, tmp_path)
-    stand.start_redis()
-    yield stand
-    stand.close()
+    stack = LiveStack(tmp_path, tmp_path)
+    stack.start_redis()
+    yield stack
+    stack.close()
 
 
 class Worker:
@@ -66,11 +66,11 @@ class Worker:
 
 def storm(server: LiveStack) -> None:
     """Kill Redis and start it again at random."""
-    dice, end = random.Random(17), time.monotonic() + STORM_S
+    rng, end = random.Random(17), time.monotonic() + STORM_S
     while time.monotonic() < end:
-        time.sleep(dice.uniform(0.02, 1.2))
+        time.sleep(rng.uniform(0.02, 1.2))
         server.kill_redis()
-        time.sleep(dice.choice([0, 0, 0.05, 0.5]))
+        time.sleep(rng.choice([0, 0, 0.05, 0.5]))
         server.start_redis()
 
 

@@ -27,15 +27,15 @@ def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 
 @pytest.fixture
-def here(desk: InlineWorker, store: ObjectStore, tmp_path: Path) -> Resources:
+def here(inline_worker: InlineWorker, store: ObjectStore, tmp_path: Path) -> Resources:
     """A host beside the one that has published v0001 and v0002."""
-    desk.start_again(artifacts_url=ADDRESS)
-    desk.shop.versions = desk.resources.versions
-    desk.rebuild()
-    desk.shop.draw("new.png", seed=77)
-    desk.rebuild()
-    settings = desk.resources.settings.model_copy(update={"data_dir": tmp_path / "web"})
-    return Resources(settings, desk)
+    inline_worker.start_again(artifacts_url=ADDRESS)
+    inline_worker.toy.versions = inline_worker.resources.versions
+    inline_worker.rebuild()
+    inline_worker.toy.draw("new.png", seed=77)
+    inline_worker.rebuild()
+    settings = inline_worker.resources.settings.model_copy(update={"data_dir": tmp_path / "web"})
+    return Resources(settings, inline_worker)
 
 
 def test_versions_are_shown_compared_and_rolled_back(here: Resources, tmp_path: Path) -> None:

@@ -22,20 +22,20 @@ from pipeline.store.database import Database
 
 
 @pytest.fixture(scope="module")
-def keys(stand: LiveStack) -> dict[str, str]:
+def keys(stack: LiveStack) -> dict[str, str]:
     """One key of each scope, and one that is revoked."""
     created = {
-        scope: stand.answer("keys", "create", scope, "--scope", scope)["key"]
+        scope: stack.answer("keys", "create", scope, "--scope", scope)["key"]
         for scope in ("search", "feedback", "admin")
     }
-    created["revoked"] = stand.answer("keys", "create", "gone", "--scope", "admin")["key"]
-    stand.answer("keys", "revoke", "gone")
+    created["revoked"] = stack.answer("keys", "create", "gone", "--scope", "admin")["key"]
+    stack.answer("keys", "revoke", "gone")
     return created
 
 
 @pytest.fixture(scope="module")
-def web(stand: LiveStack, keys: dict[str, str]) -> Iterator[WebServer]:
-    server = start_web(stand, WEB_MAX_BODY="300KB", MAX_IMAGE_PIXELS="1000000", RATE_LIMIT="0")
+def web(stack: LiveStack, keys: dict[str, str]) -> Iterator[WebServer]:
+    server = start_web(stack, WEB_MAX_BODY="300KB", MAX_IMAGE_PIXELS="1000000", RATE_LIMIT="0")
     server.key = keys["admin"]
     yield server
     assert server.process.poll() is None
@@ -154,16 +154,16 @@ def test_every_documented_request_needs_a_key(web: WebServer) -> None:
         refused(web.send(method.upper(), path, key="", json={}), 401)
 
 
-def test_a_revoked_key_is_refused_from_then_on(web: WebServer, stand: LiveStack) -> None:
-    key = stand.answer("keys", "create", "short-lived")["key"]
+def test_a_revoked_key_is_refused_from_then_on(web: WebServer, stack: LiveStack) -> None:
+    key = stack.answer("keys", "create", "short-lived")["key"]
     until(lambda: web.get("/v1/index", key=key).status == 200, "the new key is known", 20)
-    stand.answer("keys", "revoke", "short-lived")
+    stack.answer("keys", "revoke", "short-lived")
     until(lambda: web.get("/v1/index", key=key).status == 401, "the key is refused", 20)
 
 
-def test_the_database_holds_no_secret(stand: LiveStack, keys: dict[str, str]) -> None:
-    rows = ApiKeys(Database(stand.environment["DATABASE_URL"])).all()
-    data = (stand.data / "app.db").read_bytes()
+def test_the_database_holds_no_secret(stack: LiveStack, keys: dict[str, str]) -> None:
+    rows = ApiKeys(Database(stack.environment["DATABASE_URL"])).all()
+    data = (stack.data / "app.db").read_bytes()
     assert len(rows) >= 4
     for text in keys.values():
         assert text.rpartition("_")[2].encode() not in data
@@ -189,11 +189,11 @@ def test_another_sites_page_cannot_use_the_cookie(web: WebServer, keys: dict[str
 
 
 def test_without_keys_only_this_machines_own_pages_are_served(tmp_path: Path, model: Path) -> None:
-    stand = LiveStack(tmp_path / "alone", model)
-    stand.folder.mkdir()
-    stand.start_redis()
+    stack = LiveStack(tmp_path / "alone", model)
+    stack.folder.mkdir()
+    stack.start_redis()
     try:
-        server = start_web(stand)
+        server = start_web(stack)
         assert server.get("/v1/jobs").status == 200
         assert server.post("/v1/jobs/x/cancel").status == 404  # curl
         for headers in (
@@ -203,17 +203,17 @@ def test_without_keys_only_this_machines_own_pages_are_served(tmp_path: Path, mo
             refused(server.get("/v1/jobs", headers=headers), 403)
         for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
             refused(server.post("/v1/jobs/x/cancel", headers=headers), 403)
-        done = stand.imgrec("web", "--host", "0.0.0.0", "--port", "0")
+        done = stack.imgrec("web", "--host", "0.0.0.0", "--port", "0")
         assert done.returncode == 2
         assert "imgrec keys create NAME" in done.stderr
-        key = stand.answer("keys", "create", "first")["key"]
+        key = stack.answer("keys", "create", "first")["key"]
         until(lambda: server.get("/v1/index/versions").status == 401, "the door closes", 20)
-        stand.answer("keys", "revoke", "first")
+        stack.answer("keys", "revoke", "first")
         time.sleep(1.5)  # the last key is gone; the door must not open again
         assert server.get("/v1/jobs").status == 401
         assert server.get("/v1/jobs", key=key).status == 401
     finally:
-        stand.close()
+        stack.close()
 
 
 def test_other_origins_read_nothing_unless_they_are_allowed(web: WebServer) -> None:
@@ -384,12 +384,12 @@ def test_a_file_name_changes_nothing(web: WebServer, photo: bytes, name: str) ->
     assert broken.headers["Content-Type"] == "application/problem+json"
 
 
-def test_pictures_are_encoded_again(web: WebServer, stand: LiveStack) -> None:
+def test_pictures_are_encoded_again(web: WebServer, stack: LiveStack) -> None:
     answer = web.get("/v1/products/kind0%2Fproduct-000/image?size=64")
     assert answer.status == 200
     with Image.open(io.BytesIO(answer.body)) as image:
         assert (image.format, max(image.size)) == ("JPEG", 64)
-    assert answer.body != (stand.products / "kind0" / "product-000.jpg").read_bytes()
+    assert answer.body != (stack.products / "kind0" / "product-000.jpg").read_bytes()
     for size in ("0", "15", "1025", "-1", "x", "1e9"):
         refused(web.get(f"/v1/products/kind0%2Fproduct-000/image?size={size}"), 422)
 
@@ -397,14 +397,14 @@ def test_pictures_are_encoded_again(web: WebServer, stand: LiveStack) -> None:
 # -- addresses -------------------------------------------------------------------------------------
 
 
-def test_no_image_is_fetched_unless_its_host_is_allowed(web: WebServer, stand: LiveStack) -> None:
+def test_no_image_is_fetched_unless_its_host_is_allowed(web: WebServer, stack: LiveStack) -> None:
     detail = refused(web.search(image_url="http://127.0.0.1/"), 422)
     assert "IMAGE_URL_HOSTS" in detail
-    server = start_web(stand, IMAGE_URL_HOSTS="files.example,localhost", RATE_LIMIT="0")
+    server = start_web(stack, IMAGE_URL_HOSTS="files.example,localhost", RATE_LIMIT="0")
     server.key = web.key
     for url in (
-        f"http://127.0.0.1:{stand.port}/",
-        f"http://localhost:{stand.port}/",
+        f"http://127.0.0.1:{stack.port}/",
+        f"http://localhost:{stack.port}/",
         "http://[::1]/",
         "http://169.254.169.254/latest/meta-data/",
         "http://[64:ff9b::a9fe:a9fe]/",
@@ -418,7 +418,7 @@ def test_no_image_is_fetched_unless_its_host_is_allowed(web: WebServer, stand: L
     assert server.stop() == 0
 
 
-def test_an_allowed_address_is_searched_for(web: WebServer, stand: LiveStack, photo: bytes) -> None:
+def test_an_allowed_address_is_searched_for(web: WebServer, stack: LiveStack, photo: bytes) -> None:
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
 
@@ -434,7 +434,7 @@ def test_an_allowed_address_is_searched_for(web: WebServer, stand: LiveStack, ph
 
     files = HTTPServer(("127.0.0.1", 0), Files)
     Thread(target=files.serve_forever, daemon=True).start()
-    server = start_web(stand, IMAGE_URL_HOSTS="localhost,127.0.0.0/8,::1/128")
+    server = start_web(stack, IMAGE_URL_HOSTS="localhost,127.0.0.0/8,::1/128")
     server.key = web.key
     answer = server.search(image_url=f"http://127.0.0.1:{files.server_port}/a.jpg", limit=3)
     assert answer.status == 200, answer.body
@@ -447,9 +447,9 @@ def test_an_allowed_address_is_searched_for(web: WebServer, stand: LiveStack, ph
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back(
-    web: WebServer, stand: LiveStack, keys: dict[str, str]
+    web: WebServer, stack: LiveStack, keys: dict[str, str]
 ) -> None:
-    server = start_web(stand, RATE_LIMIT="0.5", RATE_BURST="5")
+    server = start_web(stack, RATE_LIMIT="0.5", RATE_BURST="5")
     answers = [server.get("/v1/index", key=keys["search"]) for _ in range(8)]
     statuses = [answer.status for answer in answers]
     assert statuses[:5] == [200] * 5
@@ -464,12 +464,12 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(
 
 
 def test_a_stop_ends_open_event_streams_and_waiting_clients(
-    web: WebServer, stand: LiveStack, keys: dict[str, str]
+    web: WebServer, stack: LiveStack, keys: dict[str, str]
 ) -> None:
-    server = start_web(stand, RATE_LIMIT="0")
-    jobs = stand.jobs
+    server = start_web(stack, RATE_LIMIT="0")
+    jobs = stack.jobs
     job_id = jobs.create(
-        str(stand.products),
+        str(stack.products),
         full=False,
         save_preprocessed=False,
         fingerprint=None,
@@ -514,12 +514,12 @@ def test_ids_round_trip_whatever_they_are_made_of(tmp_path: Path, model: Path) -
         "+",
     ]
     stands = shop(tmp_path / "ids", model, count=3)
-    stand = next(stands)
+    stack = next(stands)
     try:
         for number, name in enumerate(names):
-            draw_product(stand.products / f"{name}.jpg", 500 + number)
-        stand.rebuild()
-        server = start_web(stand, RATE_LIMIT="0")
+            draw_product(stack.products / f"{name}.jpg", 500 + number)
+        stack.rebuild()
+        server = start_web(stack, RATE_LIMIT="0")
         found = server.search(products={"x/image": 1}, limit=50)
         assert found.status == 200, found.body
         matches = found.json["matches"]

@@ -17,26 +17,26 @@ EVIL = "kind0/<img src=x onerror=window.ran=1>.jpg"
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
     """A shop with a copy of one product, and a smaller version of another."""
-    stand = LiveStack(tmp_path_factory.mktemp("shop"), model)
-    stand.start_redis()
-    draw_folder(stand.products, 8)
-    first, second, *_ = sorted((stand.products / "kind0").glob("*.jpg"))
-    (stand.products / EVIL).write_bytes(first.read_bytes())
+    stack = LiveStack(tmp_path_factory.mktemp("shop"), model)
+    stack.start_redis()
+    draw_folder(stack.products, 8)
+    first, second, *_ = sorted((stack.products / "kind0").glob("*.jpg"))
+    (stack.products / EVIL).write_bytes(first.read_bytes())
     with Image.open(second) as image:
         image.resize((image.width // 2, image.height // 2)).save(
-            stand.products / "kind0" / "small.jpg"
+            stack.products / "kind0" / "small.jpg"
         )
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    yield stand
-    stand.close()
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    yield stack
+    stack.close()
 
 
 @pytest.fixture(scope="module")
-def web(stand: LiveStack) -> WebServer:
-    return start_web(stand)
+def web(stack: LiveStack) -> WebServer:
+    return start_web(stack)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def test_groups_are_searched_for_shown_and_taken_apart(page: Page, web: WebServe
     expect(page.locator("section li", has_text="kind0/small.jpg")).to_have_count(1)
 
 
-def test_a_worker_answers_the_command_line(stand: LiveStack) -> None:
-    file = stand.folder / "page.html"
-    answer = stand.answer("duplicates", "--threshold", "0.999", "--html", str(file))
+def test_a_worker_answers_the_command_line(stack: LiveStack) -> None:
+    file = stack.folder / "page.html"
+    answer = stack.answer("duplicates", "--threshold", "0.999", "--html", str(file))
     names = [{image["filename"] for image in group["images"]} for group in answer["groups"]]
     assert any(EVIL in group and len(group) == 2 for group in names)
     page = file.read_text()

@@ -47,27 +47,27 @@ class Receiver:
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path_factory.mktemp("shop"), model)
-    stand.environment |= {"WEBHOOK_HOSTS": "127.0.0.0/8", "WEBHOOK_SECRET": SECRET}
-    stand.environment |= {"RATE_LIMIT": "0", "FETCH_HOSTS": NETWORK}
-    stand.start_redis()
+def stack(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
+    stack = LiveStack(tmp_path_factory.mktemp("shop"), model)
+    stack.environment |= {"WEBHOOK_HOSTS": "127.0.0.0/8", "WEBHOOK_SECRET": SECRET}
+    stack.environment |= {"RATE_LIMIT": "0", "FETCH_HOSTS": NETWORK}
+    stack.start_redis()
     for number in range(6):
-        draw_product(stand.products / f"{number}.jpg", number)
-    (stand.products / "broken.jpg").write_bytes(b"no image")
-    (stand.products / '=cmd,"x".jpg').write_bytes(b"no image")
-    stand.workers("embed", "index", "query")
-    yield stand
-    stand.close()
+        draw_product(stack.products / f"{number}.jpg", number)
+    (stack.products / "broken.jpg").write_bytes(b"no image")
+    (stack.products / '=cmd,"x".jpg').write_bytes(b"no image")
+    stack.workers("embed", "index", "query")
+    yield stack
+    stack.close()
 
 
 @pytest.fixture(scope="module")
-def web(stand: LiveStack) -> WebServer:
-    return start_web(stand)
+def web(stack: LiveStack) -> WebServer:
+    return start_web(stack)
 
 
 def start(web: WebServer, **fields: Any) -> str:
-    answer = web.post("/v1/jobs", json={"folder": str(web.stand.products), **fields})
+    answer = web.post("/v1/jobs", json={"folder": str(web.stack.products), **fields})
     assert answer.status == 202, answer.body
     assert answer.headers["Location"] == f"/v1/jobs/{answer.json['job_id']}"
     return str(answer.json["job_id"])
@@ -106,7 +106,7 @@ def test_a_rebuild_is_started_watched_and_its_failures_are_listed(web: WebServer
 
 
 def test_the_same_request_creates_one_job(web: WebServer) -> None:
-    body = {"folder": str(web.stand.products)}
+    body = {"folder": str(web.stack.products)}
 
     def send(key: str, **more: Any) -> Any:
         return web.post("/v1/jobs", json={**body, **more}, headers={"Idempotency-Key": key})
@@ -126,17 +126,17 @@ def test_the_same_request_creates_one_job(web: WebServer) -> None:
 
 
 def test_a_job_may_fetch_the_images_of_a_feed(web: WebServer) -> None:
-    stand, server = web.stand, FeedServer()
+    stack, server = web.stack, FeedServer()
     assert web.post("/v1/jobs", json={"folder": "feed:hats"}).status == 404
     rows = [f"A{n},Hat {n},{server.put(f'/{n}.png', picture(n))}" for n in range(3)]
-    file = stand.folder / "hats.csv"
+    file = stack.folder / "hats.csv"
     file.write_text("\n".join(["product_id,title,image_link", *rows, "B,Cap," + server.url("/x")]))
-    assert stand.imgrec("import-catalogue", str(file)).returncode == 0
+    assert stack.imgrec("import-catalogue", str(file)).returncode == 0
     answer = web.post("/v1/jobs", json={"folder": "feed:hats"})
     assert (answer.status, answer.json["folder"]) == (202, "feed:hats")
     job_id = answer.json["job_id"]
     until(lambda: web.get(f"/v1/jobs/{job_id}").json["stage"] == "fetching", "it fetches")
-    worker = stand.worker("fetch")
+    worker = stack.worker("fetch")
     job = end(web, job_id)
     worker.terminate()
     worker.wait()
@@ -145,25 +145,25 @@ def test_a_job_may_fetch_the_images_of_a_feed(web: WebServer) -> None:
     assert (job["images"], job["fetched"], job["skipped"]) == (4, 3, 1)
     listed = web.get(f"/v1/jobs/{job_id}/failures").json["failures"]
     assert [row["reason"].rpartition(": ")[2] for row in listed] == ["status 404"]
-    assert stand.indexed() == [f"A{n}/image-1.png" for n in range(3)]
+    assert stack.indexed() == [f"A{n}/image-1.png" for n in range(3)]
     end(web, start(web))  # the other tests are about the folder
 
 
 def test_a_retry_tries_only_what_failed(web: WebServer) -> None:
     job = end(web, start(web))
     assert job["skipped"] == 2
-    draw_product(web.stand.products / "broken.jpg", 99)
-    draw_product(web.stand.products / "new.jpg", 100)  # no failure of that job
+    draw_product(web.stack.products / "broken.jpg", 99)
+    draw_product(web.stack.products / "new.jpg", 100)  # no failure of that job
     answer = web.post(f"/v1/jobs/{job['job_id']}/retry")
     assert answer.status == 202, answer.body
     retried = end(web, answer.json["job_id"])
     assert retried["state"] == "published", retried
     assert (retried["embedded"], retried["reused"], retried["skipped"]) == (1, 6, 1)
-    assert web.stand.indexed() == sorted([*(f"{n}.jpg" for n in range(6)), "broken.jpg"])
+    assert web.stack.indexed() == sorted([*(f"{n}.jpg" for n in range(6)), "broken.jpg"])
     detail = web.post(f"/v1/jobs/{job['job_id']}/retry").detail
     assert "start a rebuild" in detail
     done = end(web, start(web))
-    (web.stand.products / '=cmd,"x".jpg').unlink()
+    (web.stack.products / '=cmd,"x".jpg').unlink()
     gone = end(web, web.post(f"/v1/jobs/{done['job_id']}/retry").json["job_id"])
     assert (gone["state"], gone["skipped"]) == ("published", 1)
     clean = end(web, start(web))
@@ -173,9 +173,9 @@ def test_a_retry_tries_only_what_failed(web: WebServer) -> None:
 
 
 def test_a_cancelled_job_ends_and_can_be_tried_again(web: WebServer) -> None:
-    jobs = web.stand.jobs
+    jobs = web.stack.jobs
     job_id = jobs.create(
-        str(web.stand.products),
+        str(web.stack.products),
         full=False,
         save_preprocessed=False,
         fingerprint=None,
@@ -213,7 +213,7 @@ def test_a_webhook_hears_of_the_end_signed_and_again_after_an_error(
 )
 def test_a_webhook_to_elsewhere_is_refused_before_a_job_is_made(web: WebServer, url: str) -> None:
     before = web.get("/v1/jobs?limit=1000").json["jobs"]
-    answer = web.post("/v1/jobs", json={"folder": str(web.stand.products), "webhook_url": url})
+    answer = web.post("/v1/jobs", json={"folder": str(web.stack.products), "webhook_url": url})
     assert answer.status == 422
     assert len(web.get("/v1/jobs?limit=1000").json["jobs"]) == len(before)
 
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_used_is_the_command_lines_sentence(
 ) -> None:
     for folder in (tmp_path / "missing", tmp_path):
         answer = web.post("/v1/jobs", json={"folder": str(folder)})
-        done = web.stand.imgrec("enqueue-rebuild", str(folder))
+        done = web.stack.imgrec("enqueue-rebuild", str(folder))
         assert (answer.status, f"Error: {answer.detail}\n") == (422, done.stderr)
 
 

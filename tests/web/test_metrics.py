@@ -23,7 +23,7 @@ def samples(text: str) -> dict[str, dict[tuple[str, ...], float]]:
     return values
 
 
-def test_a_scrape_says_what_there_is(web: WebServer, stand: LiveStack) -> None:
+def test_a_scrape_says_what_there_is(web: WebServer, stack: LiveStack) -> None:
     assert web.search(text="shoe", limit=2).status == 200
     answer = web.get("/metrics")
     assert answer.status == 200
@@ -42,11 +42,11 @@ def test_a_scrape_says_what_there_is(web: WebServer, stand: LiveStack) -> None:
     assert requests[("POST", "/v1/search", "200")] == 1
 
 
-def test_the_age_of_a_message_that_nobody_takes_grows(web: WebServer, stand: LiveStack) -> None:
-    for process in stand.processes[:3]:  # all workers
+def test_the_age_of_a_message_that_nobody_takes_grows(web: WebServer, stack: LiveStack) -> None:
+    for process in stack.processes[:3]:  # all workers
         process.terminate()
         process.wait()
-    stand.imgrec("query", "--text", "shoe")
+    stack.imgrec("query", "--text", "shoe")
 
     def age() -> float:
         values = samples(web.get("/metrics").body.decode())
@@ -55,7 +55,7 @@ def test_the_age_of_a_message_that_nobody_takes_grows(web: WebServer, stand: Liv
 
     until(lambda: age() > 1.0, "the message gets older", 30)
     port = free_port()
-    stand.worker("query", METRICS_PORT=str(port))
+    stack.worker("query", METRICS_PORT=str(port))
     url = f"http://127.0.0.1:{port}/metrics"
 
     def answered() -> bool:

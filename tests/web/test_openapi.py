@@ -24,10 +24,10 @@ CHECKS = (
 
 
 def test_schemathesis_finds_no_answer_that_is_not_documented(
-    stand: LiveStack, tmp_path: Path
+    stack: LiveStack, tmp_path: Path
 ) -> None:
-    key = stand.answer("keys", "create", "fuzz", "--scope", "admin")["key"]
-    server = start_web(stand, RATE_LIMIT="0", WEB_TIMEOUT_S="10")
+    key = stack.answer("keys", "create", "fuzz", "--scope", "admin")["key"]
+    server = start_web(stack, RATE_LIMIT="0", WEB_TIMEOUT_S="10")
     command = [
         *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"),
         *("--header", f"Authorization: Bearer {key}", "--checks", ",".join(CHECKS)),

@@ -27,28 +27,28 @@ BLUE = range(29, 5, -3)  # the blue products but for the one whose title is a sc
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path_factory.mktemp("shop"), model)
-    stand.start_redis()
-    names = draw_folder(stand.products, N_PRODUCTS)
-    draw_product(stand.products / EVIL, 900)
-    stand.workers("embed", "index", "query")
-    stand.rebuild()
-    with (stand.folder / "products.csv").open("w", newline="") as file:
+def stack(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
+    stack = LiveStack(tmp_path_factory.mktemp("shop"), model)
+    stack.start_redis()
+    names = draw_folder(stack.products, N_PRODUCTS)
+    draw_product(stack.products / EVIL, 900)
+    stack.workers("embed", "index", "query")
+    stack.rebuild()
+    with (stack.folder / "products.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["product_id", "title", "color", "price"])
         for number, name in enumerate(names):
             title = SCRIPT if number == 5 else f"Product {number}"
             writer.writerow([name.removesuffix(".jpg"), title, COLORS[number % 3], 10 + number])
         writer.writerow([EVIL.removesuffix(".jpg"), SCRIPT, "red", 99])
-    stand.answer("import-products", str(stand.folder / "products.csv"))
-    yield stand
-    stand.close()
+    stack.answer("import-products", str(stack.folder / "products.csv"))
+    yield stack
+    stack.close()
 
 
 @pytest.fixture(scope="module")
-def web(stand: LiveStack) -> WebServer:
-    return start_web(stand)
+def web(stack: LiveStack) -> WebServer:
+    return start_web(stack)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ def scores(page: Page) -> list[str]:
 
 
 def test_an_upload_finds_its_product_and_a_box_searches_for_a_part(
-    page: Page, stand: LiveStack
+    page: Page, stack: LiveStack
 ) -> None:
     page.goto("/")
     expect(page.get_by_role("heading", name="Find products that look alike")).to_be_visible()
-    page.locator("#image").set_input_files(stand.products / "kind0" / "product-003.jpg")
+    page.locator("#image").set_input_files(stack.products / "kind0" / "product-003.jpg")
     expect(page.locator(".card")).to_have_count(24)
     assert ids(page)[0] == "kind0/product-003"
     expect(page.get_by_role("img", name="Your image: product-003.jpg")).to_be_visible()
@@ -111,8 +111,8 @@ def test_an_upload_finds_its_product_and_a_box_searches_for_a_part(
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_an_image_can_be_dropped_or_pasted(page: Page, stand: LiveStack, way: str) -> None:
-    photo = (stand.products / "kind0" / "product-003.jpg").read_bytes()
+def test_an_image_can_be_dropped_or_pasted(page: Page, stack: LiveStack, way: str) -> None:
+    photo = (stack.products / "kind0" / "product-003.jpg").read_bytes()
     page.goto("/")
     page.evaluate(
         """([way, text]) => {
@@ -130,20 +130,20 @@ def test_an_image_can_be_dropped_or_pasted(page: Page, stand: LiveStack, way: st
     assert ids(page)[0] == "kind0/product-003"
 
 
-def test_a_phone_takes_a_photo(browser: Browser, web: WebServer, stand: LiveStack) -> None:
+def test_a_phone_takes_a_photo(browser: Browser, web: WebServer, stack: LiveStack) -> None:
     with open_page(browser, web.url, width=390, phone=True) as page:
         page.goto("/")
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="Take a photo").tap()
         assert chooser.value.element.get_attribute("capture") == "environment"
-        chooser.value.set_files(stand.products / "kind0" / "product-003.jpg")
+        chooser.value.set_files(stack.products / "kind0" / "product-003.jpg")
         expect(page.locator(".card")).to_have_count(24)
         assert ids(page)[0] == "kind0/product-003"
 
 
-def test_a_box_can_be_moved_with_keys(page: Page, stand: LiveStack) -> None:
+def test_a_box_can_be_moved_with_keys(page: Page, stack: LiveStack) -> None:
     page.goto("/")
-    page.locator("#image").set_input_files(stand.products / "kind0" / "product-003.jpg")
+    page.locator("#image").set_input_files(stack.products / "kind0" / "product-003.jpg")
     expect(page.locator(".card").first).to_be_visible()
     page.get_by_role("button", name="Draw a box").press("Enter")
     box = page.locator("#box")
@@ -200,13 +200,13 @@ def test_more_like_this_and_pages_of_it_repeat_nothing(page: Page) -> None:
     expect(page.get_by_role("heading", name="Find products that look alike")).to_be_visible()
 
 
-def test_a_like_is_recorded_and_can_be_changed_to_a_dislike(page: Page, stand: LiveStack) -> None:
+def test_a_like_is_recorded_and_can_be_changed_to_a_dislike(page: Page, stack: LiveStack) -> None:
     page.goto("/?text=shoe")
     product = ids(page)[1]
     card = page.locator(".card").nth(1)
     like = card.get_by_role("button", name=re.compile("^Like "))
     dislike = card.get_by_role("button", name=re.compile("^Dislike "))
-    log = FeedbackLog(Database(stand.environment["DATABASE_URL"]))
+    log = FeedbackLog(Database(stack.environment["DATABASE_URL"]))
 
     def recorded() -> list[tuple[str, str]]:
         return [(e.action, e.user) for e in log.newest() if e.product_id == product]
@@ -273,17 +273,17 @@ def test_titles_and_file_names_stay_text(page: Page) -> None:
     ).to_be_visible()
 
 
-def test_a_rebuild_is_watched_to_its_end_and_failures_say_why(page: Page, stand: LiveStack) -> None:
-    draw_folder(stand.products / "new", 3, first_seed=500)
-    (stand.products / "kind1" / "product-001.jpg").unlink()
-    draw_product(stand.products / "kind1" / "product-004.jpg", 601)
+def test_a_rebuild_is_watched_to_its_end_and_failures_say_why(page: Page, stack: LiveStack) -> None:
+    draw_folder(stack.products / "new", 3, first_seed=500)
+    (stack.products / "kind1" / "product-001.jpg").unlink()
+    draw_product(stack.products / "kind1" / "product-004.jpg", 601)
     broken = "kind1/<svg onload=window.ran=1>.jpg"
-    (stand.products / broken).write_bytes(b"not an image")
-    whole = (stand.products / "kind0" / "product-000.jpg").read_bytes()
-    (stand.products / "kind1" / "cut-off.jpg").write_bytes(whole[: len(whole) // 2])
+    (stack.products / broken).write_bytes(b"not an image")
+    whole = (stack.products / "kind0" / "product-000.jpg").read_bytes()
+    (stack.products / "kind1" / "cut-off.jpg").write_bytes(whole[: len(whole) // 2])
 
     page.goto("/jobs")
-    page.get_by_label("Folder of product images").fill(str(stand.products))
+    page.get_by_label("Folder of product images").fill(str(stack.products))
     page.get_by_role("button", name="Start rebuild").click()
     page.wait_for_url("**/jobs/2*")
     page.evaluate("window.same = true")
@@ -303,8 +303,8 @@ def test_a_rebuild_is_watched_to_its_end_and_failures_say_why(page: Page, stand:
     )
     expect(page.get_by_role("link", name="Download as CSV")).to_be_visible()
 
-    draw_product(stand.products / "kind1" / "cut-off.jpg", 602)
-    (stand.products / broken).unlink()
+    draw_product(stack.products / "kind1" / "cut-off.jpg", 602)
+    (stack.products / broken).unlink()
     page.get_by_role("button", name="Try failed images again").click()
     expect(page.get_by_role("heading", name="1 left out")).to_be_visible()
     expect(rows.filter(has_text=broken)).to_contain_text("the file is not there any more")
@@ -323,23 +323,23 @@ def test_a_rebuild_is_watched_to_its_end_and_failures_say_why(page: Page, stand:
     page.get_by_role("button", name="Publish v0001 again").click()
     dialog = page.get_by_role("dialog", name="Publish v0001 again?")
     dialog.get_by_role("button", name="Cancel").click()
-    assert stand.answer("index", "list")["current"] == "v0003"
+    assert stack.answer("index", "list")["current"] == "v0003"
     page.get_by_role("button", name="Publish v0001 again").click()
     dialog.get_by_role("button", name="Publish v0001").click()
     expect(page.get_by_role("row", name="v0001 Published")).to_be_visible()
-    assert stand.answer("index", "list")["current"] == "v0001"
-    stand.answer("index", "rollback", "v0003")
+    assert stack.answer("index", "list")["current"] == "v0001"
+    stack.answer("index", "rollback", "v0003")
 
 
 def test_a_rebuild_that_nobody_works_on_says_so_and_can_be_cancelled(
-    page: Page, stand: LiveStack
+    page: Page, stack: LiveStack
 ) -> None:
-    embed = stand.processes[0]
+    embed = stack.processes[0]
     os.killpg(embed.pid, signal.SIGSTOP)
     try:
         page.goto("/jobs")
         page.get_by_label("Embed every image again").check()
-        page.get_by_label("Folder of product images").fill(str(stand.products))
+        page.get_by_label("Folder of product images").fill(str(stack.products))
         page.get_by_role("button", name="Start rebuild").click()
         page.wait_for_url("**/jobs/2*")
         expect(page.get_by_text("No worker listens on queue 'embed'")).to_be_visible()

@@ -18,26 +18,26 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LiveStack]:
     """A Redis alone: no worker and no index."""
-    stand = LiveStack(tmp_path_factory.mktemp("shop"), model)
-    stand.start_redis()
-    yield stand
-    stand.close()
+    stack = LiveStack(tmp_path_factory.mktemp("shop"), model)
+    stack.start_redis()
+    yield stack
+    stack.close()
 
 
 @pytest.fixture(scope="module")
-def keys(stand: LiveStack) -> dict[str, str]:
+def keys(stack: LiveStack) -> dict[str, str]:
     """A key of each scope, by the scope."""
     return {
-        scope: stand.answer("keys", "create", scope, "--scope", scope)["key"]
+        scope: stack.answer("keys", "create", scope, "--scope", scope)["key"]
         for scope in ("search", "admin")
     }
 
 
 @pytest.fixture(scope="module")
-def web(stand: LiveStack, keys: dict[str, str]) -> WebServer:
-    return start_web(stand, WEB_TIMEOUT_S="2")
+def web(stack: LiveStack, keys: dict[str, str]) -> WebServer:
+    return start_web(stack, WEB_TIMEOUT_S="2")
 
 
 def post(web: WebServer, path: str, cookie: str = "", **fields: str) -> Answer:

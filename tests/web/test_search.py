@@ -13,16 +13,16 @@ from web_stand import WebServer
 
 
 @pytest.fixture
-def photo(stand: LiveStack) -> Path:
-    return stand.products / "kind0" / "product-003.jpg"
+def photo(stack: LiveStack) -> Path:
+    return stack.products / "kind0" / "product-003.jpg"
 
 
 def test_an_upload_finds_what_the_command_line_finds(
-    web: WebServer, stand: LiveStack, photo: Path
+    web: WebServer, stack: LiveStack, photo: Path
 ) -> None:
     answer = web.search(photo, limit=4)
     assert answer.status == 200, answer.body
-    expected = stand.query(photo, "--top-k", "4")["matches"]
+    expected = stack.query(photo, "--top-k", "4")["matches"]
     matches = answer.json["matches"]
     assert [{key: match[key] for key in expected[0]} for match in matches] == expected
     assert matches[0]["product_id"] == "kind0/product-003"
@@ -43,23 +43,23 @@ def test_text_and_products_are_questions_too(web: WebServer) -> None:
     assert "kind0/product-003" not in [m["product_id"] for m in answer.json["matches"]]
 
 
-def test_every_option_is_the_command_lines(web: WebServer, stand: LiveStack) -> None:
+def test_every_option_is_the_command_lines(web: WebServer, stack: LiveStack) -> None:
     fields = {"not": "blue", "diverse": 0.5, "min_score": -0.9, "explain": True, "limit": 4}
     answer = web.search(text="shoe", **fields)
     assert answer.status == 200, answer.body
     options = ["--exclude-text", "blue", "--diversity", "0.5", "--min-score=-0.9", "--explain"]
-    done = stand.answer("query", "--text", "shoe", *options, "--top-k", "4", "--wait")
+    done = stack.answer("query", "--text", "shoe", *options, "--top-k", "4", "--wait")
     matches = answer.json["matches"]
     assert [{key: match[key] for key in done["matches"][0]} for match in matches] == done["matches"]
     assert answer.json["took_ms"] > 0
 
 
 def test_a_classification_is_the_command_lines(
-    web: WebServer, stand: LiveStack, photo: Path
+    web: WebServer, stack: LiveStack, photo: Path
 ) -> None:
     answer = web.upload("/v1/classify", photo.read_bytes())
     assert answer.status == 200, answer.body
-    assert answer.json == stand.answer("classify", str(photo), "--wait")
+    assert answer.json == stack.answer("classify", str(photo), "--wait")
     text = base64.b64encode(photo.read_bytes()).decode()
     assert web.post("/v1/classify", json={"image_base64": text}).json == answer.json
     assert "Name an image" in web.post("/v1/classify", json={}).detail
@@ -103,12 +103,12 @@ def test_pages_are_the_long_list_and_its_version_can_be_asked_for(web: WebServer
 
 
 def test_facts_sort_filter_and_are_returned_as_asked(
-    web: WebServer, stand: LiveStack, tmp_path: Path
+    web: WebServer, stack: LiveStack, tmp_path: Path
 ) -> None:
     file = tmp_path / "products.csv"
     rows = [f"kind{n % 3}/product-{n:03d},{100 - n},{'red' if n % 2 else 'blue'}" for n in range(9)]
     file.write_text("\n".join(["product_id,price,color", *rows]))
-    stand.answer("import-products", str(file))
+    stack.answer("import-products", str(file))
     answer = web.search(text="shoe", sort="price", where=["color=red"], fields=["price"], limit=9)
     assert answer.status == 200, answer.body
     assert [match["product"] for match in answer.json["matches"]] == [
@@ -123,15 +123,15 @@ def test_facts_sort_filter_and_are_returned_as_asked(
         {"name": "color", "kind": "text", "min": None, "max": None, "values": ["blue", "red"]},
         {"name": "price", "kind": "number", "min": 92, "max": 100, "values": None},
     ]
-    done = stand.answer("query", "--text", "shoe", "--sort=-price", "--offset", "1", "--wait")
+    done = stack.answer("query", "--text", "shoe", "--sort=-price", "--offset", "1", "--wait")
     prices = [match["product"]["price"] for match in done["matches"]]
     assert prices == [99, 98, 97, 96, 95]
 
 
 def test_a_box_is_the_same_as_the_part_cut_out(
-    web: WebServer, stand: LiveStack, tmp_path: Path
+    web: WebServer, stack: LiveStack, tmp_path: Path
 ) -> None:
-    left, right = (stand.products / f"kind0/product-00{n}.jpg" for n in (0, 3))
+    left, right = (stack.products / f"kind0/product-00{n}.jpg" for n in (0, 3))
     with Image.open(left) as first, Image.open(right) as second:
         both = Image.new("RGB", (2 * first.width, first.height))
         both.paste(first, (0, 0))
@@ -146,14 +146,14 @@ def test_a_box_is_the_same_as_the_part_cut_out(
         (match,) = answer.json["matches"]
         assert match["product_id"] == product
         assert match["score"] > 0.99
-        found = stand.query(tmp_path / "both.png", "--box", f"{x},0,0.5,1")["matches"][0]
+        found = stack.query(tmp_path / "both.png", "--box", f"{x},0,0.5,1")["matches"][0]
         assert found["product_id"] == product
     tiny = web.search(tmp_path / "both.png", box="0,0,0.01,0.01")
     assert (tiny.status, "the box holds" in tiny.detail) == (422, True)
 
 
-def test_several_images_of_one_product_are_averaged(web: WebServer, stand: LiveStack) -> None:
-    files = [stand.products / f"kind0/product-00{number}.jpg" for number in (3, 6)]
+def test_several_images_of_one_product_are_averaged(web: WebServer, stack: LiveStack) -> None:
+    files = [stack.products / f"kind0/product-00{number}.jpg" for number in (3, 6)]
     texts = [base64.b64encode(file.read_bytes()).decode() for file in files]
     answer = web.search(image_base64=texts, limit=9)
     assert answer.status == 200, answer.body
@@ -164,7 +164,7 @@ def test_several_images_of_one_product_are_averaged(web: WebServer, stand: LiveS
     body, content_type = urllib3.encode_multipart_formdata([*parts, ("limit", "9")])
     form = web.post("/v1/search", body=body, headers={"Content-Type": content_type})
     assert form.json["matches"] == answer.json["matches"]
-    shown = stand.query(files[0], str(files[1]), "--top-k", "9")["matches"]
+    shown = stack.query(files[0], str(files[1]), "--top-k", "9")["matches"]
     assert [match["score"] for match in shown] == [
         match["score"] for match in answer.json["matches"]
     ]
@@ -193,12 +193,12 @@ def test_the_system_says_what_works_where(web: WebServer) -> None:
     assert len(system["heartbeats"]) == 3
 
 
-def test_two_versions_are_compared(web: WebServer, stand: LiveStack) -> None:
+def test_two_versions_are_compared(web: WebServer, stack: LiveStack) -> None:
     old = web.get("/v1/index").json["version"]
-    (stand.products / "kind0" / "product-000.jpg").unlink()
-    draw_product(stand.products / "kind0" / "product-003.jpg", 77)
-    draw_product(stand.products / "new.jpg", 78)
-    stand.rebuild()
+    (stack.products / "kind0" / "product-000.jpg").unlink()
+    draw_product(stack.products / "kind0" / "product-003.jpg", 77)
+    draw_product(stack.products / "new.jpg", 78)
+    stack.rebuild()
     new = web.get("/v1/index").json["version"]
     changes = web.get(f"/v1/index/changes?from={old}&to={new}").json
     assert changes == {

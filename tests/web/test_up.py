@@ -17,11 +17,11 @@ def get(url: str) -> bytes:
 
 
 def test_up_serves_the_api_and_each_workers_metrics(tmp_path: Path, model: Path) -> None:
-    stand = LiveStack(tmp_path / "up", model)
-    stand.folder.mkdir()
+    stack = LiveStack(tmp_path / "up", model)
+    stack.folder.mkdir()
     port, metrics = free_port(), free_ports(3)
-    stand.environment["METRICS_PORT"] = str(metrics)
-    done = stand.imgrec("up", "--detach", "--web", "--port", str(port))
+    stack.environment["METRICS_PORT"] = str(metrics)
+    done = stack.imgrec("up", "--detach", "--web", "--port", str(port))
     try:
         assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{port}"
@@ -31,6 +31,6 @@ def test_up_serves_the_api_and_each_workers_metrics(tmp_path: Path, model: Path)
             address = f"http://127.0.0.1:{metrics + number}/metrics"
             until(lambda a=address: b"imgrec_worker_" in get(a), "a worker serves metrics", 60)
     finally:
-        assert stand.imgrec("down").returncode == 0
-        stand.close()
+        assert stack.imgrec("down").returncode == 0
+        stack.close()
     assert get(f"{url}/healthz") == b""

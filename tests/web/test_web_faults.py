@@ -18,13 +18,13 @@ CLIENTS = 32
 
 
 @pytest.fixture
-def stand(tmp_path: Path, model: Path) -> Iterator[LiveStack]:
+def stack(tmp_path: Path, model: Path) -> Iterator[LiveStack]:
     yield from shop(tmp_path / "shop", model)
 
 
 @pytest.fixture
-def web(stand: LiveStack) -> WebServer:
-    return start_web(stand, RATE_LIMIT="0", WEB_TIMEOUT_S="20")
+def web(stack: LiveStack) -> WebServer:
+    return start_web(stack, RATE_LIMIT="0", WEB_TIMEOUT_S="20")
 
 
 def crowd(web: WebServer, seconds: float) -> list[Future[list[Answer]]]:
@@ -62,69 +62,69 @@ def readiness(web: WebServer) -> tuple[int, list[str]]:
     return answer.status, answer.json["missing"]
 
 
-def test_redis_is_killed_and_back(web: WebServer, stand: LiveStack) -> None:
+def test_redis_is_killed_and_back(web: WebServer, stack: LiveStack) -> None:
     assert readiness(web) == (200, [])
     clients = crowd(web, 12)
     time.sleep(1)
-    stand.kill_redis()
+    stack.kill_redis()
     until(lambda: "redis" in readiness(web)[1], "it is not ready", 30)
     assert web.get("/healthz").status == 200
     time.sleep(2)
-    stand.start_redis()
+    stack.start_redis()
     until(lambda: readiness(web) == (200, []), "it is ready again", 60)
     settle(clients)
     assert web.search(text="boot").status == 200
 
 
-def test_the_query_worker_is_killed_under_its_queries(web: WebServer, stand: LiveStack) -> None:
-    worker = stand.processes[2]
+def test_the_query_worker_is_killed_under_its_queries(web: WebServer, stack: LiveStack) -> None:
+    worker = stack.processes[2]
     clients = crowd(web, 6)
     time.sleep(1)
     os.killpg(worker.pid, signal.SIGKILL)
     until(lambda: readiness(web) == (503, ["query_worker"]), "it is not ready", 30)
-    stand.worker("query")
+    stack.worker("query")
     settle(clients)
     until(lambda: readiness(web) == (200, []), "it is ready again", 60)
     assert web.search(text="boot").status == 200
 
 
 def test_without_a_query_worker_each_request_ends_with_a_sentence(
-    web: WebServer, stand: LiveStack
+    web: WebServer, stack: LiveStack
 ) -> None:
-    os.killpg(stand.processes[2].pid, signal.SIGKILL)
+    os.killpg(stack.processes[2].pid, signal.SIGKILL)
     answer = web.search(text="boot")
     assert answer.status == 503
     assert "No worker listens on queue 'query'" in answer.detail
 
 
-def test_the_database_is_lost_and_back(web: WebServer, stand: LiveStack) -> None:
+def test_the_database_is_lost_and_back(web: WebServer, stack: LiveStack) -> None:
     assert web.search(text="boot").status == 200  # it has read the keys: there are none
-    file = stand.data / "app.db"
-    away = stand.data / "away"
+    file = stack.data / "app.db"
+    away = stack.data / "away"
     away.mkdir()
-    moved = [each.rename(away / each.name) for each in stand.data.glob("app.db*")]
+    moved = [each.rename(away / each.name) for each in stack.data.glob("app.db*")]
     file.mkdir()  # nothing can be opened under this name
     until(lambda: readiness(web)[1] == ["database"], "it is not ready", 60)
     answer = web.get("/v1/jobs")
     assert answer.status == 503
-    assert str(stand.folder) not in answer.detail
+    assert str(stack.folder) not in answer.detail
     assert web.search(text="boot").status == 200  # queries need no database
     file.rmdir()
     for each in moved:
-        each.rename(stand.data / each.name)
+        each.rename(stack.data / each.name)
     until(lambda: readiness(web) == (200, []), "it is ready again", 60)
     assert web.get("/v1/jobs").status == 200
 
 
 def test_without_an_index_it_says_so(tmp_path: Path, model: Path) -> None:
-    stand = LiveStack(tmp_path / "empty", model)
-    stand.folder.mkdir()
-    stand.start_redis()
+    stack = LiveStack(tmp_path / "empty", model)
+    stack.folder.mkdir()
+    stack.start_redis()
     try:
-        stand.workers("query")
-        web = start_web(stand)
+        stack.workers("query")
+        web = start_web(stack)
         until(lambda: readiness(web) == (503, ["index"]), "only the index is missing", 60)
         answer = web.search(text="boot")
         assert (answer.status, "enqueue-rebuild" in answer.detail) == (503, True)
     finally:
-        stand.close()
+        stack.close()

@@ -36,17 +36,19 @@ def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 
 @pytest.fixture
-def desk(desk: InlineWorker, tmp_path: Path) -> InlineWorker:
+def inline_worker(inline_worker: InlineWorker, tmp_path: Path) -> InlineWorker:
     """The workers of one host; the command that plans runs on another."""
-    desk.start_again(artifacts_url=ADDRESS)
-    desk.shop.versions = host(desk, tmp_path, "planner").versions
-    return desk
+    inline_worker.start_again(artifacts_url=ADDRESS)
+    inline_worker.toy.versions = host(inline_worker, tmp_path, "planner").versions
+    return inline_worker
 
 
-def host(desk: InlineWorker, tmp_path: Path, name: str) -> Resources:
+def host(inline_worker: InlineWorker, tmp_path: Path, name: str) -> Resources:
     """Another host: a data folder of its own, the same job table."""
-    settings = desk.resources.settings.model_copy(update={"data_dir": tmp_path / name})
-    return Resources(settings, desk, cache=desk.memory, clip=desk.resources.clip)
+    settings = inline_worker.resources.settings.model_copy(update={"data_dir": tmp_path / name})
+    return Resources(
+        settings, inline_worker, cache=inline_worker.memory, clip=inline_worker.resources.clip
+    )
 
 
 def keys(store: ObjectStore, prefix: str) -> list[str]:
@@ -54,63 +56,65 @@ def keys(store: ObjectStore, prefix: str) -> list[str]:
 
 
 def test_a_rebuild_leaves_nothing_but_a_copy_on_this_host(
-    desk: InlineWorker, store: ObjectStore, tmp_path: Path
+    inline_worker: InlineWorker, store: ObjectStore, tmp_path: Path
 ) -> None:
-    job_id = desk.rebuild()
-    assert desk.job(job_id).index_version == "v0001"
-    data = desk.resources.settings.data_dir
+    job_id = inline_worker.rebuild()
+    assert inline_worker.job(job_id).index_version == "v0001"
+    data = inline_worker.resources.settings.data_dir
     assert not (data / "jobs").exists()
     assert not (data / "faiss_index").exists()
     assert keys(store, "jobs") == []  # pruned after the publication
-    other = host(desk, tmp_path, "other")
+    other = host(inline_worker, tmp_path, "other")
     assert other.live_index.current().version.name == "v0001"
     assert len(other.versions.current().paths) == 20
 
 
-def test_the_next_rebuild_reuses_what_is_in_the_store(desk: InlineWorker, tmp_path: Path) -> None:
-    desk.rebuild()
-    desk.shop.versions = host(desk, tmp_path, "another planner").versions
-    desk.shop.draw("new.png", seed=77)
-    progress = desk.progress(desk.rebuild())
+def test_the_next_rebuild_reuses_what_is_in_the_store(
+    inline_worker: InlineWorker, tmp_path: Path
+) -> None:
+    inline_worker.rebuild()
+    inline_worker.toy.versions = host(inline_worker, tmp_path, "another planner").versions
+    inline_worker.toy.draw("new.png", seed=77)
+    progress = inline_worker.progress(inline_worker.rebuild())
     assert (progress.embedded, progress.reused) == (1, 20)
 
 
 def test_a_planner_that_cannot_ask_the_store_embeds_nothing_again(
-    desk: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.rebuild()
+    inline_worker.rebuild()
 
     def away(*_: Any) -> Any:
         raise ServerUnavailable("The store does not answer.")
 
     monkeypatch.setattr(store, "get", away)
     with pytest.raises(ServerUnavailable):
-        desk.shop.plan()
+        inline_worker.toy.plan()
 
 
 def test_a_store_that_takes_no_shard_makes_the_job_wait_and_costs_no_attempt(
-    desk: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(key: str, data: Any) -> None:
         raise StoreRefused("The store s3://shop/imgrec refuses the request: HTTP 403.")
 
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     with monkeypatch.context() as outage:
         outage.setattr(store, "put", full)
-        for _ in range(3 * desk.resources.settings.shard_max_attempts):
-            embed(desk.resources, job_id, 0)
-        assert desk.job(job_id).open
-        assert "refuses the request" in str(desk.job(job_id).error)
-    desk.advance(job_id)
-    desk.work()
-    assert desk.job(job_id).index_version == "v0001"
-    assert desk.job(job_id).error is None
+        for _ in range(3 * inline_worker.resources.settings.shard_max_attempts):
+            embed(inline_worker.resources, job_id, 0)
+        assert inline_worker.job(job_id).open
+        assert "refuses the request" in str(inline_worker.job(job_id).error)
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).index_version == "v0001"
+    assert inline_worker.job(job_id).error is None
 
 
 def test_a_shard_object_that_was_lost_is_made_again(
-    desk: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     put, lost = store.put, list[str]()
 
     def lose_one(key: str, data: Any) -> None:
@@ -120,19 +124,19 @@ def test_a_shard_object_that_was_lost_is_made_again(
             put(key, data)
 
     monkeypatch.setattr(store, "put", lose_one)
-    desk.advance(job_id)
-    desk.work()
+    inline_worker.advance(job_id)
+    inline_worker.work()
     assert lost
-    assert desk.job(job_id).index_version == "v0001"
-    assert len(desk.shop.versions.current().paths) == 20
+    assert inline_worker.job(job_id).index_version == "v0001"
+    assert len(inline_worker.toy.versions.current().paths) == 20
 
 
 def test_a_merge_that_another_host_overtakes_looks_again(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rollback between the merge's look at the pointer and its change of it."""
-    desk.rebuild()
-    desk.shop.draw("new.png", seed=77)
+    inline_worker.rebuild()
+    inline_worker.toy.draw("new.png", seed=77)
     commit, overtaken = remote_versions.RemoteVersions.commit, [True]
 
     def slow(self: Any, *args: Any) -> Any:
@@ -143,63 +147,69 @@ def test_a_merge_that_another_host_overtakes_looks_again(
         return version
 
     monkeypatch.setattr(remote_versions.RemoteVersions, "commit", slow)
-    job_id = desk.rebuild()
+    job_id = inline_worker.rebuild()
     assert not overtaken
-    assert desk.job(job_id).index_version == desk.shop.versions.current_name() == "v0002"
+    assert (
+        inline_worker.job(job_id).index_version
+        == inline_worker.toy.versions.current_name()
+        == "v0002"
+    )
 
 
 def test_an_older_rebuild_does_not_replace_a_later_one_that_another_host_published(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = desk.shop.plan()
+    older = inline_worker.toy.plan()
     commit, later = remote_versions.RemoteVersions.commit, list[str]()
 
     def slow(self: Any, *args: Any) -> Any:
         version = commit(self, *args)
         if not later:
             later.append("")
-            desk.shop.draw("new.png", seed=77)
-            later[0] = desk.shop.plan()
-            desk.shop.versions = self
-            desk.shop.files = desk.resources.shard_files
-            desk.shop.embed(later[0])
+            inline_worker.toy.draw("new.png", seed=77)
+            later[0] = inline_worker.toy.plan()
+            inline_worker.toy.versions = self
+            inline_worker.toy.files = inline_worker.resources.shard_files
+            inline_worker.toy.embed(later[0])
             # As another host would: without this host's lock.
             monkeypatch.setattr(type(self), "lock", lambda self: threading.RLock())
-            desk.shop.merge(later[0])
+            inline_worker.toy.merge(later[0])
         return version
 
     monkeypatch.setattr(remote_versions.RemoteVersions, "commit", slow)
-    desk.advance(older)
-    desk.work()
-    current = desk.shop.versions.current()
+    inline_worker.advance(older)
+    inline_worker.work()
+    current = inline_worker.toy.versions.current()
     assert current.manifest["job_id"] == later[0]
     assert len(current.paths) == 21
 
 
 def test_what_a_killed_publisher_has_uploaded_is_deleted_with_its_job(
-    desk: InlineWorker, store: ObjectStore
+    inline_worker: InlineWorker, store: ObjectStore
 ) -> None:
     store.put("builds/20260101-000000-dead.0123abcd/index.bin", b"half")
-    desk.rebuild()
+    inline_worker.rebuild()
     builds = {key.split("/")[1] for key in keys(store, "builds")}
-    assert builds == {desk.shop.versions.current().manifest["build"]}
+    assert builds == {inline_worker.toy.versions.current().manifest["build"]}
 
 
-def test_pruning_only_shows_what_it_would_delete(desk: InlineWorker, store: ObjectStore) -> None:
-    desk.rebuild()
+def test_pruning_only_shows_what_it_would_delete(
+    inline_worker: InlineWorker, store: ObjectStore
+) -> None:
+    inline_worker.rebuild()
     store.put("jobs/20260101-000000-dead/shard-000000-x.npz", b"half")
     before = keys(store, "")
-    assert prune(desk.resources, dry_run=True).folders == ["20260101-000000-dead"]
+    assert prune(inline_worker.resources, dry_run=True).folders == ["20260101-000000-dead"]
     assert keys(store, "") == before
-    assert prune(desk.resources).folders == ["20260101-000000-dead"]
+    assert prune(inline_worker.resources).folders == ["20260101-000000-dead"]
     assert keys(store, "jobs") == []
 
 
 def test_a_host_without_a_copy_embeds_without_fetching_the_index(
-    desk: InlineWorker, tmp_path: Path
+    inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
-    desk.rebuild()
-    other = host(desk, tmp_path, "embedder")
+    inline_worker.rebuild()
+    other = host(inline_worker, tmp_path, "embedder")
     other.reusable_vectors(verify=True)
     assert not list((tmp_path / "embedder").rglob("vectors.npy"))
     other.live_index.current()
@@ -266,30 +276,30 @@ def test_two_stores_are_told_apart_also_by_who_asks_neither() -> None:
 # -- the start of a worker --
 
 
-def start(desk: InlineWorker) -> None:
-    lifecycle._require_fit_store(desk.resources)
+def start(inline_worker: InlineWorker) -> None:
+    lifecycle._require_fit_store(inline_worker.resources)
 
 
 def test_a_worker_starts_at_a_fit_store_and_at_one_that_is_away(
-    desk: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(desk)
+    start(inline_worker)
 
     def away(*_: Any) -> Any:
         raise ServerUnavailable("The store does not answer.")
 
     monkeypatch.setattr(store, "put_if", away)
-    start(desk)
+    start(inline_worker)
 
 
 def test_a_worker_ends_with_a_sentence_at_a_store_without_conditional_puts(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
     store: ObjectStore,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(store, "put_if", lambda key, data, etag: "tag")
     with pytest.raises(SystemExit) as caught:
-        start(desk)
+        start(inline_worker)
     assert caught.value.code == 4
     assert capsys.readouterr().err.startswith("Error: The store s3://shop/imgrec ignores")

@@ -194,50 +194,54 @@ def create(jobs: Jobs) -> str:
     )
 
 
-def embedded(desk: InlineWorker) -> str:
+def embedded(inline_worker: InlineWorker) -> str:
     """A job whose shards are all done."""
-    job_id = desk.shop.plan()
-    desk.shop.embed(job_id)
+    job_id = inline_worker.toy.plan()
+    inline_worker.toy.embed(job_id)
     return job_id
 
 
-def test_a_merge_whose_worker_dies_again_and_again_ends_the_job(desk: InlineWorker) -> None:
-    desk.start_again(shard_max_attempts=2)
-    job_id = embedded(desk)
+def test_a_merge_whose_worker_dies_again_and_again_ends_the_job(
+    inline_worker: InlineWorker,
+) -> None:
+    inline_worker.start_again(shard_max_attempts=2)
+    job_id = embedded(inline_worker)
     for _ in range(3):
-        assert desk.resources.jobs.claim_merge(job_id, "a worker that dies", -1) is not None
-    merge_shards(desk.resources, job_id)
-    job = desk.job(job_id)
+        assert (
+            inline_worker.resources.jobs.claim_merge(job_id, "a worker that dies", -1) is not None
+        )
+    merge_shards(inline_worker.resources, job_id)
+    job = inline_worker.job(job_id)
     assert job.state == "failed"
     assert "was begun 3 times and never ended: its worker died each time" in str(job.error)
     assert "WORKER_MAX_MEMORY" in str(job.error)
 
 
 def test_a_merge_that_waits_or_is_given_back_counts_no_attempt(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = embedded(desk)
-    desk.resources.stopping.set()
+    job_id = embedded(inline_worker)
+    inline_worker.resources.stopping.set()
     for _ in range(9):
-        merge_shards(desk.resources, job_id)
-    desk.resources.stopping.clear()
-    merge_shards(desk.resources, job_id)
-    assert desk.job(job_id).state == "published"
+        merge_shards(inline_worker.resources, job_id)
+    inline_worker.resources.stopping.clear()
+    merge_shards(inline_worker.resources, job_id)
+    assert inline_worker.job(job_id).state == "published"
 
 
 def test_shard_files_that_vanish_each_time_end_the_job(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Embed and index workers with two data folders would make the shards again for ever."""
-    job_id = desk.shop.plan()
-    desk.advance(job_id)
+    job_id = inline_worker.toy.plan()
+    inline_worker.advance(job_id)
     for _ in range(100):
-        if desk.messages and desk.messages[0][0] == MERGE_SHARDS:
-            for file in desk.shop.settings.jobs_dir.rglob("*.npz"):
+        if inline_worker.messages and inline_worker.messages[0][0] == MERGE_SHARDS:
+            for file in inline_worker.toy.settings.jobs_dir.rglob("*.npz"):
                 file.unlink()
-        run_next(desk.resources, desk)
-    assert desk.job(job_id).state == "failed"
-    assert "must share DATA_DIR" in str(desk.job(job_id).error)
+        run_next(inline_worker.resources, inline_worker)
+    assert inline_worker.job(job_id).state == "failed"
+    assert "must share DATA_DIR" in str(inline_worker.job(job_id).error)
 
 
 def failing(error: Exception) -> Callable[..., Any]:
@@ -252,58 +256,58 @@ ERRORS = [DatabaseFailed("A statement timed out."), ValueError("a broken row"), 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_what_fails_before_a_shard_is_claimed_ends_a_job_that_nobody_can_do(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job_id = desk.shop.plan()
-    monkeypatch.setattr(desk.resources.jobs, "get", failing(error))
-    embed(desk.resources, job_id, 0)
+    job_id = inline_worker.toy.plan()
+    monkeypatch.setattr(inline_worker.resources.jobs, "get", failing(error))
+    embed(inline_worker.resources, job_id, 0)
     monkeypatch.undo()
-    job = desk.job(job_id)
+    job = inline_worker.job(job_id)
     assert job.state == "failed"
     assert "cannot do this job" in str(job.error)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_what_fails_before_a_merge_is_claimed_ends_a_job_that_nobody_can_do(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job_id = embedded(desk)
-    monkeypatch.setattr(desk.resources.jobs, "claim_merge", failing(error))
-    merge_shards(desk.resources, job_id)
+    job_id = embedded(inline_worker)
+    monkeypatch.setattr(inline_worker.resources.jobs, "claim_merge", failing(error))
+    merge_shards(inline_worker.resources, job_id)
     monkeypatch.undo()
-    assert desk.job(job_id).state == "failed"
+    assert inline_worker.job(job_id).state == "failed"
 
 
 @pytest.mark.parametrize("error", ERRORS[:2], ids=lambda error: type(error).__name__)
 def test_what_fails_when_a_merge_is_recorded_is_counted(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job_id = embedded(desk)
-    monkeypatch.setattr(desk.resources.jobs, "publish", failing(error))
-    for _ in range(desk.resources.settings.shard_max_attempts + 2):
-        merge_shards(desk.resources, job_id)
+    job_id = embedded(inline_worker)
+    monkeypatch.setattr(inline_worker.resources.jobs, "publish", failing(error))
+    for _ in range(inline_worker.resources.settings.shard_max_attempts + 2):
+        merge_shards(inline_worker.resources, job_id)
     monkeypatch.undo()
-    assert desk.job(job_id).state == "failed"
+    assert inline_worker.job(job_id).state == "failed"
 
 
 @pytest.mark.parametrize("error", ERRORS[:2], ids=lambda error: type(error).__name__)
 def test_what_fails_when_a_shard_is_recorded_is_counted(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job_id = desk.shop.plan()
-    monkeypatch.setattr(desk.resources.jobs.shards, "finish", failing(error))
-    for _ in range(desk.resources.settings.shard_max_attempts + 2):
-        embed(desk.resources, job_id, 0)
+    job_id = inline_worker.toy.plan()
+    monkeypatch.setattr(inline_worker.resources.jobs.shards, "finish", failing(error))
+    for _ in range(inline_worker.resources.settings.shard_max_attempts + 2):
+        embed(inline_worker.resources, job_id, 0)
     monkeypatch.undo()
-    job = desk.job(job_id)
+    job = inline_worker.job(job_id)
     assert job.state == "failed"
     assert "failed in 4 attempts" in str(job.error)
 
 
 def test_a_job_that_cannot_be_looked_after_ends_and_keeps_none_from_another(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken, good = desk.shop.plan(), desk.shop.plan()
+    broken, good = inline_worker.toy.plan(), inline_worker.toy.plan()
     look_after = reconcile_module._look_after
 
     def look(resources: Any, job: Any) -> None:
@@ -313,23 +317,23 @@ def test_a_job_that_cannot_be_looked_after_ends_and_keeps_none_from_another(
 
     monkeypatch.setattr(reconcile_module, "_look_after", look)
     for _ in range(reconcile_module.MAX_FAILED_LOOKS + 1):
-        assert desk.job(broken).open
-        reconcile(desk.resources)
-    assert {args[0] for _, args in desk.messages} == {good}
-    assert desk.job(broken).state == "failed"
-    assert "ValueError: a broken row" in str(desk.job(broken).error)
+        assert inline_worker.job(broken).open
+        reconcile(inline_worker.resources)
+    assert {args[0] for _, args in inline_worker.messages} == {good}
+    assert inline_worker.job(broken).state == "failed"
+    assert "ValueError: a broken row" in str(inline_worker.job(broken).error)
 
 
 def test_a_database_that_is_away_counts_no_look(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     away = failing(ServerUnavailable("It is away."))
     monkeypatch.setattr(reconcile_module, "_look_after", away)
     for _ in range(30):
         with pytest.raises(ServerUnavailable):
-            reconcile(desk.resources)
-    assert desk.job(job_id).open
+            reconcile(inline_worker.resources)
+    assert inline_worker.job(job_id).open
 
 
 def test_a_row_that_the_query_log_cannot_hold_keeps_no_other_from_it(

@@ -20,66 +20,68 @@ from workers.reconcile import reconcile
 from workers.routes import EMBED_SHARD
 
 
-def sent(desk: InlineWorker) -> list[tuple[str, tuple[Any, ...]]]:
-    messages = list(desk.messages)
-    desk.messages.clear()
+def sent(inline_worker: InlineWorker) -> list[tuple[str, tuple[Any, ...]]]:
+    messages = list(inline_worker.messages)
+    inline_worker.messages.clear()
     return messages
 
 
 def test_only_a_window_of_shards_is_sent_and_the_merge_when_none_is_left(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
 ) -> None:
-    desk.start_again(max_shards_in_flight=1)
-    job_id = desk.shop.plan()
-    desk.advance(job_id)
-    assert sent(desk) == [("imgrec.embed_shard", (job_id, 0))]
-    desk.advance(job_id)
-    assert sent(desk) == []
-    desk.shop.embed(job_id)  # both shards, by hand
-    claim = desk.shop.jobs.shards.claim(job_id, 0, "me", 1000)
+    inline_worker.start_again(max_shards_in_flight=1)
+    job_id = inline_worker.toy.plan()
+    inline_worker.advance(job_id)
+    assert sent(inline_worker) == [("imgrec.embed_shard", (job_id, 0))]
+    inline_worker.advance(job_id)
+    assert sent(inline_worker) == []
+    inline_worker.toy.embed(job_id)  # both shards, by hand
+    claim = inline_worker.toy.jobs.shards.claim(job_id, 0, "me", 1000)
     assert claim is not None
-    desk.shop.jobs.shards.finish(claim, file="f", sha256="0", embedded=0, reused=0, failures=[])
-    desk.advance(job_id)
-    assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
+    inline_worker.toy.jobs.shards.finish(
+        claim, file="f", sha256="0", embedded=0, reused=0, failures=[]
+    )
+    inline_worker.advance(job_id)
+    assert sent(inline_worker) == [("imgrec.merge_shards", (job_id,))]
 
 
-def test_the_shard_of_a_dead_worker_is_sent_again(desk: InlineWorker) -> None:
-    job_id = desk.shop.plan()
-    desk.advance(job_id)
-    desk.messages.clear()
-    assert desk.shop.jobs.shards.claim(job_id, 1, "dead", -1)
-    reconcile(desk.resources)
-    assert sent(desk) == [("imgrec.embed_shard", (job_id, 1))]
+def test_the_shard_of_a_dead_worker_is_sent_again(inline_worker: InlineWorker) -> None:
+    job_id = inline_worker.toy.plan()
+    inline_worker.advance(job_id)
+    inline_worker.messages.clear()
+    assert inline_worker.toy.jobs.shards.claim(job_id, 1, "dead", -1)
+    reconcile(inline_worker.resources)
+    assert sent(inline_worker) == [("imgrec.embed_shard", (job_id, 1))]
 
 
 def test_lost_messages_are_sent_again_only_when_the_queue_is_empty(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconcile_module, "LOST_AFTER_S", -1.0)
-    job_id = desk.shop.plan()
-    desk.advance(job_id)
-    reconcile(desk.resources)  # both still lie there
-    assert len(sent(desk)) == 2
-    reconcile(desk.resources)
-    assert sent(desk) == [("imgrec.embed_shard", (job_id, n)) for n in (0, 1)]
+    job_id = inline_worker.toy.plan()
+    inline_worker.advance(job_id)
+    reconcile(inline_worker.resources)  # both still lie there
+    assert len(sent(inline_worker)) == 2
+    reconcile(inline_worker.resources)
+    assert sent(inline_worker) == [("imgrec.embed_shard", (job_id, n)) for n in (0, 1)]
 
 
-def test_a_lost_merge_is_sent_again(desk: InlineWorker) -> None:
-    job_id = desk.shop.plan()
-    desk.shop.embed(job_id)
-    reconcile(desk.resources)
-    assert sent(desk) == [("imgrec.merge_shards", (job_id,))]
-    assert desk.shop.jobs.claim_merge(job_id, "me", 1000)
-    reconcile(desk.resources)
-    assert sent(desk) == []  # an indexer holds it
+def test_a_lost_merge_is_sent_again(inline_worker: InlineWorker) -> None:
+    job_id = inline_worker.toy.plan()
+    inline_worker.toy.embed(job_id)
+    reconcile(inline_worker.resources)
+    assert sent(inline_worker) == [("imgrec.merge_shards", (job_id,))]
+    assert inline_worker.toy.jobs.claim_merge(job_id, "me", 1000)
+    reconcile(inline_worker.resources)
+    assert sent(inline_worker) == []  # an indexer holds it
 
 
 def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
 ) -> None:
     def create(lease_s: float) -> str:
-        return desk.shop.jobs.create(
-            desk.shop.root,
+        return inline_worker.toy.jobs.create(
+            inline_worker.toy.root,
             full=False,
             save_preprocessed=False,
             fingerprint=None,
@@ -88,35 +90,35 @@ def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(
         )
 
     writing, dead = create(1000), create(-1)
-    reconcile(desk.resources)
-    assert sent(desk) == []
-    assert desk.job(writing).state == "planned"
-    assert desk.job(dead).state == "failed"
+    reconcile(inline_worker.resources)
+    assert sent(inline_worker) == []
+    assert inline_worker.job(writing).state == "planned"
+    assert inline_worker.job(dead).state == "failed"
 
 
-def test_one_job_s_leftovers_do_not_take_another_s(desk: InlineWorker) -> None:
-    done, going = desk.rebuild(), desk.shop.plan()
-    folder = desk.shop.settings.jobs_dir
+def test_one_job_s_leftovers_do_not_take_another_s(inline_worker: InlineWorker) -> None:
+    done, going = inline_worker.rebuild(), inline_worker.toy.plan()
+    folder = inline_worker.toy.settings.jobs_dir
     for name in (done, going, "stranger"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    prune(desk.resources)
+    prune(inline_worker.resources)
     assert [child.name for child in folder.iterdir()] == [going]
 
 
 def test_the_files_of_a_job_that_is_created_meanwhile_stay(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs, folder = desk.resources.jobs, desk.shop.settings.jobs_dir
+    jobs, folder = inline_worker.resources.jobs, inline_worker.toy.settings.jobs_dir
     folder.mkdir(parents=True)
     open_jobs = jobs.open_jobs
 
     def open_jobs_and_create_one() -> list[Job]:
         open_before = open_jobs()
-        (folder / desk.shop.plan()).mkdir()
+        (folder / inline_worker.toy.plan()).mkdir()
         return open_before
 
     monkeypatch.setattr(jobs, "open_jobs", open_jobs_and_create_one)
-    prune(desk.resources)
+    prune(inline_worker.resources)
     assert [child.name for child in folder.iterdir()] == [job.id for job in open_jobs()]
 
 

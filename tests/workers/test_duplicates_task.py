@@ -20,35 +20,39 @@ from workers.routes import FIND_DUPLICATES
 
 def shapes(seed: int) -> Image.Image:
     """Draw an image that a hash can tell from others."""
-    dice = np.random.default_rng(seed)
-    coarse = Image.fromarray(dice.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
     return coarse.resize((240, 240), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
-def shop(desk: InlineWorker) -> InlineWorker:
+def shop(inline_worker: InlineWorker) -> InlineWorker:
     """A shop with five products and copies of two."""
-    root = desk.shop.root
+    root = inline_worker.toy.root
     for old in [*root.rglob("*.png")]:
         old.unlink()
     for number in range(5):
         shapes(number).save(root / f"{number}.png")
     (root / "0-copy.png").write_bytes((root / "0.png").read_bytes())
     shapes(1).resize((120, 120)).save(root / "1-small.jpg", quality=60)
-    desk.resources.batcher = Batcher(lambda images: desk.shop.embed_images(list(images)), 8)
-    desk.rebuild()
-    return desk
+    inline_worker.resources.batcher = Batcher(
+        lambda images: inline_worker.toy.embed_images(list(images)), 8
+    )
+    inline_worker.rebuild()
+    return inline_worker
 
 
-def search(desk: InlineWorker, threshold: float | None = 0.01) -> Search:
-    resources = desk.resources
+def search(inline_worker: InlineWorker, threshold: float | None = 0.01) -> Search:
+    resources = inline_worker.resources
     planned = resources.duplicates.plan(resources.versions.current().identity, threshold)
     task.find_duplicates(resources, planned.id)
     return resources.duplicates.get(planned.id)
 
 
-def kinds(desk: InlineWorker) -> dict[tuple[str, str], Kind]:
-    return {pair.key: pair.kind for pair in desk.resources.duplicates.published().result.pairs}
+def kinds(inline_worker: InlineWorker) -> dict[tuple[str, str], Kind]:
+    return {
+        pair.key: pair.kind for pair in inline_worker.resources.duplicates.published().result.pairs
+    }
 
 
 def test_copies_are_found_and_how_they_are_the_same_is_told(shop: InlineWorker) -> None:
@@ -59,12 +63,12 @@ def test_copies_are_found_and_how_they_are_the_same_is_told(shop: InlineWorker) 
     facts = shop.resources.duplicates.published().result.facts
     assert (facts["1-small.jpg"].width, facts["1.png"].width) == (120, 240)
     assert facts["0.png"] == facts["0-copy.png"]
-    assert facts["0.png"].bytes == (shop.shop.root / "0.png").stat().st_size
+    assert facts["0.png"].bytes == (shop.toy.root / "0.png").stat().st_size
 
 
 def test_a_file_that_has_changed_or_gone_is_not_compared(shop: InlineWorker) -> None:
-    shapes(77).save(shop.shop.root / "1-small.jpg")
-    (shop.shop.root / "2.png").unlink()
+    shapes(77).save(shop.toy.root / "1-small.jpg")
+    (shop.toy.root / "2.png").unlink()
     assert search(shop, 0.01).state == "done"
     read = shop.resources.duplicates.published().result.facts
     assert "1-small.jpg" not in read
@@ -109,9 +113,9 @@ def test_the_message_reaches_the_task(shop: InlineWorker) -> None:
 # -- queries
 
 
-def ask(desk: InlineWorker, **options: Any) -> dict[str, Any]:
-    data = (desk.shop.root / "0.png").read_bytes()
-    return query.query_image(desk.resources, data, 10, options)
+def ask(inline_worker: InlineWorker, **options: Any) -> dict[str, Any]:
+    data = (inline_worker.toy.root / "0.png").read_bytes()
+    return query.query_image(inline_worker.resources, data, 10, options)
 
 
 def ids(answer: dict[str, Any]) -> list[str]:
@@ -150,8 +154,8 @@ def test_the_groups_of_an_earlier_index_hold_for_what_has_not_changed_and_it_is_
     shop: InlineWorker,
 ) -> None:
     search(shop, 0.9)
-    shapes(1).resize((90, 90)).save(shop.shop.root / "1-small.jpg", quality=90)
-    shapes(50).save(shop.shop.root / "new.png")
+    shapes(1).resize((90, 90)).save(shop.toy.root / "1-small.jpg", quality=90)
+    shapes(50).save(shop.toy.root / "new.png")
     shop.rebuild()
     answer = ask(shop, collapse="duplicates")
     (warning,) = answer["warnings"]

@@ -23,9 +23,9 @@ from workers.resources import HOST
 class CountingEncoder:
     """The shop's encoder; counts images, and raises where a test says so."""
 
-    def __init__(self, shop: ToyPipeline) -> None:
-        self.dim = shop.dim
-        self.shop = shop
+    def __init__(self, toy: ToyPipeline) -> None:
+        self.dim = toy.dim
+        self.toy = toy
         self.images = 0
         self.error: Exception | None = None
 
@@ -33,161 +33,171 @@ class CountingEncoder:
         if self.error is not None:
             raise self.error
         self.images += len(images)
-        return self.shop.embed_images(list(images))
+        return self.toy.embed_images(list(images))
 
 
 @pytest.fixture
-def encoder(desk: InlineWorker) -> CountingEncoder:
-    encoder = CountingEncoder(desk.shop)
-    desk.start_again(encoder)
+def encoder(inline_worker: InlineWorker) -> CountingEncoder:
+    encoder = CountingEncoder(inline_worker.toy)
+    inline_worker.start_again(encoder)
     return encoder
 
 
-def shards(desk: InlineWorker, job_id: str) -> dict[int, dict[str, object]]:
-    with desk.shop.jobs._database.transaction() as tx:
+def shards(inline_worker: InlineWorker, job_id: str) -> dict[int, dict[str, object]]:
+    with inline_worker.toy.jobs._database.transaction() as tx:
         rows = tx.rows("SELECT n, state, attempts FROM shards WHERE job_id = ?", (job_id,))
     return {row["n"]: row for row in rows}
 
 
 def test_a_rebuild_runs_from_plan_to_published_index(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.rebuild()
-    assert desk.job(job_id).state == "published"
-    assert desk.progress(job_id).embedded == encoder.images == 20
-    assert desk.shop.versions.current().paths == sorted(
-        file.relative_to(desk.shop.root).as_posix() for file in desk.shop.root.rglob("*.png")
+    job_id = inline_worker.rebuild()
+    assert inline_worker.job(job_id).state == "published"
+    assert inline_worker.progress(job_id).embedded == encoder.images == 20
+    assert inline_worker.toy.versions.current().paths == sorted(
+        file.relative_to(inline_worker.toy.root).as_posix()
+        for file in inline_worker.toy.root.rglob("*.png")
     )
 
 
 def test_a_shard_delivered_again_costs_no_forward_pass(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     for _ in range(3):
-        embed(desk.resources, job_id, 0)
+        embed(inline_worker.resources, job_id, 0)
     assert encoder.images == 16
-    assert shards(desk, job_id)[0] == {"n": 0, "state": "done", "attempts": 1}
+    assert shards(inline_worker, job_id)[0] == {"n": 0, "state": "done", "attempts": 1}
 
 
 def test_a_shard_that_another_worker_holds_is_left_alone(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.shop.plan()
-    assert desk.shop.jobs.shards.claim(job_id, 0, "another", 1000)
-    embed(desk.resources, job_id, 0)
+    job_id = inline_worker.toy.plan()
+    assert inline_worker.toy.jobs.shards.claim(job_id, 0, "another", 1000)
+    embed(inline_worker.resources, job_id, 0)
     assert encoder.images == 0
 
 
 def test_a_shard_of_a_job_that_has_ended_is_not_touched(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.shop.plan()
-    desk.shop.jobs.cancel(job_id)
-    embed(desk.resources, job_id, 0)
+    job_id = inline_worker.toy.plan()
+    inline_worker.toy.jobs.cancel(job_id)
+    embed(inline_worker.resources, job_id, 0)
     assert encoder.images == 0
-    assert shards(desk, job_id)[0]["state"] == "pending"
+    assert shards(inline_worker, job_id)[0]["state"] == "pending"
 
 
 def test_known_content_is_reused_from_the_index_and_then_from_the_cache(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    desk.rebuild()
-    desk.memory.vectors.clear()
-    moved = desk.shop.root / "moved.png"
-    (desk.shop.root / "kind0/00.png").rename(moved)  # another path, the same content
-    job_id = desk.rebuild()
-    assert (desk.progress(job_id).embedded, desk.progress(job_id).reused) == (0, 20)
+    inline_worker.rebuild()
+    inline_worker.memory.vectors.clear()
+    moved = inline_worker.toy.root / "moved.png"
+    (inline_worker.toy.root / "kind0/00.png").rename(moved)  # another path, the same content
+    job_id = inline_worker.rebuild()
+    assert (inline_worker.progress(job_id).embedded, inline_worker.progress(job_id).reused) == (
+        0,
+        20,
+    )
 
-    desk.shop.draw("new.png", seed=90)
-    desk.rebuild()
+    inline_worker.toy.draw("new.png", seed=90)
+    inline_worker.rebuild()
     assert encoder.images == 21
-    content = (desk.shop.root / "new.png").read_bytes()
-    (desk.shop.root / "new.png").unlink()
-    desk.rebuild()  # out of the index, still in the cache
-    (desk.shop.root / "back.png").write_bytes(content)
-    desk.rebuild()
+    content = (inline_worker.toy.root / "new.png").read_bytes()
+    (inline_worker.toy.root / "new.png").unlink()
+    inline_worker.rebuild()  # out of the index, still in the cache
+    (inline_worker.toy.root / "back.png").write_bytes(content)
+    inline_worker.rebuild()
     assert encoder.images == 21
-    assert "back.png" in desk.shop.versions.current().paths
+    assert "back.png" in inline_worker.toy.versions.current().paths
 
 
 def test_full_embeds_again_what_index_and_cache_know(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    desk.rebuild()
-    job_id = desk.rebuild(full=True)
-    assert desk.progress(job_id).embedded == 20
+    inline_worker.rebuild()
+    job_id = inline_worker.rebuild(full=True)
+    assert inline_worker.progress(job_id).embedded == 20
     assert encoder.images == 40
 
 
-def test_bad_images_are_in_the_ledger_and_the_rest_is_published(desk: InlineWorker) -> None:
-    (desk.shop.root / "empty.png").touch()
-    (desk.shop.root / "text.jpg").write_text("text")
-    job_id = desk.rebuild()
-    assert desk.job(job_id).state == "published"
-    found = {failure.path: failure.stage for failure in desk.shop.jobs.failures(job_id)}
+def test_bad_images_are_in_the_ledger_and_the_rest_is_published(
+    inline_worker: InlineWorker,
+) -> None:
+    (inline_worker.toy.root / "empty.png").touch()
+    (inline_worker.toy.root / "text.jpg").write_text("text")
+    job_id = inline_worker.rebuild()
+    assert inline_worker.job(job_id).state == "published"
+    found = {failure.path: failure.stage for failure in inline_worker.toy.jobs.failures(job_id)}
     assert found == {"empty.png": "read", "text.jpg": "decode"}
-    assert len(desk.shop.versions.current().paths) == 20
+    assert len(inline_worker.toy.versions.current().paths) == 20
 
 
 def test_a_passing_error_costs_an_attempt_and_the_next_one_succeeds(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     encoder.error = RuntimeError("CUDA error")
-    embed(desk.resources, job_id, 0)
-    assert shards(desk, job_id)[0] == {"n": 0, "state": "pending", "attempts": 1}
-    assert not desk.messages  # the reconciler sends it after a pause; at once would be a hot loop
+    embed(inline_worker.resources, job_id, 0)
+    assert shards(inline_worker, job_id)[0] == {"n": 0, "state": "pending", "attempts": 1}
+    assert (
+        not inline_worker.messages
+    )  # the reconciler sends it after a pause; at once would be a hot loop
     encoder.error = None
-    desk.advance(job_id)
-    desk.work()
-    assert desk.job(job_id).state == "published"
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
 
 
 def test_an_error_that_persists_ends_the_job_with_its_reason(
-    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken_disk(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("pipeline.embed.shard_files.write_shard", broken_disk)
-    job_id = desk.shop.plan()
-    for _ in range(desk.resources.settings.shard_max_attempts):
-        embed(desk.resources, job_id, 0)
-        assert desk.job(job_id).open
-        assert "failed and is tried again" in str(desk.job(job_id).error)
-    embed(desk.resources, job_id, 0)
-    job = desk.job(job_id)
+    job_id = inline_worker.toy.plan()
+    for _ in range(inline_worker.resources.settings.shard_max_attempts):
+        embed(inline_worker.resources, job_id, 0)
+        assert inline_worker.job(job_id).open
+        assert "failed and is tried again" in str(inline_worker.job(job_id).error)
+    embed(inline_worker.resources, job_id, 0)
+    job = inline_worker.job(job_id)
     assert job.state == "failed"
     assert "shard 0 failed in 4 attempts" in str(job.error)
     assert "Input/output error" in str(job.error)
 
 
 def test_a_full_disk_is_waited_for_and_told_until_there_is_room(
-    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     with monkeypatch.context() as full:
         full.setattr("pipeline.embed.shard_files.write_shard", disk_full)
-        for _ in range(3 * desk.resources.settings.shard_max_attempts):
-            embed(desk.resources, job_id, 0)
-            assert desk.job(job_id).open
-        assert "No space left on device. Free space there" in str(desk.job(job_id).error)
-    desk.advance(job_id)
-    desk.work()
-    assert desk.job(job_id).state == "published"
-    assert desk.job(job_id).error is None
+        for _ in range(3 * inline_worker.resources.settings.shard_max_attempts):
+            embed(inline_worker.resources, job_id, 0)
+            assert inline_worker.job(job_id).open
+        assert "No space left on device. Free space there" in str(inline_worker.job(job_id).error)
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    assert inline_worker.job(job_id).error is None
 
 
 def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.shop.plan()
-    jobs = desk.shop.jobs
-    for _ in range(desk.resources.settings.shard_max_attempts):  # as many workers that died
+    job_id = inline_worker.toy.plan()
+    jobs = inline_worker.toy.jobs
+    for _ in range(
+        inline_worker.resources.settings.shard_max_attempts
+    ):  # as many workers that died
         assert jobs.shards.claim(job_id, 0, "dead", -1)
         assert jobs.shards.free_expired(job_id) == [0]
     claim = jobs.shards.claim(job_id, 0, "dead", -1)
@@ -195,43 +205,45 @@ def test_after_too_many_crashes_images_run_alone_and_the_bad_one_is_left_out(
     for _ in range(MAX_CRASHES):  # two more died while they worked on the sixth image alone
         jobs.shards.mark_started(claim, 5)
     jobs.shards.free_expired(job_id)
-    desk.advance(job_id)
-    desk.work()
-    assert desk.job(job_id).state == "published"
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
     (failure,) = jobs.failures(job_id)
     assert (failure.path, failure.stage) == (claim.images[5].path, "crash")
-    assert len(desk.shop.versions.current().paths) == 19
+    assert len(inline_worker.toy.versions.current().paths) == 19
 
 
-def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(desk: InlineWorker) -> None:
-    job_id = desk.shop.plan()
-    desk.resources.stopping.set()
-    embed(desk.resources, job_id, 0)
+def test_a_worker_asked_to_stop_gives_the_shard_back_without_an_attempt(
+    inline_worker: InlineWorker,
+) -> None:
+    job_id = inline_worker.toy.plan()
+    inline_worker.resources.stopping.set()
+    embed(inline_worker.resources, job_id, 0)
     # Back and already sent to the next worker.
-    assert shards(desk, job_id)[0] == {"n": 0, "state": "queued", "attempts": 0}
-    assert ("imgrec.embed_shard", (job_id, 0)) in desk.messages
+    assert shards(inline_worker, job_id)[0] == {"n": 0, "state": "queued", "attempts": 0}
+    assert ("imgrec.embed_shard", (job_id, 0)) in inline_worker.messages
 
 
 def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
-    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.start_again(lease_s=0.06, embed_batch_size=1)
-    job_id = desk.shop.plan()
+    inline_worker.start_again(lease_s=0.06, embed_batch_size=1)
+    job_id = inline_worker.toy.plan()
     cancelled = threading.Event()
     embed_images = encoder.embed_images
 
     def cancel_then_wait(images: Sequence[Image.Image]) -> np.ndarray:
         if not cancelled.is_set():
-            desk.shop.jobs.cancel(job_id)
+            inline_worker.toy.jobs.cancel(job_id)
             cancelled.set()
             threading.Event().wait(0.3)  # many beats: one of them tells the lease
         return embed_images(images)
 
     monkeypatch.setattr(encoder, "embed_images", cancel_then_wait)
-    embed(desk.resources, job_id, 0)
+    embed(inline_worker.resources, job_id, 0)
     assert encoder.images < 16
-    assert desk.progress(job_id).embedded == 0
-    assert desk.job(job_id).state == "cancelled"
+    assert inline_worker.progress(job_id).embedded == 0
+    assert inline_worker.job(job_id).state == "cancelled"
 
 
 @pytest.mark.parametrize(
@@ -243,52 +255,52 @@ def test_a_job_cancelled_within_a_shard_stops_it_and_records_nothing(
     ],
 )
 def test_a_worker_that_cannot_load_its_model_ends_the_job_before_any_shard_runs(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
 ) -> None:
     def cannot(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("workers.resources.build_embedder", cannot)
-    job_id = desk.rebuild()
-    assert desk.job(job_id).state == state
-    assert all(shard["attempts"] == 0 for shard in shards(desk, job_id).values())
+    job_id = inline_worker.rebuild()
+    assert inline_worker.job(job_id).state == state
+    assert all(shard["attempts"] == 0 for shard in shards(inline_worker, job_id).values())
     if state == "failed":
-        assert str(error) in str(desk.job(job_id).error)
-        assert HOST in str(desk.job(job_id).error)
+        assert str(error) in str(inline_worker.job(job_id).error)
+        assert HOST in str(inline_worker.job(job_id).error)
 
 
 def test_a_server_that_the_model_needs_is_waited_for_and_told(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unavailable(*_: object) -> None:
         raise ServerUnavailable("The hub does not answer.")
 
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     with monkeypatch.context() as patch:
         patch.setattr("workers.resources.build_embedder", unavailable)
-        for _ in range(3 * desk.resources.settings.shard_max_attempts):
-            embed(desk.resources, job_id, 0)
-    assert desk.job(job_id).error == "The hub does not answer."
-    assert shards(desk, job_id)[0]["attempts"] == 0
-    desk.advance(job_id)
-    desk.work()
-    assert desk.job(job_id).state == "published"
+        for _ in range(3 * inline_worker.resources.settings.shard_max_attempts):
+            embed(inline_worker.resources, job_id, 0)
+    assert inline_worker.job(job_id).error == "The hub does not answer."
+    assert shards(inline_worker, job_id)[0]["attempts"] == 0
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
 
 
 def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_is_unhealthy(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.shop.plan()
-    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
-    healthy = desk.resources
-    desk.start_again(preprocess_size=(64, 64))
-    misconfigured = desk.resources
-    desk.advance(job_id)
+    job_id = inline_worker.toy.plan()
+    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    healthy = inline_worker.resources
+    inline_worker.start_again(preprocess_size=(64, 64))
+    misconfigured = inline_worker.resources
+    inline_worker.advance(job_id)
     for _ in range(9):  # it takes each message first
-        task, args = desk.messages.popleft()
+        task, args = inline_worker.messages.popleft()
         assert task == "imgrec.embed_shard"
         embed(misconfigured, *args)
-    job = desk.job(job_id)
+    job = inline_worker.job(job_id)
     assert job.open
     assert "64x64" in str(job.error)
     (problem,) = misconfigured.watchdog.failures()
@@ -296,116 +308,118 @@ def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_i
     assert "cannot do this job" in problem
     assert encoder.images == 0
 
-    desk.resources = healthy
-    desk.work()
-    assert (desk.job(job_id).state, desk.job(job_id).error) == ("published", None)
+    inline_worker.resources = healthy
+    inline_worker.work()
+    assert (inline_worker.job(job_id).state, inline_worker.job(job_id).error) == ("published", None)
     assert healthy.watchdog.failures() == []
-    assert all(shard["attempts"] == 1 for shard in shards(desk, job_id).values())
+    assert all(shard["attempts"] == 1 for shard in shards(inline_worker, job_id).values())
     # What was refused before counts no more: the job has moved since.
-    assert desk.shop.jobs.add_refusal(job_id, "another:1", "It cannot.", 60).workers == 1
+    assert inline_worker.toy.jobs.add_refusal(job_id, "another:1", "It cannot.", 60).workers == 1
 
 
 def test_a_job_that_every_live_worker_refuses_fails_with_the_reason_of_the_last(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
 ) -> None:
-    job_id = desk.shop.plan()
-    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
-    desk.start_again(preprocess_size=(64, 64))
-    embed(desk.resources, job_id, 0)
-    assert desk.job(job_id).open
-    desk.shop.jobs.add_refusal(job_id, "another:1", "It cannot.", 60)
-    desk.join_s = 1000
-    embed(desk.resources, job_id, 0)
-    assert desk.job(job_id).open  # a third may still join
-    desk.join_s = 0
-    embed(desk.resources, job_id, 0)
-    job = desk.job(job_id)
+    job_id = inline_worker.toy.plan()
+    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    inline_worker.start_again(preprocess_size=(64, 64))
+    embed(inline_worker.resources, job_id, 0)
+    assert inline_worker.job(job_id).open
+    inline_worker.toy.jobs.add_refusal(job_id, "another:1", "It cannot.", 60)
+    inline_worker.join_s = 1000
+    embed(inline_worker.resources, job_id, 0)
+    assert inline_worker.job(job_id).open  # a third may still join
+    inline_worker.join_s = 0
+    embed(inline_worker.resources, job_id, 0)
+    job = inline_worker.job(job_id)
     assert job.state == "failed"
     assert "64x64" in str(job.error)
 
 
 def test_a_job_at_which_a_worker_is_at_work_is_not_failed_by_those_that_refuse_it(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
 ) -> None:
-    job_id = desk.shop.plan()
-    assert desk.shop.jobs.shards.claim(job_id, 1, "silent", 1000)
-    desk.start_again(preprocess_size=(64, 64))
+    job_id = inline_worker.toy.plan()
+    assert inline_worker.toy.jobs.shards.claim(job_id, 1, "silent", 1000)
+    inline_worker.start_again(preprocess_size=(64, 64))
     for _ in range(9):
-        embed(desk.resources, job_id, 0)
-    assert desk.job(job_id).state == "running"
+        embed(inline_worker.resources, job_id, 0)
+    assert inline_worker.job(job_id).state == "running"
 
 
 def test_a_refused_shard_is_sent_back_at_once_and_the_worker_pauses(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = desk.shop.plan()
-    desk.start_again(preprocess_size=(64, 64))
-    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    job_id = inline_worker.toy.plan()
+    inline_worker.start_again(preprocess_size=(64, 64))
+    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
     sent: list[list[object]] = []
-    monkeypatch.setattr(desk, "pause_for_others", lambda stopping: sent.append([*desk.messages]))
-    embed(desk.resources, job_id, 0)
+    monkeypatch.setattr(
+        inline_worker, "pause_for_others", lambda stopping: sent.append([*inline_worker.messages])
+    )
+    embed(inline_worker.resources, job_id, 0)
     assert sent == [[("imgrec.embed_shard", (job_id, 0))]]
 
 
 def test_a_worker_that_can_do_the_next_job_is_healthy_again(
-    desk: InlineWorker, tmp_path: Path
+    inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
-    job_id = desk.shop.plan()
-    desk.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
-    desk.shop.root.rename(tmp_path / "elsewhere")  # a disk that is not mounted yet
-    embed(desk.resources, job_id, 0)
-    assert str(desk.shop.root) in "".join(desk.resources.watchdog.failures())
-    (tmp_path / "elsewhere").rename(desk.shop.root)
-    desk.work()
-    assert desk.job(job_id).state == "published"
-    assert desk.resources.watchdog.failures() == []
+    job_id = inline_worker.toy.plan()
+    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    inline_worker.toy.root.rename(tmp_path / "elsewhere")  # a disk that is not mounted yet
+    embed(inline_worker.resources, job_id, 0)
+    assert str(inline_worker.toy.root) in "".join(inline_worker.resources.watchdog.failures())
+    (tmp_path / "elsewhere").rename(inline_worker.toy.root)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    assert inline_worker.resources.watchdog.failures() == []
 
 
 def test_a_folder_that_the_worker_cannot_see_ends_the_job(
-    desk: InlineWorker, tmp_path: Path
+    inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
-    job_id = desk.shop.plan()
-    desk.shop.root.rename(tmp_path / "elsewhere")
-    desk.advance(job_id)
-    desk.work()
-    job = desk.job(job_id)
+    job_id = inline_worker.toy.plan()
+    inline_worker.toy.root.rename(tmp_path / "elsewhere")
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    job = inline_worker.job(job_id)
     assert job.state == "failed"
-    assert str(desk.shop.root) in str(job.error)
-    assert desk.shop.jobs.failures(job_id) == []  # not one failure an image
+    assert str(inline_worker.toy.root) in str(job.error)
+    assert inline_worker.toy.jobs.failures(job_id) == []  # not one failure an image
 
 
 def test_a_worker_opens_no_folder_outside_of_its_own_roots(
-    desk: InlineWorker, tmp_path: Path
+    inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
-    job_id = desk.shop.plan()  # by a command line that has no such setting
-    desk.start_again(image_roots=str(tmp_path / "only-here"))
-    desk.advance(job_id)
-    desk.work()
-    assert desk.job(job_id).state == "failed"
-    assert "outside of IMAGE_ROOTS" in str(desk.job(job_id).error)
+    job_id = inline_worker.toy.plan()  # by a command line that has no such setting
+    inline_worker.start_again(image_roots=str(tmp_path / "only-here"))
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "failed"
+    assert "outside of IMAGE_ROOTS" in str(inline_worker.job(job_id).error)
 
 
 def test_a_worker_of_another_model_mixes_nothing_and_names_both_sides(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    job_id = desk.shop.plan()
-    desk.start_again(preprocess_size=(64, 64))
-    desk.advance(job_id)
-    desk.work()
-    error = str(desk.job(job_id).error)
+    job_id = inline_worker.toy.plan()
+    inline_worker.start_again(preprocess_size=(64, 64))
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    error = str(inline_worker.job(job_id).error)
     assert "64x64" in error
     assert "224x224" in error
     assert encoder.images == 0
 
 
-def test_what_the_model_saw_is_kept_for_each_product(desk: InlineWorker) -> None:
+def test_what_the_model_saw_is_kept_for_each_product(inline_worker: InlineWorker) -> None:
     for name in ("shoe.jpg", "shoe.png", "shoe.JPG"):  # three products
-        desk.shop.draw(name, seed=len(name) + ord(name[-1]))
-    job_id = desk.shop.plan(save_preprocessed=True)
-    desk.advance(job_id)
-    desk.work()
-    assert desk.job(job_id).state == "published"
-    folder = desk.resources.settings.data_dir / "preprocessed"
+        inline_worker.toy.draw(name, seed=len(name) + ord(name[-1]))
+    job_id = inline_worker.toy.plan(save_preprocessed=True)
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    folder = inline_worker.resources.settings.data_dir / "preprocessed"
     kept = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.jpg"))
     assert len(kept) == 23
     assert {"shoe.jpg", "shoe.png.jpg", "shoe.JPG.jpg"} <= set(kept)
@@ -414,109 +428,116 @@ def test_what_the_model_saw_is_kept_for_each_product(desk: InlineWorker) -> None
 
 
 def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
-    desk: InlineWorker, tmp_path: Path
+    inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
-    folder = desk.resources.settings.data_dir / "preprocessed"
+    folder = inline_worker.resources.settings.data_dir / "preprocessed"
     folder.mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     (folder / "kind0").symlink_to(tmp_path / "outside")
-    job_id = desk.shop.plan(save_preprocessed=True)
-    desk.advance(job_id)
-    desk.work()
+    job_id = inline_worker.toy.plan(save_preprocessed=True)
+    inline_worker.advance(job_id)
+    inline_worker.work()
     assert list((tmp_path / "outside").iterdir()) == []
-    stages = {failure.stage for failure in desk.shop.jobs.failures(job_id)}
+    stages = {failure.stage for failure in inline_worker.toy.jobs.failures(job_id)}
     assert stages == {"save"}
-    assert desk.job(job_id).state == "published"
+    assert inline_worker.job(job_id).state == "published"
 
 
 def test_a_database_that_is_away_is_a_log_line_and_no_crash(
-    desk: InlineWorker, caplog: pytest.LogCaptureFixture
+    inline_worker: InlineWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
 
     class Away:
         def get(self, job_id: str) -> None:
             raise ServerUnavailable("The database is away.")
 
-    desk.resources.jobs = Away()
-    embed(desk.resources, job_id, 0)
+    inline_worker.resources.jobs = Away()
+    embed(inline_worker.resources, job_id, 0)
     assert f"Shard 0 of job {job_id}: The database is away." in caplog.text
 
 
 def test_a_result_that_the_database_never_takes_ends_the_job_with_the_reason(
-    desk: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one whose encoding cannot hold the name of a broken image."""
 
     def refuse(*_: object, **__: object) -> None:
         raise WrongUse("The database cannot hold this text.")
 
-    job_id = desk.shop.plan()
+    job_id = inline_worker.toy.plan()
     monkeypatch.setattr("pipeline.store.shards.Shards.finish", refuse)
-    for _ in range(desk.resources.settings.shard_max_attempts):
-        embed(desk.resources, job_id, 0)
-        assert shards(desk, job_id)[0]["state"] == "pending"
-    embed(desk.resources, job_id, 0)
-    assert desk.job(job_id).state == "failed"
-    assert "cannot hold this text" in str(desk.job(job_id).error)
+    for _ in range(inline_worker.resources.settings.shard_max_attempts):
+        embed(inline_worker.resources, job_id, 0)
+        assert shards(inline_worker, job_id)[0]["state"] == "pending"
+    embed(inline_worker.resources, job_id, 0)
+    assert inline_worker.job(job_id).state == "failed"
+    assert "cannot hold this text" in str(inline_worker.job(job_id).error)
 
 
-def warned(desk: InlineWorker, job_id: str) -> set[str]:
-    failures = desk.shop.jobs.failures(job_id)
+def warned(inline_worker: InlineWorker, job_id: str) -> set[str]:
+    failures = inline_worker.toy.jobs.failures(job_id)
     assert all("blank" in failure.reason and failure.warning for failure in failures)
     return {failure.path for failure in failures}
 
 
 def test_a_blank_image_is_warned_of_in_each_rebuild_however_its_vector_comes(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    blank = desk.shop.root / "kind0" / "blank.png"
+    blank = inline_worker.toy.root / "kind0" / "blank.png"
     Image.new("RGB", (64, 64), "white").save(blank)
-    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}
-    unchanged = desk.rebuild()
-    assert (warned(desk, unchanged), desk.progress(unchanged).embedded) == ({"kind0/blank.png"}, 0)
-    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}  # from job to job
-    os.utime(blank, ns=(1, 1))
-    assert warned(desk, desk.rebuild()) == {"kind0/blank.png"}
-    (desk.shop.root / "copy.png").write_bytes(blank.read_bytes())
-    images = encoder.images
-    copied = desk.rebuild()
-    assert warned(desk, copied) == {"copy.png", "kind0/blank.png"}
-    assert encoder.images == images + 1
-    (desk.shop.root / "kind1" / "copy.png").write_bytes(
-        (desk.shop.root / "kind0" / "00.png").read_bytes()
+    assert warned(inline_worker, inline_worker.rebuild()) == {"kind0/blank.png"}
+    unchanged = inline_worker.rebuild()
+    assert (warned(inline_worker, unchanged), inline_worker.progress(unchanged).embedded) == (
+        {"kind0/blank.png"},
+        0,
     )
-    assert desk.progress(desk.rebuild()).embedded == 0  # a vector without a warning is reused
+    assert warned(inline_worker, inline_worker.rebuild()) == {"kind0/blank.png"}  # from job to job
+    os.utime(blank, ns=(1, 1))
+    assert warned(inline_worker, inline_worker.rebuild()) == {"kind0/blank.png"}
+    (inline_worker.toy.root / "copy.png").write_bytes(blank.read_bytes())
+    images = encoder.images
+    copied = inline_worker.rebuild()
+    assert warned(inline_worker, copied) == {"copy.png", "kind0/blank.png"}
+    assert encoder.images == images + 1
+    (inline_worker.toy.root / "kind1" / "copy.png").write_bytes(
+        (inline_worker.toy.root / "kind0" / "00.png").read_bytes()
+    )
+    assert (
+        inline_worker.progress(inline_worker.rebuild()).embedded == 0
+    )  # a vector without a warning is reused
     blank.unlink()
-    assert warned(desk, desk.rebuild()) == {"copy.png"}
-    assert warned(desk, desk.rebuild(full=True)) == {"copy.png"}
+    assert warned(inline_worker, inline_worker.rebuild()) == {"copy.png"}
+    assert warned(inline_worker, inline_worker.rebuild(full=True)) == {"copy.png"}
 
 
 def test_a_file_that_changes_after_the_listing_is_read_again_by_the_next_rebuild(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    file = desk.shop.root / "kind0" / "00.png"
-    job_id = desk.shop.plan()
-    desk.shop.draw("kind0/00.png", seed=999)
-    desk.advance(job_id)
-    desk.work()
-    version = desk.shop.versions.current()
+    file = inline_worker.toy.root / "kind0" / "00.png"
+    job_id = inline_worker.toy.plan()
+    inline_worker.toy.draw("kind0/00.png", seed=999)
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    version = inline_worker.toy.versions.current()
     row = list(version.paths).index("kind0/00.png")
     assert version.sha256[row].decode() == sha256(file.read_bytes())  # whole, as it was then
     assert version.files[row][1] != file.stat().st_mtime_ns
-    desk.rebuild()
-    version = desk.shop.versions.current()
+    inline_worker.rebuild()
+    version = inline_worker.toy.versions.current()
     assert version.files[row][1] == file.stat().st_mtime_ns
 
 
 def test_a_file_that_is_still_being_written_is_a_failure_until_it_is_whole(
-    desk: InlineWorker, encoder: CountingEncoder
+    inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
-    whole = (desk.shop.root / "kind0" / "00.png").read_bytes()
-    file = desk.shop.root / "new.png"
+    whole = (inline_worker.toy.root / "kind0" / "00.png").read_bytes()
+    file = inline_worker.toy.root / "new.png"
     file.write_bytes(whole[: len(whole) // 2])
-    assert [failure.path for failure in desk.shop.jobs.failures(desk.rebuild())] == ["new.png"]
+    assert [
+        failure.path for failure in inline_worker.toy.jobs.failures(inline_worker.rebuild())
+    ] == ["new.png"]
     with file.open("ab") as stream:
         stream.write(whole[len(whole) // 2 :])
-    assert desk.shop.jobs.failures(desk.rebuild()) == []
-    assert "new.png" in desk.shop.versions.current().paths
+    assert inline_worker.toy.jobs.failures(inline_worker.rebuild()) == []
+    assert "new.png" in inline_worker.toy.versions.current().paths

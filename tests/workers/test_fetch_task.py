@@ -36,50 +36,50 @@ def server() -> Iterator[FeedServer]:
 
 
 @pytest.fixture
-def desk(settings: Settings, tmp_path: Path, server: FeedServer) -> FeedDesk:
+def inline_worker(settings: Settings, tmp_path: Path, server: FeedServer) -> FeedDesk:
     return FeedDesk(settings.model_copy(update={"shard_size": 20}), tmp_path, server)
 
 
-def failures(desk: FeedDesk, job: Job) -> dict[str, tuple[str, str, bool]]:
-    found = desk.resources.jobs.failures(job.id)
+def failures(inline_worker: FeedDesk, job: Job) -> dict[str, tuple[str, str, bool]]:
+    found = inline_worker.resources.jobs.failures(job.id)
     return {f.path: (f.stage, f.reason, f.warning) for f in found}
 
 
-def test_a_feed_becomes_an_index_whose_matches_are_products(desk: FeedDesk) -> None:
-    desk.import_products(desk.draw_products(25, each=2))
-    job = desk.rebuild_feed()
+def test_a_feed_becomes_an_index_whose_matches_are_products(inline_worker: FeedDesk) -> None:
+    inline_worker.import_products(inline_worker.draw_products(25, each=2))
+    job = inline_worker.rebuild_feed()
     assert (job.state, job.root, job.stage, job.error) == ("published", "feed:shop", "", None)
-    paths = desk.indexed()
+    paths = inline_worker.indexed()
     assert len(paths) == 50
     assert paths[:2] == ["SKU-000/image-1.png", "SKU-000/image-2.png"]
-    progress = desk.progress(job.id)
+    progress = inline_worker.progress(job.id)
     assert (progress.images, progress.looked_at, progress.embedded) == (50, 50, 50)
     assert (progress.fetched, progress.unchanged, progress.skipped) == (50, 0, 0)
-    catalogue = desk.resources.products.catalogue()
+    catalogue = inline_worker.resources.products.catalogue()
     assert {catalogue.product_of(path) for path in paths} == {f"SKU-{n:03d}" for n in range(25)}
     assert catalogue.facts("SKU-007") == {"title": "Product SKU-007"}
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "/etc", "ä ö", "a.b.jpg", "..", "x/", "C:\\y"])
-def test_an_id_of_any_form_names_its_own_images_only(desk: FeedDesk, name: str) -> None:
-    ((_, urls), other) = desk.draw_products(2)
-    desk.import_products([(name, urls), other])
-    assert desk.rebuild_feed().state == "published"
-    catalogue = desk.resources.products.catalogue()
-    owners = Counter(catalogue.product_of(path) for path in desk.indexed())
+def test_an_id_of_any_form_names_its_own_images_only(inline_worker: FeedDesk, name: str) -> None:
+    ((_, urls), other) = inline_worker.draw_products(2)
+    inline_worker.import_products([(name, urls), other])
+    assert inline_worker.rebuild_feed().state == "published"
+    catalogue = inline_worker.resources.products.catalogue()
+    owners = Counter(catalogue.product_of(path) for path in inline_worker.indexed())
     assert owners == {name: 1, "SKU-001": 1}
 
 
 def test_a_second_rebuild_asks_and_downloads_nothing_that_has_not_changed(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    desk.import_products(desk.draw_products(12))
-    first = desk.rebuild_feed()
+    inline_worker.import_products(inline_worker.draw_products(12))
+    first = inline_worker.rebuild_feed()
     server.requests.clear()
     server.put("/3-0.png", picture(999), etag='"new"')
     server.put("/4-0.png", picture(40), etag='"a new tag, the same image"')
-    job = desk.rebuild_feed()
-    progress = desk.progress(job.id)
+    job = inline_worker.rebuild_feed()
+    progress = inline_worker.progress(job.id)
     assert (progress.fetched, progress.unchanged) == (1, 11)
     assert (progress.embedded, progress.reused) == (1, 11)
     assert job.index_version != first.index_version
@@ -87,44 +87,46 @@ def test_a_second_rebuild_asks_and_downloads_nothing_that_has_not_changed(
     assert all("if-none-match" in headers for _, _, headers in server.requests)
 
 
-def test_nothing_changed_publishes_no_new_version(desk: FeedDesk) -> None:
-    desk.import_products(desk.draw_products(5))
-    assert desk.rebuild_feed().index_version == desk.rebuild_feed().index_version
+def test_nothing_changed_publishes_no_new_version(inline_worker: FeedDesk) -> None:
+    inline_worker.import_products(inline_worker.draw_products(5))
+    assert inline_worker.rebuild_feed().index_version == inline_worker.rebuild_feed().index_version
 
 
-def test_a_full_rebuild_downloads_everything_again(desk: FeedDesk, server: FeedServer) -> None:
-    desk.import_products(desk.draw_products(5))
-    desk.rebuild_feed()
+def test_a_full_rebuild_downloads_everything_again(
+    inline_worker: FeedDesk, server: FeedServer
+) -> None:
+    inline_worker.import_products(inline_worker.draw_products(5))
+    inline_worker.rebuild_feed()
     server.requests.clear()
-    job = desk.rebuild_feed(full=True)
-    assert desk.progress(job.id).embedded == 5
+    job = inline_worker.rebuild_feed(full=True)
+    assert inline_worker.progress(job.id).embedded == 5
     assert len(server.requests) == 5
     assert not any("if-none-match" in headers for _, _, headers in server.requests)
 
 
 def test_what_was_asked_a_moment_ago_need_not_be_asked_again(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    desk.import_products(desk.draw_products(5))
-    desk.rebuild_feed()
+    inline_worker.import_products(inline_worker.draw_products(5))
+    inline_worker.rebuild_feed()
     server.requests.clear()
-    desk.start_again(fetch_recheck_s=3600)
-    job = desk.rebuild_feed()
+    inline_worker.start_again(fetch_recheck_s=3600)
+    job = inline_worker.rebuild_feed()
     assert server.requests == []
-    assert desk.progress(job.id).unchanged == 5
+    assert inline_worker.progress(job.id).unchanged == 5
 
 
 def test_each_failed_address_is_a_failure_with_its_status(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    products = desk.draw_products(4, each=2)
+    products = inline_worker.draw_products(4, each=2)
     server.put("/1-1.png", status=404)
     server.put("/2-0.png", b"<html>" + b" " * 999)
     server.put("/3-0.png", picture(1), headers={"X-Robots-Tag": "noai"})
-    desk.import_products(products)
-    job = desk.rebuild_feed()
+    inline_worker.import_products(products)
+    job = inline_worker.rebuild_feed()
     assert job.state == "published"
-    assert failures(desk, job) == {
+    assert failures(inline_worker, job) == {
         "SKU-001/image-2": ("fetch", f"{server.url('/1-1.png')}: status 404", False),
         "SKU-002/image-1": (
             "fetch",
@@ -137,145 +139,158 @@ def test_each_failed_address_is_a_failure_with_its_status(
             False,
         ),
     }
-    progress = desk.progress(job.id)
+    progress = inline_worker.progress(job.id)
     assert (progress.images, progress.looked_at, progress.skipped) == (8, 8, 3)
-    assert len(desk.indexed()) == 5
+    assert len(inline_worker.indexed()) == 5
 
 
 def test_an_image_that_is_not_available_now_stays_as_it_was_with_a_warning(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    desk.start_again(fetch_attempts=1)
-    desk.import_products(desk.draw_products(3))
-    first = desk.rebuild_feed()
+    inline_worker.start_again(fetch_attempts=1)
+    inline_worker.import_products(inline_worker.draw_products(3))
+    first = inline_worker.rebuild_feed()
     server.put("/1-0.png", status=503)
     server.put("/2-0.png", status=410)
-    job = desk.rebuild_feed()
-    found = failures(desk, job)
+    job = inline_worker.rebuild_feed()
+    found = failures(inline_worker, job)
     stage, reason, warning = found["SKU-001/image-1.png"]
     assert (stage, warning) == ("fetch", True)
     assert reason.endswith("status 503; the image that was fetched before is used")
     assert found["SKU-002/image-1"][2] is False
-    assert desk.indexed() == ["SKU-000/image-1.png", "SKU-001/image-1.png"]
+    assert inline_worker.indexed() == ["SKU-000/image-1.png", "SKU-001/image-1.png"]
     assert job.index_version != first.index_version
 
 
-def test_a_feed_without_any_image_publishes_nothing(desk: FeedDesk, server: FeedServer) -> None:
-    desk.import_products([("A", [server.url("/gone.png")])])
-    job = desk.rebuild_feed()
+def test_a_feed_without_any_image_publishes_nothing(
+    inline_worker: FeedDesk, server: FeedServer
+) -> None:
+    inline_worker.import_products([("A", [server.url("/gone.png")])])
+    job = inline_worker.rebuild_feed()
     assert job.state == "failed"
     assert "No image of the feed could be fetched" in str(job.error)
-    assert list(failures(desk, job)) == ["A/image-1"]
+    assert list(failures(inline_worker, job)) == ["A/image-1"]
 
 
-def test_products_that_share_an_image_fetch_it_once(desk: FeedDesk, server: FeedServer) -> None:
+def test_products_that_share_an_image_fetch_it_once(
+    inline_worker: FeedDesk, server: FeedServer
+) -> None:
     url = server.put("/same.png", picture(1))
-    desk.import_products([("A", [url]), ("B", [url])])
-    desk.rebuild_feed()
+    inline_worker.import_products([("A", [url]), ("B", [url])])
+    inline_worker.rebuild_feed()
     assert server.counts() == {"/same.png": 1}
-    assert desk.indexed() == ["A/image-1.png", "B/image-1.png"]
+    assert inline_worker.indexed() == ["A/image-1.png", "B/image-1.png"]
 
 
-def test_a_feed_is_known_by_its_name(desk: FeedDesk) -> None:
-    first, second = desk.draw_products(2)
-    desk.import_products([first], "summer")
-    desk.import_products([second], "winter")
-    desk.rebuild_feed("winter")
-    assert desk.indexed() == ["SKU-001/image-1.png"]
+def test_a_feed_is_known_by_its_name(inline_worker: FeedDesk) -> None:
+    first, second = inline_worker.draw_products(2)
+    inline_worker.import_products([first], "summer")
+    inline_worker.import_products([second], "winter")
+    inline_worker.rebuild_feed("winter")
+    assert inline_worker.indexed() == ["SKU-001/image-1.png"]
     with pytest.raises(NotFound, match=r"no feed 'spring'.*Feeds: summer, winter"):
-        desk.plan_feed("spring")
-    desk.import_products([("SKU-000", [])], "stock")
+        inline_worker.plan_feed("spring")
+    inline_worker.import_products([("SKU-000", [])], "stock")
     with pytest.raises(WrongUse, match="lists no address"):
-        desk.plan_feed("stock")
+        inline_worker.plan_feed("stock")
 
 
-def test_replaced_products_leave_the_next_index(desk: FeedDesk) -> None:
-    products = desk.draw_products(4)
-    desk.import_products(products)
-    desk.rebuild_feed()
-    desk.import_products(products[:2], replace=True)
-    desk.rebuild_feed()
-    assert desk.indexed() == ["SKU-000/image-1.png", "SKU-001/image-1.png"]
+def test_replaced_products_leave_the_next_index(inline_worker: FeedDesk) -> None:
+    products = inline_worker.draw_products(4)
+    inline_worker.import_products(products)
+    inline_worker.rebuild_feed()
+    inline_worker.import_products(products[:2], replace=True)
+    inline_worker.rebuild_feed()
+    assert inline_worker.indexed() == ["SKU-000/image-1.png", "SKU-001/image-1.png"]
 
 
-def test_a_feed_imported_while_it_is_fetched_waits_for_the_next_rebuild(desk: FeedDesk) -> None:
-    products = desk.draw_products(3)
-    desk.import_products(products[:2])
-    job_id = desk.plan_feed()
-    desk.advance(job_id)
-    desk.import_products(products)
-    desk.work()
-    assert "imported again" in failures(desk, desk.job(job_id))["SKU-002/image-1"][1]
-    desk.rebuild_feed()
-    assert len(desk.indexed()) == 3
+def test_a_feed_imported_while_it_is_fetched_waits_for_the_next_rebuild(
+    inline_worker: FeedDesk,
+) -> None:
+    products = inline_worker.draw_products(3)
+    inline_worker.import_products(products[:2])
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
+    inline_worker.import_products(products)
+    inline_worker.work()
+    assert (
+        "imported again" in failures(inline_worker, inline_worker.job(job_id))["SKU-002/image-1"][1]
+    )
+    inline_worker.rebuild_feed()
+    assert len(inline_worker.indexed()) == 3
 
 
-def test_a_job_shows_that_it_fetches_and_counts_addresses_then_images(desk: FeedDesk) -> None:
-    desk.import_products(desk.draw_products(30))
-    job_id = desk.plan_feed()
-    assert (desk.job(job_id).state, desk.job(job_id).stage) == ("planned", "fetching")
-    assert desk.progress(job_id).images == 30
-    desk.advance(job_id)
-    task, args = desk.messages.popleft()
+def test_a_job_shows_that_it_fetches_and_counts_addresses_then_images(
+    inline_worker: FeedDesk,
+) -> None:
+    inline_worker.import_products(inline_worker.draw_products(30))
+    job_id = inline_worker.plan_feed()
+    assert (inline_worker.job(job_id).state, inline_worker.job(job_id).stage) == (
+        "planned",
+        "fetching",
+    )
+    assert inline_worker.progress(job_id).images == 30
+    inline_worker.advance(job_id)
+    task, args = inline_worker.messages.popleft()
     assert task == FETCH_SHARD
 
-    fetch.fetch(desk.resources, *args)
-    job, progress = desk.job(job_id), desk.progress(job_id)
+    fetch.fetch(inline_worker.resources, *args)
+    job, progress = inline_worker.job(job_id), inline_worker.progress(job_id)
     assert (job.state, job.stage, job.plan_done) == ("running", "fetching", False)
     assert 0 < progress.looked_at == progress.fetched < progress.images == 30
-    (listed, counted) = desk.resources.jobs.list_with_progress()[0]
+    (listed, counted) = inline_worker.resources.jobs.list_with_progress()[0]
     assert (listed.stage, counted) == ("fetching", progress)
-    desk.work()
-    assert desk.job(job_id).state == "published"
-    assert desk.resources.jobs.list_with_progress()[0][1] == desk.progress(job_id)
-    assert desk.resources.jobs.statistics()["images"]["embedded"] == 30
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    assert inline_worker.resources.jobs.list_with_progress()[0][1] == inline_worker.progress(job_id)
+    assert inline_worker.resources.jobs.statistics()["images"]["embedded"] == 30
 
 
 def test_messages_in_any_order_and_number_index_each_image_once(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    desk.import_products(desk.draw_products(45))
-    job_id = desk.plan_feed()
-    desk.advance(job_id)
+    inline_worker.import_products(inline_worker.draw_products(45))
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
     for n in range(6):  # also of shards that there are not, or not yet
-        desk.send(EMBED_SHARD, job_id, n)
-        desk.send(FETCH_SHARD, job_id, n)
-        desk.send(PLAN_FETCHED, job_id)
-        desk.send(MERGE_SHARDS, job_id)
-    desk.messages.extend(desk.messages)
-    desk.messages.reverse()
-    desk.work()
-    assert desk.job(job_id).state == "published"
+        inline_worker.send(EMBED_SHARD, job_id, n)
+        inline_worker.send(FETCH_SHARD, job_id, n)
+        inline_worker.send(PLAN_FETCHED, job_id)
+        inline_worker.send(MERGE_SHARDS, job_id)
+    inline_worker.messages.extend(inline_worker.messages)
+    inline_worker.messages.reverse()
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
     assert set(server.counts().values()) == {1}
-    assert len(desk.indexed()) == 45
+    assert len(inline_worker.indexed()) == 45
 
 
 def test_lost_messages_of_every_stage_are_sent_again(
-    desk: FeedDesk, monkeypatch: pytest.MonkeyPatch
+    inline_worker: FeedDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.reconcile.LOST_AFTER_S", 0.0)
-    desk.import_products(desk.draw_products(10))
-    job_id = desk.plan_feed()
+    inline_worker.import_products(inline_worker.draw_products(10))
+    job_id = inline_worker.plan_feed()
     lost: set[str] = set()
-    while desk.job(job_id).open:
+    while inline_worker.job(job_id).open:
         for keep in (False, True):
             time.sleep(0.01)  # a queued shard is lost a moment after it was queued
-            reconcile(desk.resources)
+            reconcile(inline_worker.resources)
             if not keep:
-                lost |= {task for task, _ in desk.messages}
-            elif desk.messages:
-                run_next(desk.resources, desk)
-            desk.messages.clear()
-    assert desk.job(job_id).state == "published"
+                lost |= {task for task, _ in inline_worker.messages}
+            elif inline_worker.messages:
+                run_next(inline_worker.resources, inline_worker)
+            inline_worker.messages.clear()
+    assert inline_worker.job(job_id).state == "published"
     assert lost == {FETCH_SHARD, PLAN_FETCHED, EMBED_SHARD, MERGE_SHARDS}
 
 
 def test_who_takes_over_a_shard_asks_for_nothing_that_was_recorded(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    desk.import_products(desk.draw_products(10))
-    job_id = desk.plan_feed()
-    jobs = desk.resources.jobs
+    inline_worker.import_products(inline_worker.draw_products(10))
+    job_id = inline_worker.plan_feed()
+    jobs = inline_worker.resources.jobs
     (n,) = jobs.shards.next_window(job_id, 1)
     claim = jobs.shards.claim(job_id, n, "dead", -1, "fetch")  # its lease has ended
     assert claim is not None
@@ -285,33 +300,35 @@ def test_who_takes_over_a_shard_asks_for_nothing_that_was_recorded(
     def die(handler: BaseHTTPRequestHandler) -> None:
         raise OSError
 
-    desk.start_again(fetch_attempts=1)
+    inline_worker.start_again(fetch_attempts=1)
     server.put("/5-0.png", answer=die)
 
-    fetch.fetch(desk.resources, job_id, n)
+    fetch.fetch(inline_worker.resources, job_id, n)
     server.pages |= broken
     assert jobs.progress(job_id).shards_done == 1
-    jobs_row = desk.resources.feeds.known(claim.urls)
+    jobs_row = inline_worker.resources.feeds.known(claim.urls)
     assert Counter(row.outcome for row in jobs_row.values()) == {"fetched": 9, "failed": 1}
-    with desk.resources.database.transaction() as tx:  # as if the worker had died before its end
+    with (
+        inline_worker.resources.database.transaction() as tx
+    ):  # as if the worker had died before its end
         tx.rows("UPDATE shards SET state = 'pending', lease_until = 0 WHERE job_id = ?", (job_id,))
     server.requests.clear()
-    fetch.fetch(desk.resources, job_id, n)
+    fetch.fetch(inline_worker.resources, job_id, n)
     assert server.requests == []
-    desk.work()
-    assert len(desk.indexed()) == 9
+    inline_worker.work()
+    assert len(inline_worker.indexed()) == 9
 
 
 def test_a_planner_that_died_leaves_nothing_that_is_indexed_twice(
-    desk: FeedDesk, monkeypatch: pytest.MonkeyPatch
+    inline_worker: FeedDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.rebuild.plan.SHARDS_AT_ONCE", 1)
-    desk.import_products(desk.draw_products(40))
-    job_id = desk.plan_feed()
-    desk.advance(job_id)
-    while desk.messages[0][0] == FETCH_SHARD:
-        run_next(desk.resources, desk)
-    jobs = desk.resources.jobs
+    inline_worker.import_products(inline_worker.draw_products(40))
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
+    while inline_worker.messages[0][0] == FETCH_SHARD:
+        run_next(inline_worker.resources, inline_worker)
+    jobs = inline_worker.resources.jobs
     dead = jobs.claim_plan(job_id, "dead", 1000)
     assert dead is not None
     jobs.shards.add(job_id, [(dead.first, "embed", [["x.png", 1, 1, "0" * 64]])], [], 0, "dead")
@@ -319,96 +336,101 @@ def test_a_planner_that_died_leaves_nothing_that_is_indexed_twice(
 
     with pytest.raises(PlanLost):
         jobs.shards.add(job_id, [(90, "embed", [["y.png", 1, 1, "0" * 64]])], [], 1000, "dead")
-    with desk.resources.database.transaction() as tx:
+    with inline_worker.resources.database.transaction() as tx:
         tx.rows("UPDATE jobs SET lease_until = 0 WHERE id = ?", (job_id,))
-    desk.work()
-    assert desk.job(job_id).state == "published"
-    assert len(desk.indexed()) == 40
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    assert len(inline_worker.indexed()) == 40
 
 
-def test_a_file_that_vanished_is_fetched_again(desk: FeedDesk, server: FeedServer) -> None:
-    desk.import_products(desk.draw_products(3))
-    desk.rebuild_feed()
-    files = sorted(desk.resources.settings.fetched_dir.glob("??/??/*"))
+def test_a_file_that_vanished_is_fetched_again(inline_worker: FeedDesk, server: FeedServer) -> None:
+    inline_worker.import_products(inline_worker.draw_products(3))
+    inline_worker.rebuild_feed()
+    files = sorted(inline_worker.resources.settings.fetched_dir.glob("??/??/*"))
     assert len(files) == 3
     files[0].unlink()
     server.requests.clear()
-    job = desk.rebuild_feed()
+    job = inline_worker.rebuild_feed()
     assert job.state == "published"
-    assert len(sorted(desk.resources.settings.fetched_dir.glob("??/??/*"))) == 3
+    assert len(sorted(inline_worker.resources.settings.fetched_dir.glob("??/??/*"))) == 3
     conditional = ["if-none-match" in headers for _, _, headers in server.requests]
     assert Counter(conditional) == {True: 2, False: 1}
 
 
 def test_a_retry_asks_again_and_indexes_what_has_come_since(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    products = desk.draw_products(3)
+    products = inline_worker.draw_products(3)
     good = server.pages["/1-0.png"]
     server.put("/1-0.png", status=404)
-    desk.import_products(products)
-    job = desk.rebuild_feed()
+    inline_worker.import_products(products)
+    job = inline_worker.rebuild_feed()
     server.pages["/1-0.png"] = good
-    resources = desk.resources
+    resources = inline_worker.resources
     retry_id = plan_retry(
         job.id, resources.settings, resources.jobs, resources.versions, resources.feeds
     )
-    desk.advance(retry_id)
-    desk.work()
-    progress = desk.progress(retry_id)
+    inline_worker.advance(retry_id)
+    inline_worker.work()
+    progress = inline_worker.progress(retry_id)
     assert (progress.fetched, progress.unchanged, progress.reused) == (1, 2, 2)
-    assert len(desk.indexed()) == 3
+    assert len(inline_worker.indexed()) == 3
 
 
-def test_a_cancelled_job_stops_fetching(desk: FeedDesk, server: FeedServer) -> None:
-    desk.import_products(desk.draw_products(30))
-    job_id = desk.plan_feed()
-    desk.advance(job_id)
-    desk.resources.jobs.cancel(job_id)
-    desk.work()
-    assert desk.job(job_id).state == "cancelled"
+def test_a_cancelled_job_stops_fetching(inline_worker: FeedDesk, server: FeedServer) -> None:
+    inline_worker.import_products(inline_worker.draw_products(30))
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
+    inline_worker.resources.jobs.cancel(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "cancelled"
     assert server.requests == []
 
 
 def test_a_full_disk_waits_and_loses_nothing(
-    desk: FeedDesk, monkeypatch: pytest.MonkeyPatch
+    inline_worker: FeedDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.import_products(desk.draw_products(3))
-    job_id = desk.plan_feed()
-    desk.advance(job_id)
+    inline_worker.import_products(inline_worker.draw_products(3))
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
     with monkeypatch.context() as patch:
 
         def full(*args: object) -> str:
-            raise OSError(28, "No space left on device", str(desk.resources.settings.fetched_dir))
+            raise OSError(
+                28, "No space left on device", str(inline_worker.resources.settings.fetched_dir)
+            )
 
         patch.setattr(FetchedFiles, "put", full)
-        desk.work()
-    job = desk.job(job_id)
+        inline_worker.work()
+    job = inline_worker.job(job_id)
     assert job.open
     assert "full" in str(job.error) or "space" in str(job.error)
-    reconcile(desk.resources)
-    desk.work()
-    assert desk.job(job_id).state == "published"
-    assert desk.job(job_id).error is None
+    reconcile(inline_worker.resources)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    assert inline_worker.job(job_id).error is None
 
 
-def test_query_workers_show_the_images_of_a_feed(desk: FeedDesk) -> None:
-    desk.import_products(desk.draw_products(2))
-    desk.rebuild_feed()
-    version = desk.resources.versions.current().name
-    found = query.thumbnails(desk.resources, version, ["SKU-000/image-1.png", "other.png"])
+def test_query_workers_show_the_images_of_a_feed(inline_worker: FeedDesk) -> None:
+    inline_worker.import_products(inline_worker.draw_products(2))
+    inline_worker.rebuild_feed()
+    version = inline_worker.resources.versions.current().name
+    found = query.thumbnails(inline_worker.resources, version, ["SKU-000/image-1.png", "other.png"])
     assert list(found) == ["SKU-000/image-1.png"]
     assert base64.b64decode(found["SKU-000/image-1.png"]).startswith(b"\xff\xd8")
-    assert query.product_image(desk.resources, "SKU-001", 64)["filename"] == "SKU-001/image-1.png"
+    assert (
+        query.product_image(inline_worker.resources, "SKU-001", 64)["filename"]
+        == "SKU-001/image-1.png"
+    )
 
 
 def test_files_that_nothing_leads_to_are_pruned_when_they_are_old(
-    desk: FeedDesk, server: FeedServer
+    inline_worker: FeedDesk, server: FeedServer
 ) -> None:
-    products = desk.draw_products(4)
-    desk.import_products(products)
-    desk.rebuild_feed()
-    folder = desk.resources.settings.fetched_dir
+    products = inline_worker.draw_products(4)
+    inline_worker.import_products(products)
+    inline_worker.rebuild_feed()
+    folder = inline_worker.resources.settings.fetched_dir
     files = FetchedFiles(folder)
 
     def on_disk() -> int:
@@ -418,40 +440,42 @@ def test_files_that_nothing_leads_to_are_pruned_when_they_are_old(
         for file in folder.glob("??/??/*"):
             os.utime(file, (1, 1))
 
-    desk.import_products(products[:1], replace=True)
+    inline_worker.import_products(products[:1], replace=True)
     make_old()
-    assert prune(desk.resources).fetched_files == 0  # the version still has them
-    for number in range(desk.resources.settings.keep_versions):
+    assert prune(inline_worker.resources).fetched_files == 0  # the version still has them
+    for number in range(inline_worker.resources.settings.keep_versions):
         server.put("/0-0.png", picture(1000 + number))
-        desk.rebuild_feed()
-    assert on_disk() == desk.resources.settings.keep_versions  # each publication prunes
+        inline_worker.rebuild_feed()
+    assert on_disk() == inline_worker.resources.settings.keep_versions  # each publication prunes
     orphan = files.path(files.put(picture(5000)))
     os.utime(orphan, (1, 1))
-    would = prune(desk.resources, dry_run=True)
+    would = prune(inline_worker.resources, dry_run=True)
     assert (would.fetched_files, would.fetched_bytes) == (1, orphan.stat().st_size)
-    assert prune(desk.resources).fetched_files == 1
+    assert prune(inline_worker.resources).fetched_files == 1
     assert not orphan.exists()
-    for version in desk.resources.versions.versions():
+    for version in inline_worker.resources.versions.versions():
         assert all(files.has(digest.decode()) for digest in version.sha256)
-    assert desk.rebuild_feed().state == "published"
+    assert inline_worker.rebuild_feed().state == "published"
 
 
-def test_a_file_that_nothing_leads_to_yet_is_not_pruned(desk: FeedDesk) -> None:
-    files = FetchedFiles(desk.resources.settings.fetched_dir)
+def test_a_file_that_nothing_leads_to_yet_is_not_pruned(inline_worker: FeedDesk) -> None:
+    files = FetchedFiles(inline_worker.resources.settings.fetched_dir)
     digest = files.put(picture(1))
-    assert prune(desk.resources).fetched_files == 0
+    assert prune(inline_worker.resources).fetched_files == 0
     os.utime(files.path(digest), (1, 1))
     files.put(picture(1))  # fetched again: about to be recorded
-    assert prune(desk.resources).fetched_files == 0
+    assert prune(inline_worker.resources).fetched_files == 0
     assert files.has(digest)
 
 
-def test_duplicates_are_found_in_the_index_of_a_feed(desk: FeedDesk, server: FeedServer) -> None:
-    products = desk.draw_products(3)
+def test_duplicates_are_found_in_the_index_of_a_feed(
+    inline_worker: FeedDesk, server: FeedServer
+) -> None:
+    products = inline_worker.draw_products(3)
     products.append(("COPY", [server.put("/copy.png", picture(10))]))
-    desk.import_products(products)
-    desk.rebuild_feed()
-    resources = desk.resources
+    inline_worker.import_products(products)
+    inline_worker.rebuild_feed()
+    resources = inline_worker.resources
     search = resources.duplicates.plan(resources.versions.current().identity, 0.99)
     duplicates.find_duplicates(resources, search.id)
     found = resources.duplicates.published().result
@@ -459,13 +483,13 @@ def test_duplicates_are_found_in_the_index_of_a_feed(desk: FeedDesk, server: Fee
     assert found.facts["COPY/image-1.png"].width == 24
 
 
-def test_a_folder_is_rebuilt_as_before_beside_feeds(desk: FeedDesk) -> None:
-    shop: ToyPipeline = desk.shop
+def test_a_folder_is_rebuilt_as_before_beside_feeds(inline_worker: FeedDesk) -> None:
+    toy: ToyPipeline = inline_worker.toy
     for number in range(5):
-        shop.draw(f"{number}.png", number)
-    desk.import_products(desk.draw_products(3))
-    desk.rebuild_feed()
-    job_id = desk.rebuild()
-    assert desk.job(job_id).state == "published"
-    assert desk.progress(job_id).embedded == 5
-    assert desk.job(job_id).form == 1
+        toy.draw(f"{number}.png", number)
+    inline_worker.import_products(inline_worker.draw_products(3))
+    inline_worker.rebuild_feed()
+    job_id = inline_worker.rebuild()
+    assert inline_worker.job(job_id).state == "published"
+    assert inline_worker.progress(job_id).embedded == 5
+    assert inline_worker.job(job_id).form == 1

@@ -42,16 +42,18 @@ def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 
 @pytest.fixture
-def desk(settings: Settings, tmp_path: Path, server: FeedServer) -> FeedDesk:
-    desk = FeedDesk(settings, tmp_path, server)
-    desk.start_again(artifacts_url=ADDRESS)
-    return desk
+def inline_worker(settings: Settings, tmp_path: Path, server: FeedServer) -> FeedDesk:
+    inline_worker = FeedDesk(settings, tmp_path, server)
+    inline_worker.start_again(artifacts_url=ADDRESS)
+    return inline_worker
 
 
-def host(desk: FeedDesk, tmp_path: Path, name: str) -> Resources:
+def host(inline_worker: FeedDesk, tmp_path: Path, name: str) -> Resources:
     """A host with a data folder of its own."""
-    settings = desk.resources.settings.model_copy(update={"data_dir": tmp_path / name})
-    return Resources(settings, desk, cache=desk.memory, clip=desk.resources.clip)
+    settings = inline_worker.resources.settings.model_copy(update={"data_dir": tmp_path / name})
+    return Resources(
+        settings, inline_worker, cache=inline_worker.memory, clip=inline_worker.resources.clip
+    )
 
 
 def fetched(store: ObjectStore) -> list[str]:
@@ -59,18 +61,18 @@ def fetched(store: ObjectStore) -> list[str]:
 
 
 def test_one_host_fetches_another_embeds_and_a_third_shows(
-    desk: FeedDesk, store: ObjectStore, tmp_path: Path
+    inline_worker: FeedDesk, store: ObjectStore, tmp_path: Path
 ) -> None:
-    hosts = {queue: host(desk, tmp_path, queue) for queue in ("fetch", "embed", "index")}
-    desk.import_products(desk.draw_products(12))
-    job_id = desk.plan_feed()
-    desk.advance(job_id)
-    while desk.messages:
-        assert run_next(hosts[QUEUE_OF[desk.messages[0][0]]], desk)
-    assert desk.job(job_id).state == "published"
+    hosts = {queue: host(inline_worker, tmp_path, queue) for queue in ("fetch", "embed", "index")}
+    inline_worker.import_products(inline_worker.draw_products(12))
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
+    while inline_worker.messages:
+        assert run_next(hosts[QUEUE_OF[inline_worker.messages[0][0]]], inline_worker)
+    assert inline_worker.job(job_id).state == "published"
     assert len(fetched(store)) == 12
     assert not list(tmp_path.glob("*/fetched"))
-    third = host(desk, tmp_path, "query")
+    third = host(inline_worker, tmp_path, "query")
     version = third.versions.current()
     assert len(version.paths) == 12
     shown = query.thumbnails(third, version.name, ["SKU-003/image-1.png"])
@@ -78,52 +80,52 @@ def test_one_host_fetches_another_embeds_and_a_third_shows(
 
 
 def test_the_next_rebuild_finds_what_was_fetched(
-    desk: FeedDesk, store: ObjectStore, server: FeedServer
+    inline_worker: FeedDesk, store: ObjectStore, server: FeedServer
 ) -> None:
-    desk.import_products(desk.draw_products(4))
-    desk.rebuild_feed()
+    inline_worker.import_products(inline_worker.draw_products(4))
+    inline_worker.rebuild_feed()
     server.requests.clear()
     server.put("/2-0.png", picture(77), etag='"new"')
-    job = desk.rebuild_feed()
-    progress = desk.progress(job.id)
+    job = inline_worker.rebuild_feed()
+    progress = inline_worker.progress(job.id)
     assert (progress.fetched, progress.unchanged, progress.reused) == (1, 3, 3)
     assert sum("if-none-match" in headers for _, _, headers in server.requests) == 4
     assert len(fetched(store)) == 5
 
 
 def test_a_store_that_is_away_is_waited_for(
-    desk: FeedDesk, store: ObjectStore, server: FeedServer, monkeypatch: pytest.MonkeyPatch
+    inline_worker: FeedDesk, store: ObjectStore, server: FeedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.import_products(desk.draw_products(4))
-    job_id = desk.plan_feed()
-    desk.advance(job_id)
+    inline_worker.import_products(inline_worker.draw_products(4))
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
 
     def away(*args: object) -> None:
         raise ServerUnavailable(f"The store {ADDRESS} does not answer: no connection.")
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "put", away)
-        desk.work()
-    job = desk.job(job_id)
+        inline_worker.work()
+    job = inline_worker.job(job_id)
     assert job.open
     assert job.error == f"The store {ADDRESS} does not answer: no connection."
     for _ in range(3):
-        reconcile(desk.resources)
-        desk.work()
-    assert desk.job(job_id).state == "published"
+        reconcile(inline_worker.resources)
+        inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
     assert len(fetched(store)) == 4
 
 
 def test_objects_that_neither_a_feed_nor_a_version_leads_to_are_pruned(
-    desk: FeedDesk, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inline_worker: FeedDesk, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    products = desk.draw_products(4)
-    desk.import_products(products)
-    desk.rebuild_feed()
-    desk.import_products(products[:1], replace=True)
+    products = inline_worker.draw_products(4)
+    inline_worker.import_products(products)
+    inline_worker.rebuild_feed()
+    inline_worker.import_products(products[:1], replace=True)
     store.put(f"fetched/ab/{'ab' * 32}", b"of nobody")
     monkeypatch.setattr("pipeline.images.fetched.LEAST_AGE_S", -60)
-    other = host(desk, tmp_path, "other")  # which has no copy of any version
+    other = host(inline_worker, tmp_path, "other")  # which has no copy of any version
     assert prune(other, dry_run=True).fetched_files == 1
     assert prune(other).fetched_files == 1
     assert len(fetched(store)) == 4  # the version has them

@@ -16,8 +16,8 @@ from workers.reconcile import advance
 TABLES = ("jobs", "shards", "failures", "suspects", "shard_timings", "refusals")
 
 
-def rows(desk: InlineWorker) -> dict[str, int]:
-    with desk.resources.database.transaction(read_only=True) as tx:
+def rows(inline_worker: InlineWorker) -> dict[str, int]:
+    with inline_worker.resources.database.transaction(read_only=True) as tx:
         return {
             table: int(tx.rows(f"SELECT COUNT(*) AS n FROM {table}")[0]["n"]) for table in TABLES
         }
@@ -36,24 +36,24 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def ids(desk: InlineWorker) -> list[str]:
-    return [job.id for job, _ in desk.resources.jobs.list_with_progress(limit=1000)]
+def ids(inline_worker: InlineWorker) -> list[str]:
+    return [job.id for job, _ in inline_worker.resources.jobs.list_with_progress(limit=1000)]
 
 
-def bounded(desk: InlineWorker, n_rebuilds: int) -> list[dict[str, int]]:
+def bounded(inline_worker: InlineWorker, n_rebuilds: int) -> list[dict[str, int]]:
     """Rebuild so often, each time another photo and one that is broken; measure on the way."""
-    (desk.shop.root / "broken.png").write_bytes(b"no image")
+    (inline_worker.toy.root / "broken.png").write_bytes(b"no image")
     measures = []
     for number in range(n_rebuilds):
-        desk.shop.draw("kind0/00.png", seed=1000 + number)
-        desk.rebuild()
+        inline_worker.toy.draw("kind0/00.png", seed=1000 + number)
+        inline_worker.rebuild()
         if number in (n_rebuilds // 4, n_rebuilds - 1):
-            counts = rows(desk)
+            counts = rows(inline_worker)
             measures.append(
                 {
                     "rebuilds": number + 1,
                     **counts,
-                    "bytes": folder_bytes(desk.shop.settings.data_dir),
+                    "bytes": folder_bytes(inline_worker.toy.settings.data_dir),
                     "rss": rss_bytes(),
                     "open_files": open_files(),
                 }
@@ -62,23 +62,23 @@ def bounded(desk: InlineWorker, n_rebuilds: int) -> list[dict[str, int]]:
 
 
 def test_rows_files_and_versions_stay_within_their_bounds_over_many_rebuilds(
-    desk: InlineWorker,
+    inline_worker: InlineWorker,
 ) -> None:
-    desk.start_again(keep_jobs=5)
-    first, last = bounded(desk, 40)
+    inline_worker.start_again(keep_jobs=5)
+    first, last = bounded(inline_worker, 40)
     for measure in (first, last):
-        assert measure["jobs"] <= 5 + desk.shop.settings.keep_versions
+        assert measure["jobs"] <= 5 + inline_worker.toy.settings.keep_versions
         assert measure["failures"] <= measure["jobs"]
         assert measure["shards"] <= 2 * measure["jobs"]
     assert {table: last[table] for table in TABLES} == {table: first[table] for table in TABLES}
-    assert len(desk.shop.versions.versions()) == desk.shop.settings.keep_versions
+    assert len(inline_worker.toy.versions.versions()) == inline_worker.toy.settings.keep_versions
     assert last["open_files"] <= first["open_files"]
 
 
 @pytest.mark.slow
-def test_two_thousand_rebuilds_grow_nothing(desk: InlineWorker) -> None:
-    desk.start_again(keep_jobs=100)
-    first, last = bounded(desk, 2000)
+def test_two_thousand_rebuilds_grow_nothing(inline_worker: InlineWorker) -> None:
+    inline_worker.start_again(keep_jobs=100)
+    first, last = bounded(inline_worker, 2000)
     print(f"\n{first}\n{last}")
     assert {table: last[table] for table in TABLES} == {table: first[table] for table in TABLES}
     assert last["bytes"] <= 1.1 * first["bytes"]
@@ -86,65 +86,69 @@ def test_two_thousand_rebuilds_grow_nothing(desk: InlineWorker) -> None:
     assert last["open_files"] <= first["open_files"]
 
 
-def test_a_dry_run_names_what_the_next_run_deletes_and_deletes_nothing(desk: InlineWorker) -> None:
+def test_a_dry_run_names_what_the_next_run_deletes_and_deletes_nothing(
+    inline_worker: InlineWorker,
+) -> None:
     for number in range(6):
-        desk.shop.draw("kind0/00.png", seed=1000 + number)
-        desk.rebuild()
-    desk.start_again(keep_jobs=1, keep_versions=2)
-    before, all_ids = rows(desk), ids(desk)
-    plan = prune(desk.resources, dry_run=True)
-    assert rows(desk) == before
+        inline_worker.toy.draw("kind0/00.png", seed=1000 + number)
+        inline_worker.rebuild()
+    inline_worker.start_again(keep_jobs=1, keep_versions=2)
+    before, all_ids = rows(inline_worker), ids(inline_worker)
+    plan = prune(inline_worker.resources, dry_run=True)
+    assert rows(inline_worker) == before
     assert plan.versions == ["v0004"]
-    pruned = prune(desk.resources)
+    pruned = prune(inline_worker.resources)
     # Before v0004 was deleted, the dry run still protected its job.
     assert set(plan.jobs) <= set(pruned.jobs)
     assert pruned.versions == plan.versions
-    assert ids(desk) == [job for job in all_ids if job not in pruned.jobs]
-    assert len(ids(desk)) == 2  # of the two versions that a rollback may need
+    assert ids(inline_worker) == [job for job in all_ids if job not in pruned.jobs]
+    assert len(ids(inline_worker)) == 2  # of the two versions that a rollback may need
 
 
-def test_rows_count_as_well_as_jobs_and_the_newest_job_stays_whole(desk: InlineWorker) -> None:
+def test_rows_count_as_well_as_jobs_and_the_newest_job_stays_whole(
+    inline_worker: InlineWorker,
+) -> None:
     for number in range(3):
-        desk.shop.draw("kind0/00.png", seed=1000 + number)
-        desk.rebuild()
+        inline_worker.toy.draw("kind0/00.png", seed=1000 + number)
+        inline_worker.rebuild()
     broken = [Failure(f"{number}.png", "decode", "no image") for number in range(50)]
-    jobs = desk.resources.jobs
-    for job_id in ids(desk):
+    jobs = inline_worker.resources.jobs
+    for job_id in ids(inline_worker):
         jobs.shards.add(job_id, [], broken, 60)
-    newest, *older = ids(desk)
+    newest, *older = ids(inline_worker)
     assert jobs.prunable(1000, 60, set()).keys() == set(older)
     assert jobs.prunable(1000, 110, set()).keys() == {older[-1]}
     assert jobs.prunable(1, 1, set()).keys() == set(older)
     assert newest not in jobs.prunable(1, 1, set())
 
 
-def test_jobs_that_an_open_one_must_know_of_stay(desk: InlineWorker) -> None:
+def test_jobs_that_an_open_one_must_know_of_stay(inline_worker: InlineWorker) -> None:
     """By these rows an older job sees that a newer one has published, and does not replace it."""
-    desk.rebuild()
-    going = desk.shop.plan()
-    advance(desk.resources, going)
+    inline_worker.rebuild()
+    going = inline_worker.toy.plan()
+    advance(inline_worker.resources, going)
     for number in range(8):
-        desk.shop.draw("kind0/00.png", seed=1000 + number)
-        desk.shop.rebuild()
-    desk.start_again(keep_jobs=1)
-    newer = ids(desk)[:8]
-    prune(desk.resources)
-    assert set(newer) <= set(ids(desk))
-    assert going in ids(desk)
-    desk.work()
-    assert desk.job(going).state == "failed"
-    assert "has already published" in str(desk.job(going).error)
-    prune(desk.resources)
-    assert len(ids(desk)) <= 1 + desk.shop.settings.keep_versions
+        inline_worker.toy.draw("kind0/00.png", seed=1000 + number)
+        inline_worker.toy.rebuild()
+    inline_worker.start_again(keep_jobs=1)
+    newer = ids(inline_worker)[:8]
+    prune(inline_worker.resources)
+    assert set(newer) <= set(ids(inline_worker))
+    assert going in ids(inline_worker)
+    inline_worker.work()
+    assert inline_worker.job(going).state == "failed"
+    assert "has already published" in str(inline_worker.job(going).error)
+    prune(inline_worker.resources)
+    assert len(ids(inline_worker)) <= 1 + inline_worker.toy.settings.keep_versions
 
 
-def test_a_job_that_a_worker_still_holds_stays(desk: InlineWorker) -> None:
-    job_id = desk.shop.plan()
-    (n,) = desk.shop.jobs.shards.next_window(job_id, 1)[:1]
-    assert desk.shop.jobs.shards.claim(job_id, n, "slow", 1000) is not None
-    desk.shop.jobs.cancel(job_id)
+def test_a_job_that_a_worker_still_holds_stays(inline_worker: InlineWorker) -> None:
+    job_id = inline_worker.toy.plan()
+    (n,) = inline_worker.toy.jobs.shards.next_window(job_id, 1)[:1]
+    assert inline_worker.toy.jobs.shards.claim(job_id, n, "slow", 1000) is not None
+    inline_worker.toy.jobs.cancel(job_id)
     for number in range(4):
-        desk.shop.draw("kind0/00.png", seed=1000 + number)
-        desk.rebuild()
-    assert job_id not in desk.resources.jobs.prunable(1, 1, set())
-    assert desk.resources.jobs.prunable(1, 1, set())
+        inline_worker.toy.draw("kind0/00.png", seed=1000 + number)
+        inline_worker.rebuild()
+    assert job_id not in inline_worker.resources.jobs.prunable(1, 1, set())
+    assert inline_worker.resources.jobs.prunable(1, 1, set())

@@ -93,56 +93,58 @@ def test_a_process_has_one_object_of_resources_made_from_its_settings(
         set_process_resources(None)
 
 
-def test_the_embedder_of_a_shard_follows_the_settings(desk: InlineWorker) -> None:
-    desk.start_again(embed_batch_size=7, max_image_pixels=1000, preprocess_bg_color=(1, 2, 3))
-    embedder = desk.resources.embedder
+def test_the_embedder_of_a_shard_follows_the_settings(inline_worker: InlineWorker) -> None:
+    inline_worker.start_again(
+        embed_batch_size=7, max_image_pixels=1000, preprocess_bg_color=(1, 2, 3)
+    )
+    embedder = inline_worker.resources.embedder
     assert (embedder.batch_size, embedder.threads, embedder.bg_color) == (7, 1, (1, 2, 3))
     assert embedder.limits.max_pixels == 1000
-    assert desk.resources.embedder is embedder
+    assert inline_worker.resources.embedder is embedder
 
 
-def known(desk: InlineWorker, reuse: bool = True) -> KnownVectors:
-    return desk.resources.reusable_vectors(reuse=reuse)
+def known(inline_worker: InlineWorker, reuse: bool = True) -> KnownVectors:
+    return inline_worker.resources.reusable_vectors(reuse=reuse)
 
 
-def test_vectors_of_the_published_version_are_known_by_content(desk: InlineWorker) -> None:
-    assert known(desk).get("0" * 64) is None  # nothing is published yet
-    desk.rebuild()
-    desk.memory.vectors.clear()
-    version = desk.shop.versions.current()
+def test_vectors_of_the_published_version_are_known_by_content(inline_worker: InlineWorker) -> None:
+    assert known(inline_worker).get("0" * 64) is None  # nothing is published yet
+    inline_worker.rebuild()
+    inline_worker.memory.vectors.clear()
+    version = inline_worker.toy.versions.current()
     for row in (0, 7, 19):
-        digest = sha256((desk.shop.root / version.paths[row]).read_bytes())
-        assert np.array_equal(known(desk).get(digest), version.vectors[row])
-    assert known(desk).get("0" * 64) is None
-    assert known(desk).get("f" * 64) is None
-    assert known(desk, reuse=False).get(digest) is None
+        digest = sha256((inline_worker.toy.root / version.paths[row]).read_bytes())
+        assert np.array_equal(known(inline_worker).get(digest), version.vectors[row])
+    assert known(inline_worker).get("0" * 64) is None
+    assert known(inline_worker).get("f" * 64) is None
+    assert known(inline_worker, reuse=False).get(digest) is None
 
 
-def test_vectors_of_another_kind_are_not_known(desk: InlineWorker) -> None:
-    desk.rebuild()
-    digest = sha256((desk.shop.root / "kind0/04.png").read_bytes())
-    desk.start_again(preprocess_size=(64, 64))
-    assert known(desk).get(digest) is None
+def test_vectors_of_another_kind_are_not_known(inline_worker: InlineWorker) -> None:
+    inline_worker.rebuild()
+    digest = sha256((inline_worker.toy.root / "kind0/04.png").read_bytes())
+    inline_worker.start_again(preprocess_size=(64, 64))
+    assert known(inline_worker).get(digest) is None
 
 
-def test_a_broken_version_lends_no_vectors_and_stops_no_work(desk: InlineWorker) -> None:
-    desk.rebuild()
-    (desk.shop.settings.index_dir / "v0001" / "vectors.npy").write_bytes(b"short")
-    vectors = known(desk)
+def test_a_broken_version_lends_no_vectors_and_stops_no_work(inline_worker: InlineWorker) -> None:
+    inline_worker.rebuild()
+    (inline_worker.toy.settings.index_dir / "v0001" / "vectors.npy").write_bytes(b"short")
+    vectors = known(inline_worker)
     vectors.put({"digest": VECTOR})
     assert np.array_equal(vectors.get("digest"), VECTOR)
 
 
-def test_vectors_that_have_rotted_are_not_reused_by_a_rebuild(desk: InlineWorker) -> None:
-    job_id = desk.rebuild()
-    assert desk.job(job_id).state == "published"
-    desk.memory.vectors.clear()
-    version = desk.resources.versions.current()
+def test_vectors_that_have_rotted_are_not_reused_by_a_rebuild(inline_worker: InlineWorker) -> None:
+    job_id = inline_worker.rebuild()
+    assert inline_worker.job(job_id).state == "published"
+    inline_worker.memory.vectors.clear()
+    version = inline_worker.resources.versions.current()
     digest = version.sha256[3].decode()
-    assert desk.resources.reusable_vectors(verify=True).get(digest) is not None
+    assert inline_worker.resources.reusable_vectors(verify=True).get(digest) is not None
     file = version.folder / "vectors.npy"
     data = bytearray(file.read_bytes())
     data[-10] ^= 4
     file.write_bytes(data)
-    desk.start_again()
-    assert desk.resources.reusable_vectors(verify=True).get(digest) is None
+    inline_worker.start_again()
+    assert inline_worker.resources.reusable_vectors(verify=True).get(digest) is None

@@ -31,10 +31,10 @@ def announcement(worker: str, name: str, *queues: str, at: float = 1.0) -> Annou
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LiveStack]:
-    stand = LiveStack(tmp_path, tmp_path)
-    stand.start_redis()
-    yield stand
-    stand.close()
+    stack = LiveStack(tmp_path, tmp_path)
+    stack.start_redis()
+    yield stack
+    stack.close()
 
 
 @pytest.fixture

@@ -84,10 +84,10 @@ def test_an_error_keeps_kind_sentence_and_exit_code_on_its_way_from_a_worker(
 
 
 @pytest.fixture
-def process(desk: InlineWorker) -> Iterator[InlineWorker]:
-    """The desk's resources are this process's."""
-    set_process_resources(desk.resources)
-    yield desk
+def process(inline_worker: InlineWorker) -> Iterator[InlineWorker]:
+    """The inline worker's resources are this process's."""
+    set_process_resources(inline_worker.resources)
+    yield inline_worker
     set_process_resources(None)
 
 
@@ -136,40 +136,42 @@ def test_only_a_worker_of_queries_alone_gets_many_threads_and_never_against_c(
 
 
 @pytest.fixture
-def beating(desk: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Path]]:
+def beating(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], Path]]:
     """Start the heartbeat of a worker that needs nothing yet; return its file's name."""
     monkeypatch.setattr(lifecycle, "EVERY_S", 0.02)
     threads: list[threading.Thread] = []
 
     def start() -> Path:
-        arguments = (desk.resources, f"me@{HOST}")
+        arguments = (inline_worker.resources, f"me@{HOST}")
         threads.append(threading.Thread(target=lifecycle._beat, args=arguments))
         threads[0].start()
-        return desk.shop.settings.data_dir / "run" / f"me@{HOST}.alive"
+        return inline_worker.toy.settings.data_dir / "run" / f"me@{HOST}.alive"
 
     yield start
-    stop(desk)
+    stop(inline_worker)
     for thread in threads:
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads)
 
 
-def stop(desk: InlineWorker) -> None:
-    desk.resources.stopping.set()
-    desk.resources.consumer.changed.set()
+def stop(inline_worker: InlineWorker) -> None:
+    inline_worker.resources.stopping.set()
+    inline_worker.resources.consumer.changed.set()
 
 
-def me(desk: InlineWorker) -> HeartbeatStatus:
-    folder = desk.shop.settings.data_dir / "run"
+def me(inline_worker: InlineWorker) -> HeartbeatStatus:
+    folder = inline_worker.toy.settings.data_dir / "run"
     (sign,) = until(lambda: read_heartbeats(folder, HOST), "a sign", 20)
     assert isinstance(sign, HeartbeatStatus)
     return sign
 
 
 def test_a_heartbeat_is_there_while_the_worker_lives_and_gone_when_it_ends(
-    desk: InlineWorker, beating: Callable[[], Path]
+    inline_worker: InlineWorker, beating: Callable[[], Path]
 ) -> None:
-    folder = desk.shop.settings.data_dir / "run"
+    folder = inline_worker.toy.settings.data_dir / "run"
     folder.mkdir(parents=True)
     for name, age_s in (("killed@host.alive", 2 * FORGET_S), ("other@host.alive", 0)):
         (folder / name).touch()
@@ -179,24 +181,24 @@ def test_a_heartbeat_is_there_while_the_worker_lives_and_gone_when_it_ends(
     until(file.exists, "the first heartbeat", 20)
     first = file.stat().st_mtime_ns
     until(lambda: file.stat().st_mtime_ns > first, "the next", 20)
-    assert me(desk).problem == ""
-    stop(desk)
+    assert me(inline_worker).problem == ""
+    stop(inline_worker)
     until(lambda: [f.name for f in folder.iterdir()] == ["other@host.alive"], "the end", 20)
 
 
 def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
-    desk: InlineWorker, beating: Callable[[], Path], caplog: pytest.LogCaptureFixture
+    inline_worker: InlineWorker, beating: Callable[[], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     ends = threading.Event()
     needed = threading.Thread(target=ends.wait, name="reconciler")
     needed.start()
-    desk.resources.watchdog.register_thread(needed)
+    inline_worker.resources.watchdog.register_thread(needed)
     file = beating()
     until(file.exists, "the first heartbeat", 20)
     ends.set()
     needed.join()
-    until(lambda: me(desk).ill, "the reason", 20)
-    assert me(desk).problem == "the thread 'reconciler' is dead"
+    until(lambda: me(inline_worker).ill, "the reason", 20)
+    assert me(inline_worker).problem == "the thread 'reconciler' is dead"
     last = file.stat().st_mtime_ns
     until(lambda: caplog.text.count("This worker is unhealthy"), "the log", 20)
     assert file.stat().st_mtime_ns == last
@@ -204,14 +206,18 @@ def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
 
 
 def test_a_heartbeat_goes_on_when_what_hung_moves_again(
-    desk: InlineWorker, beating: Callable[[], Path]
+    inline_worker: InlineWorker, beating: Callable[[], Path]
 ) -> None:
-    shard = desk.resources.watchdog.deadline("shard 3 of job J", limit_s=0.1)
+    shard = inline_worker.resources.watchdog.deadline("shard 3 of job J", limit_s=0.1)
     shard.begin()
     file = beating()
-    until(lambda: me(desk).ill.startswith("shard 3 of job J has not moved for"), "the reason", 20)
+    until(
+        lambda: me(inline_worker).ill.startswith("shard 3 of job J has not moved for"),
+        "the reason",
+        20,
+    )
     shard.end()
-    until(lambda: not me(desk).ill, "it is well again", 20)
+    until(lambda: not me(inline_worker).ill, "it is well again", 20)
     last = file.stat().st_mtime_ns
     until(lambda: file.stat().st_mtime_ns > last, "the next beat", 20)
 
@@ -275,8 +281,8 @@ def test_a_merge_is_not_watched(process: InlineWorker, monkeypatch: pytest.Monke
         "workers.index._publish",
         lambda resources, *_: failures.append(resources.watchdog.failures()) or Merged(None, []),
     )
-    job_id = process.shop.plan()
-    process.shop.embed(job_id)
+    job_id = process.toy.plan()
+    process.toy.embed(job_id)
     tasks.merge_shards.apply(args=(job_id,), throw=True)
     assert failures == [[]]
 
@@ -309,7 +315,7 @@ def test_a_heartbeat_needs_no_room_on_the_disk(
 
 
 def test_the_reconciler_outlives_outages_and_its_own_bugs(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[int] = []
     troubles = [errors.ServerUnavailable("the database is away"), ZeroDivisionError("a bug")]
@@ -319,28 +325,28 @@ def test_the_reconciler_outlives_outages_and_its_own_bugs(
         if troubles:
             raise troubles.pop(0)
 
-    desk.start_again(reconcile_s=0.001)
+    inline_worker.start_again(reconcile_s=0.001)
     monkeypatch.setattr(lifecycle, "reconcile", reconcile)
-    thread = threading.Thread(target=lifecycle._reconcile, args=(desk.resources,))
+    thread = threading.Thread(target=lifecycle._reconcile, args=(inline_worker.resources,))
     thread.start()
     try:
         until(lambda: len(calls) >= 4, "it goes on", 20)
     finally:
-        desk.resources.stopping.set()
+        inline_worker.resources.stopping.set()
         thread.join(20)
     assert "The job table is unavailable, trying again: the database is away" in caplog.text
     assert "a bug" in caplog.text
 
 
 def test_a_model_that_is_missing_at_the_start_is_a_log_line_and_the_worker_lives(
-    desk: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def cannot(*_: object, **__: object) -> None:
         raise errors.SetupError("rembg is not installed")
 
     monkeypatch.setattr("workers.resources.load_remover", cannot)
-    desk.start_again(use_bg_removal=True)
-    lifecycle._load_model(desk.resources)
+    inline_worker.start_again(use_bg_removal=True)
+    lifecycle._load_model(inline_worker.resources)
     assert "rembg is not installed" in caplog.text
 
 

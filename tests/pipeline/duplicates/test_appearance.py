@@ -17,10 +17,10 @@ LIMITS = Limits(10**8, 10**8)
 
 def scene(seed: int, width: int = 320, height: int = 240) -> Image.Image:
     """Draw something with shapes of several sizes, as photos have them."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
     for side, weight in ((4, 1.0), (9, 0.7), (20, 0.4)):
-        coarse = Image.fromarray(dice.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        coarse = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
         smooth = coarse.resize((width, height), Image.Resampling.BICUBIC)
         total += weight * np.asarray(smooth, float)
     return Image.fromarray((total / 2.1).astype(np.uint8))

@@ -22,10 +22,10 @@ def units(rows: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["Flat", "IVF"])
 def index(request: pytest.FixtureRequest) -> FaissIndex:
-    dice = np.random.default_rng(0)
-    rows = units(dice.normal(size=(COUNT, DIM)))
+    rng = np.random.default_rng(0)
+    rows = units(rng.normal(size=(COUNT, DIM)))
     for one, other in COPIES:
-        rows[other] = units(rows[one] + 0.01 * dice.normal(size=DIM))
+        rows[other] = units(rows[one] + 0.01 * rng.normal(size=DIM))
     built, kind = faiss_index.build(rows, 10**6 if request.param == "Flat" else 10)
     version: Any = SimpleNamespace(
         vectors=rows,
@@ -65,9 +65,9 @@ def test_rows_that_are_left_out_are_found_by_none(index: FaissIndex) -> None:
 
 @pytest.mark.parametrize("n_copies", [3, 40])
 def test_copies_hide_no_neighbor_whatever_their_number(n_copies: int) -> None:
-    dice = np.random.default_rng(1)
-    rows = units(dice.normal(size=(300, DIM)))
-    rows[1] = units(rows[0] + 0.02 * dice.normal(size=DIM))
+    rng = np.random.default_rng(1)
+    rows = units(rng.normal(size=(300, DIM)))
+    rows[1] = units(rows[0] + 0.02 * rng.normal(size=DIM))
     rows[100 : 100 + n_copies] = rows[0]  # the same file many times
     built, kind = faiss_index.build(rows, 10**6)
     version: Any = SimpleNamespace(

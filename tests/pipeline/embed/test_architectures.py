@@ -22,10 +22,9 @@ from pipeline.settings import Settings
 
 def images() -> list[Image.Image]:
     """Two squares as `prepare` makes them, one of the models' own size and one larger."""
-    dice = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     return [
-        Image.fromarray(dice.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        for side in (64, 224)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for side in (64, 224)
     ]
 
 

@@ -21,9 +21,9 @@ TEXTS = ["a red shoe", "blue mug, checked", "x" * 500]
 
 
 def pictures(count: int) -> list[Image.Image]:
-    dice = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     return [
-        Image.fromarray(dice.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(count)
+        Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(count)
     ]
 
 

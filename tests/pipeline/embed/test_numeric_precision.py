@@ -237,10 +237,10 @@ def test_pixels_are_those_of_the_model_s_own_processor(model: Path) -> None:
     for folder in (model, Path(__file__).parents[3] / "models" / "imgrec-mini"):
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
         pixels = ImageToInputs(processor)
-        dice = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         for size in ((64, 64), (224, 224), (90, 70)):
             images = [
-                Image.fromarray(dice.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+                Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
                 for _ in range(3)
             ]
             expected = processor(images=images, return_tensors="pt")["pixel_values"]

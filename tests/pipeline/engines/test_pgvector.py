@@ -54,16 +54,16 @@ def vectors() -> np.ndarray:
 
 
 @pytest.fixture
-def shop(desk: InlineWorker, vector_url: str) -> Iterator[InlineWorker]:
+def shop(inline_worker: InlineWorker, vector_url: str) -> Iterator[InlineWorker]:
     """A shop whose vectors are searched by PostgreSQL; its job table stays in SQLite."""
-    desk.start_again(vector_url=vector_url)
-    yield desk
-    desk.resources.engines.current.keep_only([])
+    inline_worker.start_again(vector_url=vector_url)
+    yield inline_worker
+    inline_worker.resources.engines.current.keep_only([])
 
 
-def ask(desk: InlineWorker, name: str, **options: Any) -> dict[str, Any]:
-    data = (desk.shop.root / name).read_bytes()
-    return query.query_image(desk.resources, data, 3, options)
+def ask(inline_worker: InlineWorker, name: str, **options: Any) -> dict[str, Any]:
+    data = (inline_worker.toy.root / name).read_bytes()
+    return query.query_image(inline_worker.resources, data, 3, options)
 
 
 def test_a_rebuild_is_searched_in_postgresql_from_end_to_end(
@@ -89,7 +89,7 @@ def test_an_unchanged_folder_publishes_no_new_table_and_a_changed_one_does(
     for _ in range(2):
         shop.rebuild()
     assert shop.resources.versions.current_name() == "v0001"
-    shop.shop.draw("new.png", seed=99)
+    shop.toy.draw("new.png", seed=99)
     shop.rebuild()
     assert shop.resources.versions.current_name() == "v0002"
     assert len(tables(vector_server)) == 2
@@ -102,7 +102,7 @@ def test_versions_that_are_pruned_leave_no_table(
     shop: InlineWorker, vector_server: Postgres
 ) -> None:
     for seed in range(5):
-        shop.shop.draw("new.png", seed=seed)
+        shop.toy.draw("new.png", seed=seed)
         shop.rebuild(full=True)
     kept = shop.resources.versions.versions()
     assert len(kept) < 5
@@ -110,20 +110,20 @@ def test_versions_that_are_pruned_leave_no_table(
 
 
 def test_faiss_and_postgresql_take_turns_and_a_rollback_crosses_over(
-    desk: InlineWorker, vector_url: str
+    inline_worker: InlineWorker, vector_url: str
 ) -> None:
-    desk.rebuild()
-    desk.start_again(vector_url=vector_url)
-    assert ask(desk, "kind0/04.png")["index_version"] == "v0001"  # of FAISS, as before
-    desk.rebuild()  # nothing has changed but the engine
-    assert ask(desk, "kind0/04.png")["index_version"] == "v0002"
-    desk.start_again(vector_url="")
+    inline_worker.rebuild()
+    inline_worker.start_again(vector_url=vector_url)
+    assert ask(inline_worker, "kind0/04.png")["index_version"] == "v0001"  # of FAISS, as before
+    inline_worker.rebuild()  # nothing has changed but the engine
+    assert ask(inline_worker, "kind0/04.png")["index_version"] == "v0002"
+    inline_worker.start_again(vector_url="")
     with pytest.raises(SetupError, match="v0002 is in pgvector, and VECTOR_URL does not name one"):
-        ask(desk, "kind0/04.png")
-    desk.resources.versions.rollback(verify=desk.resources.engines.verify)
-    assert ask(desk, "kind0/04.png")["index_version"] == "v0001"
-    desk.start_again(vector_url=vector_url)
-    desk.resources.engines.current.keep_only([])
+        ask(inline_worker, "kind0/04.png")
+    inline_worker.resources.versions.rollback(verify=inline_worker.resources.engines.verify)
+    assert ask(inline_worker, "kind0/04.png")["index_version"] == "v0001"
+    inline_worker.start_again(vector_url=vector_url)
+    inline_worker.resources.engines.current.keep_only([])
 
 
 def test_two_folders_share_a_server_and_drop_only_their_own(
@@ -326,33 +326,33 @@ def test_a_server_that_is_no_replica_is_told(vector_url: str) -> None:
 
 
 def test_an_index_moves_to_postgresql_and_back_without_being_embedded(
-    desk: InlineWorker, vector_url: str, vector_server: Postgres
+    inline_worker: InlineWorker, vector_url: str, vector_server: Postgres
 ) -> None:
-    desk.rebuild()
-    desk.start_again(vector_url=vector_url)
-    resources = desk.resources
-    before = ask(desk, "kind0/04.png")["matches"]
+    inline_worker.rebuild()
+    inline_worker.start_again(vector_url=vector_url)
+    resources = inline_worker.resources
+    before = ask(inline_worker, "kind0/04.png")["matches"]
     names = []
     for engine in ("pgvector", "pgvector", "faiss"):
         with resources.versions.lock():
             names.append(migrate(resources.versions, resources.engines, engine)[1].name)
-        assert ask(desk, "kind0/04.png")["matches"] == before
+        assert ask(inline_worker, "kind0/04.png")["matches"] == before
     assert names == ["v0002", "v0002", "v0003"]
     assert len(tables(vector_server)) == 1
     for name in ("v0001", "v0002", "v0003"):
         resources.versions.rollback(name, resources.engines.verify)
         resources.versions.verify(resources.versions.current())
-    desk.rebuild()  # VECTOR_URL decides where the next one is built
+    inline_worker.rebuild()  # VECTOR_URL decides where the next one is built
     assert resources.versions.current().manifest["index"]["engine"] == "pgvector"
     resources.engines.current.keep_only([])
 
 
 def test_a_move_that_is_interrupted_changes_nothing(
-    desk: InlineWorker, vector_url: str, vector_server: Postgres
+    inline_worker: InlineWorker, vector_url: str, vector_server: Postgres
 ) -> None:
-    desk.rebuild()
-    desk.start_again(vector_url=vector_url)
-    resources = desk.resources
+    inline_worker.rebuild()
+    inline_worker.start_again(vector_url=vector_url)
+    resources = inline_worker.resources
 
     def stop() -> None:
         raise KeyboardInterrupt
@@ -364,7 +364,7 @@ def test_a_move_that_is_interrupted_changes_nothing(
     assert list(resources.versions.folder.glob(".build-*")) == []
 
 
-def test_an_engine_without_a_server_is_named(desk: InlineWorker) -> None:
-    desk.rebuild()
+def test_an_engine_without_a_server_is_named(inline_worker: InlineWorker) -> None:
+    inline_worker.rebuild()
     with pytest.raises(SetupError, match="The settings name no pgvector: set VECTOR_URL"):
-        migrate(desk.resources.versions, desk.resources.engines, "pgvector")
+        migrate(inline_worker.resources.versions, inline_worker.resources.engines, "pgvector")

@@ -40,8 +40,8 @@ def two_halves(mode: str = "RGB") -> Image.Image:
 
 def noise() -> Image.Image:
     """A picture that no codec makes small, so that half of its file is half of its pixels."""
-    dice = np.random.default_rng(3)
-    return Image.fromarray(dice.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    rng = np.random.default_rng(3)
+    return Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
 def corner(image: Image.Image, left: bool) -> np.ndarray:
@@ -216,10 +216,10 @@ def test_a_link_or_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path) 
 
 def photo(width: int, height: int) -> Image.Image:
     """A drawn product of any size, with the grain of a camera."""
-    dice = np.random.default_rng(width)
+    rng = np.random.default_rng(width)
     small = draw(Product("shoe", "red", "striped", "casual", 3), 480)
     pixels = np.asarray(small.resize((width, height), Image.Resampling.LANCZOS)).astype(np.int16)
-    grain = dice.normal(0, 4, (height, width, 1)).astype(np.int16)
+    grain = rng.normal(0, 4, (height, width, 1)).astype(np.int16)
     return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
 
 

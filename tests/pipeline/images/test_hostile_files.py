@@ -60,13 +60,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def noise(side: int = 40) -> Image.Image:
     """A picture that no codec makes small, so that half of its file is half of its pixels."""
-    dice = np.random.default_rng(3)
-    return Image.fromarray(dice.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    rng = np.random.default_rng(3)
+    return Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def gray_16(side: int = 40) -> Image.Image:
-    dice = np.random.default_rng(4)
-    return Image.fromarray(dice.integers(0, 60_000, (side, side), dtype=np.uint16))
+    rng = np.random.default_rng(4)
+    return Image.fromarray(rng.integers(0, 60_000, (side, side), dtype=np.uint16))
 
 
 def exif_with_text_for_a_number() -> bytes:
@@ -171,16 +171,16 @@ def test_a_picture_with_a_strange_exif_block_is_turned_all_the_same() -> None:
 def test_a_file_with_changed_bytes_is_a_picture_or_a_bad_image_and_never_a_crash(
     seed: bytes,
 ) -> None:
-    dice = random.Random(1)
+    rng = random.Random(1)
     limits = Limits(max_pixels=1_000_000, max_bytes=1_000_000)
     outcomes: set[str | bool] = set()
     for _ in range(250):
         data = bytearray(seed)
-        for _ in range(dice.choice((1, 2, 8))):
-            place = dice.randrange(min(len(data), dice.choice((32, 300, len(data)))))
-            data[place] = dice.randrange(256)
-        if dice.random() < 0.1:
-            del data[dice.randrange(len(data)) :]
+        for _ in range(rng.choice((1, 2, 8))):
+            place = rng.randrange(min(len(data), rng.choice((32, 300, len(data)))))
+            data[place] = rng.randrange(256)
+        if rng.random() < 0.1:
+            del data[rng.randrange(len(data)) :]
         try:
             outcomes.add(decode(bytes(data), limits, WHITE).mode)
         except BadImage as error:

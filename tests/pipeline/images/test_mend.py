@@ -22,10 +22,10 @@ MIB = 1024**2
 
 
 def photo(width: int = 203, height: int = 155) -> Image.Image:
-    dice = np.random.default_rng(5)
-    small = Image.fromarray(dice.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    rng = np.random.default_rng(5)
+    small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    grain = dice.integers(-9, 10, (height, width, 1))
+    grain = rng.integers(-9, 10, (height, width, 1))
     return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
 
 
@@ -62,10 +62,10 @@ def test_a_jpeg_that_lacks_nothing_but_its_end_marker_is_whole(kind: str, tail: 
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_jpeg_that_is_cut_off_anywhere_before_is_never_taken_as_whole(kind: str) -> None:
     data = JPEGS[kind]
-    dice = random.Random(1)
+    rng = random.Random(1)
     # The last byte or two may hold padding bits only: without them, no pixel is missing.
     cuts = {len(data) - 2 - missing for missing in (4, 5, 8, 20, 100)}
-    cuts |= {dice.randrange(2, len(data) - 8) for _ in range(25)}
+    cuts |= {rng.randrange(2, len(data) - 8) for _ in range(25)}
     cuts |= {match.start() for match in re.finditer(rb"\xff[\xd0-\xd7\xda\xc4]", data)}
     for cut in cuts - {0}:
         with pytest.raises(BadImage):

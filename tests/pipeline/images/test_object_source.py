@@ -82,24 +82,24 @@ def test_any_order_of_a_store_becomes_the_order_of_paths(
 
 
 def test_a_rebuild_of_a_store_embeds_again_only_what_changed(
-    shop: ToyPipeline, store: ObjectStore
+    toy: ToyPipeline, store: ObjectStore
 ) -> None:
     for number in range(30):
         store.put(f"kind{number % 2}/{number:02d}.png", png(number))
-    shop.address = store.name
-    assert shop.rebuild() == ("v0001", 30, 0)
-    assert shop.versions.current().manifest["root"] == store.name
-    assert shop.rebuild() == ("v0001", 0, 30)
+    toy.address = store.name
+    assert toy.rebuild() == ("v0001", 30, 0)
+    assert toy.versions.current().manifest["root"] == store.name
+    assert toy.rebuild() == ("v0001", 0, 30)
     store.put("kind0/00.png", png(99))  # of the same size, maybe: the tag tells
     store.put("kind1/01.png", png(1))  # as it was before
     store.delete(["kind0/02.png"])
-    assert shop.rebuild() == ("v0002", 1, 28)
+    assert toy.rebuild() == ("v0002", 1, 28)
 
 
-def test_a_folder_and_its_file_address_are_one_root(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    shop.address = f"file://{shop.root}"
-    assert shop.rebuild() == ("v0001", 0, 30)
+def test_a_folder_and_its_file_address_are_one_root(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    toy.address = f"file://{toy.root}"
+    assert toy.rebuild() == ("v0001", 0, 30)
 
 
 def read(source: ObjectSource, path: str, limits: Limits = LIMITS) -> bytes:
@@ -222,14 +222,14 @@ def test_a_file_address_of_another_host_is_refused() -> None:
 
 
 def test_a_store_without_images_and_one_that_refuses_are_told_before_a_job_exists(
-    shop: ToyPipeline, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("readme.txt", b"1")
-    shop.address = store.name
+    toy.address = store.name
     with pytest.raises(WrongUse, match=r"no images below s3://shop/.*Left out: 1 not an image's"):
-        shop.plan()
+        toy.plan()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"not {READER_SECRET}")
     with pytest.raises(StoreRefused, match="refuses access"):
-        shop.plan()
-    assert shop.jobs.list_with_progress() == []
+        toy.plan()
+    assert toy.jobs.list_with_progress() == []

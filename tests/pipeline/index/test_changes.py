@@ -7,15 +7,15 @@ from toy_pipeline import ToyPipeline
 from pipeline.index.changes import changes
 
 
-def test_images_that_came_went_or_changed_are_told_apart(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    shop.draw("kind0/00a.png", seed=100)
-    shop.draw("zzz/last.png", seed=101)
-    shop.draw("kind1/01.png", seed=102)
-    (shop.root / "kind0/28.png").unlink()
-    (shop.root / "kind1/29.png").unlink()
-    shop.rebuild()
-    old, new = shop.versions.open("v0001"), shop.versions.open("v0002")
+def test_images_that_came_went_or_changed_are_told_apart(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    toy.draw("kind0/00a.png", seed=100)
+    toy.draw("zzz/last.png", seed=101)
+    toy.draw("kind1/01.png", seed=102)
+    (toy.root / "kind0/28.png").unlink()
+    (toy.root / "kind1/29.png").unlink()
+    toy.rebuild()
+    old, new = toy.versions.open("v0001"), toy.versions.open("v0002")
     assert changes(old, new, 10) == {
         "added": {"total": 2, "paths": ["kind0/00a.png", "zzz/last.png"]},
         "removed": {"total": 2, "paths": ["kind0/28.png", "kind1/29.png"]},

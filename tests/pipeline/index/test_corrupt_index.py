@@ -31,16 +31,16 @@ class Trap:
         return open, (str(self.file), "w")
 
 
-def published_twice(shop: ToyPipeline) -> tuple[Path, Path]:
+def published_twice(toy: ToyPipeline) -> tuple[Path, Path]:
     """Two versions of the same size whose rows differ; return (older, published)."""
-    shop.rebuild()
-    older = shop.versions.current().folder
+    toy.rebuild()
+    older = toy.versions.current().folder
     # Other names, of other lengths that add up to the same.
-    (shop.root / "kind0/00.png").rename(shop.root / "kind0/099.png")
-    (shop.root / "kind1/07.png").rename(shop.root / "kind1/7.png")
-    shop.draw("kind1/01.png", seed=777)
-    shop.rebuild()
-    return older, shop.versions.current().folder
+    (toy.root / "kind0/00.png").rename(toy.root / "kind0/099.png")
+    (toy.root / "kind1/07.png").rename(toy.root / "kind1/7.png")
+    toy.draw("kind1/01.png", seed=777)
+    toy.rebuild()
+    return older, toy.versions.current().folder
 
 
 def flip(file: Path) -> None:
@@ -73,85 +73,85 @@ def answer_until_refused(index: PublishedIndex) -> str:
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_of_a_version_is_named_with_the_way_out(
-    shop: ToyPipeline, file: str, damage: str
+    toy: ToyPipeline, file: str, damage: str
 ) -> None:
-    _, folder = published_twice(shop)
+    _, folder = published_twice(toy)
     DAMAGES[damage](folder / file)
-    sentence = answer_until_refused(PublishedIndex(VersionStore(shop.settings.index_dir)))
+    sentence = answer_until_refused(PublishedIndex(VersionStore(toy.settings.index_dir)))
     assert folder.name in sentence
     assert file in sentence or "index.bin" in sentence
     assert "imgrec index rollback" in sentence
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_file_of_another_version_is_found_out(shop: ToyPipeline, file: str) -> None:
-    older, folder = published_twice(shop)
+def test_a_file_of_another_version_is_found_out(toy: ToyPipeline, file: str) -> None:
+    older, folder = published_twice(toy)
     if file != "manifest.json":  # else its size alone would tell
         assert (older / file).stat().st_size == (folder / file).stat().st_size
     (folder / file).write_bytes((older / file).read_bytes())
-    sentence = answer_until_refused(PublishedIndex(VersionStore(shop.settings.index_dir)))
+    sentence = answer_until_refused(PublishedIndex(VersionStore(toy.settings.index_dir)))
     assert folder.name in sentence
     assert "imgrec index rollback" in sentence
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_pickle_in_place_of_a_file_is_never_loaded(
-    shop: ToyPipeline, file: str, tmp_path: Path
+    toy: ToyPipeline, file: str, tmp_path: Path
 ) -> None:
     import pickle
 
-    _, folder = published_twice(shop)
+    _, folder = published_twice(toy)
     trap = tmp_path / "trap"
     data = pickle.dumps(Trap(trap))
     size = (folder / file).stat().st_size
     (folder / file).write_bytes(data.ljust(size, b"\0")[:size])
-    answer_until_refused(PublishedIndex(VersionStore(shop.settings.index_dir)))
+    answer_until_refused(PublishedIndex(VersionStore(toy.settings.index_dir)))
     assert not trap.exists()
 
 
-def test_a_manifest_that_names_other_facts_under_its_old_seal_is_refused(shop: ToyPipeline) -> None:
-    _, folder = published_twice(shop)
+def test_a_manifest_that_names_other_facts_under_its_old_seal_is_refused(toy: ToyPipeline) -> None:
+    _, folder = published_twice(toy)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["root"] = "/elsewhere"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(IndexBroken, match=r"sealed.*imgrec index rollback"):
-        PublishedIndex(VersionStore(shop.settings.index_dir)).current()
+        PublishedIndex(VersionStore(toy.settings.index_dir)).current()
 
 
-def test_a_rollback_leads_out(shop: ToyPipeline) -> None:
-    older, folder = published_twice(shop)
+def test_a_rollback_leads_out(toy: ToyPipeline) -> None:
+    older, folder = published_twice(toy)
     flip(folder / "index.bin")
-    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    index = PublishedIndex(VersionStore(toy.settings.index_dir))
     answer_until_refused(index)
-    shop.versions.rollback(older.name)
+    toy.versions.rollback(older.name)
     assert index.current().version.name == older.name
 
 
 @pytest.mark.parametrize("asked_between", [True, False])
 def test_a_version_whose_file_was_restored_serves_again_after_a_rollback_to_it(
-    shop: ToyPipeline, asked_between: bool
+    toy: ToyPipeline, asked_between: bool
 ) -> None:
-    older, folder = published_twice(shop)
+    older, folder = published_twice(toy)
     good = (folder / "vectors.npy").read_bytes()
     (folder / "vectors.npy").write_bytes(good[:-4] + bytes([good[-4] ^ 1]) + good[-3:])
-    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    index = PublishedIndex(VersionStore(toy.settings.index_dir))
     index.current()  # one wrong bit of a vector is found only by the digests
     answer_until_refused(index)
     (folder / "vectors.npy").write_bytes(good)
-    shop.versions.rollback(older.name)
+    toy.versions.rollback(older.name)
     if asked_between:
         assert index.current().version.name == older.name
-    shop.versions.rollback(folder.name)
+    toy.versions.rollback(folder.name)
     assert index.current().version.name == folder.name
 
 
 def test_a_broken_version_does_not_serve_while_a_large_one_is_loaded_in_its_place(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older, folder = published_twice(shop)
+    older, folder = published_twice(toy)
     monkeypatch.setattr("pipeline.index.live_index.LOAD_AT_ONCE", 0)
     flip(folder / "vectors.npy")
-    index = PublishedIndex(VersionStore(shop.settings.index_dir))
+    index = PublishedIndex(VersionStore(toy.settings.index_dir))
     answer_until_refused(index)
-    shop.versions.rollback(older.name)
+    toy.versions.rollback(older.name)
     assert index.current().version.name == older.name

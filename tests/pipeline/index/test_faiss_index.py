@@ -16,9 +16,9 @@ from pipeline.index.faiss_engine import FaissIndex
 
 def vectors(count: int, dim: int = 24, seed: int = 0) -> np.ndarray:
     """Unit vectors in clusters whose order is the row order: early rows tell nothing of late."""
-    dice = np.random.default_rng(seed)
-    centres = dice.normal(size=(20, dim))
-    rows = centres[np.arange(count) * 20 // count] + 0.35 * dice.normal(size=(count, dim))
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(20, dim))
+    rows = centres[np.arange(count) * 20 // count] + 0.35 * rng.normal(size=(count, dim))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 

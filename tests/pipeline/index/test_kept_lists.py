@@ -141,30 +141,30 @@ def test_a_version_of_before_the_note_counts_as_trained_for_all_of_its_rows() ->
 
 
 def test_an_unchanged_folder_is_merged_without_a_copy_of_the_vectors(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the vectors were copied")
 
-    shop.rebuild()
+    toy.rebuild()
     monkeypatch.setattr(merge, "join", refuse)
-    assert shop.rebuild() == ("v0001", 0, 30)
-    shop.draw("new.png", seed=99)
+    assert toy.rebuild() == ("v0001", 0, 30)
+    toy.draw("new.png", seed=99)
     with pytest.raises(AssertionError, match="copied"):
-        shop.rebuild()
+        toy.rebuild()
 
 
-def test_an_unchanged_folder_replaces_a_damaged_index(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    file = shop.versions.current().folder / "index.bin"
+def test_an_unchanged_folder_replaces_a_damaged_index(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    file = toy.versions.current().folder / "index.bin"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(bytes(data))
-    assert shop.rebuild()[0] == "v0002"
+    assert toy.rebuild()[0] == "v0002"
 
 
 def test_a_small_change_of_a_folder_keeps_the_lists(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bases = list[Base | None]()
     build = FaissEngine.build
@@ -174,15 +174,15 @@ def test_a_small_change_of_a_folder_keeps_the_lists(
         return build(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FaissEngine, "build", note)
-    shop.rebuild()
-    shop.draw("kind0/00.png", seed=99)
-    (shop.root / "kind1" / "01.png").unlink()
-    shop.rebuild()
+    toy.rebuild()
+    toy.draw("kind0/00.png", seed=99)
+    (toy.root / "kind1" / "01.png").unlink()
+    toy.rebuild()
     first, second = bases
     assert first is None
     assert second is not None
-    new = shop.versions.current()
-    old = shop.versions.open("v0001")
+    new = toy.versions.current()
+    old = toy.versions.open("v0001")
     for row, base_row in enumerate(second.rows.tolist()):
         if base_row < 0:
             assert new.paths[row] == "kind0/00.png"

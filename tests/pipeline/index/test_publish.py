@@ -20,43 +20,43 @@ from pipeline.index.versions import Version
 from pipeline.rebuild.merge import Merged
 
 
-def test_only_what_changed_is_planned_and_every_image_is_published_once(shop: ToyPipeline) -> None:
-    assert shop.rebuild() == ("v0001", 30, 0)
-    assert shop.rebuild() == ("v0001", 0, 30)  # the same rows need no new version
-    shop.draw("kind0/00.png", seed=100)
-    (shop.root / "kind1/01.png").unlink()
-    shop.draw("new.png", seed=101)
-    assert shop.rebuild() == ("v0002", 2, 28)
-    version = shop.versions.current()
-    on_disk = sorted(file.relative_to(shop.root).as_posix() for file in shop.root.rglob("*.png"))
+def test_only_what_changed_is_planned_and_every_image_is_published_once(toy: ToyPipeline) -> None:
+    assert toy.rebuild() == ("v0001", 30, 0)
+    assert toy.rebuild() == ("v0001", 0, 30)  # the same rows need no new version
+    toy.draw("kind0/00.png", seed=100)
+    (toy.root / "kind1/01.png").unlink()
+    toy.draw("new.png", seed=101)
+    assert toy.rebuild() == ("v0002", 2, 28)
+    version = toy.versions.current()
+    on_disk = sorted(file.relative_to(toy.root).as_posix() for file in toy.root.rglob("*.png"))
     assert version.paths == on_disk
     for row, path in enumerate(version.paths):
-        with Image.open(shop.root / path) as image:
-            assert np.allclose(version.vectors[row], shop.embed_images([image])[0], atol=1e-6)
-    assert shop.rebuild(full=True) == ("v0003", 30, 0)
+        with Image.open(toy.root / path) as image:
+            assert np.allclose(version.vectors[row], toy.embed_images([image])[0], atol=1e-6)
+    assert toy.rebuild(full=True) == ("v0003", 30, 0)
 
 
-def test_an_unchanged_folder_reads_no_image(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    progress = shop.jobs.progress(shop.plan())
+def test_an_unchanged_folder_reads_no_image(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    progress = toy.jobs.progress(toy.plan())
     assert (progress.images, progress.reused, progress.shards_done) == (30, 30, progress.shards)
 
 
 def test_another_folder_with_like_names_sizes_and_times_is_not_mistaken_for_the_first(
-    shop: ToyPipeline, tmp_path: Path
+    toy: ToyPipeline, tmp_path: Path
 ) -> None:
-    shop.rebuild()
-    shop.root.rename(tmp_path / "elsewhere")
-    shop.root = tmp_path / "elsewhere"
-    assert shop.jobs.progress(shop.plan()).reused == 0
+    toy.rebuild()
+    toy.root.rename(tmp_path / "elsewhere")
+    toy.root = tmp_path / "elsewhere"
+    assert toy.jobs.progress(toy.plan()).reused == 0
 
 
-def test_vectors_of_another_model_are_neither_reused_nor_compared(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    shop.settings = shop.settings.model_copy(update={"preprocess_size": (64, 64)})
-    assert shop.jobs.progress(shop.plan()).reused == 0
+def test_vectors_of_another_model_are_neither_reused_nor_compared(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    toy.settings = toy.settings.model_copy(update={"preprocess_size": (64, 64)})
+    assert toy.jobs.progress(toy.plan()).reused == 0
     with pytest.raises(FingerprintMismatch, match="enqueue-rebuild"):
-        shop.versions.current().require("other", "another model")
+        toy.versions.current().require("other", "another model")
 
 
 @pytest.mark.parametrize(
@@ -69,135 +69,133 @@ def test_vectors_of_another_model_are_neither_reused_nor_compared(shop: ToyPipel
     ],
 )
 def test_a_folder_that_cannot_be_indexed_is_refused_before_a_job_exists(
-    shop: ToyPipeline, tmp_path: Path, make: object, words: str
+    toy: ToyPipeline, tmp_path: Path, make: object, words: str
 ) -> None:
     make(tmp_path / "folder")
-    shop.root = tmp_path / "folder"
+    toy.root = tmp_path / "folder"
     with pytest.raises(WrongUse, match=words):
-        shop.plan()
-    assert shop.jobs.list_with_progress() == []
+        toy.plan()
+    assert toy.jobs.list_with_progress() == []
 
 
-def test_a_folder_outside_of_the_allowed_roots_is_refused(
-    shop: ToyPipeline, tmp_path: Path
-) -> None:
-    shop.settings = shop.settings.model_copy(update={"image_roots": str(tmp_path / "only")})
+def test_a_folder_outside_of_the_allowed_roots_is_refused(toy: ToyPipeline, tmp_path: Path) -> None:
+    toy.settings = toy.settings.model_copy(update={"image_roots": str(tmp_path / "only")})
     with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
-        shop.plan()
+        toy.plan()
 
 
-def test_a_folder_of_bad_images_publishes_nothing_and_keeps_what_was(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    for file in shop.root.rglob("*.png"):
+def test_a_folder_of_bad_images_publishes_nothing_and_keeps_what_was(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    for file in toy.root.rglob("*.png"):
         file.write_bytes(b"bad")
-    job_id = shop.plan()
-    shop.embed(job_id)
+    job_id = toy.plan()
+    toy.embed(job_id)
     with pytest.raises(JobFailed, match="No image"):
-        shop.merge(job_id)
-    assert shop.versions.current_name() == "v0001"
+        toy.merge(job_id)
+    assert toy.versions.current_name() == "v0001"
 
 
-def test_a_lost_shard_file_is_named_and_nothing_is_published(shop: ToyPipeline) -> None:
-    job_id = shop.plan()
-    shop.embed(job_id)
-    next((shop.settings.jobs_dir / job_id).glob("shard-000001-*")).unlink()
-    assert shop.merge(job_id) == Merged(broken=[1])
-    assert shop.versions.current_name() is None
+def test_a_lost_shard_file_is_named_and_nothing_is_published(toy: ToyPipeline) -> None:
+    job_id = toy.plan()
+    toy.embed(job_id)
+    next((toy.settings.jobs_dir / job_id).glob("shard-000001-*")).unlink()
+    assert toy.merge(job_id) == Merged(broken=[1])
+    assert toy.versions.current_name() is None
 
 
 def test_a_merge_after_a_crash_between_naming_and_pointing_publishes_the_same_version(
-    shop: ToyPipeline,
+    toy: ToyPipeline,
 ) -> None:
-    job_id = shop.plan()
-    shop.embed(job_id)
-    first = shop.merge(job_id)
-    (shop.settings.index_dir / "CURRENT").unlink()  # as if killed before the pointer
-    with shop.jobs._database.transaction() as tx:
+    job_id = toy.plan()
+    toy.embed(job_id)
+    first = toy.merge(job_id)
+    (toy.settings.index_dir / "CURRENT").unlink()  # as if killed before the pointer
+    with toy.jobs._database.transaction() as tx:
         tx.rows("UPDATE jobs SET state = 'merging', finished_at = NULL WHERE id = ?", (job_id,))
-    assert shop.merge(job_id) == first
-    assert [version.name for version in shop.versions.versions()] == ["v0001"]
+    assert toy.merge(job_id) == first
+    assert [version.name for version in toy.versions.versions()] == ["v0001"]
 
 
-def test_an_older_job_never_hides_a_later_one(shop: ToyPipeline) -> None:
-    older = shop.plan()
-    shop.embed(older)
-    shop.draw("later.png", seed=200)
-    shop.rebuild()
+def test_an_older_job_never_hides_a_later_one(toy: ToyPipeline) -> None:
+    older = toy.plan()
+    toy.embed(older)
+    toy.draw("later.png", seed=200)
+    toy.rebuild()
     with pytest.raises(JobFailed, match="later job"):
-        shop.merge(older)
-    assert "later.png" in shop.versions.current().paths
+        toy.merge(older)
+    assert "later.png" in toy.versions.current().paths
 
 
-def test_reused_vectors_that_rotted_on_disk_are_refused(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    file = shop.settings.index_dir / "v0001" / "vectors.npy"
+def test_reused_vectors_that_rotted_on_disk_are_refused(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    file = toy.settings.index_dir / "v0001" / "vectors.npy"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    shop.draw("new.png", seed=300)
-    job_id = shop.plan()
-    shop.embed(job_id)
+    toy.draw("new.png", seed=300)
+    job_id = toy.plan()
+    toy.embed(job_id)
     with pytest.raises(IndexBroken, match="--full"):
-        shop.merge(job_id)
+        toy.merge(job_id)
 
 
 def test_rollback_returns_to_the_version_before_and_refuses_what_is_not_there(
-    shop: ToyPipeline,
+    toy: ToyPipeline,
 ) -> None:
     with pytest.raises(IndexMissing):
-        shop.versions.rollback()
-    shop.rebuild()
+        toy.versions.rollback()
+    toy.rebuild()
     with pytest.raises(WrongUse, match="no index version before v0001"):
-        shop.versions.rollback()
-    shop.draw("new.png", seed=300)
-    shop.rebuild()
-    assert shop.versions.rollback()[1].name == "v0001"
-    assert shop.versions.current_name() == "v0001"
-    assert shop.versions.rollback("v0002")[1].name == "v0002"
+        toy.versions.rollback()
+    toy.draw("new.png", seed=300)
+    toy.rebuild()
+    assert toy.versions.rollback()[1].name == "v0001"
+    assert toy.versions.current_name() == "v0001"
+    assert toy.versions.rollback("v0002")[1].name == "v0002"
     with pytest.raises(WrongUse, match="v0009"):
-        shop.versions.rollback("v0009")
+        toy.versions.rollback("v0009")
     with pytest.raises(WrongUse):
-        shop.versions.rollback("../../etc")
+        toy.versions.rollback("../../etc")
 
 
-def test_after_a_rollback_the_next_rebuild_gets_a_new_name(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    shop.draw("new.png", seed=300)
-    shop.rebuild()
-    shop.versions.rollback()
-    shop.draw("newer.png", seed=301)
-    assert shop.rebuild()[0] == "v0003"
+def test_after_a_rollback_the_next_rebuild_gets_a_new_name(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    toy.draw("new.png", seed=300)
+    toy.rebuild()
+    toy.versions.rollback()
+    toy.draw("newer.png", seed=301)
+    assert toy.rebuild()[0] == "v0003"
 
 
-def test_pruning_keeps_the_current_the_newest_and_what_jobs_build_on(shop: ToyPipeline) -> None:
+def test_pruning_keeps_the_current_the_newest_and_what_jobs_build_on(toy: ToyPipeline) -> None:
     for number in range(5):
-        shop.draw("changing.png", seed=400 + number)
-        shop.rebuild()
-    shop.versions.rollback("v0001")
-    assert shop.versions.prune(2, protect={"v0003"}) == ["v0002"]
-    names = [version.name for version in shop.versions.versions()]
+        toy.draw("changing.png", seed=400 + number)
+        toy.rebuild()
+    toy.versions.rollback("v0001")
+    assert toy.versions.prune(2, protect={"v0003"}) == ["v0002"]
+    names = [version.name for version in toy.versions.versions()]
     assert names == ["v0001", "v0003", "v0004", "v0005"]
 
 
-def test_a_version_whose_files_do_not_fit_is_not_opened(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    folder = shop.settings.index_dir / "v0001"
+def test_a_version_whose_files_do_not_fit_is_not_opened(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    folder = toy.settings.index_dir / "v0001"
     (folder / "index.bin").write_bytes(b"short")
     with pytest.raises(IndexBroken, match=r"index\.bin"):
-        shop.versions.open("v0001")
-    (shop.settings.index_dir / "CURRENT").write_text("../../etc/passwd")
+        toy.versions.open("v0001")
+    (toy.settings.index_dir / "CURRENT").write_text("../../etc/passwd")
     with pytest.raises(IndexBroken, match="pointer"):
-        shop.versions.current()
+        toy.versions.current()
 
 
 def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(
-    shop: ToyPipeline,
+    toy: ToyPipeline,
 ) -> None:
-    shop.rebuild()
+    toy.rebuild()
     stop, seen, errors = threading.Event(), set(), []
 
     def read() -> None:
-        index = PublishedIndex(shop.versions)
+        index = PublishedIndex(toy.versions)
         while not stop.is_set():
             try:
                 held = index.current()
@@ -215,9 +213,9 @@ def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(
         reader.start()
     try:
         for number in range(8):
-            shop.draw(f"more-{number}.png", seed=500 + number)
-            shop.rebuild()
-            shop.versions.prune(2, protect=())
+            toy.draw(f"more-{number}.png", seed=500 + number)
+            toy.rebuild()
+            toy.versions.prune(2, protect=())
     finally:
         stop.set()
         for reader in readers:
@@ -226,19 +224,19 @@ def test_readers_see_whole_versions_while_new_ones_are_published_and_pruned(
     assert len(seen) > 1
 
 
-def test_queries_go_on_with_the_old_version_when_the_new_one_is_broken(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    index = PublishedIndex(shop.versions)
+def test_queries_go_on_with_the_old_version_when_the_new_one_is_broken(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    index = PublishedIndex(toy.versions)
     assert index.current().version.name == "v0001"
-    shop.draw("new.png", seed=300)
-    shop.rebuild()
-    names = shop.settings.index_dir / "v0002" / "id_to_filename.json"
+    toy.draw("new.png", seed=300)
+    toy.rebuild()
+    names = toy.settings.index_dir / "v0002" / "id_to_filename.json"
     broken = json.loads(names.read_bytes())
     broken.pop("0")
     names.write_text(json.dumps(broken))
     assert index.current().version.name == "v0001"
     with pytest.raises(IndexBroken):
-        PublishedIndex(shop.versions).current()
+        PublishedIndex(toy.versions).current()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -249,7 +247,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_before(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_index, "LOAD_AT_ONCE", 0)
     may_end, warmed = threading.Event(), list[str]()
@@ -258,11 +256,11 @@ def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_b
         may_end.wait(30)
         warmed.append(version.name)
 
-    shop.rebuild()
-    index = PublishedIndex(shop.versions, warm)
+    toy.rebuild()
+    index = PublishedIndex(toy.versions, warm)
     assert index.current().version.name == "v0001"  # the first has no other to go on with
-    shop.draw("new.png", seed=300)
-    shop.rebuild()
+    toy.draw("new.png", seed=300)
+    toy.rebuild()
     assert {index.current().version.name for _ in range(20)} == {"v0001"}
     may_end.set()
     until(lambda: index.current().version.name == "v0002")
@@ -270,15 +268,15 @@ def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_b
 
 
 def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_index, "LOAD_AT_ONCE", 0)
-    shop.rebuild()
-    index = PublishedIndex(shop.versions)
+    toy.rebuild()
+    index = PublishedIndex(toy.versions)
     index.current()
-    shop.draw("new.png", seed=300)
-    shop.rebuild()
-    names = shop.settings.index_dir / "v0002" / "id_to_filename.json"
+    toy.draw("new.png", seed=300)
+    toy.rebuild()
+    names = toy.settings.index_dir / "v0002" / "id_to_filename.json"
     names.write_text("broken")
     loads: list[str] = []
     load = index._load
@@ -287,6 +285,6 @@ def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
         assert index.current().version.name == "v0001"
         until(lambda: not isinstance(index._state, Loading))
     assert loads == ["v0002"]
-    shop.versions.rollback("v0001")
-    shop.versions.prune(1, protect=())
+    toy.versions.rollback("v0001")
+    toy.versions.prune(1, protect=())
     assert index.current().version.name == "v0001"

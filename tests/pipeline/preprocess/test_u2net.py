@@ -15,9 +15,9 @@ from pipeline.preprocess import onnx_runtime, rembg_models, u2net
 
 
 def images() -> list[Image.Image]:
-    dice = np.random.default_rng(3)
-    noise = Image.fromarray(dice.integers(0, 256, (90, 401, 3), dtype=np.uint8))
-    dark = Image.fromarray(dice.integers(0, 40, (333, 50, 3), dtype=np.uint8))
+    rng = np.random.default_rng(3)
+    noise = Image.fromarray(rng.integers(0, 256, (90, 401, 3), dtype=np.uint8))
+    dark = Image.fromarray(rng.integers(0, 40, (333, 50, 3), dtype=np.uint8))
     black = Image.new("RGB", (30, 40))
     return [probe_images()[0], noise, dark, black, noise.convert("L"), noise.resize((1, 1))]
 

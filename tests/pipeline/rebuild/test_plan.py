@@ -19,27 +19,27 @@ from pipeline.rebuild.plan import plan_rebuild
 from pipeline.store import shards
 
 
-def rows(shop: ToyPipeline, job_id: str) -> list[tuple[int, str, list[object]]]:
-    with shop.jobs._database.transaction() as tx:
+def rows(toy: ToyPipeline, job_id: str) -> list[tuple[int, str, list[object]]]:
+    with toy.jobs._database.transaction() as tx:
         found = tx.rows("SELECT n, kind, items FROM shards WHERE job_id = ? ORDER BY n", (job_id,))
     return [(row["n"], row["kind"], json.loads(row["items"])) for row in found]
 
 
 def test_a_long_listing_is_written_piece_by_piece_and_every_picture_once(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many transactions, many shards of each kind, in one job."""
-    shop.rebuild()
+    toy.rebuild()
     monkeypatch.setattr(plan, "SHARDS_AT_ONCE", 3)
     monkeypatch.setattr(plan, "REUSE_ROWS", 4)
     monkeypatch.setattr(shards, "SHARDS_AT_ONCE", 3)
-    shop.settings = shop.settings.model_copy(update={"shard_size": 2})
+    toy.settings = toy.settings.model_copy(update={"shard_size": 2})
     for number in range(25):
-        shop.draw(f"new/{number:02d}.png", seed=100 + number)
-    (shop.root / "kind0" / "00.png").unlink()
+        toy.draw(f"new/{number:02d}.png", seed=100 + number)
+    (toy.root / "kind0" / "00.png").unlink()
     heard: list[int] = []
-    job_id = plan_rebuild(shop.root, shop.settings, shop.jobs, shop.versions, listed=heard.append)
-    found = rows(shop, job_id)
+    job_id = plan_rebuild(toy.root, toy.settings, toy.jobs, toy.versions, listed=heard.append)
+    found = rows(toy, job_id)
     assert [n for n, _, _ in found] == list(range(len(found)))
     embedded = [item[0] for _, kind, items in found if kind == "embed" for item in items]
     reused = [row for _, kind, items in found if kind == "reuse" for row in items]
@@ -48,50 +48,50 @@ def test_a_long_listing_is_written_piece_by_piece_and_every_picture_once(
     assert all(len(items) <= 4 for _, kind, items in found if kind == "reuse")
     assert heard == sorted(heard)
     assert (len(heard) > 3, heard[-1]) == (True, 54)
-    shop.embed(job_id)
-    shop.merge(job_id)
-    assert len(shop.versions.current().paths) == 54
+    toy.embed(job_id)
+    toy.merge(job_id)
+    assert len(toy.versions.current().paths) == 54
 
 
-def test_a_touched_file_is_read_again_and_a_new_size_too(shop: ToyPipeline) -> None:
-    shop.rebuild()
-    os.utime(shop.root / "kind0" / "00.png", ns=(1, 1))
-    same_time = (shop.root / "kind1" / "01.png").stat()
-    shop.draw("kind1/01.png", seed=999)
-    with (shop.root / "kind1" / "01.png").open("ab") as file:
+def test_a_touched_file_is_read_again_and_a_new_size_too(toy: ToyPipeline) -> None:
+    toy.rebuild()
+    os.utime(toy.root / "kind0" / "00.png", ns=(1, 1))
+    same_time = (toy.root / "kind1" / "01.png").stat()
+    toy.draw("kind1/01.png", seed=999)
+    with (toy.root / "kind1" / "01.png").open("ab") as file:
         file.write(b"one more byte")
-    os.utime(shop.root / "kind1" / "01.png", ns=(same_time.st_atime_ns, same_time.st_mtime_ns))
-    found = rows(shop, shop.plan())
+    os.utime(toy.root / "kind1" / "01.png", ns=(same_time.st_atime_ns, same_time.st_mtime_ns))
+    found = rows(toy, toy.plan())
     changed = [item[0] for _, kind, items in found if kind == "embed" for item in items]
     assert changed == ["kind0/00.png", "kind1/01.png"]
 
 
-def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(shop: ToyPipeline) -> None:
-    (shop.root / "nowhere.png").symlink_to("nothing.png")
-    with open(os.fsencode(shop.root) + b"/bad-\xff.jpg", "wb") as file:
+def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(toy: ToyPipeline) -> None:
+    (toy.root / "nowhere.png").symlink_to("nothing.png")
+    with open(os.fsencode(toy.root) + b"/bad-\xff.jpg", "wb") as file:
         file.write(b"x")
-    job_id = shop.plan()
-    failures = {failure.path: failure for failure in shop.jobs.failures(job_id)}
+    job_id = toy.plan()
+    failures = {failure.path: failure for failure in toy.jobs.failures(job_id)}
     assert set(failures) == {"nowhere.png", "bad-\\xff.jpg"}
     assert {failure.stage for failure in failures.values()} == {"find"}
-    progress = shop.jobs.progress(job_id)
+    progress = toy.jobs.progress(job_id)
     assert (progress.images, progress.skipped) == (32, 2)
-    shop.embed(job_id)
-    assert shop.merge(job_id).version == "v0001"
+    toy.embed(job_id)
+    assert toy.merge(job_id).version == "v0001"
 
 
-def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(shop: ToyPipeline) -> None:
-    for file in shop.root.rglob("*.png"):
+def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(toy: ToyPipeline) -> None:
+    for file in toy.root.rglob("*.png"):
         file.unlink()
-    (shop.root / "nowhere.png").symlink_to("nothing.png")
-    job_id = shop.plan()
-    assert rows(shop, job_id) == []
-    assert shop.jobs.ready_to_merge(job_id)
+    (toy.root / "nowhere.png").symlink_to("nothing.png")
+    job_id = toy.plan()
+    assert rows(toy, job_id) == []
+    assert toy.jobs.ready_to_merge(job_id)
 
 
 @pytest.mark.parametrize("error", [WrongUse("The folder x cannot be read."), KeyboardInterrupt()])
 def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_whole(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """Published, a half of the folder would drop the other half's products from the index."""
 
@@ -104,11 +104,11 @@ def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_wh
 
     monkeypatch.setattr(source, "find_images", half)
     with pytest.raises(type(error)):
-        shop.plan()
-    ((job, _),) = shop.jobs.list_with_progress()
+        toy.plan()
+    ((job, _),) = toy.jobs.list_with_progress()
     assert job.state == "failed"
     assert job.error
-    assert not shop.jobs.ready_to_merge(job.id)
+    assert not toy.jobs.ready_to_merge(job.id)
 
 
 def failing_scandir(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
@@ -123,109 +123,109 @@ def failing_scandir(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> 
 
 
 def test_a_folder_on_a_failing_disk_stops_the_listing(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passed over, the products of a whole disk would leave the index."""
     failing_scandir(monkeypatch, "kind1", errno.EIO)
     with pytest.raises(WrongUse, match=r"kind1 cannot be read: Input/output error"):
-        list(find_images(shop.root))
+        list(find_images(toy.root))
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT])
 def test_a_folder_that_may_not_be_read_is_a_failure_and_the_rest_is_indexed(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch, number: int
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     failing_scandir(monkeypatch, "kind1", number)
-    assert shop.rebuild()[:2] == ("v0001", 15)
-    ((job, _),) = shop.jobs.list_with_progress()
-    (failure,) = shop.jobs.failures(job.id)
+    assert toy.rebuild()[:2] == ("v0001", 15)
+    ((job, _),) = toy.jobs.list_with_progress()
+    (failure,) = toy.jobs.failures(job.id)
     assert (failure.path, failure.stage) == ("kind1", "find")
     assert os.strerror(number) in failure.reason
 
 
 def test_the_products_folder_itself_that_may_not_be_read_is_refused(
-    shop: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing_scandir(monkeypatch, "products", errno.EACCES)
     with pytest.raises(WrongUse, match=r"products cannot be read: Permission denied"):
-        shop.plan()
-    assert shop.jobs.list_with_progress() == []
+        toy.plan()
+    assert toy.jobs.list_with_progress() == []
 
 
-def test_what_is_left_out_on_purpose_is_counted_with_the_job(shop: ToyPipeline) -> None:
-    shop.draw("drafts/1.png", seed=1)
+def test_what_is_left_out_on_purpose_is_counted_with_the_job(toy: ToyPipeline) -> None:
+    toy.draw("drafts/1.png", seed=1)
     for name in (".hidden.jpg", "notes.txt", "list.TXT", "README", "@eaDir/00.png/thumb.jpg"):
-        file = shop.root / name
+        file = toy.root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
-    (shop.root / ".imgrecignore").write_text("# no product yet\ndrafts/\n")
-    job_id = shop.plan()
-    assert shop.jobs.get(job_id).left_out == {
+    (toy.root / ".imgrecignore").write_text("# no product yet\ndrafts/\n")
+    job_id = toy.plan()
+    assert toy.jobs.get(job_id).left_out == {
         "not an image's name (.txt)": 2,
         "excluded by .imgrecignore": 1,
         "hidden": 1,
         "not an image's name (no suffix)": 1,
         "system folder @eaDir": 1,
     }
-    progress = shop.jobs.progress(job_id)
+    progress = toy.jobs.progress(job_id)
     assert (progress.images, progress.skipped, progress.warnings) == (30, 0, 0)
 
 
-def test_a_warning_of_the_listing_is_no_image(shop: ToyPipeline) -> None:
-    (shop.root / "shoe.jpg").mkdir()
-    job_id = shop.plan()
-    progress = shop.jobs.progress(job_id)
+def test_a_warning_of_the_listing_is_no_image(toy: ToyPipeline) -> None:
+    (toy.root / "shoe.jpg").mkdir()
+    job_id = toy.plan()
+    progress = toy.jobs.progress(job_id)
     assert (progress.images, progress.skipped, progress.warnings) == (30, 0, 1)
-    ((_, listed),) = shop.jobs.list_with_progress()
+    ((_, listed),) = toy.jobs.list_with_progress()
     assert listed == progress
 
 
 def test_a_folder_with_nothing_but_what_is_left_out_says_what_that_was(
-    shop: ToyPipeline, tmp_path: Path
+    toy: ToyPipeline, tmp_path: Path
 ) -> None:
-    shop.root = tmp_path / "none"
-    (shop.root / "__MACOSX").mkdir(parents=True)
-    (shop.root / "photo.cr2").write_bytes(b"x")
+    toy.root = tmp_path / "none"
+    (toy.root / "__MACOSX").mkdir(parents=True)
+    (toy.root / "photo.cr2").write_bytes(b"x")
     with pytest.raises(WrongUse, match=r"contains no images.*\(\.cr2\), 1 system folder __MACOSX"):
-        shop.plan()
+        toy.plan()
 
 
-def test_a_link_to_the_folder_is_the_folder(shop: ToyPipeline, tmp_path: Path) -> None:
-    shop.rebuild()
-    (tmp_path / "link").symlink_to(shop.root)
-    shop.root = tmp_path / "link"
-    assert shop.jobs.progress(shop.plan()).reused == 30
+def test_a_link_to_the_folder_is_the_folder(toy: ToyPipeline, tmp_path: Path) -> None:
+    toy.rebuild()
+    (tmp_path / "link").symlink_to(toy.root)
+    toy.root = tmp_path / "link"
+    assert toy.jobs.progress(toy.plan()).reused == 30
 
 
 @pytest.mark.parametrize("roots", ["{here}", "/elsewhere:{here}", "{here}/..", "{link}"])
 def test_a_folder_below_any_allowed_root_is_taken(
-    shop: ToyPipeline, tmp_path: Path, roots: str
+    toy: ToyPipeline, tmp_path: Path, roots: str
 ) -> None:
-    (tmp_path / "link").symlink_to(shop.root)
-    allowed = roots.format(here=shop.root, link=tmp_path / "link")
-    shop.settings = shop.settings.model_copy(update={"image_roots": allowed})
-    assert shop.plan()
+    (tmp_path / "link").symlink_to(toy.root)
+    allowed = roots.format(here=toy.root, link=tmp_path / "link")
+    toy.settings = toy.settings.model_copy(update={"image_roots": allowed})
+    assert toy.plan()
 
 
 @pytest.mark.parametrize("trick", ["..", "products/../..", "/etc", "link", "a" * 300, "a\0b"])
 def test_no_folder_outside_of_the_roots_is_taken(
-    shop: ToyPipeline, tmp_path: Path, trick: str
+    toy: ToyPipeline, tmp_path: Path, trick: str
 ) -> None:
     (tmp_path / "link").symlink_to("/etc")
-    shop.settings = shop.settings.model_copy(update={"image_roots": str(shop.root)})
-    shop.root = tmp_path / trick
+    toy.settings = toy.settings.model_copy(update={"image_roots": str(toy.root)})
+    toy.root = tmp_path / trick
     with pytest.raises(WrongUse):
-        shop.plan()
-    assert shop.jobs.list_with_progress() == []
+        toy.plan()
+    assert toy.jobs.list_with_progress() == []
 
 
-def test_a_folder_with_a_smiling_name_is_a_folder(shop: ToyPipeline, tmp_path: Path) -> None:
-    shop.root = shop.root.rename(tmp_path / "👟 Schuhe")
-    assert shop.rebuild() == ("v0001", 30, 0)
+def test_a_folder_with_a_smiling_name_is_a_folder(toy: ToyPipeline, tmp_path: Path) -> None:
+    toy.root = toy.root.rename(tmp_path / "👟 Schuhe")
+    assert toy.rebuild() == ("v0001", 30, 0)
 
 
-def test_a_root_s_name_is_no_prefix_of_another(shop: ToyPipeline) -> None:
-    allowed = str(shop.root)[:-1]  # /x/product allows nothing in /x/products
-    shop.settings = shop.settings.model_copy(update={"image_roots": allowed})
+def test_a_root_s_name_is_no_prefix_of_another(toy: ToyPipeline) -> None:
+    allowed = str(toy.root)[:-1]  # /x/product allows nothing in /x/products
+    toy.settings = toy.settings.model_copy(update={"image_roots": allowed})
     with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
-        shop.plan()
+        toy.plan()

@@ -154,14 +154,14 @@ def test_jobs_are_ordered_by_their_creation_and_not_by_their_times(
 def test_a_rebuild_after_one_by_a_clock_that_was_ahead_is_published(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = ToyPipeline(settings, tmp_path)
-    shop.draw("a.png", 1)
+    toy = ToyPipeline(settings, tmp_path)
+    toy.draw("a.png", 1)
     with monkeypatch.context() as patch:
         patch.setattr("time.time", lambda: 4e9)
-        assert shop.rebuild()[0] == "v0001"
-    shop.draw("b.png", 2)
-    assert shop.rebuild()[0] == "v0002"
-    assert shop.versions.current_name() == "v0002"
+        assert toy.rebuild()[0] == "v0001"
+    toy.draw("b.png", 2)
+    assert toy.rebuild()[0] == "v0002"
+    assert toy.versions.current_name() == "v0002"
 
 
 def test_versions_whose_jobs_are_in_no_job_table_hide_nothing(
