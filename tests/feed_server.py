@@ -56,9 +56,6 @@ class FeedServer:
                     server._answer(self)
                 except OSError:
                     pass  # the client has ended the connection
-                finally:
-                    with server._lock:
-                        server._at_once -= 1
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -98,6 +95,8 @@ class FeedServer:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         page = self.pages.get(handler.path.partition("?")[0], Page(b"no such page", 404))
         time.sleep(page.seconds)
+        with self._lock:  # a client that has its answer may ask again before this thread goes on
+            self._at_once -= 1
         if page.answer is not None:
             page.answer(handler)
             return
