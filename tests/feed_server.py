@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import time
@@ -52,10 +53,8 @@ class FeedServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server._enter(self)
-                try:
+                with contextlib.suppress(OSError):  # the client has ended the connection
                     server._answer(self)
-                except OSError:
-                    pass  # the client has ended the connection
 
             def log_message(self, *args: object) -> None:
                 pass
