@@ -18,7 +18,6 @@ from pipeline.errors import (
     BadImage,
     FingerprintMismatch,
     ServerUnavailable,
-    UnknownJob,
 )
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
@@ -35,12 +34,11 @@ from workers.error_policy import (
     Stage,
     Wait,
     decide,
-    describe,
     unforeseen,
 )
 from workers.lease import Lease
-from workers.reconcile import advance, report_unknown_job
-from workers.refusal import refuse
+from workers.reconcile import advance
+from workers.refusal import outside_claim, refuse
 from workers.resources import HOST, Resources
 from workers.routes import EMBED, EMBED_SHARD
 
@@ -54,21 +52,10 @@ PATIENCE_S = 1.0  # between two tries to reach the database
 def embed(resources: Resources, job_id: str, n: int) -> None:
     """Embed shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
     require_names(job_id, n)
-    try:
+    with outside_claim(resources, job_id, EMBED, f"Shard {n} of job {job_id}"):
         job = resources.jobs.get(job_id)
         if job.open and not job.stage:  # its images are there
             _embed_shard(resources, job, n)
-    except UnknownJob:
-        report_unknown_job(resources, job_id)
-        raise
-    except ServerUnavailable as error:
-        # The lease or the reconciler brings the shard back when the server answers again.
-        log.error("Shard %d of job %s: %s", n, job_id, error)
-    except Exception as error:  # met before the shard was claimed, or while its error was recorded
-        log.exception("Shard %d of job %s", n, job_id)
-        refuse(
-            resources, job_id, EMBED, f"Worker embed@{HOST} cannot do this job: {describe(error)}"
-        )
 
 
 def _embed_shard(resources: Resources, job: Job, n: int) -> None:

@@ -11,7 +11,6 @@ import uuid
 from collections import Counter
 from dataclasses import replace
 
-from pipeline.errors import ServerUnavailable, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.fetch.feed_file import fetch_client
 from pipeline.fetch.fetch_images import Attempts, fetch_images
@@ -22,10 +21,10 @@ from pipeline.store.feeds import FetchedUrl
 from pipeline.store.jobs import Job
 from pipeline.store.shards import Claim
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide, describe
+from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide
 from workers.lease import Lease
-from workers.reconcile import advance, report_unknown_job
-from workers.refusal import refuse
+from workers.reconcile import advance
+from workers.refusal import outside_claim, refuse
 from workers.resources import HOST, Resources
 from workers.roll_call import serving
 from workers.routes import FETCH
@@ -38,21 +37,10 @@ MAX_STARTS = 20  # of one shard whose workers died; each had recorded what it fe
 def fetch(resources: Resources, job_id: str, n: int) -> None:
     """Fetch shard `n` of a job; do nothing when it is done, taken, or its job has ended."""
     require_names(job_id, n)
-    try:
+    with outside_claim(resources, job_id, FETCH, f"Shard {n} of job {job_id}"):
         job = resources.jobs.get(job_id)
         if job.open and job.stage:
             _fetch_shard(resources, job, n)
-    except UnknownJob:
-        report_unknown_job(resources, job_id)
-        raise
-    except ServerUnavailable as error:
-        # The lease or the reconciler brings the shard back when the server answers again.
-        log.error("Shard %d of job %s: %s", n, job_id, error)
-    except Exception as error:  # met before the shard was claimed, or while its error was recorded
-        log.exception("Shard %d of job %s", n, job_id)
-        refuse(
-            resources, job_id, FETCH, f"Worker fetch@{HOST} cannot do this job: {describe(error)}"
-        )
 
 
 def _fetch_shard(resources: Resources, job: Job, n: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from pipeline.errors import ObjectConflict, ServerUnavailable, SetupError, UnknownJob
+from pipeline.errors import ObjectConflict, ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.jobs import Job, MergeClaim
@@ -21,14 +21,13 @@ from workers.error_policy import (
     Stage,
     Wait,
     decide,
-    describe,
     give_up,
     unforeseen,
 )
 from workers.lease import Lease
 from workers.prune import prune_after_publishing
-from workers.reconcile import advance, report_unknown_job
-from workers.refusal import refuse
+from workers.reconcile import advance
+from workers.refusal import outside_claim
 from workers.resources import HOST, Resources
 from workers.routes import INDEX
 
@@ -41,21 +40,10 @@ LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this on
 def merge_shards(resources: Resources, job_id: str) -> None:
     """Publish a job whose shards are all done; harmless to send any number of times."""
     require_names(job_id)
-    try:
+    with outside_claim(resources, job_id, INDEX, f"The merge of job {job_id}"):
         claim = _claim(resources, job_id)
         if claim is not None:
             _merge(resources, claim)
-    except UnknownJob:
-        report_unknown_job(resources, job_id)
-        raise
-    except ServerUnavailable as error:
-        # The reconciler sends the merge again when the server answers again.
-        log.error("The merge of job %s: %s", job_id, error)
-    except Exception as error:  # met before the merge was claimed, or while its error was recorded
-        log.exception("The merge of job %s", job_id)
-        refuse(
-            resources, job_id, INDEX, f"Worker index@{HOST} cannot do this job: {describe(error)}"
-        )
 
 
 def _claim(resources: Resources, job_id: str) -> MergeClaim | None:

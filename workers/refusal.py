@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from pipeline.errors import ServerUnavailable, UnknownJob
+from workers.error_policy import describe
+from workers.reconcile import report_unknown_job
 from workers.resources import HOST, Resources
 
 log = logging.getLogger(__name__)
@@ -25,3 +30,28 @@ def refuse(resources: Resources, job_id: str, queue: str, reason: str) -> bool:
         return False
     nobody_left = refusals.workers >= resources.dispatcher.workers()[queue]
     return nobody_left and resources.jobs.fail_refused(job_id, reason)
+
+
+@contextmanager
+def outside_claim(resources: Resources, job_id: str, queue: str, work: str) -> Iterator[None]:
+    """End what is met before work was claimed, or while its error was recorded.
+
+    Args:
+        work: what is done, for the log, e.g. "Shard 3 of job J".
+
+    Raises:
+        UnknownJob: the database has no such job; whoever waits for it is told, too.
+    """
+    try:
+        yield
+    except UnknownJob:
+        report_unknown_job(resources, job_id)
+        raise
+    except ServerUnavailable as error:
+        # The lease or the reconciler brings the work back when the server answers again.
+        log.error("%s: %s", work, error)
+    except Exception as error:
+        log.exception("%s", work)
+        refuse(
+            resources, job_id, queue, f"Worker {queue}@{HOST} cannot do this job: {describe(error)}"
+        )

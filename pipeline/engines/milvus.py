@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from pipeline.engines.milvus_server import BUILD_S, CALL_S, MilvusServer, NotLoaded
 from pipeline.engines.scores import scored
 from pipeline.errors import IndexBroken
-from pipeline.index.engine import PREFIX, Base, EngineState, Hits, Vectors, age_s, new_name
+from pipeline.index.engine import (
+    PREFIX,
+    Base,
+    EngineState,
+    Hits,
+    Vectors,
+    age_s,
+    as_arrays,
+    new_name,
+)
 from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
 from pipeline.index.versions import ADVICE, Version
 
@@ -52,13 +61,7 @@ class MilvusIndex:
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
         k = min(k, self.n_vectors)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        rows = np.full((len(queries), k), -1, np.int64)
-        for place, query in enumerate(queries):
-            hits = self._hits(query, k, allowed)
-            rows[place, : len(hits)] = [row for row, _ in hits]
-            scores[place, : len(hits)] = [score for _, score in hits]
-        return scores, rows
+        return as_arrays([self._hits(query, k, allowed) for query in queries], k)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None

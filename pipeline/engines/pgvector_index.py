@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.engines.pgvector_server import PgvectorServer
 from pipeline.engines.scores import scored
-from pipeline.index.engine import Hits, Vectors
+from pipeline.index.engine import Hits, Vectors, as_arrays
 from pipeline.index.versions import Version
 from pipeline.store.postgresql import PostgresTransaction
 
@@ -124,13 +124,9 @@ class PgvectorIndex:
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
         k = min(k, self.n_vectors)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        rows = np.full((len(queries), k), -1, np.int64)
-        for place, query in enumerate(queries):
-            hits = self._hits(query, self.table.step(k, allowed), allowed)
-            rows[place, : len(hits)] = [row for row, _ in hits]
-            scores[place, : len(hits)] = [score for _, score in hits]
-        return scores, rows
+        return as_arrays(
+            [self._hits(query, self.table.step(k, allowed), allowed) for query in queries], k
+        )
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None

@@ -62,6 +62,7 @@ class Variant:
         return f"{self.model} with background removal {'on' if self.bg_removal else 'off'}"
 
     def report(self, ks: Sequence[int]) -> dict[str, Any]:
+        """Return the recall at each k with its 95 % interval, as --json shows it."""
         recall = {str(k): round(float(self.ranks.hits(k).mean()), 4) for k in ks}
         intervals = {
             str(k): _rounded(interval(self.ranks.hits(k), self.ranks.products)) for k in ks
@@ -103,6 +104,7 @@ class Advice:
         }
 
     def sentence(self) -> str:
+        """Say which variant to take, and how sure that is."""
         if self.next is None:
             return f"Only {self.best.name} was measured."
         low, high = self.bounds

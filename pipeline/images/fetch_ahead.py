@@ -40,6 +40,7 @@ class _Fetcher:
         self._turn = threading.Lock()
 
     def read(self, image: ImageFile) -> bytes:
+        """Return an image's bytes, fetched ahead or now; raises what fetching it raised."""
         with self._turn:
             self._waiting.pop(image.path, None)
             future = self._fetching.pop(image.path, None)

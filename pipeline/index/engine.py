@@ -28,6 +28,16 @@ Vectors = NDArray[np.float32]
 Hits = list[tuple[int, float]]  # (row, cosine), the best first
 
 
+def as_arrays(hits_of_queries: Collection[Hits], k: int) -> tuple[Vectors, NDArray[np.int64]]:
+    """Return (scores, rows), each (n, k), of n queries; score -inf and row -1 where none is."""
+    scores = np.full((len(hits_of_queries), k), -np.inf, np.float32)
+    rows = np.full((len(hits_of_queries), k), -1, np.int64)
+    for place, hits in enumerate(hits_of_queries):
+        rows[place, : len(hits)] = [row for row, _ in hits]
+        scores[place, : len(hits)] = [score for _, score in hits]
+    return scores, rows
+
+
 class OpenIndex(Protocol):
     """A version that is ready to be searched."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images.find import ImageFile
-from pipeline.index.engine import Hits, OpenIndex, Vectors
+from pipeline.index.engine import Hits, OpenIndex, Vectors, as_arrays
 from pipeline.index.versions import Version
 
 
@@ -222,13 +222,9 @@ class ChangedIndex:
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
         k = min(k, self.n_vectors)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        rows = np.full((len(queries), k), -1, np.int64)
-        for place, query in enumerate(queries):
-            hits = next(self.search_deepening(query, k, allowed), [])[:k]
-            rows[place, : len(hits)] = [row for row, _ in hits]
-            scores[place, : len(hits)] = [score for _, score in hits]
-        return scores, rows
+        return as_arrays(
+            [next(self.search_deepening(query, k, allowed), [])[:k] for query in queries], k
+        )
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
