@@ -12,7 +12,7 @@ def test_workers_find_an_added_photo_and_no_longer_a_removed_one(
 ) -> None:
     draw_folder(stack.products, 6)
     stack.workers("embed", "index", "query")
-    stack.rebuild()
+    version = stack.rebuild()["index_version"]
     photo = tmp_path / "new.jpg"
     draw_product(photo, 9000)
 
