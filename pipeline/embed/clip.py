@@ -33,8 +33,8 @@ SMALL_BATCH = 4
 class Clip:
     """An image encoder with its own image processor; a dual encoder has a text side and tokenizer.
 
-    Constants and sizes come from the model's own files. Calls are serialised by a lock: one
-    forward pass at a time uses all the threads that this process may use.
+    Constants and sizes come from the model's own files. Any thread may call it. Forward passes
+    are serialised by a lock: one at a time uses all the threads that this process may use.
     """
 
     def __init__(
@@ -61,6 +61,9 @@ class Clip:
         self._to_inputs = to_inputs
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
+        # A tokenizer keeps padding and truncation in itself, from one call to the next: another
+        # thread's call in between would change them.
+        self._tokenizer_lock = threading.Lock()
         if architecture.has_words:
             self._max_tokens = context_of(architecture, model.config, tokenizer)
         self.dim = self._dimension()
@@ -113,21 +116,23 @@ class Clip:
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         fixed_length = self.architecture.fixed_length_lower_case
-        inputs = self._tokenizer(
-            self._as_read(texts),
-            padding="max_length" if fixed_length else True,
-            return_attention_mask=not fixed_length,
-            truncation=True,
-            max_length=self._max_tokens,
-            return_tensors="pt",
-        )
+        with self._tokenizer_lock:
+            inputs = self._tokenizer(
+                self._as_read(texts),
+                padding="max_length" if fixed_length else True,
+                return_attention_mask=not fixed_length,
+                truncation=True,
+                max_length=self._max_tokens,
+                return_tensors="pt",
+            )
         return self._forward(self._model.get_text_features, False, **inputs)
 
     def text_warnings(self, texts: Sequence[str]) -> list[str]:
         """Say what of some texts the model does not read."""
         if not self.has_words:
             return []
-        return unread_text.warnings(self._tokenizer, self._as_read(texts), self._max_tokens)
+        with self._tokenizer_lock:
+            return unread_text.warnings(self._tokenizer, self._as_read(texts), self._max_tokens)
 
     def _as_read(self, texts: Sequence[str]) -> list[str]:
         lower = self.architecture.fixed_length_lower_case

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 
@@ -123,3 +125,17 @@ def test_the_labels_that_come_with_imgrec_are_known_to_the_bundled_model(mini: C
             for texts in labels.attribute_prompts(category, attribute).values():
                 prompts += texts
     assert mini.text_warnings(prompts) == []
+
+
+def test_threads_that_embed_and_check_texts_at_once_do_not_disturb_each_other(mini: Clip) -> None:
+    """A tokenizer keeps padding and truncation in itself, and all threads share it."""
+    texts = ["red", "a long blue dress of wool", "black and white shoes"]
+    alone = mini.embed_texts(texts)
+
+    def embed_or_check(number: int) -> bool:
+        if number % 2:
+            return mini.text_warnings(["a red zeppelin " * number]) != []
+        return bool(np.allclose(mini.embed_texts(texts), alone, atol=1e-5))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(embed_or_check, range(400)))
