@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,20 @@ from PIL import Image
 from torch import nn
 
 from tools.drawing import Product, draw
-from tools.imgrec_mini import projection
+from tools.imgrec_mini import projection, text_targets
 from tools.imgrec_mini.examples import Example
-from tools.imgrec_mini.hard_views import DRAWN_KINDS, PHOTO_KINDS, hard_view, onto_square
+from tools.imgrec_mini.hard_views import (
+    CLEAN,
+    DRAWN_KINDS,
+    PHOTO_KINDS,
+    hard_view,
+    onto_square,
+    onto_white,
+)
 from tools.imgrec_mini.interpolate import interpolate
-from tools.imgrec_mini.projection import Matrix, Views, fit, invariant
+from tools.imgrec_mini.projection import Matrix, Views, fit, invariant, learn_words
 from tools.imgrec_mini.same_photo import color_distance, part
+from tools.imgrec_mini.text_targets import towards_facts
 from tools.imgrec_mini.view_features import central_color, cut_out
 
 MUG = Product("mug", "red", "plain", "casual", 987_654_321)
@@ -73,6 +83,40 @@ def test_texts_lie_in_the_part_for_words_where_their_products_are(
     assert scores[mugs].mean() > scores[~mugs].mean() + scores.std()
 
 
+def test_views_that_weigh_little_change_the_words_little() -> None:
+    rng = np.random.default_rng(0)
+    one, other = views_of(rng, 5, colors=True), views_of(rng, 5, colors=True)
+    other = replace(other, words=-other.words)
+    alone = learn_words([one], np.eye(WORDS, dtype=np.float32))
+    equal, little = (
+        learn_words([one, replace(other, weight=weight)], np.eye(WORDS, dtype=np.float32))
+        for weight in (1.0, 0.01)
+    )
+    assert np.abs(little - alone).max() < 0.1 * np.abs(equal - alone).max()
+
+
+def test_known_values_move_a_product_towards_their_texts_and_unknown_ones_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    axes = {"mug": 0, "shoe": 1, "red": 2, "blue": 3}
+
+    def encode(model: object, tokenizer: object, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[float(word in text) for word in axes] + [0.1, 0.1] for text in texts])
+
+    monkeypatch.setattr(text_targets, "encode_texts", encode)
+    facts = [{"category": "mug", "color": "red"}, {"category": "mug", "color": "blue"}]
+    facts += [{"category": "shoe"}]
+    words = np.tile(np.eye(WORDS, dtype=np.float32)[5], (3, 1))
+    views = Views(np.zeros((3, 1, 4), np.float32), words, np.array(["mug"] * 3), np.zeros(3))
+    questions = [{"category": "mug"}, {"category": "shoe"}, {"color": "blue"}, {"color": "red"}]
+    red, blue, shoe = towards_facts(None, None, views, facts, questions).words
+    assert red[axes["red"]] > red[axes["blue"]]
+    assert blue[axes["blue"]] > blue[axes["red"]]
+    assert red[axes["mug"]] > red[axes["shoe"]]
+    assert shoe[axes["red"]] == shoe[axes["blue"]]
+    np.testing.assert_allclose(np.linalg.norm([red, blue, shoe], axis=1), 1, rtol=1e-5)
+
+
 def test_the_weights_lie_between_the_backbone_s_and_the_trained_ones() -> None:
     backbone, trained = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
     with torch.no_grad():
@@ -83,7 +127,7 @@ def test_the_weights_lie_between_the_backbone_s_and_the_trained_ones() -> None:
     assert int(trained.num_batches_tracked) == 7
 
 
-@pytest.mark.parametrize("kind", sorted({*PHOTO_KINDS, *DRAWN_KINDS}))
+@pytest.mark.parametrize("kind", sorted({*PHOTO_KINDS, *DRAWN_KINDS, CLEAN}))
 def test_a_hard_view_has_the_asked_size_and_follows_from_its_seed(kind: str) -> None:
     image, alone = draw(MUG, 224), cut_out(MUG)
     one, two = (
@@ -99,6 +143,12 @@ def test_a_cut_out_product_has_its_own_color_and_nothing_around_it() -> None:
     opaque = alone[alone[..., 3] > 250]
     assert opaque[:, 0].mean() > 1.5 * opaque[:, 1].mean()
     assert (alone[..., 3] < 5).any()
+
+
+def test_a_clean_view_shows_the_product_alone_with_a_margin() -> None:
+    square = np.asarray(onto_white(Image.new("RGBA", (60, 30), (0, 0, 0, 255)), 72))
+    assert square[:, :5].min() == square[:20].min() == 255
+    assert square[36, 36].max() == 0
 
 
 def test_a_photo_is_padded_to_a_square_with_white() -> None:

@@ -17,19 +17,18 @@ from torch import Tensor
 
 from tools.drawing import Product
 from tools.imgrec_mini.backbone import build_model
-from tools.imgrec_mini.captions import Claim, Facts, caption
+from tools.imgrec_mini.captions import Claim, caption
 from tools.imgrec_mini.encode import encode_texts, fold, frozen_part
 from tools.imgrec_mini.examples import Example
-from tools.imgrec_mini.hard_views import DRAWN_KINDS, PHOTO_KINDS
+from tools.imgrec_mini.hard_views import CLEAN, DRAWN_KINDS, PHOTO_KINDS
 from tools.imgrec_mini.interpolate import interpolate
 from tools.imgrec_mini.projection import WORDS_DIM, Views, fit
+from tools.imgrec_mini.text_targets import towards_facts
 from tools.imgrec_mini.view_features import collect
 
 DIM = 512  # of the published embedding
-PHOTOS, DRAWN = 1400, 600  # of which many views are taken; more change little
-WHOLE = ("whole",)
-CAPTION_WEIGHT = 0.5  # beside the image's 1; more helps colours and harms patterns
-NOUN_PHRASE = ("style", "pattern", "color", "category")
+PHOTOS, DRAWN = 1000, 500  # of which many views are taken; more change little
+CLEAN_DRAWN = 1600  # of which the clean view is taken
 
 
 def finish(
@@ -59,35 +58,34 @@ def finish(
     fold(image_side)
     lower = frozen_part(trained.vision_model, frozen_blocks)
     backgrounds = [example.image for example in photos]
+    view_side, side = sides
+    # The last number is the weight of a view in the regression of words: colours and patterns are
+    # told of whole products.
+    parts = (
+        (photos[:PHOTOS], PHOTO_KINDS, view_side, 0.3),
+        (drawn[:DRAWN], DRAWN_KINDS, view_side, 0.5),
+        (photos, ("whole",), side, 1.0),
+        (drawn[DRAWN:], ("whole",), side, 2.0),
+        (drawn[:CLEAN_DRAWN], (CLEAN,), side, 2.0),
+    )
     of_photos, of_drawn, *more = (
-        with_captions(
+        towards_facts(
             trained,
             tokenizer,
-            collect(trained, image_side, lower, part, products, kinds, backgrounds, side, seed),
+            replace(
+                collect(trained, image_side, lower, part, products, kinds, backgrounds, edge, seed),
+                weight=weight,
+            ),
             [example.facts for example in part],
+            questions,
         )
-        for part, kinds, side in (
-            (photos[:PHOTOS], PHOTO_KINDS, sides[0]),
-            (drawn[:DRAWN], DRAWN_KINDS, sides[0]),
-            (photos, WHOLE, sides[1]),
-            (drawn[DRAWN:], WHOLE, sides[1]),
-        )
+        for part, kinds, edge, weight in parts
     )
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         texts = encode_texts(trained, tokenizer, [caption(claim, rng) for claim in questions])
     assemble(trained, model, texts, of_photos, of_drawn, more)
     return model
-
-
-@torch.no_grad()
-def with_captions(trained: Any, tokenizer: Any, views: Views, facts: Sequence[Facts]) -> Views:
-    """Move each product's words towards a caption of all its facts."""
-    told = [" ".join(each[name] for name in NOUN_PHRASE if name in each) for each in facts]
-    unique, rows = np.unique([f"a photo of a {phrase}" for phrase in told], return_inverse=True)
-    texts = encode_texts(trained, tokenizer, unique.tolist()).numpy()[rows]
-    words = views.words + np.float32(CAPTION_WEIGHT) * texts
-    return replace(views, words=words / np.linalg.norm(words, axis=1, keepdims=True))
 
 
 def assemble(

@@ -17,7 +17,9 @@ from tools.imgrec_mini.augment import WHITE, other_light, random_view, recompres
 
 PHOTO_KINDS = ("whole", "mild", "most", "half", "small", "turned", "askew")
 CUT_OUT = "cut out"
+CLEAN = "clean"
 DRAWN_KINDS = ("whole", "mild", "most", CUT_OUT, "small")
+MARGIN = 0.1  # of the longer edge: PREPROCESS_PADDING
 SHARES = {"most": (0.6, 0.85), "half": (0.4, 0.6)}  # of each dimension
 
 
@@ -32,7 +34,7 @@ def hard_view(
     """Return a random view of one of the kinds above -> (side, side, 3).
 
     Args:
-        cutout: the product alone, RGBA; only for the kind CUT_OUT.
+        cutout: the product alone, RGBA; only for the kinds CUT_OUT and CLEAN.
         photos: their corners serve as backgrounds.
     """
     if kind == "whole":
@@ -43,6 +45,9 @@ def hard_view(
         angle = rng.uniform(-10, 10) if rng.random() < 0.3 else 0.0
         turned = image.convert("RGBA").rotate(angle, Image.Resampling.BICUBIC, expand=True)
         return _photographed(_paste(turned, rng.uniform(0.35, 0.8), photos, side, rng), rng)
+    if kind == CLEAN:
+        assert cutout is not None
+        return np.asarray(onto_white(cutout, side))
     if kind == CUT_OUT:
         assert cutout is not None
         askew = _askew(cutout, rng, (0, 0, 0, 0))
@@ -64,6 +69,15 @@ def onto_square(image: Image.Image, side: int) -> Image.Image:
     corner = ((side - size[0]) // 2, (side - size[1]) // 2)
     square.paste(image.resize(size, Image.Resampling.BICUBIC), corner)
     return square
+
+
+def onto_white(cutout: Image.Image, side: int) -> Image.Image:
+    """Put an RGBA image on white, as the product prepares an image with background removal."""
+    edge = round(max(cutout.size) * (1 + 2 * MARGIN))
+    square = Image.new("RGB", (edge, edge), WHITE)
+    corner = ((edge - cutout.width) // 2, (edge - cutout.height) // 2)
+    square.paste(cutout.convert("RGB"), corner, cutout.getchannel("A"))
+    return square.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _part(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:

@@ -19,7 +19,7 @@ from tools.drawing import Product
 from tools.drawing.picture import figure_of
 from tools.imgrec_mini.encode import encode_pixels, pooled_features
 from tools.imgrec_mini.examples import DRAWN_SIDE, Example
-from tools.imgrec_mini.hard_views import CUT_OUT, hard_view, onto_square
+from tools.imgrec_mini.hard_views import CLEAN, CUT_OUT, hard_view, onto_square
 from tools.imgrec_mini.projection import Matrix, Views
 
 CHUNK = 16  # products whose views are made ahead
@@ -43,13 +43,13 @@ def collect(
 
     Args:
         trained: the whole model as trained; it says where the words lie.
-        products: what drawn examples are, in their order; for the kind CUT_OUT.
+        products: what drawn examples are, in their order; for the kinds CUT_OUT and CLEAN.
     """
 
     def views_of(number: int) -> NDArray[np.uint8]:
         rng = np.random.default_rng([seed, number])
         image = examples[number].image
-        cutout = cut_out(products[number]) if CUT_OUT in kinds else None
+        cutout = cut_out(products[number]) if {CLEAN, CUT_OUT} & {*kinds} else None
         return np.stack([hard_view(kind, image, cutout, backgrounds, side, rng) for kind in kinds])
 
     features, words = [], []
