@@ -303,7 +303,7 @@ class Settings(BaseSettings):
         "with imgrec",
     )
     min_confidence: float = Field(
-        # On the demo catalogue imgrec-mini is right in 86 % of all colours. No guard against images
+        # On the demo catalogue imgrec-mini is right in 96 % of all colours. No guard against images
         # without a product.
         0.4,
         ge=0,

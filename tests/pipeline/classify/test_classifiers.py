@@ -67,7 +67,7 @@ def test_category_and_color_of_the_catalogue_are_right() -> None:
         right["category"] += answer["category"]["label"] == row["category"]
         right["color"] += color["label"] == row["color"]
     assert right["category"] >= 0.97 * len(rows)
-    assert right["color"] >= 0.84 * len(rows)
+    assert right["color"] >= 0.92 * len(rows)
 
 
 def test_a_label_s_row_is_the_unit_mean_of_its_prompts() -> None:
