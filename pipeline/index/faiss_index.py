@@ -224,12 +224,13 @@ def _fill(
     """
     faiss = _faiss()
     unknown = np.flatnonzero(lists < 0)
+    centroids = index.quantizer.reconstruct_n(0, index.nlist)
     for start in range(0, len(unknown), BLOCK_ROWS):
         rows = unknown[start : start + BLOCK_ROWS]
-        block = np.ascontiguousarray(vectors[rows])
-        lists[rows] = index.quantizer.search(block, 1)[1][:, 0]
+        # NumPy's BLAS, as in `exact`. A vector that is not finite is rejected by the self-check.
+        with np.errstate(invalid="ignore"):
+            lists[rows] = (np.asarray(vectors[rows]) @ centroids.T).argmax(axis=1)
         check()
-    lists[lists < 0] = 0  # a vector that is not finite; the self-check rejects it
     order = np.argsort(lists, kind="stable")
     start = 0
     for number, size in enumerate(np.bincount(lists, minlength=index.nlist).tolist()):

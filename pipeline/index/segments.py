@@ -158,8 +158,9 @@ class SegmentedIndex:
 
     def bits(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
         """Return the places of the rows that are allowed, a bit for each."""
-        mask = np.zeros(self.n_places, bool)
-        mask[self.places if allowed is None else self.places[allowed]] = True
+        rows = self.row_at[:-1]
+        # Row -1 takes what is put at the end.
+        mask = rows >= 0 if allowed is None else np.append(allowed, False)[rows]
         return np.packbits(mask, bitorder="little")
 
     def best(
