@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from stat import S_ISREG
+from typing import NamedTuple
 
 from pipeline.errors import BadImage, WrongUse
 from pipeline.images.exclude import EXCLUDE_FILE, Exclude, FolderExclude, read_exclude_file
@@ -38,12 +39,13 @@ ONE_FOLDER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """One image below a root: its posix path from there, bytes, modification time in ns.
 
     Of an object in a store, the time is a number that stands for its ETag; of an image of a feed,
     one that stands for its content, whose hash is known.
+
+    A tuple, because a listing makes millions: a frozen dataclass takes twice as long to make.
     """
 
     path: str

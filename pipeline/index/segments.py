@@ -31,8 +31,8 @@ NEW_VECTORS, NEW_INDEX, PLACES = "new_vectors.npy", "new_index.bin", "places.npy
 SEGMENT_FILES = (BASE_VECTORS, BASE_INDEX, NEW_VECTORS, NEW_INDEX, PLACES)
 VECTOR_FILES = (VECTORS, BASE_VECTORS, NEW_VECTORS, PLACES)
 INDEX_FILES = (INDEX, BASE_INDEX, NEW_INDEX)
-# Of the base's rows: how many may be new or gone before all files are written anew. Each query
-# passes over what is gone, and each rebuild writes all that is new since the base.
+# Of the base's rows: how many may be gone, and how many new, before all files are written anew.
+# Each query passes over what is gone, and each rebuild writes all that is new since the base.
 MAX_SHARE = 0.1
 BLOCK_ROWS = 16_384
 
@@ -102,7 +102,7 @@ def as_segmented(vectors: Any) -> SegmentedVectors | None:
 
 def is_small(n_base: int, n_new: int, n_gone: int) -> bool:
     """Tell whether a change is worth a segment of its own."""
-    return n_new + n_gone <= MAX_SHARE * n_base
+    return max(n_new, n_gone) <= MAX_SHARE * n_base
 
 
 def base_files(files: dict[str, Any]) -> dict[str, str]:

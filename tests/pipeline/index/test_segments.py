@@ -18,6 +18,7 @@ from pipeline.index.engine import Base, Engines
 from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.live_changes import AddedImage, Changes, RemovedImage, with_changes
 from pipeline.index.live_index import PublishedIndex
+from pipeline.index.remote_versions import RemoteVersions
 from pipeline.index.segments import SegmentedVectors
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.migrate import migrate
@@ -368,3 +369,14 @@ def test_a_smaller_budget_ends_the_sharing(tmp_path: Path) -> None:
     version = publish(store, FaissEngine(1000, 1, 300_000), stacked, Base(old, rows))
     assert version.manifest["index"]["factory"].endswith("PQ8x8np")
     assert not version.is_segmented
+
+
+def test_where_versions_have_files_of_their_own_nothing_is_shared(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not RemoteVersions.shares_files  # each build has its own objects
+    toy.rebuild()
+    change_a_little(toy)
+    monkeypatch.setattr(toy.versions, "shares_files", False)
+    toy.rebuild()
+    assert names(toy.versions.current()) >= LARGE
