@@ -19,6 +19,8 @@ READERS = 2  # files at the same time: hashing leaves Python's lock to others
 # network file system may keep to the second.
 SETTLED_S = 2.5
 
+Key = tuple[int, int, int, int]
+
 
 class FileDigests:
     """Remembers digests by device, inode, size and modification time; threads may share it.
@@ -28,7 +30,7 @@ class FileDigests:
     """
 
     def __init__(self) -> None:
-        self._known: LRUCache[tuple[int, int, int, int], str] = LRUCache(MAX_FILES)
+        self._known: LRUCache[Key, str] = LRUCache(MAX_FILES)
         self._lock = threading.Lock()
 
     def sha256(self, path: Path) -> str:
@@ -37,22 +39,34 @@ class FileDigests:
         Raises:
             OSError: it cannot be read.
         """
-        before = path.stat()
-        key = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
+        key, settled = _facts(path)
         with self._lock:
             known: str | None = self._known.get(key)
         if known is not None:
             # Who may not read the file any more must not go on as if they might.
             os.close(os.open(path, os.O_RDONLY))
             return known
-        settled = time.time() - before.st_mtime > SETTLED_S
         digest = file_sha256(path)
         if settled:
             with self._lock:
                 self._known[key] = digest
         return digest
 
+    def note(self, path: Path, sha256: str) -> None:
+        """Remember the digest of a file that this process wrote, and nobody else does."""
+        key, settled = _facts(path)
+        if settled:
+            with self._lock:
+                self._known[key] = sha256
+
     def of_all(self, paths: Iterable[Path]) -> list[str]:
         """Return the digests of several files, in their order."""
         with ThreadPoolExecutor(READERS, "digest") as pool:
             return list(pool.map(self.sha256, paths))
+
+
+def _facts(path: Path) -> tuple[Key, bool]:
+    """Return what a file is known by, and whether it was written long enough ago."""
+    facts = path.stat()
+    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return key, time.time() - facts.st_mtime > SETTLED_S

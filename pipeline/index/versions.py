@@ -416,6 +416,8 @@ class VersionStore:
             shared: the digests of files that are those of an earlier version, by name.
         """
         manifest = sealed(workspace, manifest, shared or {})
+        for name, facts in manifest["files"].items():
+            self._digests.note(workspace / name, facts["sha256"])
         reserved = [
             number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
         ]

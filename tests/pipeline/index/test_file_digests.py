@@ -69,6 +69,17 @@ def test_a_file_that_was_written_just_now_is_read_again(tmp_path: Path, reads: l
     assert reads == ["a", "a"]
 
 
+def test_a_file_that_this_process_wrote_is_not_read(tmp_path: Path, reads: list[str]) -> None:
+    digests, file = FileDigests(), written(tmp_path / "a", b"vectors")
+    digests.note(file, "noted")
+    assert digests.sha256(file) == "noted"
+    fresh = tmp_path / "fresh"
+    fresh.write_bytes(b"vectors")
+    digests.note(fresh, "noted")
+    assert digests.sha256(fresh) == hashlib.sha256(b"vectors").hexdigest()
+    assert reads == ["fresh"]
+
+
 def test_a_file_that_is_gone_is_an_error_although_it_was_read(tmp_path: Path) -> None:
     digests, file = FileDigests(), written(tmp_path / "a", b"vectors")
     digests.sha256(file)
