@@ -174,7 +174,11 @@ class FaissEngine:
         if extended is None:
             return None
         index, kind = extended
-        faiss_index.self_check(index, vectors, kind)
+        try:
+            faiss_index.self_check(index, vectors, kind)
+        except IndexBroken as error:
+            log.warning("The index of %s is not gone on with: %s", earlier.name, error)
+            return None
         failpoint("merge.before_save")
         faiss_index.save(index.new, workspace / NEW_INDEX)
         return kind

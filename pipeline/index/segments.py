@@ -42,7 +42,7 @@ class StackedVectors:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, base: Vectors, new: Vectors) -> None:
+    def __init__(self, base: Any, new: Vectors) -> None:
         self.base, self.new = base, new
         self.shape: tuple[int, int] = (len(base) + len(new), base.shape[1])
 
@@ -70,7 +70,13 @@ class StackedVectors:
             one: Vectors = self.base[places] if places < n_base else self.new[places - n_base]
             return one
         is_new = np.flatnonzero(places >= n_base)
-        taken: Vectors = np.take(self.base, places, axis=0, mode="clip")
+        # Where a new vector belongs, the last one of the base stands for a moment.
+        of_base = np.minimum(places, n_base - 1)
+        taken: Vectors = (
+            self.base[of_base]  # not an array: NumPy would make one of all its rows
+            if isinstance(self.base, StackedVectors)
+            else np.take(self.base, of_base, axis=0, mode="wrap")
+        )
         taken[is_new] = self.new[places[is_new] - n_base]
         return taken
 

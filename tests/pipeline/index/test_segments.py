@@ -19,7 +19,7 @@ from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.live_changes import AddedImage, Changes, RemovedImage, with_changes
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.remote_versions import RemoteVersions
-from pipeline.index.segments import SegmentedVectors
+from pipeline.index.segments import SegmentedIndex, SegmentedVectors
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.migrate import migrate
 from pipeline.settings import Settings
@@ -246,7 +246,9 @@ def test_a_full_rebuild_shares_nothing(toy: ToyPipeline) -> None:
     assert names(toy.versions.current()) & ALL_SEGMENTS == set()
 
 
-def test_live_changes_lie_beside_both_segments(toy: ToyPipeline) -> None:
+def test_live_changes_lie_beside_both_segments(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy.rebuild()
     change_a_little(toy)
     toy.rebuild()
@@ -257,6 +259,12 @@ def test_live_changes_lie_beside_both_segments(toy: ToyPipeline) -> None:
     added = AddedImage("a.png", "a", 1, 1, "0" * 64, version.fingerprint, new, later)
     removed = RemovedImage(version.paths[7], "gone", 1, 1, later)
     changed = with_changes(index, Changes(1, (added, removed)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("all vectors were copied")
+
+    monkeypatch.setattr(SegmentedVectors, "__array__", refuse)
+    np.testing.assert_array_equal(changed.version.vectors[[8, 3]], vectors[[8, 3]])
     assert changed.search(new[None, :], 1)[1][0, 0] == len(vectors)
     *_, hits = changed.search_deepening(vectors[7], 100)
     assert sorted(row for row, _ in hits) == [*range(7), *range(8, len(vectors) + 1)]
@@ -359,6 +367,27 @@ def test_lists_that_no_longer_serve_end_the_sharing(tmp_path: Path) -> None:
     assert names(version) >= LARGE
     assert names(version) & ALL_SEGMENTS == set()
     np.testing.assert_array_equal(version.vectors, vectors[:])
+
+
+def test_a_shared_index_that_does_not_find_its_rows_ends_the_sharing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    check = faiss_index.self_check
+
+    def refuse_segments(index: Any, *rest: Any) -> None:
+        if isinstance(index, SegmentedIndex):
+            raise IndexBroken("3 of 256 sampled vectors do not find themselves.")
+        check(index, *rest)
+
+    engine, store, before = FaissEngine(1000), store_in(tmp_path / "index"), clustered(COUNT, DIM)
+    old = publish(store, engine, before)
+    vectors, rows = beside(before, clustered(2 * COUNT, DIM)[COUNT : COUNT + 100])
+    stacked: Any = vectors
+    monkeypatch.setattr(faiss_index, "self_check", refuse_segments)
+    version = publish(store, engine, stacked, Base(old, rows))
+    assert not version.is_segmented
+    assert engine.open(version).search(before[1:2], 1)[1][0, 0] == 1
+    assert "v0001 is not gone on with: 3 of 256" in caplog.text
 
 
 def test_a_smaller_budget_ends_the_sharing(tmp_path: Path) -> None:
