@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.failpoints import failpoint
 from pipeline.index.engine import Engines, drop_unused, engine_of
-from pipeline.index.faiss_engine import FILE
+from pipeline.index.segments import INDEX_FILES, SEGMENT_FILES, VECTORS, as_segmented
 from pipeline.index.versions import Version, VersionStore
 
 
@@ -43,9 +43,12 @@ def migrate(
     workspace = versions.workspace()
     try:
         for name in old.manifest["files"]:
-            if name != FILE:
+            if name not in (*INDEX_FILES, *SEGMENT_FILES):
                 _link(old.file(name), workspace / name)
-        index = engine.build(old.vectors, workspace, check)
+        vectors = old.vectors
+        if segmented := as_segmented(vectors):
+            vectors = segmented.write(workspace / VECTORS, check)
+        index = engine.build(vectors, workspace, check)
         failpoint("migrate.before_commit")
         kept = {
             name: value for name, value in old.manifest.items() if name not in ("seal", "build")

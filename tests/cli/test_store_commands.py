@@ -17,7 +17,7 @@ from s3_server import SECRET, S3Server
 from pipeline.storage import object_store
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
-from workers.query import thumbnails
+from workers.product_images import thumbnails
 
 Run = Callable[..., Any]
 
