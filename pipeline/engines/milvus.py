@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from pipeline.engines.milvus_server import BUILD_S, CALL_S, MilvusServer, NotLoaded
 from pipeline.engines.scores import scored
 from pipeline.errors import IndexBroken
+from pipeline.failpoints import failpoint
 from pipeline.index.engine import (
     PREFIX,
     Base,
     EngineState,
     Hits,
+    Migration,
     Vectors,
     age_s,
     as_arrays,
@@ -32,6 +34,7 @@ from pipeline.index.versions import ADVICE, Version
 M, EF_CONSTRUCTION = 16, 200  # https://milvus.io/docs/index.md recommends 8 to 64, and up from 100
 EF_SEARCH = (64, 100, 160, 250, 400, 640, 1000)
 TARGET_RECALL = 0.97
+MIGRATED = " vectors "  # in a description; no owner holds a space
 BATCH_BYTES = 8 << 20  # of one insert; Milvus takes messages of 64 MB
 MAX_LIMIT = 16_384  # rows of one answer
 MAX_NAMED = 4096  # allowed rows that are named one by one
@@ -172,18 +175,31 @@ class MilvusEngine:
         workspace: Path,
         check: Callable[[], None],
         base: Base | None = None,
+        migration: Migration | None = None,
     ) -> dict[str, Any]:
         """Fill a collection, index and load it, and check that it finds its own vectors."""
-        name = new_name()
+        count, dim = vectors.shape
+        report = migration.report if migration else _silent
         with self.server.client() as client:
+            name, done = self._unfinished(client, vectors, migration) if migration else ("", 0)
             try:
-                _fill(client, name, self._owner(), vectors, check)
+                if not name:
+                    name = new_name()
+                    key = migration.key if migration else ""
+                    schema = _schema(client, dim, _description(self._owner(), key))
+                    client.create_collection(name, schema=schema, timeout=CALL_S)
+                _fill(client, name, vectors, done, check, report)
+                failpoint("milvus.before_index")
+                report("graph", 0, count)
                 _index(client, name, self._replicas)
                 check()
+                report("checking", count, count)
                 ef_search, recall = _tuned(client, name, vectors, check)
-            except BaseException:
-                with contextlib.suppress(Exception):  # the next build drops it
-                    client.drop_collection(name, timeout=CALL_S)
+            except BaseException as error:
+                # What a migration has done is there for the next one.
+                if migration is None or isinstance(error, IndexBroken):
+                    with contextlib.suppress(Exception):  # the next build drops it
+                        client.drop_collection(name, timeout=CALL_S)
                 raise
         size = vectors.size * 4 + len(vectors) * 2 * M * 4
         return {
@@ -198,6 +214,23 @@ class MilvusEngine:
             "memory": size,
             "reason": f"{len(vectors):,} vectors in {self.server.shown}; the memory is an estimate",
         }
+
+    def _unfinished(self, client: Any, vectors: Vectors, migration: Migration) -> tuple[str, int]:
+        """Return the collection of a migration of these vectors that was killed, and its rows."""
+        used = {version.manifest["index"].get("collection") for version in migration.versions}
+        wanted = _description(self._owner(), migration.key)
+        for name in sorted(client.list_collections(timeout=CALL_S), reverse=True):
+            if not name.startswith(PREFIX) or name in used:
+                continue
+            if client.describe_collection(name, timeout=CALL_S).get("description") != wanted:
+                continue
+            client.flush(name, timeout=BUILD_S)
+            rows = int(client.get_collection_stats(name, timeout=CALL_S)["row_count"])
+            # A batch is stored whole or not at all; of anything else, nobody knows what it is.
+            if rows == len(vectors) or rows % _batch_rows(vectors) == 0:
+                return name, rows
+            client.drop_collection(name, timeout=CALL_S)
+        return "", 0
 
     def open(self, version: Version) -> MilvusIndex:
         """Find the collection of a version, and compare a few vectors with those of the folder.
@@ -246,7 +279,8 @@ class MilvusEngine:
                 if not name.startswith(PREFIX) or name in used or age_s(name) < min_age_s:
                     continue
                 facts = client.describe_collection(name, timeout=CALL_S)
-                if facts.get("description") == owner:
+                description = str(facts.get("description", ""))
+                if description == owner or description.startswith(f"{owner}{MIGRATED}"):
                     client.drop_collection(name, timeout=CALL_S)
                     dropped.append(name)
         return dropped
@@ -256,34 +290,54 @@ class MilvusEngine:
         with self.server.client() as client:
             version = client.get_server_version(timeout=CALL_S)
             name = f"imgrec_check_{uuid.uuid4().hex[:8]}"
-            client.create_collection(name, schema=_schema(client, 4, "check"), timeout=CALL_S)
+            client.create_collection(
+                name, schema=_schema(client, 4, "imgrec check"), timeout=CALL_S
+            )
             client.drop_collection(name, timeout=CALL_S)
         return EngineState(f"{self.server.shown}, Milvus {version}, writable")
 
 
-def _description(owner: str) -> str:
-    return f"imgrec {owner}"
+def _silent(step: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
-def _schema(client: Any, dim: int, owner: str) -> Any:
+def _description(owner: str, key: str = "") -> str:
+    """Return what tells whose a collection is, and the key of a migration's vectors."""
+    return f"imgrec {owner}{MIGRATED}{key}" if key else f"imgrec {owner}"
+
+
+def _schema(client: Any, dim: int, description: str) -> Any:
     from pymilvus import DataType
 
-    schema = client.create_schema(auto_id=False, description=_description(owner))
+    schema = client.create_schema(auto_id=False, description=description)
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
     return schema
 
 
-def _fill(client: Any, name: str, owner: str, vectors: Vectors, check: Callable[[], None]) -> None:
-    dim = vectors.shape[1]
-    client.create_collection(name, schema=_schema(client, dim, owner), timeout=CALL_S)
-    size = max(1, BATCH_BYTES // (4 * dim))
-    for start in range(0, len(vectors), size):
+def _batch_rows(vectors: Vectors) -> int:
+    return max(1, BATCH_BYTES // (4 * int(vectors.shape[1])))
+
+
+def _fill(
+    client: Any,
+    name: str,
+    vectors: Vectors,
+    done: int,
+    check: Callable[[], None],
+    report: Callable[[str, int, int], None],
+) -> None:
+    """Insert the rows from `done` on."""
+    count, size = len(vectors), _batch_rows(vectors)
+    for start in range(done, count, size):
         check()
+        report("copying", start, count)
         block = np.asarray(vectors[start : start + size])
         rows = [{"id": start + at, "embedding": row} for at, row in enumerate(block)]
         client.insert(name, rows, timeout=BUILD_S)
+        failpoint("milvus.after_rows")
     client.flush(name, timeout=BUILD_S)
+    report("copying", count, count)
 
 
 def _index(client: Any, name: str, replicas: int) -> None:

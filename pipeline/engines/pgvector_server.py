@@ -31,8 +31,15 @@ CREATE TABLE IF NOT EXISTS imgrec_indexes (
     owner      TEXT NOT NULL,
     images     BIGINT NOT NULL,
     dimension  INTEGER NOT NULL,
-    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    source     TEXT NOT NULL DEFAULT ''
 )
+"""
+# What the vectors of a migration are, so that it goes on after it was killed.
+SOURCE = "ALTER TABLE imgrec_indexes ADD COLUMN IF NOT EXISTS source TEXT NOT NULL DEFAULT ''"
+HAS_SOURCE = """
+SELECT 1 FROM pg_attribute
+WHERE attrelid = 'imgrec_indexes'::regclass AND attname = 'source' AND NOT attisdropped
 """
 Result = TypeVar("Result")
 
@@ -122,6 +129,8 @@ class PgvectorServer:
                 "update it and run ALTER EXTENSION vector UPDATE."
             )
         tx.rows(REGISTRY)
+        if not tx.rows(HAS_SOURCE):  # made by an earlier release
+            tx.rows(SOURCE)
 
 
 class Replica:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.failpoints import failpoint
-from pipeline.index.engine import Engines, drop_unused, engine_of
+from pipeline.index.engine import Engines, Migration, drop_unused, engine_of
 from pipeline.index.faiss_engine import FILE
 from pipeline.index.versions import Version, VersionStore
 
@@ -19,15 +19,18 @@ def migrate(
     engines: Engines,
     to: str,
     check: Callable[[], None] = lambda: None,
+    report: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> tuple[Version, Version]:
     """Publish the rows of the published version as a new one that another engine searches.
 
     Returns the old and the new version; they are the same where the engine is. The caller holds
-    `versions.lock()`. Killed on the way, it leaves the old version published; run it again.
+    `versions.lock()`. Killed on the way, it leaves the old version published; run it again, and it
+    goes on: rows that a server has are not copied again, and a finished graph is not built again.
 
     Args:
         to: the name of the engine.
         check: called between steps; raises to stop.
+        report: see `Migration`.
 
     Raises:
         IndexMissing: nothing was published. SetupError: the settings name no such engine.
@@ -39,13 +42,14 @@ def migrate(
     if engine_of(old) == to:
         return old, old
     versions.verify(old)
-    drop_unused(engines, versions)
+    key = str(old.manifest["files"]["vectors.npy"]["sha256"])
+    migration = Migration(key, versions.versions(), report)
     workspace = versions.workspace()
     try:
         for name in old.manifest["files"]:
             if name != FILE:
                 _link(old.file(name), workspace / name)
-        index = engine.build(old.vectors, workspace, check)
+        index = engine.build(old.vectors, workspace, check, migration=migration)
         failpoint("migrate.before_commit")
         kept = {
             name: value for name, value in old.manifest.items() if name not in ("seal", "build")
@@ -54,6 +58,7 @@ def migrate(
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     versions.point_to(new, seen)
+    drop_unused(engines, versions)  # not before: an unfinished move is among it
     return old, new
 
 

@@ -22,6 +22,8 @@ from pipeline.engines.pgvector import PgvectorEngine
 from pipeline.engines.pgvector_index import PgvectorIndex
 from pipeline.engines.pgvector_server import PgvectorServer
 from pipeline.errors import ImgrecError, ServerUnavailable, SetupError, WrongUse
+from pipeline.index.engine import Engines
+from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.migrate import migrate
 from workers import query
@@ -347,21 +349,98 @@ def test_an_index_moves_to_postgresql_and_back_without_being_embedded(
     resources.engines.current.keep_only([])
 
 
-def test_a_move_that_is_interrupted_changes_nothing(
-    inline_worker: InlineWorker, vector_url: str, vector_server: Postgres
+Steps = list[tuple[str, int]]
+
+
+def moved(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, stop_at: str = ""
+) -> tuple[Steps, Version | None]:
+    """Migrate to a server, or until a failpoint; return what was reported, and the new version."""
+    engines = Engines({"faiss": FaissEngine(), engine.name: engine}, engine.name)
+    steps: Steps = []
+
+    def stop(name: str, *_: object) -> None:
+        if name == stop_at:
+            raise KeyboardInterrupt
+
+    if store.current_name() is None:
+        publish(store, engines.named("faiss"), vectors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.engines.pgvector.failpoint", stop)
+        patch.setattr("pipeline.rebuild.migrate.failpoint", stop)
+        patch.setattr("pipeline.engines.pgvector.CHUNK_ROWS", 1000)
+        patch.setattr("pipeline.engines.pgvector.LOOK_S", 0.01)
+        try:
+            _, new = migrate(
+                store, engines, engine.name, report=lambda step, n, _: steps.append((step, n))
+            )
+        except KeyboardInterrupt:
+            return steps, None
+    return steps, new
+
+
+@pytest.mark.parametrize(
+    ("line", "copied", "graph"),
+    [
+        ("pgvector.after_rows", 1000, True),
+        ("pgvector.before_index", COUNT, True),
+        ("pgvector.before_check", COUNT, False),
+        ("migrate.before_commit", COUNT, False),
+    ],
+)
+def test_a_move_that_was_stopped_goes_on_where_it_was(
+    engine: PgvectorEngine,
+    store: VersionStore,
+    vectors: np.ndarray,
+    vector_server: Postgres,
+    line: str,
+    copied: int,
+    graph: bool,
 ) -> None:
-    inline_worker.rebuild()
-    inline_worker.start_again(vector_url=vector_url)
-    resources = inline_worker.resources
+    _, nothing = moved(engine, store, vectors, line)
+    assert nothing is None
+    assert store.current_name() == "v0001"
+    assert list(store.folder.glob(".build-*")) == []
+    (table,) = tables(vector_server)
+    steps, new = moved(engine, store, vectors)
+    assert steps[0] == ("copying", copied)  # what was copied before is not copied again
+    assert ("graph" in dict(steps)) == graph
+    assert steps[-1] == ("checking", COUNT)
+    assert new is not None
+    assert new.manifest["index"]["table"] == table
+    assert tables(vector_server) == [table]
+    assert answers(engine.open(new), vectors)
+    engine.verify(new)
 
-    def stop() -> None:
-        raise KeyboardInterrupt
 
-    with resources.versions.lock(), pytest.raises(KeyboardInterrupt):
-        migrate(resources.versions, resources.engines, "pgvector", stop)
-    assert resources.versions.current_name() == "v0001"
-    assert tables(vector_server) == []
-    assert list(resources.versions.folder.glob(".build-*")) == []
+def test_a_second_move_of_a_published_version_makes_a_table_of_its_own(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    moved(engine, store, vectors)
+    store.rollback("v0001")
+    steps, new = moved(engine, store, vectors)
+    assert steps[0] == ("copying", 0)
+    assert new is not None
+    assert len(tables(vector_server)) == 2
+
+
+def test_a_rebuild_drops_what_a_stopped_move_has_left(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    moved(engine, store, vectors, "pgvector.before_index")
+    version = publish(store, engine, vectors[:100])
+    engine.keep_only([version])
+    assert tables(vector_server) == [version.manifest["index"]["table"]]
+
+
+def test_a_registry_of_an_earlier_release_is_extended(vector_server: Postgres) -> None:
+    vector_server.admin("CREATE DATABASE early OWNER shop")
+    vector_server.admin("CREATE EXTENSION vector", "early")
+    url = shop_of(vector_server, "early")
+    with PgvectorServer(url).write() as tx:
+        tx.rows("ALTER TABLE imgrec_indexes DROP COLUMN source")
+    with PgvectorServer(url).write() as tx:
+        assert tx.rows("SELECT source FROM imgrec_indexes") == []
 
 
 def test_an_engine_without_a_server_is_named(inline_worker: InlineWorker) -> None:
