@@ -405,6 +405,8 @@ def _recall(
     k = min(k, table.n_rows)
     reached = 0
     for query, score in zip(queries, lowest, strict=True):
-        rows = table.search(tx, query, table.step(k, None), None)
+        settings, select = table.search(query, table.step(k, None), None)
+        tx.rows(*settings)
+        rows = [row["id"] for row in tx.rows(*select)]
         reached += sum(each >= score - 1e-5 for _, each in scored(vectors, rows, query))
     return reached / (k * len(queries))
