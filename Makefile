@@ -4,6 +4,8 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
+# The tests start hundreds of processes, each of which would compile all of our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where no NVIDIA driver answers, a CUDA build of torch is refused before its download starts.
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)

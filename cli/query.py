@@ -180,16 +180,7 @@ def query(
     if html:
         from cli.query_report import write_page
 
-        names = [match["filename"] for match in answer["matches"]]
-        thumbnails = query_client.PendingQuery(
-            wiring, PICTURES, (answer["index_version"], names), timeout, local
-        )
-        try:
-            pictures = thumbnails.answer()
-        except TimedOut as error:
-            raise TimedOut(
-                "The matches were found, but their images did not arrive in time."
-            ) from error
+        pictures = _pictures(wiring, answer, timeout, local)
         thumbnail = _shown(data[0], settings) if data else None
         write_page(html, _subject(images, question), thumbnail, answer, pictures)
         echo_err(f"Wrote {html}.")
@@ -217,6 +208,20 @@ def result(wiring: Wiring, query_id: str, wait: bool, timeout: float, as_json: b
         show_classes(answer, as_json)
     else:
         _show(answer, as_json)
+
+
+def _pictures(
+    wiring: Wiring, answer: dict[str, Any], timeout: float, local: bool
+) -> dict[str, str]:
+    """Return small JPEGs of an answer's matches, base64, by file name."""
+    names = [match["filename"] for match in answer["matches"]]
+    args = (answer["index_version"], names)
+    try:
+        return query_client.PendingQuery(wiring, PICTURES, args, timeout, local).answer()
+    except TimedOut as error:
+        raise TimedOut(
+            "The matches were found, but their images did not arrive in time."
+        ) from error
 
 
 def _subject(images: tuple[Path, ...], question: Query) -> str:

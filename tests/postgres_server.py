@@ -138,3 +138,11 @@ class Postgres:
             return bool(self.admin("SELECT 1"))
         except psycopg.OperationalError:
             return False
+
+
+def emptied(url: str) -> str:
+    """Remove what earlier tests have left in a database; return its URL."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url

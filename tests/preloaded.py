@@ -35,6 +35,7 @@ LIBRARIES = (
     *("kombu.mixins", "kombu.pidbox", "prompt_toolkit", "click_repl", "psycopg", "sqlite3"),
     *("pydantic_settings", "pydantic.networks", "filelock", "rich.table", "rich.progress"),
     *("rich.console", "tomllib", "encodings.idna", "redis", "msgpack", "http.client"),
+    *("urllib3", "cachetools"),
 )
 
 _context = multiprocessing.get_context("forkserver")

@@ -13,7 +13,17 @@ from typing import Any
 
 from pipeline.settings import Settings, cores
 from pipeline.store.cache import NoCache
-from workers import duplicates, embed, fetch, index, plan_fetched, query, routes, webhooks
+from workers import (
+    duplicates,
+    embed,
+    fetch,
+    index,
+    plan_fetched,
+    product_images,
+    query,
+    routes,
+    webhooks,
+)
 from workers.dispatch import InlineDispatcher
 from workers.reconcile import reconcile
 from workers.resources import Resources
@@ -50,7 +60,7 @@ class LocalWorker:
             ImgrecError: what the task raised.
         """
         if task in (routes.THUMBNAILS, routes.PICTURES):
-            return query.thumbnails(self.resources, *args)
+            return product_images.thumbnails(self.resources, *args)
         answer = QUERIES[task](self.resources, *args, query_id=query_id)
         self.resources.query_log.flush()
         return answer

@@ -1,36 +1,28 @@
-"""What queue `query` answers: an image in, its matches or classes out."""
+"""What queue `query` answers: an image in, its matches, classes or vector out."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadImage, NotFound, WrongUse, quote
+from pipeline.errors import WrongUse
 from pipeline.failpoints import failpoint
-from pipeline.images.decode import (
-    WORK_SIDE,
-    decode,
-    encode_jpeg,
-    sha256,
-)
-from pipeline.images.find import ImageFile
-from pipeline.images.roots import open_reader
-from pipeline.index.versions import Version
+from pipeline.images.decode import sha256
+from pipeline.index.engine import OpenIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
+from pipeline.search.duplicate_rows import RowGroups
 from pipeline.search.query import AUTO, Query
 from pipeline.search.query_vector import compose
 from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.cache import result_key
-from workers.dispatch import require_names
 from workers.known_vectors import KnownVectors
 from workers.query_images import (
     image_digest,
@@ -42,10 +34,6 @@ from workers.query_images import (
 from workers.resources import Resources
 
 log = logging.getLogger(__name__)
-
-THUMBNAIL_SIDE = 256  # pixels of a match's image on the result page
-MAX_THUMBNAILS = 100
-JPEG_END = b"\xff\xd9"  # behind a JPEG that is cut off, it makes the rest gray
 
 
 def query_image(
@@ -71,36 +59,15 @@ def query_image(
     failpoint("query.start")
     images = images_of(data)
     query = _checked(resources, images, top_k, options)
-    index = resources.searched_index(query.index_version)
-    fingerprint = resources.fingerprint
-    index.version.require(fingerprint.id, fingerprint.summary)
-    # A user who filters may have imported the products within the same second.
-    indexed = resources.indexed_catalogues.of(index.version, at_once=bool(query.conditions))
-    grouped = resources.duplicate_rows.of(indexed) if query.collapse else None
+    searched = _searched(resources, query)
     digests = [image_digest(image, query.box) for image in images]
-    digest = digests[0] if len(digests) == 1 else sha256(" ".join(sorted(digests)).encode())
-    key = _result_key(
-        query,
-        index.version,
-        fingerprint.id,
-        digest if digests else "",
-        indexed,
-        grouped.key if grouped else "",
-    )
+    key = _result_key(query, searched, digests)
+    warnings: list[str] = []
     answer = None if query.uses_feedback else _unpack(resources.cache.get_result(key))
     cached = answer is not None
-    warnings: list[str] = []
     if answer is None:
-        warned = resources.warned_paths(index.version)
-        vectors = KnownVectors(resources.cache, fingerprint.id, index.version, warned=warned)
-        feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
         with resources.cache.pipelined():
-            with resources.metrics.query("vector"):
-                image, warnings = mean_of_images(resources, images, digests, vectors, query.box)
-                query_vector = compose(query, image, resources.text_vector, indexed)
-            with resources.metrics.query("search"):
-                groups = grouped.groups if grouped else None
-                answer = recommend(query, index, indexed, query_vector, feedback, groups)
+            answer, warnings = _search(resources, query, searched, images, digests)
             # Each new feedback may change a result, and a cached one comes without its warnings.
             if not query.uses_feedback and not warnings:
                 resources.cache.put_result(key, _pack(answer))
@@ -112,19 +79,70 @@ def query_image(
         1000 * (time.monotonic() - start),
     )
     if query_id:
-        _record(resources, query_id, query, index.version.name, fingerprint.id, answer)
+        _record(resources, query_id, query, searched, answer)
     failpoint("query.before_answer")
+    if searched.duplicates and searched.duplicates.warning:
+        warnings.append(searched.duplicates.warning)
+    if texts := [text for text in (query.text, query.without) if text]:
+        warnings += resources.clip.text_warnings(texts)
+    return _response(query, query_id, searched, answer, warnings)
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """What a query searches; `duplicates` is None where it does not collapse them."""
+
+    index: OpenIndex
+    fingerprint: str
+    catalogue: IndexedCatalogue
+    duplicates: RowGroups | None
+
+
+def _searched(resources: Resources, query: Query) -> _Searched:
+    """Return the index that a query names, or the published one, which this model must match."""
+    index = resources.searched_index(query.index_version)
+    fingerprint = resources.fingerprint
+    index.version.require(fingerprint.id, fingerprint.summary)
+    # A user who filters may have imported the products within the same second.
+    catalogue = resources.indexed_catalogues.of(index.version, at_once=bool(query.conditions))
+    duplicates = resources.duplicate_rows.of(catalogue) if query.collapse else None
+    return _Searched(index, fingerprint.id, catalogue, duplicates)
+
+
+def _search(
+    resources: Resources,
+    query: Query,
+    searched: _Searched,
+    images: Sequence[bytes],
+    digests: Sequence[str],
+) -> tuple[Answer, list[str]]:
+    """Compute a query's vector and search with it; return warnings of its images, too."""
+    version, fingerprint = searched.index.version, searched.fingerprint
+    warned = resources.warned_paths(version)
+    vectors = KnownVectors(resources.cache, fingerprint, version, warned=warned)
+    feedback = resources.feedback_index.get(now=True) if query.uses_feedback else None
+    with resources.metrics.query("vector"):
+        image, warnings = mean_of_images(resources, images, digests, vectors, query.box)
+        query_vector = compose(query, image, resources.text_vector, searched.catalogue)
+    with resources.metrics.query("search"):
+        groups = searched.duplicates.groups if searched.duplicates else None
+        answer = recommend(
+            query, searched.index, searched.catalogue, query_vector, feedback, groups
+        )
+    return answer, warnings
+
+
+def _response(
+    query: Query, query_id: str | None, searched: _Searched, answer: Answer, warnings: list[str]
+) -> dict[str, Any]:
+    """Return the query object of the contract; what does not apply is left out."""
     response: dict[str, Any] = {
         "query_id": query_id,
-        "index_version": index.version.name,
+        "index_version": searched.index.version.name,
         "matches": answer.matches,
     }
     if answer.min_score is not None:
         response["min_score"] = answer.min_score
-    if grouped and grouped.warning:
-        warnings.append(grouped.warning)
-    if texts := [text for text in (query.text, query.without) if text]:
-        warnings += resources.clip.text_warnings(texts)
     if warnings:
         response["warnings"] = warnings
     if query.total:
@@ -150,30 +168,21 @@ def _checked(
     return query
 
 
-def _result_key(
-    query: Query,
-    version: Version,
-    fingerprint: str,
-    digest: str,
-    indexed: IndexedCatalogue,
-    groups: str,
-) -> str:
+def _result_key(query: Query, searched: _Searched, digests: Sequence[str]) -> str:
+    # Several images are averaged: their order does not matter.
+    several = len(digests) > 1
+    image = sha256(" ".join(sorted(digests)).encode()) if several else "".join(digests)
     facts = {
         "query": query.key(),
-        "catalogue": indexed.catalogue.revision,
+        "catalogue": searched.catalogue.catalogue.revision,
         "ranking": RANKING_VERSION,
-        "groups": groups,
+        "groups": searched.duplicates.key if searched.duplicates else "",
     }
-    return result_key(version.identity, fingerprint, digest, facts)
+    return result_key(searched.index.version.identity, searched.fingerprint, image, facts)
 
 
 def _record(
-    resources: Resources,
-    query_id: str,
-    query: Query,
-    index_version: str,
-    fingerprint: str,
-    answer: Answer,
+    resources: Resources, query_id: str, query: Query, searched: _Searched, answer: Answer
 ) -> None:
     """Add an answered query to the query log, which feedback refers to."""
     resources.query_log.put(
@@ -181,8 +190,8 @@ def _record(
             query_id=query_id,
             asked_at=time.time(),
             user=query.user,
-            index_version=index_version,
-            fingerprint=fingerprint,
+            index_version=searched.index.version.name,
+            fingerprint=searched.fingerprint,
             matches=tuple((match["product_id"], match["score"]) for match in answer.matches),
             first_rank=query.offset + 1,
             vector=answer.vector,
@@ -247,116 +256,3 @@ def image_vector(
         "index_version": version.name,
     }
     return {**answer, "warnings": [warning]} if warning else answer
-
-
-def thumbnails(resources: Resources, version: str, filenames: list[str]) -> dict[str, str]:
-    """Return small JPEGs, base64, of products in an index version; what is gone is left out.
-
-    Opens only files that this version names, below the folder that it was built from.
-    """
-    if not isinstance(version, str) or not isinstance(filenames, list | tuple):
-        raise WrongUse("Invalid request for thumbnails: name an index version and a list of files.")
-    opened = resources.searched_index().version
-    if opened.name != version:
-        opened = resources.versions.open(version)
-    names = {name for name in filenames[:MAX_THUMBNAILS] if isinstance(name, str)}
-    return _jpegs(resources, opened, sorted(names), THUMBNAIL_SIDE)
-
-
-def _jpegs(
-    resources: Resources, version: Version, filenames: list[str], side: int
-) -> dict[str, str]:
-    source = open_reader(version.manifest["root"], resources.settings)
-    files = [version.image(name) for name in filter(version.has_path, filenames)]
-    limits, jpegs = resources.limits, {}
-    with source.reading(files, limits) as read:
-        for file in files:
-            try:
-                image = decode(read(file), limits, resources.settings.preprocess_bg_color, side)
-            except BadImage as error:
-                log.info("No thumbnail of %s: %s", file.path, error)
-                continue
-            image.thumbnail((side, side))
-            jpegs[file.path] = base64.b64encode(encode_jpeg(image, 85)).decode()
-    return jpegs
-
-
-def product(resources: Resources, product_id: str) -> dict[str, Any]:
-    """Return a product of the published index: its images and what was imported about it.
-
-    Raises:
-        NotFound: the index has no such product.
-    """
-    indexed = _indexed(resources)
-    return {
-        "product_id": product_id,
-        "index_version": indexed.version.name,
-        "filenames": _filenames(indexed, product_id),
-        "product": indexed.catalogue.facts(product_id),
-    }
-
-
-def product_image(resources: Resources, product_id: str, side: int) -> dict[str, str]:
-    """Return the first image of a product as JPEG, base64, `side` pixels on its longer side.
-
-    Raises:
-        NotFound: the index has no such product, or its file is gone.
-    """
-    _require_side(side)
-    indexed = _indexed(resources)
-    filename = _filenames(indexed, product_id)[0]
-    jpegs = _jpegs(resources, indexed.version, [filename], side)
-    if filename not in jpegs:
-        raise NotFound(f"The image of product {quote(product_id)} cannot be read.")
-    return {"filename": filename, "jpeg": jpegs[filename]}
-
-
-def failure_image(resources: Resources, job_id: str, path: str, side: int) -> dict[str, str | None]:
-    """Return an image that a rebuild left out or warned about as JPEG, base64.
-
-    Opens only files that the job's failures name, below the job's folder. `jpeg` is None for one
-    that still cannot be read.
-
-    Raises:
-        NotFound: there is no such job, or it has no such failure.
-    """
-    _require_side(side)
-    require_names(job_id)
-    job = resources.jobs.get(job_id)
-    if path not in {failure.path for failure in resources.jobs.failures(job_id)}:
-        raise NotFound(f"Job {job_id} has no failure of {quote(path)}.")
-    return {"jpeg": _preview(resources, job.root, path, side)}
-
-
-def _preview(resources: Resources, root: str, path: str, side: int) -> str | None:
-    """Return what can be seen of an image that failed, also of one that is tiny or cut off."""
-    limits = replace(resources.limits, min_side=1)
-    background = resources.settings.preprocess_bg_color
-    file = ImageFile(path, 0, 0)
-    with (
-        contextlib.suppress(BadImage),
-        open_reader(root, resources.settings).reading([file], limits) as read,
-    ):
-        data = read(file)
-        for attempt in (data, data + JPEG_END):
-            with contextlib.suppress(BadImage):
-                image = decode(attempt, limits, background, side)
-                image.thumbnail((side, side))
-                return base64.b64encode(encode_jpeg(image, 85)).decode()
-    return None
-
-
-def _require_side(side: Any) -> None:
-    if not isinstance(side, int) or not 16 <= side <= WORK_SIDE:
-        raise WrongUse(f"Invalid size of an image: it must be between 16 and {WORK_SIDE}.")
-
-
-def _indexed(resources: Resources) -> IndexedCatalogue:
-    return resources.indexed_catalogues.of(resources.searched_index().version)
-
-
-def _filenames(indexed: IndexedCatalogue, product_id: Any) -> list[str]:
-    names = indexed.filenames_of(product_id) if isinstance(product_id, str) else []
-    if not names:
-        raise NotFound(f"Index {indexed.version.name} has no product {quote(product_id)}.")
-    return names

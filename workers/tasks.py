@@ -11,7 +11,17 @@ from celery.app.task import Task
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError, ServerUnavailable
-from workers import duplicates, embed, fetch, index, plan_fetched, query, routes, webhooks
+from workers import (
+    duplicates,
+    embed,
+    fetch,
+    index,
+    plan_fetched,
+    product_images,
+    query,
+    routes,
+    webhooks,
+)
 from workers.resources import Resources, process_resources
 
 
@@ -72,7 +82,7 @@ def image_vector(self: Task, data: bytes) -> dict[str, Any]:
 def thumbnails(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
     resources = process_resources()
     with _deadline(self, resources):
-        return query.thumbnails(resources, version, filenames)
+        return product_images.thumbnails(resources, version, filenames)
 
 
 @shared_task(name=routes.PICTURES, bind=True, throws=(ImgrecError,))
@@ -80,28 +90,28 @@ def pictures(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
     """Answer clients that know `thumbnails` by its old name."""
     resources = process_resources()
     with _deadline(self, resources):
-        return query.thumbnails(resources, version, filenames)
+        return product_images.thumbnails(resources, version, filenames)
 
 
 @shared_task(name=routes.PRODUCT, bind=True, throws=(ImgrecError,))
 def product(self: Task, product_id: str) -> dict[str, Any]:
     resources = process_resources()
     with _deadline(self, resources):
-        return query.product(resources, product_id)
+        return product_images.product(resources, product_id)
 
 
 @shared_task(name=routes.PRODUCT_IMAGE, bind=True, throws=(ImgrecError,))
 def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
     resources = process_resources()
     with _deadline(self, resources):
-        return query.product_image(resources, product_id, side)
+        return product_images.product_image(resources, product_id, side)
 
 
 @shared_task(name=routes.FAILURE_IMAGE, bind=True, throws=(ImgrecError,))
 def failure_image(self: Task, job_id: str, path: str, side: int) -> dict[str, str | None]:
     resources = process_resources()
     with _deadline(self, resources):
-        return query.failure_image(resources, job_id, path, side)
+        return product_images.failure_image(resources, job_id, path, side)
 
 
 @contextmanager

@@ -82,20 +82,8 @@ def plan_retry(
         lease_s=lease_s,
     )
     created(retry_id)
-    missing = {failure.path: failure for failure in failures if not base.has_path(failure.path)}
-    images: list[ImageFile] = []
-    unusable: list[Failure] = []
-    for item in check_source(job.root, settings).find():
-        if item.path not in missing:
-            continue
-        if isinstance(item, ImageFile):
-            images.append(item)
-            del missing[item.path]
-        elif not item.warning:
-            unusable.append(item)
-            del missing[item.path]
-    for path in missing:
-        unusable.append(Failure(path, "find", "the file is not there any more"))
+    missing = {failure.path for failure in failures if not base.has_path(failure.path)}
+    images, unusable = _list_again(job, settings, missing)
     changes = LiveChanges(jobs.database).all().since(base)
     images += _added(changes, images)
     try:
@@ -109,6 +97,27 @@ def plan_retry(
         jobs.fail(retry_id, f"The retry could not be planned: {str(error) or 'interrupted'}")
         raise
     return retry_id
+
+
+def _list_again(
+    job: Job, settings: Settings, paths: set[str]
+) -> tuple[list[ImageFile], list[Failure]]:
+    """List the job's folder anew; return the images of `paths`, and why the others are none."""
+    images: list[ImageFile] = []
+    unusable: list[Failure] = []
+    missing = set(paths)
+    for item in check_source(job.root, settings).find():
+        if item.path not in missing:
+            continue
+        if isinstance(item, ImageFile):
+            images.append(item)
+        elif not item.warning:
+            unusable.append(item)
+        else:
+            continue
+        missing.remove(item.path)
+    gone = "the file is not there any more"
+    return images, unusable + [Failure(path, "find", gone) for path in sorted(missing)]
 
 
 def _base(job: Job, settings: Settings, versions: VersionStore) -> Version:

@@ -18,7 +18,7 @@ MAX_VERSIONS = 2
 
 
 @dataclass(frozen=True)
-class Grouped:
+class RowGroups:
     """`groups` is (n,) the number of each row's group or -1.
 
     `key` differs where the groups may differ; `warning` is empty where all images were compared.
@@ -35,9 +35,9 @@ class DuplicateRows:
     def __init__(self, published: Callable[[], Published]) -> None:
         self._published = published
         self._lock = threading.Lock()
-        self._cache: LRUCache[str, Grouped] = LRUCache(MAX_VERSIONS)
+        self._cache: LRUCache[str, RowGroups] = LRUCache(MAX_VERSIONS)
 
-    def of(self, indexed: IndexedCatalogue) -> Grouped:
+    def of(self, indexed: IndexedCatalogue) -> RowGroups:
         """Return the groups of a version.
 
         Raises:
@@ -61,5 +61,5 @@ class DuplicateRows:
                         f"images that are new in {version.name} are not collapsed. Run 'imgrec "
                         "duplicates'."
                     )
-                self._cache[key] = Grouped(rows_by_group(groups, version), key, warning)
+                self._cache[key] = RowGroups(rows_by_group(groups, version), key, warning)
             return self._cache[key]

@@ -167,6 +167,17 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
         return None  # it only says that another error came before
     # Redis quotes the arguments of a command that it does not know; those may be a password.
     reason = str(error).split(", with args")[0].rstrip(".")
+    return (
+        _explain_tls(error, reason, server, setting, tls)
+        or _explain_rights(error, reason, server, setting)
+        or _explain_state(error, reason, server, setting)
+        or _explain_answer(error, reason, server, setting, tls)
+    )
+
+
+def _explain_tls(
+    error: BaseException, reason: str, server: str, setting: str, tls: bool
+) -> str | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_certificate(error, server, setting)
     if isinstance(error, ssl.SSLError) or (tls and "handshake operation timed out" in reason):
@@ -175,11 +186,26 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             f"redis:// in {setting}; if it requires a client certificate, add ssl_certfile and "
             "ssl_keyfile."
         )
+    return None
+
+
+def _explain_state(error: BaseException, reason: str, server: str, setting: str) -> str | None:
+    """Explain what a server cannot do now, or not in the role that it has."""
     if isinstance(error, redis.OutOfMemoryError) or "used memory > 'maxmemory'" in reason:
         return (
             f"{server} is full and accepts no messages: raise its maxmemory, or empty the cache "
             "with 'imgrec cache clear'. Planned work continues when there is space."
         )
+    if isinstance(error, redis.BusyLoadingError):
+        return f"{server} is still loading its data: try again in a moment."
+    if isinstance(error, CLUSTER_ERRORS):
+        return _of_cluster(server, setting)
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return _of_replica(server, setting)
+    return None
+
+
+def _explain_rights(error: BaseException, reason: str, server: str, setting: str) -> str | None:
     if refuses(error):
         problem = "it requires a password" if reason.startswith("HELLO must be called") else reason
         return (
@@ -192,17 +218,18 @@ def _explain(error: BaseException, server: str, setting: str, tls: bool) -> str 
             "channels and all commands but the dangerous ones: "
             "ACL SETUSER NAME ~imgrec:* &* +@all -@dangerous +info."
         )
-    if isinstance(error, redis.BusyLoadingError):
-        return f"{server} is still loading its data: try again in a moment."
-    if isinstance(error, CLUSTER_ERRORS):
-        return _of_cluster(server, setting)
-    if isinstance(error, redis.exceptions.ReadOnlyError):
-        return _of_replica(server, setting)
     if isinstance(error, PermissionError) or "Error 13 connecting" in reason:
         return (
             f"{server} may not be opened by this user (uid {os.geteuid()}): give it write "
             f"permission to the socket, or correct the path in {setting}."
         )
+    return None
+
+
+def _explain_answer(
+    error: BaseException, reason: str, server: str, setting: str, tls: bool
+) -> str | None:
+    """Explain an answer, or a closed connection, of what may not be the server that is meant."""
     if "unknown command" in reason:
         return (
             f"{server} does not know this command ({reason}): it is no full Redis server, e.g. a "

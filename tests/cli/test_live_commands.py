@@ -14,7 +14,7 @@ from PIL import Image
 
 from cli import query_client
 from pipeline.rebuild.retry import plan_retry
-from workers import query
+from workers import product_images, query
 
 Run = Callable[..., Any]
 
@@ -64,7 +64,7 @@ def test_an_added_photo_is_found_at_once_as_its_product(
     }
     assert ask(shop, photo)[0] == ("lamp/one/photo.png", "lamp/one")
     assert (shop.toy.root / "lamp/one/photo.png").read_bytes() == photo.read_bytes()
-    assert list(query.thumbnails(shop.resources, "v0001", ["lamp/one/photo.png"]))
+    assert list(product_images.thumbnails(shop.resources, "v0001", ["lamp/one/photo.png"]))
     # A version that is asked for by its name is as it was published.
     assert ask(shop, photo, index_version="v0001")[0][0] == ask(shop, photo)[1][0]
 

@@ -18,7 +18,8 @@ from cli import query_client
 from pipeline.storage import object_store
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
-from workers.query import image_vector, query_image, thumbnails
+from workers.product_images import thumbnails
+from workers.query import image_vector, query_image
 
 Run = Callable[..., Any]
 

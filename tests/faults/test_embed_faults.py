@@ -7,10 +7,10 @@ import resource
 import signal
 import subprocess
 
-import psycopg
 import pytest
 from faults.fault_run import FaultRun
 from live_stack import LiveStack, until
+from postgres_server import emptied
 
 SMALL = {"SHARD_SIZE": "20"}
 
@@ -183,10 +183,7 @@ def test_a_full_disk_under_a_shard_is_waited_for(fault_run: FaultRun) -> None:
 @pytest.fixture
 def server_ledger(stack: LiveStack, postgres: str) -> None:
     """The ledger in a PostgreSQL, where a full disk of the workers does not reach."""
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    stack.environment["DATABASE_URL"] = postgres
+    stack.environment["DATABASE_URL"] = emptied(postgres)
 
 
 @pytest.mark.fault(19, "an embed worker whose disk takes no byte for a while")

@@ -110,7 +110,8 @@ def test_5_000_mutated_messages(stack: LiveStack) -> None:
 
 def test_bodies_of_50_mb_are_answered_and_larger_ones_dropped_unread(stack: LiveStack) -> None:
     with workers(stack):
-        for task, queue in QUEUE_OF.items():
+        # One task of each queue: bodies are read before anybody asks which task it is.
+        for queue, task in {queue: task for task, queue in QUEUE_OF.items()}.items():
             for serializer in ("msgpack", "json"):
                 data = "x" * 50_000_000
                 message = envelope(task, queue, [[data, 3], {}, NOTHING_MORE], serializer)

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from inline_worker import InlineWorker
+from postgres_server import emptied
 from psycopg_pool import PoolTimeout
 
 from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse
@@ -58,7 +59,7 @@ def raising(backend: Any, error: Exception) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def backend(postgres: str) -> Any:
-    database = Database(postgres)
+    database = Database(emptied(postgres))
     database.revision("x")
     return database._backend
 

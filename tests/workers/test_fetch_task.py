@@ -21,7 +21,7 @@ from pipeline.rebuild.retry import plan_retry
 from pipeline.settings import Settings
 from pipeline.store.jobs import Job
 from pipeline.store.shards import PlanLost
-from workers import duplicates, fetch, query
+from workers import duplicates, fetch, product_images
 from workers.live_changes import remove_images
 from workers.local import run_next
 from workers.prune import prune
@@ -425,11 +425,13 @@ def test_query_workers_show_the_images_of_a_feed(inline_worker: FeedDesk) -> Non
     inline_worker.import_products(inline_worker.draw_products(2))
     inline_worker.rebuild_feed()
     version = inline_worker.resources.versions.current().name
-    found = query.thumbnails(inline_worker.resources, version, ["SKU-000/image-1.png", "other.png"])
+    found = product_images.thumbnails(
+        inline_worker.resources, version, ["SKU-000/image-1.png", "other.png"]
+    )
     assert list(found) == ["SKU-000/image-1.png"]
     assert base64.b64decode(found["SKU-000/image-1.png"]).startswith(b"\xff\xd8")
     assert (
-        query.product_image(inline_worker.resources, "SKU-001", 64)["filename"]
+        product_images.product_image(inline_worker.resources, "SKU-001", 64)["filename"]
         == "SKU-001/image-1.png"
     )
 

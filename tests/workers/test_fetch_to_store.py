@@ -15,7 +15,7 @@ from pipeline.index import remote_versions
 from pipeline.settings import Settings
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
-from workers import query
+from workers import product_images
 from workers.local import run_next
 from workers.prune import prune
 from workers.reconcile import reconcile
@@ -75,7 +75,7 @@ def test_one_host_fetches_another_embeds_and_a_third_shows(
     third = host(inline_worker, tmp_path, "query")
     version = third.versions.current()
     assert len(version.paths) == 12
-    shown = query.thumbnails(third, version.name, ["SKU-003/image-1.png"])
+    shown = product_images.thumbnails(third, version.name, ["SKU-003/image-1.png"])
     assert list(shown) == ["SKU-003/image-1.png"]
 
 

@@ -32,7 +32,8 @@ from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.rank import VERSION, recommend
 from pipeline.settings import Settings
 from workers import query
-from workers.query import MAX_THUMBNAILS, classify_image, thumbnails
+from workers.product_images import MAX_THUMBNAILS, thumbnails
+from workers.query import classify_image
 from workers.query_images import prepare_image
 from workers.resources import Resources
 

@@ -183,10 +183,14 @@ def test_a_store_that_does_not_answer_is_unavailable(
     assert str(error) == "The store s3://shop does not answer: no connection."
 
 
-def test_eight_racing_publishers_have_one_winner_in_each_round(store: ObjectStore) -> None:
+@pytest.mark.parametrize("n_rounds", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_eight_racing_publishers_have_one_winner_in_each_round(
+    store: ObjectStore, n_rounds: int
+) -> None:
     """Readers see one whole value after the other, and no round is lost or won twice."""
     etag = store.put_if("CURRENT", b"0", None)
-    n_rounds, seen, ended = 50, [], threading.Event()
+    seen: list[bytes] = []
+    ended = threading.Event()
 
     def read() -> None:
         while not ended.is_set():

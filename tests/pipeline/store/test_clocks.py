@@ -8,9 +8,9 @@ import sys
 import threading
 from pathlib import Path
 
-import psycopg
 import pytest
 from live_stack import until
+from postgres_server import emptied
 from toy_pipeline import ToyPipeline
 
 from pipeline.settings import Settings
@@ -58,10 +58,7 @@ class Host:
 
 @pytest.fixture
 def url(postgres: str) -> str:
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return postgres
+    return emptied(postgres)
 
 
 def create(jobs: Jobs, lease_s: float = 600) -> str:
