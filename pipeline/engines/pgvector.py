@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.engines import patched
 from pipeline.engines.pgvector_index import MAX_EF, PgvectorIndex, Table
 from pipeline.engines.pgvector_server import PgvectorServer
 from pipeline.engines.scores import scored
 from pipeline.errors import Conflict, DatabaseFailed, ImgrecError, IndexBroken, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.memory_budget import format_bytes
-from pipeline.index.engine import Base, EngineState, Migration, Vectors, age_s, new_name
+from pipeline.index.engine import Base, EngineState, Migration, OpenIndex, Vectors, age_s, new_name
 from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
 from pipeline.index.versions import ADVICE, Version
 from pipeline.store.postgresql import PostgresTransaction
@@ -86,6 +87,11 @@ class PgvectorEngine:
             )
         if migration is not None:
             return self._migrate(vectors, check, migration)
+        ids = patched.ids_after(base, self.name)
+        if base is not None and ids is not None and self._has(base.version):
+            small = patched.patch(base.version, ids, vectors, workspace, self._search, check)
+            if small is not None:
+                return small
         name = new_name()
         owner = self._owner()
         with self.server.write() as tx:
@@ -102,6 +108,16 @@ class PgvectorEngine:
             _register(tx, name, owner, vectors, "")
             failpoint("pgvector.before_commit")
         return facts
+
+    def _search(self, version: Version) -> PgvectorIndex:
+        return PgvectorIndex(version, self.server)
+
+    def _has(self, version: Version) -> bool:
+        """Tell whether the table of a version is on this server."""
+        values = (version.manifest["index"]["table"], patched.base_images(version))
+        with self.server.write() as tx:
+            sql = "SELECT 1 FROM imgrec_indexes WHERE name = ? AND images = ?"
+            return bool(tx.rows(sql, values))
 
     def _migrate(
         self, vectors: Vectors, check: Callable[[], None], migration: Migration
@@ -221,37 +237,36 @@ class PgvectorEngine:
             "reason": f"{count:,} vectors in {self.server.shown}: {format_bytes(size)} there",
         }
 
-    def open(self, version: Version) -> PgvectorIndex:
+    def open(self, version: Version) -> OpenIndex:
         """Find the table of a version, and compare a few of its vectors with those of the folder.
 
         Raises:
             IndexBroken: it is gone, or holds other vectors.
         """
-        index = PgvectorIndex(version, self.server)
-        vectors = version.vectors
-        rows = np.unique(np.linspace(0, len(vectors) - 1, SMOKE_TEST_ROWS).astype(np.int64))
+        name, vectors = version.manifest["index"]["table"], version.vectors
+        ids = patched.ids_of(version)
+        rows = patched.pick_known(ids, SMOKE_TEST_ROWS)
+        row_of = dict(zip(ids[rows].tolist(), rows.tolist(), strict=True))
 
         def look(tx: PostgresTransaction) -> bool:
-            registered = tx.rows(
-                "SELECT images FROM imgrec_indexes WHERE name = ?", (index.table.name,)
-            )
-            if not registered or registered[0]["images"] != len(vectors):
+            registered = tx.rows("SELECT images FROM imgrec_indexes WHERE name = ?", (name,))
+            if not registered or registered[0]["images"] != patched.base_images(version):
                 return False
             stored = tx.rows(
-                f"SELECT id, embedding::real[] AS v FROM {index.table.name} WHERE id = ANY (?)",
-                (rows.tolist(),),
+                f"SELECT id, embedding::real[] AS v FROM {name} WHERE id = ANY (?)",
+                (list(row_of),),
             )
-            products = [float(vectors[row["id"]] @ np.array(row["v"])) for row in stored]
+            products = [float(vectors[row_of[row["id"]]] @ np.array(row["v"])) for row in stored]
             return len(products) == len(rows) and min(products) >= SELF_SCORE
 
         # A replica may not have it yet, so the primary has the last word.
         if self.server.read(look):
-            return index
+            return patched.opened(version, self._search, ids)
         with self.server.write() as tx:
             if look(tx):
-                return index
+                return patched.opened(version, self._search, ids)
         raise IndexBroken(
-            f"Index {version.name} and the table {index.table.name} of {self.server.shown} do not "
+            f"Index {version.name} and the table {name} of {self.server.shown} do not "
             f"belong together: {ADVICE}."
         )
 
@@ -261,13 +276,14 @@ class PgvectorEngine:
         Raises:
             IndexBroken: it is gone or has lost some.
         """
-        table = self.open(version).table
+        self.open(version)
+        name, images = version.manifest["index"]["table"], patched.base_images(version)
         with self.server.write() as tx:
-            stored = tx.rows(f"SELECT count(*) AS n FROM {table.name}")[0]["n"]
-        if stored != table.n_rows:
+            stored = tx.rows(f"SELECT count(*) AS n FROM {name}")[0]["n"]
+        if stored != images:
             raise IndexBroken(
-                f"The table {table.name} of {self.server.shown} has {stored:,} rows, its version "
-                f"{version.name} has {table.n_rows:,}: {ADVICE}."
+                f"The table {name} of {self.server.shown} has {stored:,} rows, its version "
+                f"{version.name} has {images:,}: {ADVICE}."
             )
 
     def keep_only(self, versions: Collection[Version], min_age_s: float = 0.0) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.engines import patched
 from pipeline.failpoints import failpoint
 from pipeline.index.engine import Engines, Migration, drop_unused, engine_of
 from pipeline.index.faiss_engine import FILE
@@ -47,7 +48,7 @@ def migrate(
     workspace = versions.workspace()
     try:
         for name in old.manifest["files"]:
-            if name != FILE:
+            if name not in (FILE, patched.FILE):
                 _link(old.file(name), workspace / name)
         index = engine.build(old.vectors, workspace, check, migration=migration)
         failpoint("migrate.before_commit")

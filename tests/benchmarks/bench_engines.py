@@ -23,7 +23,7 @@ from postgres_server import Postgres
 
 from pipeline.engines.choice import engines
 from pipeline.index import faiss_index
-from pipeline.index.engine import Engines, OpenIndex
+from pipeline.index.engine import Base, Engines, OpenIndex
 from pipeline.index.live_changes import AddedImage, ChangedIndexes, RemovedImage
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.versions import VersionStore
@@ -70,6 +70,8 @@ def measure(run: Run) -> None:
             run.fact(f"{name}: built and published in, s", round(time.perf_counter() - start, 1))
             beside_bare(run, stand, queries)
             filtered(run, stand, vectors, queries)
+            if name != "faiss":
+                small_change(run, stand, vectors, queries)
             under_changes(run, stand, vectors, queries)
             under_publishing(run, stand, queries)
             stand.engines.keep_only([])
@@ -219,6 +221,34 @@ def filtered(run: Run, stand: Stand, vectors: np.ndarray, queries: np.ndarray) -
             reached += sum(score >= truth[-1] - 1e-5 for _, score in hits)
         told = f"recall@10 {reached / best.size:.3f}, {quantiles(times)}"
         run.fact(f"{stand.name}: with {share:.1%} of the rows allowed", told)
+
+
+def small_change(run: Run, stand: Stand, vectors: np.ndarray, queries: np.ndarray) -> None:
+    """Publish 1 % of other rows over the index that is there, beside a whole one; search both."""
+    n_changed = len(vectors) // 100
+    rows = np.insert(np.arange(n_changed, len(vectors)), np.arange(n_changed) * 50, -1)
+    now = vectors[np.maximum(rows, 0)]
+    now[rows < 0] = synthetic_vectors.clustered(n_changed, 3)
+    store, engine = store_in(run.folder / f"{stand.name}-changed"), stand.engines.current
+    start = time.perf_counter()
+    patched = publish(store, engine, now, Base(stand.opened.version, rows))
+    between = time.perf_counter()
+    whole = publish(store, engine, now)
+    ratio = (between - start) / (time.perf_counter() - between)
+    run.fact(f"{stand.name}: seconds to publish 1 % of changes", round(between - start, 1))
+    run.ratio(
+        f"{stand.name}: time to publish 1 % of changes / a whole index",
+        [ratio],
+        what=f"{n_changed:,} of {len(vectors):,} rows new, as many gone; once each, with checks",
+        better="lower",
+    )
+    both = [engine.open(patched), engine.open(whole)]
+    times: list[list[float]] = [[], []]
+    for number, query in enumerate(queries[:200]):
+        for each in (number % 2, 1 - number % 2):
+            times[each].append(took(lambda q=query, i=both[each]: next(i.search_deepening(q, K))))
+    run.fact(f"{stand.name}: a search after 1 % of changes", quantiles(times[0]))
+    run.fact(f"{stand.name}: of a whole index", quantiles(times[1]))
 
 
 class Asker:

@@ -15,7 +15,7 @@ from milvus_server import Milvus
 from pipeline.engines.milvus import MilvusEngine
 from pipeline.engines.milvus_server import MilvusServer
 from pipeline.errors import DatabaseFailed, ServerUnavailable
-from pipeline.index.engine import PREFIX, Engines, OpenIndex
+from pipeline.index.engine import PREFIX, Base, Engines, OpenIndex
 from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.versions import VersionStore
 from pipeline.rebuild.migrate import migrate
@@ -122,6 +122,24 @@ def test_a_server_that_is_killed_in_a_build_keeps_the_version_before(
     assert collections(engine) == [version.manifest["index"]["collection"]]
     again = publish(store, engine, vectors)
     assert answers(engine.open(again), vectors)
+
+
+def test_a_small_change_writes_nothing_on_the_server(
+    engine: MilvusEngine, store: VersionStore, vectors: np.ndarray
+) -> None:
+    first = publish(store, engine, vectors)
+    (collection,) = collections(engine)
+    rows = np.insert(np.arange(30, COUNT), np.arange(30) * 5, -1)
+    now = vectors[np.maximum(rows, 0)]
+    now[rows < 0] = clustered(30, DIM, seed=1)
+    second = publish(store, engine, now, Base(first, rows))
+    assert collections(engine) == [collection]
+    opened = engine.open(second)
+    for row in (0, 5, 10, 2000):
+        assert next(opened.search_deepening(now[row], 10))[0][0] == row
+    lists = list(opened.search_deepening(now[1], 10, np.arange(COUNT) < 500))
+    assert sorted(row for row, _ in lists[-1]) == list(range(500))
+    assert engine.keep_only([second]) == []
 
 
 @pytest.mark.parametrize(

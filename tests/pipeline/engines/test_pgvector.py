@@ -17,12 +17,12 @@ from inline_worker import InlineWorker
 from live_stack import FAILPOINTS, ROOT, until
 from postgres_server import Postgres
 
-from pipeline.engines import pgvector_server
+from pipeline.engines import patched, pgvector_server
 from pipeline.engines.pgvector import PgvectorEngine
 from pipeline.engines.pgvector_index import PgvectorIndex
 from pipeline.engines.pgvector_server import PgvectorServer
 from pipeline.errors import ImgrecError, ServerUnavailable, SetupError, WrongUse
-from pipeline.index.engine import Engines
+from pipeline.index.engine import Base, Engines
 from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.migrate import migrate
@@ -347,6 +347,81 @@ def test_an_index_moves_to_postgresql_and_back_without_being_embedded(
     inline_worker.rebuild()  # VECTOR_URL decides where the next one is built
     assert resources.versions.current().manifest["index"]["engine"] == "pgvector"
     resources.engines.current.keep_only([])
+
+
+def changed(
+    store: VersionStore, engine: PgvectorEngine, base: Version, n_changed: int, seed: int
+) -> tuple[np.ndarray, Version]:
+    """Publish what comes after a version: some rows have gone, and as many are new among them."""
+    kept = np.delete(np.arange(base.manifest["images"]), np.arange(n_changed) * 7)
+    rows = np.insert(kept, np.arange(n_changed) * 5, -1)  # they move the rows behind them
+    vectors = np.array(base.vectors)[np.maximum(rows, 0)]
+    vectors[rows < 0] = clustered(n_changed, DIM, seed)
+    return vectors, publish(store, engine, vectors, Base(base, rows))
+
+
+def check_search(opened: Any, vectors: np.ndarray) -> None:
+    """Compare with exact search: without a condition, with some, and down to the last row."""
+    reached = 0.0
+    for share in (1, 0.5, 0.02):
+        allowed = np.random.default_rng(3).random(len(vectors)) < share
+        mask, rows = (None if share == 1 else allowed), np.flatnonzero(allowed)
+        for row in (0, 5, 10, 2000):
+            found = [each for each, _ in next(opened.search_deepening(vectors[row], 10, mask))][:10]
+            best = rows[np.argsort(-(vectors[rows] @ vectors[row]))[:10]]
+            reached += len({*found} & {*best.tolist()}) / 120
+            assert (row in found) == bool(allowed[row])
+        lists = list(opened.search_deepening(vectors[1], 3, mask))
+        assert sorted(each for each, _ in lists[-1]) == rows.tolist()
+    assert reached > 0.95
+
+
+def test_a_small_change_writes_nothing_on_the_server(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    first = publish(store, engine, vectors)
+    (table,) = tables(vector_server)
+    now, second = changed(store, engine, first, 30, seed=1)
+    later, third = changed(store, engine, second, 30, seed=2)
+    assert tables(vector_server) == [table]
+    for version, its in ((first, vectors), (second, now), (third, later)):
+        opened = engine.open(version)
+        assert opened.n_vectors == COUNT
+        check_search(opened, its)
+        engine.verify(version)
+    assert third.manifest["index"]["recall_at_10"] >= 0.95
+    store.rollback("v0001", engine.verify)
+    assert engine.keep_only([third]) == []  # the first was pruned: its table serves the third
+    check_search(engine.open(third), later)
+
+
+def test_what_has_changed_too_much_is_built_anew(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    version = publish(store, engine, vectors)
+    for seed in range(3):  # 2 % each time, and 5 % are the limit
+        _, version = changed(store, engine, version, COUNT // 50, seed)
+    assert len(tables(vector_server)) == 2
+    assert isinstance(engine.open(version), PgvectorIndex)
+
+
+def test_a_base_that_the_server_does_not_have_is_built_anew(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    first = publish(store, engine, vectors)
+    engine.keep_only([])
+    _, second = changed(store, engine, first, 30, seed=1)
+    assert tables(vector_server) == [second.manifest["index"]["table"]]
+
+
+def test_a_version_of_few_changes_moves_to_faiss(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray
+) -> None:
+    now, _ = changed(store, engine, publish(store, engine, vectors), 30, seed=1)
+    engines = Engines({"faiss": FaissEngine(), engine.name: engine}, engine.name)
+    _, there = migrate(store, engines, "faiss")
+    check_search(engines.open(there), now)
+    assert not (there.folder / patched.FILE).exists()
 
 
 Steps = list[tuple[str, int]]
