@@ -17,6 +17,8 @@ import pytest
 from live_stack import free_port, until
 
 PROGRAM = "IMGREC_TEST_MILVUS_SERVER"  # the path of milvus-server, in an environment of its own
+PORTS = ("etcd", "root-coord", "proxy", "proxy-internal", "query-coord", "query-node")
+PORTS += ("index-coord", "index-node", "data-coord", "data-node")
 START_S = 180  # after a kill, it reads its log first
 
 
@@ -31,7 +33,8 @@ class Milvus:
             pytest.skip("Milvus listens on all interfaces: run this test within unshare --net")
         self._program = program
         self._folder = Path(tempfile.mkdtemp(prefix="imgrec-milvus-"))
-        self.port = free_port()
+        self._ports = {name: free_port() for name in PORTS}
+        self.port = self._ports["proxy"]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -41,7 +44,8 @@ class Milvus:
 
     def start(self) -> None:
         command = [self._program, "--data", str(self._folder / "data")]
-        command += ["--proxy-port", str(self.port)]
+        for name, port in self._ports.items():
+            command += [f"--{name}-port", str(port)]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self._folder, start_new_session=True

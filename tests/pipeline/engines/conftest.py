@@ -29,7 +29,7 @@ def vector_url(vector_server: Postgres) -> str:
     return shop_url(vector_server)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def milvus_url() -> Iterator[str]:
     """A Milvus, see CONTRIBUTING.md; it is no dependency of the tests."""
     pytest.importorskip("pymilvus", reason="pymilvus is not installed")
