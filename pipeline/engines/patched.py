@@ -1,7 +1,8 @@
 """A version after a small change: the index of an earlier one on the server, and rows beside it.
 
-Nothing is written on the server. What has gone since is masked, and what is new is compared exactly
-in this process. The version's folder says which of its rows the server knows, and by which id:
+Nothing is written on the server. What has gone since is left out, and what is new is compared
+exactly in this process. The version's folder says which of its rows the server knows, and by which
+id:
 
 engine_ids.npy          (n,) int32: the id of each row on the server, or -1
 """
@@ -128,7 +129,7 @@ def patch(
     np.save(workspace / FILE, ids)
     n_beside = int((ids < 0).sum())
     n_gone = facts[BASE_IMAGES] - len(ids) + n_beside
-    reason = f"the index of an earlier version, {n_beside:,} rows beside it, {n_gone:,} masked"
+    reason = f"the index of an earlier version, {n_beside:,} rows beside it, {n_gone:,} left out"
     return {**facts, "recall_at_10": recall, "reason": f"{len(ids):,} vectors: {reason}"}
 
 
@@ -199,21 +200,42 @@ class PatchedIndex:
         A list of the server goes down to some score; a row beside it that scores less waits for a
         deeper one.
         """
-        beside, mask = self._beside_hits(vector, allowed), self._mask(allowed)
-        n_allowed = int(mask.sum())
-        if not n_allowed:
-            if beside:
-                yield beside
-            return
-        for hits in self.server.search_deepening(vector, first, mask):
-            lowest = -np.inf if len(hits) == n_allowed else hits[-1][1]
-            merged = [(int(self.row_of[each]), score) for each, score in hits]
-            merged += [hit for hit in beside if hit[1] >= lowest]
+        beside, empty = self._beside_hits(vector, allowed), True
+        for hits, is_last in self._server_hits(vector, first, allowed):
+            empty = False
+            lowest = -np.inf if is_last else hits[-1][1]
+            merged = [*hits, *(hit for hit in beside if hit[1] >= lowest)]
             yield sorted(merged, key=lambda hit: -hit[1])
+        if empty and beside:
+            yield beside
+
+    def _server_hits(
+        self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None
+    ) -> Iterator[tuple[Hits, bool]]:
+        """Yield lists of what the server finds and is still there, and whether it is the last.
+
+        Without a condition, what has gone is dropped here: a mask has a bit for each row, and would
+        be sent with each query.
+        """
+        mask = None if allowed is None else self._mask(allowed)
+        total = len(self.row_of) if mask is None else int(mask.sum())
+        if mask is None:
+            first_there = first + (0 if self._is_known.all() else max(2, first // 8))
+        else:
+            first_there = first
+        if not total:
+            return
+        for found in self.server.search_deepening(vector, first_there, mask):
+            rows = self.row_of[[each for each, _ in found]].tolist()
+            hits = [(row, score) for row, (_, score) in zip(rows, found, strict=True) if row >= 0]
+            is_last = len(found) == total
+            if hits and (is_last or len(hits) >= min(first, total)):
+                yield hits, is_last
 
     def plan(self, first: int, allowed: NDArray[np.bool_] | None) -> str:
         """Tell how the server is searched, and how many rows are compared beside it."""
-        return f"{self.server.plan(first, self._mask(allowed))}; {len(self._beside[0])} beside it"
+        mask = None if allowed is None else self._mask(allowed)
+        return f"{self.server.plan(first, mask)}; {len(self._beside[0])} rows beside it"
 
     def warm(self) -> None:
         """Search once."""
@@ -228,9 +250,7 @@ class PatchedIndex:
     def _is_known(self) -> NDArray[np.bool_]:
         return self.row_of >= 0
 
-    def _mask(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        if allowed is None:
-            return self._is_known
+    def _mask(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return self._is_known & allowed[np.maximum(self.row_of, 0)]
 
     def _beside_hits(self, vector: Vectors, allowed: NDArray[np.bool_] | None) -> Hits:

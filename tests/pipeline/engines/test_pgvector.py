@@ -389,6 +389,11 @@ def test_a_small_change_writes_nothing_on_the_server(
         assert opened.n_vectors == COUNT
         check_search(opened, its)
         engine.verify(version)
+    opened, reached = engine.open(second), 0.0
+    for gone in range(0, 210, 7):
+        found = [row for row, _ in next(opened.search_deepening(vectors[gone], 10))][:10]
+        reached += len({*found} & {*np.argsort(-(now @ vectors[gone]))[:10].tolist()}) / 300
+    assert reached > 0.95
     assert third.manifest["index"]["recall_at_10"] >= 0.95
     store.rollback("v0001", engine.verify)
     assert engine.keep_only([third]) == []  # the first was pruned: its table serves the third
