@@ -84,7 +84,8 @@ test-slow: setup weights ## The tests that take minutes, too
 	@$(PY) -m pytest
 
 faults: setup weights ## Kill, freeze, fill and wipe what imgrec runs on, each fault five times
-	@FAULT_SEEDS=$${FAULT_SEEDS:-5} $(PY) -m pytest tests/faults -v
+	@FAULT_SEEDS=$${FAULT_SEEDS:-5} $(PY) -m pytest tests/faults -v \
+		-n logical --maxprocesses 8 --dist worksteal
 
 bench: setup weights ## Measure everything beside what one would use instead; build/bench/bench.html
 	@$(PY) tests/benchmarks $(BENCH)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults.fault_run import FaultRun, Outcome, table
@@ -72,6 +74,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.when == "call" and report.failed:
         item.stash[FAILED] = True
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands its outcomes to the one that prints the table."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["outcomes"] = [asdict(outcome) for outcome in OUTCOMES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})  # one that crashed has none
+    OUTCOMES.extend(Outcome(**facts) for facts in output.get("outcomes", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
