@@ -5,6 +5,7 @@ It listens on all interfaces, so it is started only where loopback is the only o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -36,7 +37,11 @@ class Milvus:
         self._ports = {name: free_port() for name in PORTS}
         self.port = self._ports["proxy"]
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def url(self) -> str:
@@ -59,8 +64,9 @@ class Milvus:
         self._process.wait()
 
     def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _answers(self) -> bool:
