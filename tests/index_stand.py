@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.index.engine import Base, Engine
 from pipeline.index.faiss_index import random_pairs
 from pipeline.index.id_map import write_id_map
+from pipeline.index.segments import SegmentedVectors, base_files
 from pipeline.index.versions import Version, VersionStore, order_by_hash
 
 
@@ -25,11 +26,18 @@ def clustered(count: int, dim: int, seed: int = 0) -> np.ndarray:
 def publish(
     store: VersionStore, engine: Engine, vectors: np.ndarray, base: Base | None = None
 ) -> Version:
-    """Publish vectors as a merge does."""
+    """Publish vectors as a merge does; those in two segments beside the files of the base."""
     count = len(vectors)
     with store.lock():
         workspace = store.workspace()
-        np.save(workspace / "vectors.npy", vectors)
+        if isinstance(vectors, SegmentedVectors):
+            assert base is not None
+            for name, of_base in base_files(base.version.manifest["files"]).items():
+                (workspace / name).hardlink_to(base.version.folder / of_base)
+            np.save(workspace / "new_vectors.npy", vectors.new)
+            np.save(workspace / "places.npy", vectors.places)
+        else:
+            np.save(workspace / "vectors.npy", vectors)
         index = engine.build(vectors, workspace, lambda: None, base)
         write_id_map(workspace, [f"{row:06d}.jpg" for row in range(count)])
         sha256 = np.array([f"{row:064x}" for row in range(count)], "S64")

@@ -31,6 +31,7 @@ from pipeline.index.engine import Engines, OpenIndex
 from pipeline.index.live_changes import ChangedIndexes
 from pipeline.index.live_index import PublishedIndex
 from pipeline.index.remote_versions import RemoteVersions
+from pipeline.index.segments import VECTOR_FILES
 from pipeline.index.versions import Version, VersionStore
 from pipeline.micro_batcher import Batcher
 from pipeline.preprocess.background_removal import load_remover
@@ -437,7 +438,7 @@ class Resources:
             try:
                 version = self.versions.on_disk()
                 if verify and version.identity not in self._verified:
-                    self.versions.verify(version, ["vectors.npy"])
+                    self.versions.verify(version, VECTOR_FILES)
                     self._verified.add(version.identity)
             except ImgrecError:
                 version = None  # none yet, or broken: then nothing of it is reused

@@ -37,6 +37,11 @@ class Exclude:
             for pattern, line in zip(self._patterns, lines, strict=True)
         }
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no pattern."""
+        return self._spec is None
+
     def matches(self, path: str) -> bool:
         """Tell whether a path is left out; a folder's ends with a slash."""
         if self._spec is None:

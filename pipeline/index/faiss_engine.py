@@ -17,11 +17,21 @@ from pipeline.failpoints import failpoint
 from pipeline.index import faiss_index
 from pipeline.index.choose import IndexSpec
 from pipeline.index.engine import FAISS, Base, EngineState, Hits, Migration, Vectors, engine_of
+from pipeline.index.segments import (
+    BASE_INDEX,
+    INDEX,
+    INDEX_FILES,
+    NEW_INDEX,
+    SEGMENT_FILES,
+    VECTORS,
+    SegmentedIndex,
+    SegmentedVectors,
+    as_segmented,
+)
 from pipeline.index.versions import ADVICE, Version
 
 log = logging.getLogger(__name__)
 
-FILE = "index.bin"
 # An exact index loses no row by chance, and a query may wait for this check, which passes over all
 # vectors for each row: so a few, which tell an index of other images. One of nearly the same
 # images they may miss; the digests of `PublishedIndex._verify_digests` do not.
@@ -82,11 +92,13 @@ class FaissIndex:
         return f"{nprobe} of {self.kind.nlist} lists, {n_rows:,} rows allowed"
 
     def warm(self) -> None:
-        """Read the file once, so that the first searches find it in memory, not on the disk."""
+        """Read the files once, so that the first searches find them in memory, not on the disk."""
         block = bytearray(READ_BYTES)
-        with (self.version.file(FILE)).open("rb", buffering=0) as stream:
-            while stream.readinto(block):
-                pass
+        for name in INDEX_FILES:
+            if name in self.version.manifest["files"]:
+                with self.version.file(name).open("rb", buffering=0) as stream:
+                    while stream.readinto(block):
+                        pass
 
     def _lists_for(self, n_rows: int) -> int:
         """Return the lists to read: what is allowed lies as thin in them as in the whole."""
@@ -120,20 +132,62 @@ class FaissEngine:
         base: Base | None = None,
         migration: Migration | None = None,
     ) -> dict[str, Any]:
-        """Build and check an index, and save it to the workspace; keep the lists of the base."""
+        """Build and check an index, and save it to the workspace; keep the lists of the base.
+
+        Vectors in two segments get two indexes. Where the lists of the base serve no longer, all
+        vectors are written to one file, and have one index.
+        """
+        segmented = as_segmented(vectors)
+        if base is not None and segmented is not None:
+            extended = self._extend(vectors, segmented, workspace, check, base.version)
+            if extended is not None:
+                return extended.parameters()
+            vectors = made_whole(segmented, workspace, check)
         trained = None if base is None else _trained(base)
         built, kind = faiss_index.build(
             vectors, self._flat_max, self._threads, self._budget, check, trained
         )
         faiss_index.self_check(built, vectors, kind)
         failpoint("merge.before_save")
-        faiss_index.save(built, workspace / FILE)
+        faiss_index.save(built, workspace / INDEX)
         return kind.parameters()
+
+    def _extend(
+        self,
+        vectors: Vectors,
+        segmented: SegmentedVectors,
+        workspace: Path,
+        check: Callable[[], None],
+        earlier: Version,
+    ) -> IndexSpec | None:
+        """Index the new segment beside the base's index, which is in the workspace already."""
+        kind = _kind(earlier)
+        extended = faiss_index.extend(
+            workspace / BASE_INDEX,
+            kind,
+            segmented,
+            self._flat_max,
+            self._threads,
+            self._budget,
+            check,
+            faiss_index.share_read(_load(earlier, kind), kind),
+        )
+        if extended is None:
+            return None
+        index, kind = extended
+        try:
+            faiss_index.self_check(index, vectors, kind)
+        except IndexBroken as error:
+            log.warning("The index of %s is not gone on with: %s", earlier.name, error)
+            return None
+        failpoint("merge.before_save")
+        faiss_index.save(index.new, workspace / NEW_INDEX)
+        return kind
 
     def open(self, version: Version) -> FaissIndex:
         """Map the index of a version, and try whether it is that of its vectors."""
         spec = IndexSpec.of(version.manifest["index"])
-        loaded = faiss_index.load(version.file(FILE), spec)
+        loaded = _load(version, spec)
         exact = not spec.nlist and not spec.rerank
         try:
             faiss_index.self_check(
@@ -141,7 +195,7 @@ class FaissEngine:
             )
         except IndexBroken as error:
             raise IndexBroken(
-                f"{version.folder / FILE} and vectors.npy do not belong together ({error}): "
+                f"{version.folder / INDEX} and {VECTORS} do not belong together ({error}): "
                 f"{ADVICE}."
             ) from error
         return FaissIndex(version, loaded)
@@ -158,17 +212,50 @@ class FaissEngine:
         return EngineState("FAISS, in files of DATA_DIR")
 
 
+def _load(version: Version, kind: IndexSpec) -> Any:
+    """Load the index of a version, whole or of two segments.
+
+    Raises:
+        IndexBroken: FAISS cannot read a file. OSError: it is missing.
+    """
+    vectors = as_segmented(version.vectors)
+    if vectors is None:
+        return faiss_index.load(version.file(INDEX), kind)
+    base, new = (faiss_index.load(version.file(name), kind) for name in (BASE_INDEX, NEW_INDEX))
+    return SegmentedIndex(base, new, vectors.places)
+
+
+def _kind(version: Version) -> IndexSpec:
+    """Return the kind of a version's index, with the number of vectors it was trained for."""
+    kind = IndexSpec.of(version.manifest["index"])
+    # One of before this was noted was trained for all of its vectors.
+    return replace(kind, trained=kind.trained or version.manifest["images"])
+
+
+def has_lists(version: Version) -> bool:
+    """Tell whether a version has inverted lists of FAISS, which a later one may go on with."""
+    return engine_of(version) == FAISS and bool(IndexSpec.of(version.manifest["index"]).nlist)
+
+
 def _trained(base: Base) -> faiss_index.Trained | None:
     """Return the lists of a version, where it has some that can be read."""
     version = base.version
-    kind = IndexSpec.of(version.manifest["index"])
-    if engine_of(version) != FAISS or not kind.nlist:
+    if not has_lists(version):
         return None
-    # One of before this was noted was trained for all of its vectors.
-    kind = replace(kind, trained=kind.trained or version.manifest["images"])
+    kind = _kind(version)
     try:
-        opened = faiss_index.load(version.file(FILE), kind)
+        opened = _load(version, kind)
+        kept = faiss_index.keep_lists(opened, kind, base.rows)
+        # What is filled anew is one index.
+        return replace(kept, index=opened.base) if version.is_segmented else kept
     except (IndexBroken, FileNotFoundError) as error:
         log.warning("The lists of index %s are trained anew: %s", version.name, error)
         return None
-    return faiss_index.keep_lists(opened, kind, base.rows)
+
+
+def made_whole(vectors: SegmentedVectors, workspace: Path, check: Callable[[], None]) -> Vectors:
+    """Write all vectors of two segments to one file of the workspace, without the segments."""
+    whole = vectors.write(workspace / VECTORS, check)
+    for name in SEGMENT_FILES:
+        (workspace / name).unlink(missing_ok=True)
+    return whole

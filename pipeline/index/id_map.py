@@ -27,12 +27,15 @@ BLOCK_ROWS = 4096  # decoded at once
 
 def write_id_map(folder: Path, paths: Sequence[str]) -> None:
     """Write the paths of a version; none contains a NUL, which no file system allows."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    lines = ",\n".join(f'"{row}": {encode(path)}' for row, path in enumerate(paths))
+    # All at once: a call for each of a million paths takes seconds. No JSON text has a line break.
+    texts = json.JSONEncoder(ensure_ascii=False, separators=("\n", ":")).encode(list(paths))
+    quoted = texts[1:-1].split("\n") if paths else []
+    lines = ",\n".join([f'"{row}": {path}' for row, path in enumerate(quoted)])
     (folder / "id_to_filename.json").write_bytes(f"{{\n{lines}\n}}\n".encode())
-    names = [path.encode() + b"\0" for path in paths]
-    (folder / "paths.bin").write_bytes(b"".join(names))
-    np.save(folder / "path_ends.npy", np.cumsum([0, *map(len, names)], dtype=np.int64))
+    names = "".join([f"{path}\0" for path in paths]).encode()
+    (folder / "paths.bin").write_bytes(names)
+    ends = 1 + np.flatnonzero(np.frombuffer(names, np.uint8) == 0)
+    np.save(folder / "path_ends.npy", np.concatenate([[0], ends], dtype=np.int64))
 
 
 def read_id_map(folder: Path) -> Sequence[str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.images.find import ImageFile
 from pipeline.index.engine import Hits, OpenIndex, Vectors, as_arrays
+from pipeline.index.segments import StackedVectors
 from pipeline.index.versions import Version
 
 
@@ -87,6 +88,7 @@ class ChangedVersion(Version):
         super().__init__(base.folder, base.manifest, base.manifest_mtime_ns)
         added = [each for each in changes.images if isinstance(each, AddedImage)]
         n_base = len(base.paths)
+        vectors = np.array([each.vector for each in added], np.float32)
         kept = np.ones(n_base + len(added), bool)
         replaced = (base.row_of_path(each.path) for each in changes.images)
         kept[[row for row in replaced if row is not None]] = False
@@ -96,7 +98,7 @@ class ChangedVersion(Version):
             added=added,
             revision=changes.revision,
             paths=_Paths(base.paths, [each.path for each in added]),
-            vectors=_Rows(base.vectors, np.array([each.vector for each in added], np.float32)),
+            vectors=StackedVectors(base.vectors, vectors),
             kept=None if kept.all() else kept,
             sha256=base.sha256,
             files=base.files,
@@ -163,30 +165,6 @@ class _Paths(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         yield from self._base
         yield from self._added
-
-
-class _Rows:
-    """The vectors of a version, then those of the added images, without a copy of the first."""
-
-    def __init__(self, base: Vectors, added: Vectors) -> None:
-        self._base, self._added = base, added
-        self.shape = (len(base) + len(added), base.shape[1])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> Vectors:
-        n_base = len(self._base)
-        if isinstance(rows, int | np.integer):
-            return self._base[rows] if rows < n_base else self._added[rows - n_base]
-        if isinstance(rows, slice):
-            rows = range(*rows.indices(len(self)))
-        numbers = np.asarray(rows, np.int64)
-        taken = np.empty((len(numbers), self.shape[1]), np.float32)
-        beside = numbers >= n_base
-        taken[~beside] = self._base[numbers[~beside]]
-        taken[beside] = self._added[numbers[beside] - n_base]
-        return taken
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ class PublishedIndex:
 
     def _is_large(self, name: str) -> bool:
         try:
-            return self._versions.file_bytes(name, "vectors.npy") > LOAD_AT_ONCE
-        except (OSError, ImgrecError):
+            return self._versions.vector_bytes(name) > LOAD_AT_ONCE
+        except (OSError, ValueError, ImgrecError):
             return False  # loading it says what is wrong
 
     def _start_loading(self, name: str, index: OpenIndex, stamp: Stamp) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from pipeline.index.versions import (
     manifest_bytes,
     number,
     sealed,
+    vector_bytes,
 )
 from pipeline.storage.follower import Follower
 from pipeline.storage.object_store import ObjectStore, StoredObject
@@ -55,6 +56,7 @@ class RemoteVersions(VersionStore):
     """
 
     locks_all_hosts = False
+    shares_files = False  # each build has its own objects
 
     def __init__(self, store: ObjectStore, folder: Path) -> None:
         super().__init__(folder)
@@ -138,6 +140,7 @@ class RemoteVersions(VersionStore):
         workspace: Path,
         manifest: dict[str, Any],
         check: Callable[[], None] = lambda: None,
+        shared: Mapping[str, str] | None = None,
     ) -> Version:
         """Upload a workspace, then give it the next free number; does not publish it."""
         build = f"{manifest['job_id']}.{uuid.uuid4().hex[:8]}"
@@ -174,10 +177,10 @@ class RemoteVersions(VersionStore):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def file_bytes(self, name: str, file: str) -> int:
+    def vector_bytes(self, name: str) -> int:
         followed = self._followed
         version = followed if followed and followed.name == name else self.open(name)
-        return int(version.manifest["files"][file]["bytes"])
+        return vector_bytes(version.manifest)
 
     def _verify_target(self, version: Version) -> None:
         """Leave it to `point_to`, which asks the store: digests are compared by those who fetch."""

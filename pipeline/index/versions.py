@@ -10,6 +10,7 @@
     faiss_index/v0007/files.npy         (n, 2) int64: bytes, mtime in ns
     faiss_index/v0007/manifest.json     fingerprint, counts, digests of all of the above
 
+After a small change, a version shares its two large files with an earlier one: see segments.py.
 A version folder is complete before it gets its name and never changes afterwards.
 """
 
@@ -22,7 +23,8 @@ import re
 import shutil
 import uuid
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +46,15 @@ from pipeline.errors import (
 )
 from pipeline.images.find import ImageFile
 from pipeline.index.faiss_index import random_pairs
+from pipeline.index.file_digests import FileDigests
 from pipeline.index.id_map import read_id_map
+from pipeline.index.segments import (
+    BASE_VECTORS,
+    NEW_VECTORS,
+    PLACES,
+    VECTORS,
+    SegmentedVectors,
+)
 
 NAME = re.compile(r"v(\d{4,9})")
 MANIFEST = "manifest.json"
@@ -53,6 +63,7 @@ MANIFEST = "manifest.json"
 # the background.
 ID_MAP = ("id_to_filename.json", "paths.bin", "path_ends.npy")
 NAMES = (*ID_MAP, "files.npy", "sha256.npy", "by_hash.npy")
+SEALERS = 4  # files that are flushed and hashed at the same time
 PUBLISHING = "An index is being published right now; try again shortly."
 ADVICE = "roll back with 'imgrec index rollback' or rebuild"
 KEYS = {
@@ -66,7 +77,8 @@ class IndexRows:
     """All rows of a version, sorted by path.
 
     paths: n posix paths; files: (n, 2) int64 bytes and mtime in ns; sha256: (n,) S64;
-    vectors: (n, d) float32, L2-normalised. base_rows: (n,) the same row in the base version, or -1.
+    vectors: (n, d) float32, L2-normalised; in two segments, where the base's file is shared.
+    base_rows: (n,) the same row in the base version, or -1.
     """
 
     paths: list[str]
@@ -159,8 +171,20 @@ class Version:
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        array: NDArray[np.float32] = self._array("vectors.npy")
-        return array
+        """The (n, d) vectors by row; of two segments, something that is read like an array."""
+        array: Any
+        if self.is_segmented:
+            base, new, places = map(self._array, (BASE_VECTORS, NEW_VECTORS, PLACES))
+            array = SegmentedVectors(base, new, np.asarray(places))
+        else:
+            array = self._array(VECTORS)
+        vectors: NDArray[np.float32] = array
+        return vectors
+
+    @property
+    def is_segmented(self) -> bool:
+        """Whether its large files are those of an earlier version, see segments.py."""
+        return PLACES in self.manifest["files"]
 
     @cached_property
     def sha256(self) -> NDArray[np.bytes_]:
@@ -184,7 +208,7 @@ class Version:
     def random_pairs(self) -> dict[str, Any]:
         """How similar random rows are, see faiss_index; an old version is measured now."""
         stored: dict[str, Any] | None = self.manifest.get("random_pairs")
-        return stored if stored is not None else random_pairs(np.asarray(self.vectors))
+        return stored if stored is not None else random_pairs(self.vectors)
 
     def row_of_hash(self, digest: str) -> int | None:
         """Return a row with this content, or None."""
@@ -229,11 +253,13 @@ class VersionStore:
     """The folder of all versions."""
 
     locks_all_hosts = True  # whether who holds `lock()` is the only one to publish
+    shares_files = True  # whether two versions can have one file
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._pointer = folder / "CURRENT"
         self._latest: Version | None = None
+        self._digests = FileDigests()
 
     def current_name(self) -> str | None:
         """Return the name in the pointer file, or None before the first publication."""
@@ -272,9 +298,9 @@ class VersionStore:
         """
         return self.current()
 
-    def file_bytes(self, name: str, file: str) -> int:
-        """Return the size of a file of a version."""
-        return (self.folder / name / file).stat().st_size
+    def vector_bytes(self, name: str) -> int:
+        """Return the size of all vectors of a version."""
+        return vector_bytes(_manifest(self.folder / name))
 
     def current(self) -> Version:
         """Open the published version.
@@ -339,17 +365,26 @@ class VersionStore:
         return versions
 
     def verify(self, version: Version, only: Collection[str] | None = None) -> None:
-        """Read every file of a version, or some, and compare their digests.
+        """Compare the digests of every file of a version, or of some.
+
+        A file that this process has read before, and that is as it was, is not read again.
 
         Raises:
             IndexBroken: a file changed on disk.
         """
-        for file, facts in version.manifest["files"].items():
-            if only is not None and file not in only:
-                continue
-            path = version.file(file)
-            if not path.is_file() or file_sha256(path) != facts["sha256"]:
-                raise IndexBroken(f"{path} does not match the digest in its manifest: {ADVICE}.")
+        files = version.manifest["files"]
+        names = [name for name in files if only is None or name in only]
+        paths = [version.file(name) for name in names]
+        missing = next((path for path in paths if not path.is_file()), None)
+        digests = [] if missing else self._digests.of_all(paths)
+        broken = (
+            path
+            for path, name, digest in zip(paths, names, digests, strict=False)
+            if digest != files[name]["sha256"]
+        )
+        path = missing or next(broken, None)
+        if path is not None:
+            raise IndexBroken(f"{path} does not match the digest in its manifest: {ADVICE}.")
 
     def lock(self) -> FileLock:
         """Return the lock that writers must hold; the kernel releases it when a process dies."""
@@ -372,13 +407,17 @@ class VersionStore:
         workspace: Path,
         manifest: dict[str, Any],
         check: Callable[[], None] = lambda: None,
+        shared: Mapping[str, str] | None = None,
     ) -> Version:
         """Seal a workspace (digests, flush) and give it the next name; does not publish it.
 
         Args:
             check: called while that takes time; raises to stop.
+            shared: the digests of files that are those of an earlier version, by name.
         """
-        manifest = sealed(workspace, manifest)
+        manifest = sealed(workspace, manifest, shared or {})
+        for name, facts in manifest["files"].items():
+            self._digests.note(workspace / name, facts["sha256"])
         reserved = [
             number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
         ]
@@ -452,16 +491,40 @@ class VersionStore:
         return [version.name for version in pruned]
 
 
-def sealed(workspace: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Flush the files of a workspace, and write the manifest with their digests beside them."""
-    files = {}
-    for file in sorted(workspace.iterdir()):
+def sealed(
+    workspace: Path, manifest: dict[str, Any], shared: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Flush the files of a workspace, and write the manifest with their digests beside them.
+
+    Args:
+        shared: the digests of files that are those of an earlier version, by name: they are on the
+            disk, and were compared with their digests.
+    """
+    shared = shared or {}
+
+    def digest(file: Path) -> str:
+        if file.name in shared:
+            return shared[file.name]
         sync_file(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        return file_sha256(file)
+
+    # The disk writes one file while another is hashed.
+    names = sorted(workspace.iterdir())
+    with ThreadPoolExecutor(SEALERS, "seal") as pool:
+        digests = list(pool.map(digest, names))
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256}
+        for file, sha256 in zip(names, digests, strict=True)
+    }
     manifest = {**manifest, "files": files}
     manifest["seal"] = seal(manifest)
     write_atomic(workspace / MANIFEST, manifest_bytes(manifest))
     return manifest
+
+
+def vector_bytes(manifest: dict[str, Any]) -> int:
+    """Return the size of all vectors of a version."""
+    return 4 * int(manifest["images"]) * int(manifest["dimension"])
 
 
 def manifest_bytes(manifest: dict[str, Any]) -> bytes:

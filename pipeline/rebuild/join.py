@@ -3,20 +3,33 @@
 The job table says which rows there can be, so each shard's file is read once and its vectors go
 straight to their place in a mapped file. Rows of images that could not be used stay empty there and
 are removed at the end. Memory holds one shard's vectors, and the paths and hashes of all rows.
+
+Where few rows are new or gone, that file has the new ones only: the base's file is shared, see
+pipeline/index/segments.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.embed.shard_files import ShardFiles
 from pipeline.errors import IndexBroken, JobFailed
+from pipeline.index.segments import (
+    BASE_VECTORS,
+    NEW_VECTORS,
+    PLACES,
+    VECTORS,
+    SegmentedVectors,
+    as_segmented,
+    is_small,
+)
 from pipeline.index.versions import IndexRows, Version
 from pipeline.store.jobs import Job
 from pipeline.store.shards import DoneShard
@@ -44,22 +57,26 @@ def join(
     shards: Iterable[DoneShard],
     files: ShardFiles,
     open_base: Callable[[], Version],
-    file: Path,
+    workspace: Path,
     check: Callable[[], None],
+    share: Callable[[Version, Path], bool] = lambda base, workspace: False,
 ) -> tuple[IndexRows | None, list[int]]:
     """Return the rows of the next version, or the numbers of shards whose files must be made again.
 
     Args:
-        file: the .npy that the vectors are written to.
         open_base: opens the version whose rows are reused, if any are.
+        workspace: the folder that the vectors are written to.
         check: called before each shard; raises to stop.
+        share: called where few rows are new or gone; gives the base's large files second names in
+            the workspace, or returns False.
 
     Raises:
         JobFailed: no image could be used.
         IndexBroken: the plan contradicts itself, or the base version is damaged.
     """
     planned, base = _planned(shards, open_base, check)
-    joiner = _Joiner([path for shard in planned for path in shard.paths], file)
+    stored = _stored(planned, base, workspace, share)
+    joiner = _Joiner([path for shard in planned for path in shard.paths], stored, workspace)
     broken: list[int] = []
     embedded = [each for each in planned if each.rows is None or base is None]
     results = files.read(job.id, [(each.file, each.sha256) for each in embedded])
@@ -69,8 +86,7 @@ def join(
         places = np.arange(start, start + len(shard.paths))
         start += len(shard.paths)
         if shard.rows is not None and base is not None:
-            joiner.put(places, shard.files, base.sha256[shard.rows], base.vectors[shard.rows])
-            joiner.note_base(places, shard.rows)
+            joiner.reuse(places, shard.files, base, shard.rows)
             continue
         result = next(results)
         if result is None:
@@ -94,13 +110,16 @@ def _planned(
 ) -> tuple[list[PlannedShard], Version | None]:
     planned: list[PlannedShard] = []
     base: Version | None = None
+    base_paths: Sequence[str] = ()
     for shard in shards:
         check()
         rows = None
         if shard.rows:
-            base = base or open_base()
+            if base is None:
+                base = open_base()
+                base_paths = base.paths[:]  # decoded at once: most of them are needed
             rows = np.array(shard.rows)
-            paths, files = [base.paths[row] for row in shard.rows], np.asarray(base.files[rows])
+            paths, files = [base_paths[row] for row in shard.rows], np.asarray(base.files[rows])
         else:
             paths = [image.path for image in shard.images]
             facts = [[image.size, image.mtime_ns] for image in shard.images]
@@ -111,23 +130,67 @@ def _planned(
     return planned, base
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Where the vectors of planned rows are already.
+
+    places: (n,) in the plan's order: the row in the shared file, or -1.
+    vectors: the shared file.
+    """
+
+    places: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+
+def _stored(
+    planned: list[PlannedShard],
+    base: Version | None,
+    workspace: Path,
+    share: Callable[[Version, Path], bool],
+) -> _Stored | None:
+    """Share the base's file of vectors, if few rows are new or gone; return where its rows are."""
+    if base is None:
+        return None
+    vectors, places_of = base.vectors, np.arange(len(base.paths))
+    if segmented := as_segmented(vectors):  # the base shares the file of another one
+        vectors, places_of = segmented.base, segmented.places
+    n_base = len(vectors)
+    pieces = [
+        np.full(len(shard.paths), -1) if shard.rows is None else places_of[shard.rows]
+        for shard in planned
+    ]
+    places = np.concatenate(pieces, dtype=np.int64)
+    places[places >= n_base] = -1
+    n_shared = int((places >= 0).sum())
+    if not is_small(n_base, len(places) - n_shared, n_base - n_shared):
+        return None
+    return _Stored(places, vectors) if share(base, workspace) else None
+
+
 class _Joiner:
     """The rows of all planned paths, sorted, filled shard by shard."""
 
-    def __init__(self, paths: list[str], file: Path) -> None:
+    def __init__(self, paths: list[str], stored: _Stored | None, workspace: Path) -> None:
         order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
-        self._paths = [paths[place] for place in order]
+        self._paths = [paths[place] for place in order.tolist()]
         for path, following in pairwise(self._paths):
             if path == following:
                 raise IndexBroken(f"The plan of this job names {path!r} twice: rebuild again.")
-        self._row_of = np.empty(len(order), np.int64)
-        self._row_of[order] = np.arange(len(order))
-        self._filled = np.zeros(len(paths), bool)
-        self._base_rows = np.full(len(paths), -1, np.int64)
-        self._files = np.zeros((len(paths), 2), np.int64)
-        self._sha256 = np.zeros(len(paths), "S64")
+        n = len(paths)
+        self._row_of = np.empty(n, np.int64)
+        self._row_of[order] = np.arange(n)
+        self._filled = np.zeros(n, bool)
+        self._base_rows = np.full(n, -1, np.int64)
+        self._files = np.zeros((n, 2), np.int64)
+        self._sha256 = np.zeros(n, "S64")
+        self._workspace, self._stored = workspace, stored
+        # By row: its place in the shared file, or -1; and its place in the file that is written.
+        self._shared = np.full(n, -1, np.int64) if stored is None else stored.places[order]
+        self._own = np.cumsum(self._shared < 0) - 1
+        self._file = workspace / (VECTORS if stored is None else NEW_VECTORS)
         self._vectors: np.memmap[tuple[int, int], np.dtype[np.float32]] | None = None
-        self._file = file
+        if stored is not None:
+            self._create(stored.vectors.shape[1])
 
     def put(
         self,
@@ -139,30 +202,61 @@ class _Joiner:
         """Fill the rows of some paths, named by their places in the list of all."""
         if not len(places):
             return
-        if self._vectors is None:
-            shape = (len(self._paths), vectors.shape[1])
-            self._vectors = np.lib.format.open_memmap(self._file, "w+", np.float32, shape)
         rows = self._row_of[places]
-        self._vectors[rows] = vectors
-        self._files[rows], self._sha256[rows] = files, sha256
-        self._filled[rows] = True
+        self._note(rows, files, sha256)
+        self._write(rows, vectors)
 
-    def note_base(self, places: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        """Note the rows of the base version that some paths have."""
-        self._base_rows[self._row_of[places]] = rows
+    def reuse(
+        self,
+        places: NDArray[np.int64],
+        files: NDArray[np.int64],
+        base: Version,
+        base_rows: NDArray[np.int64],
+    ) -> None:
+        """Fill the rows of some paths with those of the base; copy vectors that are not shared."""
+        rows = self._row_of[places]
+        self._note(rows, files, base.sha256[base_rows])
+        self._base_rows[rows] = base_rows
+        own = self._shared[rows] < 0
+        if own.any():
+            self._write(rows[own], base.vectors[base_rows[own]])
 
     def finish(self) -> IndexRows | None:
         """Remove the empty rows; None if all are."""
-        if self._vectors is None:
-            return None
         rows = np.flatnonzero(self._filled)
-        if len(rows) < len(self._paths):
-            self._vectors = _keep(self._vectors, rows, self._file)
-        self._vectors.flush()
+        if self._vectors is None or not len(rows):
+            return None
+        shared = self._shared[rows]
+        own = self._own[rows][shared < 0]
+        if len(own) < len(self._vectors):
+            self._vectors = _keep(self._vectors, own, self._file)
+        vectors: Any = self._vectors
+        if self._stored is not None:
+            places = shared
+            places[shared < 0] = len(self._stored.vectors) + np.arange(len(own))
+            np.save(self._workspace / PLACES, places)
+            base = np.load(self._workspace / BASE_VECTORS, mmap_mode="r", allow_pickle=False)
+            vectors = SegmentedVectors(base, self._vectors, places)
         paths = [self._paths[row] for row in rows.tolist()]
         return IndexRows(
-            paths, self._files[rows], self._sha256[rows], self._vectors, self._base_rows[rows]
+            paths, self._files[rows], self._sha256[rows], vectors, self._base_rows[rows]
         )
+
+    def _note(
+        self, rows: NDArray[np.int64], files: NDArray[np.int64], sha256: NDArray[np.bytes_]
+    ) -> None:
+        self._files[rows], self._sha256[rows] = files, sha256
+        self._filled[rows] = True
+
+    def _write(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        if self._vectors is None:
+            self._create(vectors.shape[1])
+        assert self._vectors is not None
+        self._vectors[self._own[rows]] = vectors
+
+    def _create(self, dim: int) -> None:
+        shape = (int((self._shared < 0).sum()), dim)
+        self._vectors = np.lib.format.open_memmap(self._file, "w+", np.float32, shape)
 
 
 def _keep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -23,8 +24,10 @@ from pipeline.errors import (
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import DECODING
 from pipeline.index import faiss_index
-from pipeline.index.engine import Base, Engines, drop_unused, engine_of
+from pipeline.index.engine import FAISS, Base, Engines, drop_unused, engine_of
+from pipeline.index.faiss_engine import has_lists
 from pipeline.index.id_map import write_id_map
+from pipeline.index.segments import BASE_VECTORS, INDEX_FILES, VECTOR_FILES, base_files
 from pipeline.index.versions import IndexRows, Stamp, Version, VersionStore, order_by_hash
 from pipeline.rebuild.join import join
 from pipeline.settings import Settings
@@ -96,8 +99,9 @@ def merge(
             shards,
             files or ShardFolder(settings.jobs_dir),
             lambda: _base(job, versions),
-            workspace / "vectors.npy",
+            workspace,
             check,
+            lambda base, folder: _share(base, folder, versions, engines),
         )
         if contents is None:
             return Merged(broken=broken)
@@ -130,6 +134,7 @@ def merge(
                 "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
             },
             check,
+            _shared_digests(job, workspace, versions),
         )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
@@ -154,13 +159,44 @@ def _base(job: Job, versions: VersionStore) -> Version:
         raise IndexBroken(f"Job {job.id} reuses rows, but names no base version.")
     base = versions.open(job.base_version)
     try:
-        versions.verify(base, ["vectors.npy"])  # `open` has verified what names the rows
+        versions.verify(base, VECTOR_FILES)  # `open` has verified what names the rows
     except IndexBroken as error:
         raise IndexBroken(
             f"The vectors of {base.name} changed on disk and cannot be reused: run 'imgrec "
             "enqueue-rebuild --full'."
         ) from error
     return base
+
+
+def _share(base: Version, workspace: Path, versions: VersionStore, engines: Engines) -> bool:
+    """Give the base's large files second names in the workspace, if the next version may use them.
+
+    False where an engine or a store has none to share, the disk has no hard links, or the base's
+    index is damaged.
+    """
+    if not (versions.shares_files and engines.current.name == FAISS and has_lists(base)):
+        return False
+    try:
+        versions.verify(base, INDEX_FILES)
+        for name, of_base in base_files(base.manifest["files"]).items():
+            os.link(base.file(of_base), workspace / name)
+    except IndexBroken as error:
+        log.warning("The index of %s is not reused: %s", base.name, error)
+    except OSError as error:
+        log.info("All vectors are written anew: no hard link of %s (%s).", base.name, error)
+    else:
+        return True
+    for name in base_files(base.manifest["files"]):
+        (workspace / name).unlink(missing_ok=True)
+    return False
+
+
+def _shared_digests(job: Job, workspace: Path, versions: VersionStore) -> dict[str, str]:
+    """Return the digests of the base's files that the next version uses: `_share` verified them."""
+    if job.base_version is None or not (workspace / BASE_VECTORS).exists():
+        return {}
+    files = versions.open(job.base_version).manifest["files"]
+    return {name: files[of_base]["sha256"] for name, of_base in base_files(files).items()}
 
 
 def _like(contents: IndexRows, job: Job, versions: VersionStore) -> Base | None:
@@ -208,9 +244,9 @@ def _same(
         if (
             current.fingerprint == fingerprint
             and engine_of(current) == engines.current.name
-            and current.paths == contents.paths
-            and np.array_equal(current.files, contents.files)
+            and np.array_equal(current.files, contents.files)  # first what is compared soonest
             and np.array_equal(current.sha256, contents.sha256)
+            and current.paths == contents.paths
         ):
             versions.verify(current)
             engines.verify(current)

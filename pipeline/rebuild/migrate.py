@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pipeline.engines import patched
 from pipeline.failpoints import failpoint
+from pipeline.images.decode import sha256
 from pipeline.index.engine import Engines, Migration, drop_unused, engine_of
-from pipeline.index.faiss_engine import FILE
+from pipeline.index.segments import INDEX_FILES, SEGMENT_FILES, VECTORS, as_segmented
 from pipeline.index.versions import Version, VersionStore
 
 
@@ -43,14 +44,16 @@ def migrate(
     if engine_of(old) == to:
         return old, old
     versions.verify(old)
-    key = str(old.manifest["files"]["vectors.npy"]["sha256"])
-    migration = Migration(key, versions.versions(), report)
+    migration = Migration(_key(old), versions.versions(), report)
     workspace = versions.workspace()
     try:
         for name in old.manifest["files"]:
-            if name not in (FILE, patched.FILE):
+            if name not in (*INDEX_FILES, *SEGMENT_FILES, patched.FILE):
                 _link(old.file(name), workspace / name)
-        index = engine.build(old.vectors, workspace, check, migration=migration)
+        vectors = old.vectors
+        if segmented := as_segmented(vectors):
+            vectors = segmented.write(workspace / VECTORS, check)
+        index = engine.build(vectors, workspace, check, migration=migration)
         failpoint("migrate.before_commit")
         kept = {
             name: value for name, value in old.manifest.items() if name not in ("seal", "build")
@@ -61,6 +64,14 @@ def migrate(
     versions.point_to(new, seen)
     drop_unused(engines, versions)  # not before: an unfinished move is among it
     return old, new
+
+
+def _key(version: Version) -> str:
+    """Return what tells a version's vectors from others: the digest of their file or files."""
+    files = version.manifest["files"]
+    names = [name for name in (VECTORS, *SEGMENT_FILES) if name in files]
+    digests = [str(files[name]["sha256"]) for name in names]
+    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode())
 
 
 def _link(source: Path, target: Path) -> None:

@@ -221,28 +221,32 @@ class ChangeDetector:
 
     def changed(self) -> Iterator[ImageFile]:
         """Yield the images to embed; keep the rest for `take_rows` and `take_failures`."""
+        row_of = self._cursor.row_of if self._cursor else lambda image: None
+        removed, warnings = self._removed, self._warnings
         for image in self._source.find(self._exclude, self.left_out):
             if isinstance(image, Failure):
                 self.count += not image.warning
                 self._failures.append(image)
                 continue
-            if self._removed.get(image.path) == (image.size, image.mtime_ns):
+            if removed and removed.get(image.path) == (image.size, image.mtime_ns):
                 self.left_out.add(REMOVED)
                 continue
             self.count += 1
-            row = self._cursor.row_of(image) if self._cursor else None
+            row = row_of(image)
             if row is None:
                 yield image
                 continue
             self._rows.append(row)
-            if warning := self._warnings.get(image.path):
+            if warnings and (warning := warnings.get(image.path)):
                 self._failures.append(warning)
 
     def take_rows(self, last: bool) -> Iterator[list[int]]:
         """Yield full chunks of reused rows, and the rest at the end."""
-        while len(self._rows) >= REUSE_ROWS or (last and self._rows):
-            chunk, self._rows = self._rows[:REUSE_ROWS], self._rows[REUSE_ROWS:]
-            yield chunk
+        rows = self._rows
+        end = len(rows) if last else len(rows) - len(rows) % REUSE_ROWS
+        self._rows = rows[end:]
+        for start in range(0, end, REUSE_ROWS):
+            yield rows[start : min(end, start + REUSE_ROWS)]
 
     def take_failures(self) -> list[Failure]:
         failures, self._failures = self._failures, []
@@ -253,25 +257,19 @@ class BaseCursor:
     """Finds the rows of listed images in one pass: the listing and the base are sorted by path."""
 
     def __init__(self, base: Version) -> None:
-        self._paths = iter(base.paths)
-        self._facts = _rows(base.files)
-        self._row = -1
-        self._path: str | None = None
-        self._fact: tuple[int, int] | None = None
-        self._next()
+        self._entries = zip(base.paths, _rows(base.files), strict=True)
+        self._row = 0
+        self._entry = next(self._entries, None)
 
     def row_of(self, image: ImageFile) -> int | None:
         """Return the row of an unchanged image: same path, size and modification time."""
-        while self._path is not None and self._path < image.path:
-            self._next()
-        if self._path != image.path or self._fact != (image.size, image.mtime_ns):
+        path, entry = image.path, self._entry
+        while entry is not None and entry[0] < path:
+            self._row += 1
+            entry = self._entry = next(self._entries, None)
+        if entry is None or entry[0] != path or entry[1] != (image.size, image.mtime_ns):
             return None
         return self._row
-
-    def _next(self) -> None:
-        self._row += 1
-        self._path = next(self._paths, None)
-        self._fact = next(self._facts, None)
 
 
 def _rows(files: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""A rebuild where little or nothing changed; a folder of many files, listed and planned."""
+"""A rebuild where little or nothing changed; many files, listed, planned and merged."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def measure(run: Run) -> None:
     count, listed = (2_000, 10_000) if run.quick else (20_000, 200_000)
     changes(run, count, 1 if run.quick else 3)
     listing(run, listed)
+    merging(run, 60_000 if run.quick else 200_000)
 
 
 class ToyPipeline:
@@ -232,6 +233,32 @@ def listing(run: Run, count: int) -> None:
         what=f"peak anonymous memory and 8 MiB of grace, {size:,} / {size // 10:,} files",
         better="lower",
         target=1.5,
+    )
+
+
+def merging(run: Run, count: int) -> None:
+    """Merge many vectors, then few changed ones, in a process of its own."""
+    script = [sys.executable, str(Path(__file__).with_name("merge_time.py"))]
+    options = [str(run.folder / "merge"), "--count", str(count), "--rounds", "2"]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rebuilds = [each for each in map(json.loads, done.stdout.splitlines()) if "merge" in each]
+    for each in rebuilds:
+        merge, plan = each["merge"], each["plan"]
+        run.fact(
+            f"{count:,} x 512, {each['what']}",
+            f"planned in {plan['s']:.1f} s ({plan['cpu_s']:.1f} s of CPU), merged in "
+            f"{merge['s']:.1f} s ({merge['cpu_s']:.1f} s of CPU), {merge['written_mib']:,} MiB "
+            f"written: {each['version']}",
+        )
+    (full,) = (each["merge"]["cpu_s"] for each in rebuilds if each["what"] == "full")
+    few = [each["merge"]["cpu_s"] for each in rebuilds if each["what"] == "1 % changed"]
+    run.ratio(
+        "CPU time of a merge, 1 % changed / full",
+        divided(few, [full] * len(few)),
+        what=f"{count:,} x 512 synthetic vectors into a FAISS index; without the model",
+        better="lower",
+        target=0.5,
     )
 
 

@@ -11,8 +11,7 @@ import pytest
 from faults.fault_run import FaultRun
 from live_stack import LiveStack, draw_product, until
 
-from pipeline.index import faiss_index
-from pipeline.index.choose import IndexSpec
+from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.versions import VersionStore
 
 LINES = {
@@ -51,9 +50,8 @@ class Readers:
                 store = VersionStore(self._folder)
                 version = store.current()
                 store.verify(version)
-                kind = IndexSpec.of(version.manifest["index"])
-                faiss = faiss_index.load(version.folder / "index.bin", kind)
-                counts = {faiss.ntotal, len(version.paths), version.manifest["images"]}
+                index = FaissEngine().open(version)
+                counts = {index.n_vectors, len(version.paths), version.manifest["images"]}
                 if len(counts) != 1:
                     self.wrong.append(f"{version.name}: {counts}")
                 self.seen.add(version.name)
@@ -61,14 +59,18 @@ class Readers:
                 self.wrong.append(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.fault(15, "kill -9 of the indexer at {line}")
+@pytest.mark.fault(15, "kill -9 of the indexer at {line}, {files}")
 @pytest.mark.short("merge.before_commit", "merge.after_pointer")
+@pytest.mark.parametrize("files", ["all files written", "large files shared"])
 @pytest.mark.parametrize("line", LINES)
 def test_an_indexer_killed_at_any_line_publishes_once_and_readers_never_see_a_half(
-    fault_run: FaultRun, line: str
+    fault_run: FaultRun, line: str, files: str
 ) -> None:
     fault_run.draw()
     stack = fault_run.stack
+    shared = files == "large files shared"
+    if shared:
+        stack.environment["FLAT_MAX_VECTORS"] = "1"  # only inverted lists are gone on with
     stack.worker("embed")
     victim = stack.supervise("index")
     fault_run.publishes(fault_run.enqueue())
@@ -91,6 +93,7 @@ def test_an_indexer_killed_at_any_line_publishes_once_and_readers_never_see_a_ha
     assert sorted(child.name for child in folder.glob("v*")) == ["v0001", "v0002"]
     assert not list(folder.glob(".build-*"))
     assert stack.jobs.get(job_id).index_version == "v0002"
+    assert (folder / "v0002" / "base_index.bin").exists() == shared
 
 
 @pytest.mark.fault(16, "the merge sent three times, to two indexers")

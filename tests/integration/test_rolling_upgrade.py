@@ -8,12 +8,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from index_stand import clustered, publish, store_in
 from inline_worker import InlineWorker
 from last_release import Both, build_last_release
 from live_stack import LiveStack, draw_folder
 
+from pipeline.index.engine import Base
+from pipeline.index.faiss_engine import FaissEngine
+from pipeline.index.segments import SegmentedVectors
 from pipeline.store.database import Database
 from pipeline.store.jobs import FORM as JOB_FORM
 from pipeline.store.jobs import Jobs
@@ -43,6 +49,45 @@ def test_what_is_called_the_last_release_is_another_program(last_release: Path) 
         text=True,
     )
     assert all(Path(file).is_relative_to(last_release) for file in done.stdout.split())
+
+
+# Of the last release: what it serves before and after a version that shares files is published.
+FOLLOW = """
+import sys
+from pathlib import Path
+from pipeline.errors import IndexBroken
+from pipeline.index.live_index import PublishedIndex
+from pipeline.index.versions import VersionStore
+versions = VersionStore(Path(sys.argv[1]))
+versions.point_to(versions.open("v0001"))
+live = PublishedIndex(versions)
+print(live.current().version.name)
+versions.point_to(versions.open("v0002"))
+print(live.current().version.name)
+try:
+    PublishedIndex(versions).current()
+except IndexBroken as error:
+    print(error)
+"""
+
+
+def test_the_last_release_goes_on_with_its_version_beside_one_that_shares_files(
+    last_release: Path, tmp_path: Path
+) -> None:
+    engine, store = FaissEngine(1000), store_in(tmp_path / "index")
+    vectors = clustered(2000, 16)
+    old = publish(store, engine, vectors)
+    new: Any = SegmentedVectors(vectors, vectors[:0], np.arange(1, 2000))
+    assert publish(store, engine, new, Base(old, new.places)).is_segmented
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FOLLOW, str(store.folder)],
+        env={"PYTHONPATH": str(last_release)},
+        capture_output=True,
+        text=True,
+    )
+    first, second, sentence = done.stdout.splitlines()
+    assert (first, second) == ("v0001", "v0001"), done.stderr
+    assert "index.bin cannot be read" in sentence
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from index_stand import clustered
 
 from pipeline.errors import IndexBroken
 from pipeline.index import faiss_index
@@ -180,3 +181,20 @@ def test_a_file_that_is_no_index_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "index.bin").write_bytes(b"nonsense")
     with pytest.raises(IndexBroken, match="Roll back with"):
         faiss_index.load(tmp_path / "index.bin", IndexSpec("Flat"))
+
+
+@pytest.mark.parametrize(("count", "k"), [(5, 10), (700, 10), (700, 300), (700, 700)])
+def test_exact_search_lists_the_best_of_all_blocks(
+    monkeypatch: pytest.MonkeyPatch, count: int, k: int
+) -> None:
+    monkeypatch.setattr(faiss_index, "BLOCK_ROWS", 64)
+    vectors = clustered(count, 16)
+    vectors[count // 2] = np.nan  # is never among the best
+    queries = faiss_index.noisy_queries(vectors[: count // 2], 3)
+    scores, rows = faiss_index.exact(vectors, queries, k)
+    k = min(k, count)
+    products = np.nan_to_num(queries @ vectors.T, nan=-np.inf)
+    expected = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    np.testing.assert_allclose(scores, np.take_along_axis(products, expected, 1), atol=1e-6)
+    assert (rows[scores > -np.inf] == expected[scores > -np.inf]).mean() > 0.99  # equal scores
+    assert (rows[scores == -np.inf] == -1).all()

@@ -42,7 +42,7 @@ def embedded(jobs_dir: Path, n: int, paths: list[str], bad: tuple[str, ...] = ()
 
 def joined(tmp_path: Path, done: list[DoneShard], base: Any = None) -> IndexRows:
     rows, broken = join(
-        JOB, iter(done), ShardFolder(tmp_path), lambda: base, tmp_path / "vectors.npy", lambda: None
+        JOB, iter(done), ShardFolder(tmp_path), lambda: base, tmp_path, lambda: None
     )
     assert rows is not None
     assert broken == []
@@ -100,9 +100,7 @@ def test_unreadable_shards_are_all_named(tmp_path: Path) -> None:
     done = [embedded(tmp_path, n, [f"{n}.jpg"]) for n in range(4)]
     (tmp_path / "job" / str(done[1].file)).unlink()
     (tmp_path / "job" / str(done[3].file)).write_bytes(b"changed")
-    rows, broken = join(
-        JOB, done, ShardFolder(tmp_path), lambda: 1 / 0, tmp_path / "v.npy", lambda: None
-    )
+    rows, broken = join(JOB, done, ShardFolder(tmp_path), lambda: 1 / 0, tmp_path, lambda: None)
     assert (rows, broken) == (None, [1, 3])
 
 
