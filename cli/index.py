@@ -8,6 +8,7 @@ import click
 
 from cli.agreement import require_agreement
 from cli.output import counted, echo_err, json_option, print_fields, print_json, print_table
+from cli.progress import step_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import Conflict
 from workers.routes import QUERY
@@ -110,7 +111,8 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
 def migrate(wiring: Wiring, to: str, as_json: bool) -> None:
     """Move the published index to another engine.
 
-    Nothing is embedded anew. The version before stays for a rollback.
+    Nothing is embedded anew. The version before stays for a rollback. After an interruption, run
+    it again: it goes on where it was.
     """
     from filelock import Timeout
 
@@ -119,8 +121,8 @@ def migrate(wiring: Wiring, to: str, as_json: bool) -> None:
     resources = wiring.resources
     require_agreement(resources, (QUERY,), "data")
     try:
-        with resources.versions.lock():
-            old, new = move(resources.versions, resources.engines, to)
+        with resources.versions.lock(), step_bar(as_json) as report:
+            old, new = move(resources.versions, resources.engines, to, report=report)
     except Timeout as error:
         raise Conflict("An index is being published right now; try again shortly.") from error
     if as_json:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import os
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,16 +20,18 @@ from cli.output import (
     timeout_option,
 )
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import Conflict, NotFound, WrongUse, quote
+from pipeline.errors import BadImage, Conflict, WrongUse, quote
+from pipeline.images.decode import Limits, read_image, sha256
+from pipeline.images.message_image import message_image
 from pipeline.names import nfc
 from workers.routes import IMAGE_VECTOR, QUERY
 
 if TYPE_CHECKING:
-    from pipeline.index.live_changes import AddedImage
+    from pipeline.images.new_images import NewImages
 
 
 @click.command()
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, required=True, type=click.Path())
 @click.option("--product", required=True, help="The product that the photos show.")
 @timeout_option
 @json_option
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @pass_wiring
 def add(
     wiring: Wiring,
-    photos: tuple[Path, ...],
+    photos: tuple[str, ...],
     product: str,
     timeout: float,
     as_json: bool,
@@ -46,25 +47,28 @@ def add(
 ) -> None:
     """Add photos to the published index.
 
-    They are copied into the products folder, below a folder of the product's name, and found at
-    once. The next rebuild takes them in.
+    They are copied to where the products are, a folder or a store, below the product's name, and
+    found at once. The next rebuild takes them in.
     """
+    from workers.live_changes import add_image, new_images
+
     resources = wiring.resources
     require_agreement(resources, (QUERY,), "database", "data")
-    root = _products_folder(str(resources.versions.current().manifest["root"]))
-    places = {photo: _place(root, nfc(product), photo) for photo in photos}
-    if len(set(places.values())) < len(photos):
+    images = new_images(resources)
+    settings = wiring.settings
+    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    source = _Photos(images, product, limits, settings.preprocess_bg_color)
+    read = [source.read(photo) for photo in photos]
+    if len({each.path for each in read}) < len(read):
         raise WrongUse("Two of the photos have the same name: rename one.")
-    data = {photo: query_client.message(photo, wiring.settings) for photo in photos}
-    answers = {
-        photo: query_client.PendingQuery(wiring, IMAGE_VECTOR, (image,), timeout, local).answer()
-        for photo, image in data.items()
-    }
-    for photo, answer in answers.items():
+    answers = [
+        query_client.PendingQuery(wiring, IMAGE_VECTOR, (each.message,), timeout, local).answer()
+        for each in read
+    ]
+    for photo, answer in zip(read, answers, strict=True):
         echo_warnings(answer)
-        resources.live_changes.add(_added(photo, places[photo], root, nfc(product), answer))
-    paths = [place.relative_to(root).as_posix() for place in places.values()]
-    version = next(iter(answers.values()))["index_version"]
+        add_image(resources, product, images.put(photo.path, source.data(photo)), answer)
+    paths, version = [each.path for each in read], answers[0]["index_version"]
     if as_json:
         print_json({"product_id": nfc(product), "index_version": version, "added": paths})
     else:
@@ -73,79 +77,77 @@ def add(
 
 @click.command()
 @click.argument("product")
+@click.option("--image", help="Remove only this image of it, e.g. lamp/front.jpg.")
 @json_option
 @pass_wiring
-def remove(wiring: Wiring, product: str, as_json: bool) -> None:
+def remove(wiring: Wiring, product: str, image: str | None, as_json: bool) -> None:
     """Remove a product from the published index.
 
     Its photos are not found any more, and later rebuilds leave them out. Their files stay where
     they are.
     """
-    from pipeline.index.live_changes import removed_images
+    from workers.live_changes import remove_images
 
     resources = wiring.resources
     require_agreement(resources, (QUERY,), "database", "data")
-    version = resources.searched_index().version
-    paths = resources.indexed_catalogues.of(version, at_once=True).filenames_of(product)
-    if not paths:
-        raise NotFound(f"Index {version.name} has no product {quote(product)}.")
-    resources.live_changes.remove(removed_images(version, paths, nfc(product)))
+    current = resources.versions.current()
+    listed = resources.indexed_catalogues.of(current, at_once=True).filenames_of(product)
+    version, paths = remove_images(resources, product, listed, image)
     if as_json:
-        print_json({"product_id": nfc(product), "index_version": version.name, "removed": paths})
-    else:
-        echo_err(
-            f"Removed product {quote(product)} from {version.name}: "
-            f"{counted(len(paths), 'photo')} left out from now on."
-        )
+        print_json({"product_id": nfc(product), "index_version": version, "removed": paths})
+        return
+    what = f"product {quote(product)}" if image is None else quote(image)
+    echo_err(f"Removed {what} from {version}: {counted(len(paths), 'photo')} left out from now on.")
 
 
-def _products_folder(root: str) -> Path:
-    folder = Path(root)
-    if not folder.is_absolute():
-        raise WrongUse(
-            f"The products are in {root}: put the photo there and rebuild, which embeds only what "
-            "is new."
-        )
-    if not folder.is_dir():
-        raise WrongUse(
-            f"The products folder {root} is not on this machine: add photos where it is."
-        )
-    return folder.resolve()
+@dataclass(frozen=True)
+class _Photo:
+    """A photo that was read: where it is, its path below the products, its message and hash."""
+
+    name: str
+    path: str
+    message: bytes
+    sha256: str
 
 
-def _place(root: Path, product: str, photo: Path) -> Path:
-    """Return where a photo lies in the products folder; one that is in it already stays."""
-    there = photo.resolve()
-    if there.is_relative_to(root):
-        return there
-    parts = PurePosixPath(product).parts
-    if not parts or any(part in ("..", "/") or part.startswith(".") for part in parts):
-        raise WrongUse(f"No folder can be named after the product {quote(product)}.")
-    place = root.joinpath(*parts, nfc(photo.name))
-    if place.exists() and photo.is_file() and place.read_bytes() != photo.read_bytes():
-        raise Conflict(f"{place} is another photo: rename {photo} to add it, too.")
-    return place
+class _Photos:
+    """Reads photos of one product, one at a time: they may be many and large."""
 
+    def __init__(
+        self, images: NewImages, product: str, limits: Limits, background: tuple[int, int, int]
+    ) -> None:
+        self._images, self._product = images, product
+        self._limits, self._background = limits, background
 
-def _added(
-    photo: Path, place: Path, root: Path, product: str, answer: dict[str, Any]
-) -> AddedImage:
-    """Copy a photo to its place and describe it."""
-    import numpy as np
+    def read(self, name: str) -> _Photo:
+        """Read and verify a photo.
 
-    from pipeline.atomic_files import file_sha256, write_atomic
-    from pipeline.index.live_changes import AddedImage
+        Raises:
+            BadImage: naming the photo. WrongUse: no file can be named after it or its product.
+        """
+        from pipeline.images.new_images import image_path
 
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(place, photo.read_bytes())
-    facts = os.stat(place)
-    return AddedImage(
-        place.relative_to(root).as_posix(),
-        product,
-        facts.st_size,
-        facts.st_mtime_ns,
-        file_sha256(place),
-        answer["fingerprint"],
-        np.frombuffer(base64.b64decode(answer["vector"]), "<f4").astype(np.float32),
-    )
+        try:
+            data = self._bytes(name)
+            message = message_image(data, self._limits, self._background)
+        except BadImage as error:
+            raise BadImage(f"The image '{name}' cannot be used: {error}.", error.stage) from error
+        path = self._images.path_of(name) or image_path(self._product, Path(name).name, data)
+        return _Photo(name, path, message, sha256(data))
+
+    def data(self, photo: _Photo) -> bytes:
+        """Read a photo again.
+
+        Raises:
+            Conflict: it is another one now.
+        """
+        data = self._bytes(photo.name)
+        if sha256(data) != photo.sha256:
+            raise Conflict(f"{photo.name} was changed while it was added: add it again.")
+        return data
+
+    def _bytes(self, name: str) -> bytes:
+        there = self._images.path_of(name)
+        if there is not None:
+            return self._images.read(there, self._limits)
+        return read_image(Path(name), self._limits)

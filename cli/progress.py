@@ -11,6 +11,8 @@ from cli.output import duration, echo_err
 from pipeline.names import printable
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from pipeline.store.jobs import Job, Progress
 
 PLAIN_EVERY_S = 10.0  # between two lines where no bar can be drawn
@@ -64,6 +66,48 @@ def image_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
     with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def step_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each step on a terminal, lines elsewhere; yield what is told of each.
+
+    What is told may come from several threads: the step, how many rows are done, of how many.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda step, done, total: None
+        return
+    if not console.is_terminal:
+        yield _PlainSteps()
+        return
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        tasks = dict[str, TaskID]()
+
+        def draw(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.update(tasks[step], completed=done, total=total)
+
+        yield draw
+
+
+class _PlainSteps:
+    """The same for a log file: a line for each step, and one now and then."""
+
+    def __init__(self) -> None:
+        self._step = ""
+        self._next = 0.0
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if step != self._step or now >= self._next:
+            self._step, self._next = step, now + PLAIN_EVERY_S
+            echo_err(f"{step}: {done:,} of {total:,} vectors")
 
 
 class _Rate:

@@ -111,6 +111,7 @@ def require(scope: str) -> Any:
 
 Searcher = Annotated[Client, require("search")]
 Rater = Annotated[Client, require("feedback")]
+Keeper = Annotated[Client, require("catalogue")]
 Admin = Annotated[Client, require("admin")]
 
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from web import docs, health, index, jobs, metrics, search, system
+from web import docs, health, index, jobs, live_changes, metrics, search, system
 from web.context import Web
 from web.headers import EveryAnswer, Patient
 from web.pages import add_pages, errors
@@ -41,7 +41,7 @@ def create_app(web: Web) -> FastAPI:
         cors = Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
             expose_headers=["Location", "Retry-After"],
         )
@@ -61,6 +61,7 @@ def create_app(web: Web) -> FastAPI:
     errors.add_handlers(app)
     for router in (
         search.router,
+        live_changes.router,
         jobs.router,
         index.router,
         health.router,

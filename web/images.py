@@ -6,7 +6,9 @@ import asyncio
 import base64
 import binascii
 import json
+from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -20,11 +22,31 @@ from web.problems import Refusal, invalid_sentence
 from web.schemas import ImageBody
 
 LISTS = ("where", "fields")  # form fields that may be repeated
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image of a request: what its sender calls its file, the file, and the bytes to send."""
+
+    name: str
+    data: bytes
+    message: bytes
+
+
 BodyT = TypeVar("BodyT", bound=ImageBody)
 
 
 async def read_body(request: Request, model: type[BodyT]) -> tuple[BodyT, list[bytes]]:
-    """Return the values of a request and the bytes of its images.
+    """Return the values of a request, and the bytes of its images for a message.
+
+    See `read_uploads`.
+    """
+    body, uploads = await read_uploads(request, model)
+    return body, [upload.message for upload in uploads]
+
+
+async def read_uploads(request: Request, model: type[BodyT]) -> tuple[BodyT, list[Upload]]:
+    """Return the values of a request and its images, which are verified.
 
     The body is JSON, or multipart/form-data with files `image` and the same names as fields.
 
@@ -32,9 +54,9 @@ async def read_body(request: Request, model: type[BodyT]) -> tuple[BodyT, list[b
         Refusal: it is neither, or broken. WrongUse, BadImage: a value or the image is invalid.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    uploads: list[UploadFile] = []
+    files: list[UploadFile] = []
     if media_type == "multipart/form-data":
-        values, uploads = _form_values(await request.form(max_files=MAX_IMAGES, max_fields=60))
+        values, files = _form_values(await request.form(max_files=MAX_IMAGES, max_fields=60))
     elif media_type == "application/json":
         values = await _json_values(request)
     else:
@@ -47,7 +69,7 @@ async def read_body(request: Request, model: type[BodyT]) -> tuple[BodyT, list[b
         body = model.model_validate(values)
     except ValidationError as error:
         raise WrongUse(invalid_sentence(error)) from None
-    return body, await _images(web_of(request), body, uploads)
+    return body, await _images(web_of(request), body, files)
 
 
 async def _json_values(request: Request) -> Any:
@@ -96,21 +118,25 @@ def _json_field(name: str, text: str) -> Any:
         raise WrongUse(f"The field '{name}' is not valid JSON.") from None
 
 
-async def _images(web: Web, body: ImageBody, uploads: list[UploadFile]) -> list[bytes]:
+async def _images(web: Web, body: ImageBody, files: list[UploadFile]) -> list[Upload]:
     texts, urls = _several(body.image_base64), _several(body.image_url)
-    if sum(bool(source) for source in (uploads, texts, urls)) > 1:
+    if sum(bool(source) for source in (files, texts, urls)) > 1:
         raise WrongUse("Send images in one way: as files, image_base64 or image_url.")
     if len(texts) + len(urls) > MAX_IMAGES:
-        raise WrongUse(f"A query takes at most {MAX_IMAGES} images.")
-    images = []
-    for upload in uploads:
-        name = f"'{upload.filename}'" if upload.filename else "of the request"
-        images.append(await verified(web, await upload.read(), name))
+        raise WrongUse(f"A request takes at most {MAX_IMAGES} images.")
+    uploads = []
+
+    async def add(data: bytes, place: str, name: str = "") -> None:
+        uploads.append(Upload(name, data, await verified(web, data, place)))
+
+    for file in files:
+        place = f"'{file.filename}'" if file.filename else "of the request"
+        await add(await file.read(), place, file.filename or "")
     for text in texts:
-        images.append(await verified(web, _decode_base64(text), "in image_base64"))
+        await add(_decode_base64(text), "in image_base64")
     for url in urls:
-        images.append(await verified(web, await _fetch(web, url), "at image_url"))
-    return images
+        await add(await _fetch(web, url), "at image_url", unquote(urlsplit(url).path))
+    return uploads
 
 
 def _several(value: str | list[str] | None) -> list[str]:

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pipeline.errors import NotFound
 
 PREFIX = "/v1/products/"
-ACTIONS = ("similar", "image")
+ACTIONS = ("similar", "image", "images")
 
 
 def product_url(product_id: str, action: str = "") -> str:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from web.problems import MEDIA_TYPE, Problem
-from web.schemas import ClassifyBody, SearchBody
+from web.schemas import ClassifyBody, ImageBody, SearchBody
 
 EVERYWHERE = (401, 403, 429, 500)  # statuses that any endpoint with a client may return
 PROBLEM: dict[str, Any] = {
@@ -31,7 +31,7 @@ def add_schemas(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = make()
-        models = [(model, "validation") for model in (Problem, SearchBody, ClassifyBody)]
+        models = [(model, "validation") for model in (Problem, SearchBody, ClassifyBody, ImageBody)]
         _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for name, schema in definitions["$defs"].items():

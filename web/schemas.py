@@ -23,6 +23,8 @@ class Body(BaseModel):
 
 
 class ImageBody(Body):
+    """One or several images of one product."""
+
     image_base64: str | list[str] | None = Field(
         None, description="The image, in base64; a list of several of one product is averaged."
     )
@@ -145,6 +147,19 @@ class Product(BaseModel):
     filenames: list[str] = Field(description="Its images, below the products folder.")
     product: dict[str, Any] = Field(description="Its imported data.")
     image: str
+
+
+class Added(BaseModel):
+    product_id: str
+    index_version: str
+    added: list[str] = Field(description="The images, below the products folder.")
+    warnings: list[str] | None = Field(None, description="What of an image means little.")
+
+
+class Removed(BaseModel):
+    product_id: str
+    index_version: str
+    removed: list[str] = Field(description="The images that are not found any more.")
 
 
 class Label(BaseModel):

@@ -45,8 +45,8 @@ ProductPath = Annotated[
 ]
 
 
-def _image_request(model: str, *, several: bool = False) -> dict[str, Any]:
-    """Document a body that is JSON or a form with a file."""
+def image_request(model: str, *, several: bool = False) -> dict[str, Any]:
+    """Document a body that is JSON or a form with a file; `model` is the schema of the fields."""
     schema = {"$ref": f"#/components/schemas/{model}"}
     image: dict[str, Any] = {"type": "string", "format": "binary"}
     if several:
@@ -66,7 +66,7 @@ def _image_request(model: str, *, several: bool = False) -> dict[str, Any]:
     response_model=SearchAnswer,
     response_model_exclude_unset=True,
     responses=problems(400, 404, 408, 409, 413, 415, 422, 503, 504),
-    openapi_extra=_image_request("SearchBody", several=True),
+    openapi_extra=image_request("SearchBody", several=True),
 )
 async def search(request: Request, client: Searcher) -> dict[str, Any]:
     """Find the products that look like an image, match a text, or resemble products."""
@@ -98,7 +98,7 @@ async def find_matches(
 )
 async def product(request: Request, product_id: ProductPath, client: Searcher) -> dict[str, Any]:
     """Show a product of the index and its imported data."""
-    name = _product_id(product_id)
+    name = checked_product_id(product_id)
     answer = await web_of(request).ask(PRODUCT, (name,))
     return {**answer, "image": product_url(name, "image")}
 
@@ -125,7 +125,7 @@ async def similar(
     web = web_of(request)
     query = Query(
         top_k=limit or web.settings.top_k,
-        product=_product_id(product_id),
+        product=checked_product_id(product_id),
         where=tuple(where or ()),
         offset=offset,
         sort=sort,
@@ -154,7 +154,7 @@ async def image(
     ] = 256,
 ) -> Response:
     """Show a product's image, encoded again as JPEG."""
-    answer = await web_of(request).ask(PRODUCT_IMAGE, (_product_id(product_id), size))
+    answer = await web_of(request).ask(PRODUCT_IMAGE, (checked_product_id(product_id), size))
     data = base64.b64decode(answer["jpeg"])
     etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": f"private, max-age={IMAGE_MAX_AGE_S}"}
@@ -168,7 +168,7 @@ async def image(
     response_model=Classes,
     response_model_exclude_unset=True,
     responses=problems(400, 408, 413, 415, 422, 503, 504),
-    openapi_extra=_image_request("ClassifyBody"),
+    openapi_extra=image_request("ClassifyBody"),
 )
 async def classify(request: Request, client: Searcher) -> dict[str, Any]:
     """Name the category and attributes of a product."""
@@ -199,7 +199,7 @@ async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[
     return await asyncio.to_thread(add)
 
 
-def _product_id(segment: str) -> str:
+def checked_product_id(segment: str) -> str:
     name = product_id_of(segment)
     if not 0 < len(name) <= MAX_ID or "\0" in name:
         raise NotFound("No product has this id.")

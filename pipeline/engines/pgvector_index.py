@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engines.pgvector_server import PgvectorServer
+from pipeline.engines.pgvector_server import PgvectorServer, Statement
 from pipeline.engines.scores import scored
 from pipeline.index.engine import Hits, Vectors, as_arrays
 from pipeline.index.versions import Version
-from pipeline.store.postgresql import PostgresTransaction
 
 MAX_EF = 1000  # pgvector's limit of hnsw.ef_search
 # The graph is asked for so many times the allowed rows that are needed. With fewer, recall@50 fell
@@ -72,13 +71,12 @@ class Table:
         return Step(depth, n_allowed, self.n_rows, min(MAX_EF, ef_search), is_exact)
 
     def search(
-        self,
-        tx: PostgresTransaction,
-        vector: Vectors,
-        step: Step,
-        allowed: NDArray[np.bool_] | None,
-    ) -> list[int]:
-        """Return the best rows; fewer than `step.depth` where the graph does not reach more."""
+        self, vector: Vectors, step: Step, allowed: NDArray[np.bool_] | None
+    ) -> tuple[Statement, Statement]:
+        """Return what sets how wide the graph is searched, and what selects the best rows.
+
+        Their ids are fewer than `step.depth` where the graph does not reach more.
+        """
         where, values = "", list[Any]()
         if allowed is not None and step.exact and step.n_allowed <= MAX_NAMED:
             where, values = "WHERE id = ANY (?::int4[])", [_array(np.flatnonzero(allowed))]
@@ -91,14 +89,13 @@ class Table:
         settings = SETTINGS | {"hnsw.ef_search": str(step.ef_search)}
         if not step.exact:
             settings |= {"enable_seqscan": "off", "enable_sort": "off"}
-        rows = tx.pipeline(
+        return (
             (_set_local(settings), [part for pair in settings.items() for part in pair]),
             (
                 f"SELECT id FROM {self.name} {where} ORDER BY {order} LIMIT ?",
                 [*values, _text(vector), step.depth],
             ),
         )
-        return [row["id"] for row in rows]
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,8 @@ class PgvectorIndex:
         return scored(self.version.vectors, rows, vector)
 
     def _rows(self, vector: Vectors, step: Step, allowed: NDArray[np.bool_] | None) -> list[int]:
-        return self.server.read(lambda tx: self.table.search(tx, vector, step, allowed))
+        statements = self.table.search(vector, step, allowed)
+        return [row["id"] for row in self.server.read_at_once(*statements)]
 
 
 def _set_local(settings: dict[str, str]) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from pipeline.errors import DatabaseFailed, ServerUnavailable, SetupError
+from pipeline.store.backend import Row, Values
 from pipeline.store.postgresql import Postgresql, PostgresTransaction
 from pipeline.urls import without_password
 
@@ -31,9 +32,17 @@ CREATE TABLE IF NOT EXISTS imgrec_indexes (
     owner      TEXT NOT NULL,
     images     BIGINT NOT NULL,
     dimension  INTEGER NOT NULL,
-    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    source     TEXT NOT NULL DEFAULT ''
 )
 """
+# What the vectors of a migration are, so that it goes on after it was killed.
+SOURCE = "ALTER TABLE imgrec_indexes ADD COLUMN IF NOT EXISTS source TEXT NOT NULL DEFAULT ''"
+HAS_SOURCE = """
+SELECT 1 FROM pg_attribute
+WHERE attrelid = 'imgrec_indexes'::regclass AND attname = 'source' AND NOT attisdropped
+"""
+Statement = tuple[str, Values]
 Result = TypeVar("Result")
 
 
@@ -72,6 +81,18 @@ class PgvectorServer:
 
         A replica may be away, or lag behind, so that it has no such index yet.
         """
+
+        def ask(server: Postgresql) -> Result:
+            with server.transaction(read_only=True) as tx:
+                return work(tx)
+
+        return self._answer(ask)
+
+    def read_at_once(self, *statements: Statement) -> list[Row]:
+        """Answer as `read` does, see `Postgresql.read_at_once`."""
+        return self._answer(lambda server: server.read_at_once(*statements))
+
+    def _answer(self, ask: Callable[[Postgresql], Result]) -> Result:
         replicas = self.replicas
         if replicas:
             turn = next(self._turns) % len(replicas)
@@ -79,13 +100,11 @@ class PgvectorServer:
                 if time.monotonic() < replica.avoid_until:
                     continue
                 try:
-                    with replica.server.transaction(read_only=True) as tx:
-                        return work(tx)
+                    return ask(replica.server)
                 except (ServerUnavailable, DatabaseFailed) as error:
                     replica.avoid_until = time.monotonic() + AVOID_S
                     log.warning("The replica is left out for %g s: %s", AVOID_S, error)
-        with self._primary.transaction(read_only=True) as tx:
-            return work(tx)
+        return ask(self._primary)
 
     def version(self) -> str:
         """Return the version of the extension, after trying what a rebuild needs.
@@ -122,6 +141,8 @@ class PgvectorServer:
                 "update it and run ALTER EXTENSION vector UPDATE."
             )
         tx.rows(REGISTRY)
+        if not tx.rows(HAS_SOURCE):  # made by an earlier release
+            tx.rows(SOURCE)
 
 
 class Replica:

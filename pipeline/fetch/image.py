@@ -13,26 +13,13 @@ from PIL import Image
 from pipeline.errors import BadImage
 from pipeline.fetch.robots import refused_by
 from pipeline.images.decode_cost import webp_size
-from pipeline.images.formats import OTHERS, readable, unsupported
+from pipeline.images.formats import OTHERS, SUFFIX_OF, readable, unsupported
 from pipeline.outbound import AddressRefused, AnswerRefused, Client, FetchFailed, Response
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 FIRST_LOOK = 512  # bytes; the next look at what came is at twice as many, and so on
 # Formats whose size stands in their first bytes.
 EARLY = ("JPEG", "PNG", "GIF", "BMP")
-SUFFIXES = {
-    "JPEG": ".jpg",
-    "MPO": ".jpg",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "GIF": ".gif",
-    "BMP": ".bmp",
-    "DIB": ".bmp",
-    "TIFF": ".tif",
-    "AVIF": ".avif",
-    "HEIF": ".heic",
-    "JPEG2000": ".jp2",
-}
 
 
 class ImageRefused(Exception):
@@ -165,7 +152,7 @@ class _ImageBody:
         try:
             with Image.open(io.BytesIO(data), formats=readable()) as image:
                 self._require_pixels(image.size)
-                return SUFFIXES.get(image.format or "", "")
+                return SUFFIX_OF.get(image.format or "", "")
         except BadImage:
             raise
         except Exception as error:  # whatever a broken field does to Pillow's plugins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from functools import lru_cache
 
@@ -14,6 +15,19 @@ SUFFIXES = frozenset(
         *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     }
 )
+SUFFIX_OF = {  # Pillow's name of a format
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "DIB": ".bmp",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+    "JPEG2000": ".jp2",
+}
 COMMON = "jpg, png, webp, avif, heic, gif, bmp, tif, jp2"  # for a sentence
 
 ALWAYS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
@@ -54,6 +68,17 @@ def readable() -> tuple[str, ...]:
     if _heif():
         formats.append("HEIF")
     return tuple(formats)
+
+
+def suffix_of(data: bytes) -> str:
+    """Return the suffix of an image by its content, e.g. .jpg; an empty text for no image."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=readable()) as image:
+            return SUFFIX_OF.get(image.format or "", "")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return ""
 
 
 def _heif() -> bool:

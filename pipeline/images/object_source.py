@@ -51,7 +51,7 @@ class ObjectSource:
             )
             keys.executemany(
                 "INSERT OR REPLACE INTO keys VALUES (?, ?, ?)",
-                ((image.key, image.size, _number(image.etag)) for image in images),
+                ((image.key, image.size, tag_number(image.etag)) for image in images),
             )
             for path, size, tag in keys.execute("SELECT * FROM keys ORDER BY path"):
                 if "\0" in path:  # which no database can store
@@ -127,7 +127,7 @@ def _reason_to_leave_out(key: str, exclude: Exclude) -> str | None:
     return None
 
 
-def _number(etag: str) -> int:
+def tag_number(etag: str) -> int:
     """Return a number of 63 bits that stands for a tag: it takes the place of a file's time."""
     digest = hashlib.blake2b(etag.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

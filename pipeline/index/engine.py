@@ -100,6 +100,19 @@ class Base:
     rows: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Migration:
+    """A move of a version's vectors, which goes on where a killed one has stopped.
+
+    key: of the vectors, their digest. versions: those that are kept, whose tables are finished.
+    report: called with the step, how many rows are done, and of how many.
+    """
+
+    key: str
+    versions: Collection[Version] = ()
+    report: Callable[[str, int, int], None] = lambda step, done, total: None
+
+
 class Engine(Protocol):
     """One way to build, keep and search the vectors of versions."""
 
@@ -117,6 +130,7 @@ class Engine(Protocol):
         workspace: Path,
         check: Callable[[], None],
         base: Base | None = None,
+        migration: Migration | None = None,
     ) -> dict[str, Any]:
         """Index (n, d) unit vectors and check the result; return its facts for the manifest.
 
@@ -124,6 +138,7 @@ class Engine(Protocol):
             workspace: folder of the version to be.
             check: called between steps; raises to stop.
             base: a version that most rows are of; what was computed for it may be kept.
+            migration: keep what is done when it is stopped, and go on there.
 
         Raises:
             IndexBroken: the index does not find its own vectors.

@@ -16,7 +16,7 @@ from pipeline.errors import IndexBroken
 from pipeline.failpoints import failpoint
 from pipeline.index import faiss_index
 from pipeline.index.choose import IndexSpec
-from pipeline.index.engine import FAISS, Base, EngineState, Hits, Vectors, engine_of
+from pipeline.index.engine import FAISS, Base, EngineState, Hits, Migration, Vectors, engine_of
 from pipeline.index.segments import (
     BASE_INDEX,
     INDEX,
@@ -130,6 +130,7 @@ class FaissEngine:
         workspace: Path,
         check: Callable[[], None],
         base: Base | None = None,
+        migration: Migration | None = None,
     ) -> dict[str, Any]:
         """Build and check an index, and save it to the workspace; keep the lists of the base.
 

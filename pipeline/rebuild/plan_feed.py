@@ -20,6 +20,7 @@ from pipeline.rebuild.plan import PLAN_LEASES, SHARDS_AT_ONCE, ChangeDetector, P
 from pipeline.settings import Settings
 from pipeline.store.feeds import FeedImage, Feeds
 from pipeline.store.jobs import FEED_FORM, Job, JobRequest, Jobs, PlanClaim
+from pipeline.store.live_changes import LiveChanges
 
 READ_EVERY = 10_000  # images, between two signs of life
 CACHE_KIB = 32 * 1024  # of the sorted images in memory; the rest is in a temporary file
@@ -130,14 +131,16 @@ def plan_fetched(
     source = FetchedFeed(job.root, feeds, renew)
     writer = PlanWriter(jobs, job.id, lease_s, claim.first, claim.owner)
     warnings = jobs.image_warnings(base.manifest["job_id"]) if base else {}
-    writer.write(ChangeDetector(source, base, None, warnings), settings.shard_size, renew)
+    removed = LiveChanges(jobs.database).all().removed()
+    detector = ChangeDetector(source, base, None, warnings, removed)
+    writer.write(detector, settings.shard_size, renew)
     if not source.n_images:
         raise JobFailed(
             "No image of the feed could be fetched, so nothing was published: 'imgrec failures "
             f"{job.id}' lists the reasons."
         )
     failpoint("plan_fetched.before_finish")
-    jobs.finish_plan(job.id)
+    jobs.finish_plan(job.id, detector.left_out.by_reason())
 
 
 def _base(job: Job, versions: VersionStore) -> Version | None:

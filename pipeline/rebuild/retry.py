@@ -11,6 +11,7 @@ from pipeline.errors import Conflict
 from pipeline.images.failure import Failure
 from pipeline.images.fetched import feed_name
 from pipeline.images.find import ImageFile
+from pipeline.index.live_changes import AddedImage, Changes
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.plan import (
     PLAN_LEASES,
@@ -22,6 +23,7 @@ from pipeline.rebuild.plan_feed import plan_fetch
 from pipeline.settings import Settings
 from pipeline.store.feeds import Feeds
 from pipeline.store.jobs import Job, Jobs
+from pipeline.store.live_changes import LiveChanges
 
 
 def plan_retry(
@@ -82,8 +84,10 @@ def plan_retry(
     created(retry_id)
     missing = {failure.path for failure in failures if not base.has_path(failure.path)}
     images, unusable = _list_again(job, settings, missing)
+    changes = LiveChanges(jobs.database).all().since(base)
+    images += _added(changes, images)
     try:
-        pieces = list(_pieces(base, images, settings.shard_size))
+        pieces = list(_pieces(base, changes, images, settings.shard_size))
         for start in range(0, max(1, len(pieces)), 64):
             jobs.shards.add(
                 retry_id, pieces[start : start + 64], [] if start else unusable, lease_s
@@ -131,13 +135,31 @@ def _base(job: Job, settings: Settings, versions: VersionStore) -> Version:
     return base
 
 
+def _added(changes: Changes, images: list[ImageFile]) -> list[ImageFile]:
+    """Return what 'imgrec add' has added since the base was rebuilt, unless it is there already."""
+    paths = {image.path for image in images}
+    return [
+        ImageFile(each.path, each.size, each.mtime_ns)
+        for each in changes.images
+        if isinstance(each, AddedImage) and each.path not in paths
+    ]
+
+
 def _pieces(
-    base: Version, images: list[ImageFile], shard_size: int
+    base: Version, changes: Changes, images: list[ImageFile], shard_size: int
 ) -> Iterator[tuple[int, str, list[Any]]]:
+    """Yield the images to embed, then the rows of the base that were neither removed nor replaced.
+
+    `images` is sorted here.
+    """
+    images = sorted(images, key=lambda image: image.path)
     number = 0
     for shard in cut(images, shard_size):
         yield number, "embed", [[each.path, each.size, each.mtime_ns] for each in shard]
         number += 1
+    gone = {base.row_of_path(each.path) for each in changes.images}
     for start in range(0, len(base.paths), REUSE_ROWS):
-        yield number, "reuse", list(range(start, min(start + REUSE_ROWS, len(base.paths))))
-        number += 1
+        rows = range(start, min(start + REUSE_ROWS, len(base.paths)))
+        if kept := [row for row in rows if row not in gone]:
+            yield number, "reuse", kept
+            number += 1

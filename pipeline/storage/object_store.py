@@ -108,10 +108,14 @@ class ObjectStore:
             level = self._library.list_with_delimiter(prefix)
             return list(level["common_prefixes"]), [_info(each) for each in level["objects"]]
 
+    def info(self, key: str) -> ObjectInfo:
+        """Return an object's facts, as a listing has them."""
+        with _mapped(self.name, key):
+            return _info(self._library.head(key))
+
     def size(self, key: str) -> int:
         """Return an object's bytes."""
-        with _mapped(self.name, key):
-            return self._library.head(key)["size"]
+        return self.info(key).size
 
     def get(self, key: str, max_bytes: int | None = None) -> StoredObject:
         """Return an object's content.

@@ -13,7 +13,7 @@ from pipeline.errors import Conflict, NotFound, WrongUse
 from pipeline.store.backend import Row
 from pipeline.store.database import Database, count_change
 
-SCOPES = ("search", "feedback", "admin")  # each includes the ones before it
+SCOPES = ("search", "feedback", "catalogue", "admin")  # each includes the ones before it
 NAME = "api_keys"  # of the revision
 KEY = re.compile(r"imgrec_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 KEY_NAME = re.compile(r"[\w.@-][\w.@ -]{0,63}")
@@ -35,6 +35,8 @@ class ApiKey:
         return cls(**row)
 
     def allows(self, scope: str) -> bool:
+        if self.scope not in SCOPES:  # of a later release
+            return False
         return SCOPES.index(scope) <= SCOPES.index(self.scope)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Conninfo, ConnStatus, ExecStatus
+from psycopg.pq import Conninfo, ConnStatus, ExecStatus, TransactionStatus
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -80,14 +80,6 @@ class PostgresTransaction:
 
     def many(self, sql: str, values: Sequence[Values]) -> None:
         self._cursor.executemany(_for_psycopg(sql), values)
-
-    def pipeline(self, first: tuple[str, Values], second: tuple[str, Values]) -> list[Row]:
-        """Run two statements in one round trip; return the rows of the second."""
-        connection = self._cursor.connection
-        with connection.pipeline():
-            connection.execute(_for_psycopg(first[0]), first[1])
-            self._cursor.execute(_for_psycopg(second[0]), second[1])
-            return list(self._cursor.fetchall())
 
     def copy(self, sql: str, blocks: Iterable[bytes]) -> None:
         """Run COPY ... FROM STDIN with what `blocks` yields."""
@@ -167,12 +159,45 @@ class Postgresql:
             DatabaseFailed: it answers, and cannot do this.
             WrongUse: it cannot hold a text in its encoding.
         """
+        with (
+            self._connection() as connection,
+            connection,
+            connection.cursor() as cursor,
+        ):
+            yield PostgresTransaction(cursor)
+
+    def read_at_once(self, *statements: tuple[str, Values]) -> list[Row]:
+        """Run statements as one transaction in one round trip; return the rows of the last.
+
+        The values are written into the text: the protocol takes several statements only so.
+
+        Raises:
+            ServerUnavailable, DatabaseFailed, WrongUse: see `transaction`.
+        """
+        sql = "; ".join(_for_psycopg(statement) for statement, _ in statements)
+        values = [value for _, values in statements for value in values]
+        with self._connection() as connection:
+            connection.autocommit = True  # the statements of one text are one transaction
+            try:
+                with psycopg.ClientCursor(connection) as cursor:
+                    cursor.execute(sql.encode(), values)
+                    while cursor.nextset():
+                        pass
+                    return list(cursor.fetchall())
+            finally:
+                if connection.info.transaction_status == TransactionStatus.IDLE:
+                    connection.autocommit = False
+                else:
+                    connection.close()  # it is lost, or was interrupted; the pool makes another
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Row]]:
+        """Lend a connection; name what goes wrong with it."""
         connection = None
         try:
             connection = self._connect()
             try:
-                with connection, connection.cursor() as cursor:
-                    yield PostgresTransaction(cursor)
+                yield connection
             finally:
                 self._pool.putconn(connection)
         except TROUBLE as error:

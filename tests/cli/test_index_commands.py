@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from inline_worker import InlineWorker
 
-from cli import output
+from cli import output, progress
 from pipeline.store.heartbeat import STALE_S
 
 Run = Callable[..., Any]
@@ -176,6 +176,16 @@ def test_a_table_in_a_pipe_is_wide_and_shows_names_as_they_are(
 )
 def test_durations_are_written_as_people_read_them(seconds: float, text: str) -> None:
     assert output.duration(seconds) == text
+
+
+def test_each_step_of_a_migration_is_a_line_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (False, True):
+        with progress.step_bar(quiet) as report:
+            for done in (0, 1000, 2000):
+                report("copying", done, 2000)
+            report("graph", 0, 2000)
+    lines = ["copying: 0 of 2,000 vectors", "graph: 0 of 2,000 vectors"]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 @pytest.mark.parametrize("options", [("--json",), ()])

@@ -13,6 +13,7 @@ from inline_worker import InlineWorker
 from PIL import Image
 
 from cli import query_client
+from pipeline.rebuild.retry import plan_retry
 from workers import product_images, query
 
 Run = Callable[..., Any]
@@ -134,6 +135,39 @@ def test_an_added_photo_can_be_removed(shop: InlineWorker, imgrec: Run, photo: P
     assert "lamp" not in [product for _, product in ask(shop, photo)]
     shop.rebuild()
     assert "lamp" not in [product for _, product in ask(shop, photo)]
+
+
+def test_one_photo_of_a_product_is_removed(
+    shop: InlineWorker, imgrec: Run, photo: Path, tmp_path: Path
+) -> None:
+    other = draw(tmp_path / "other.png", seed=501)
+    imgrec("add", photo, other, "--product", "lamp")
+    done = imgrec("remove", "lamp", "--image", "lamp/photo.png", "--json")
+    assert done.object["removed"] == ["lamp/photo.png"]
+    assert ask(shop, photo)[0][0] != "lamp/photo.png"
+    assert ask(shop, other)[0][0] == "lamp/other.png"
+    again = imgrec("remove", "lamp", "--image", "lamp/photo.png")
+    assert (again.code, "has no image 'lamp/photo.png'" in again.err) == (2, True)
+
+
+def test_a_retry_keeps_what_was_added_and_removed(
+    shop: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    bad = shop.toy.root / "bad.png"
+    bad.write_bytes(b"no image")
+    job = shop.rebuild()
+    draw(bad, seed=502)
+    imgrec("add", photo, "--product", "lamp")
+    imgrec("remove", "kind0/04")
+    here = shop.resources
+    shop.advance(plan_retry(job, here.settings, here.jobs, here.versions, here.feeds))
+    shop.work()
+    files = [name for name, _ in ask(shop, photo)]
+    assert files[0] == "lamp/photo.png"
+    paths = shop.resources.versions.current().paths
+    assert {"bad.png", "lamp/photo.png"} <= set(paths)
+    assert "kind0/04.png" not in paths
+    assert len(paths) == len(set(paths)) == 21
 
 
 def test_a_rollback_undoes_what_was_changed_since_its_rebuild(

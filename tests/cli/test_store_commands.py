@@ -14,10 +14,12 @@ from inline_worker import InlineWorker
 from PIL import Image
 from s3_server import SECRET, S3Server
 
+from cli import query_client
 from pipeline.storage import object_store
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
 from workers.product_images import thumbnails
+from workers.query import image_vector, query_image
 
 Run = Callable[..., Any]
 
@@ -85,3 +87,55 @@ def test_a_store_that_does_not_answer_is_a_server_that_is_away(
     done = imgrec("enqueue-rebuild", photos)
     assert (done.code, done.out) == (4, "")
     assert f"The store {photos} does not answer: no connection." in done.err
+
+
+@pytest.fixture
+def indexed(
+    inline_worker: InlineWorker, imgrec: Run, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The address of the products, which are indexed; the query worker is this process."""
+
+    class Answered:
+        def __init__(self, wiring: Any, task: str, args: tuple[Any, ...], *_: Any) -> None:
+            self._args = args
+
+        def answer(self) -> dict[str, Any]:
+            return image_vector(inline_worker.resources, *self._args)
+
+    monkeypatch.setattr(query_client, "PendingQuery", Answered)
+    inline_worker.inline = True
+    assert imgrec("enqueue-rebuild", photos, "--wait").code == 0
+    return photos
+
+
+def test_a_photo_is_added_to_a_store_and_kept_by_the_next_rebuild(
+    inline_worker: InlineWorker, imgrec: Run, indexed: str, tmp_path: Path
+) -> None:
+    photo, store = tmp_path / "photo.png", ObjectStore(Address.parse(indexed))
+    Image.linear_gradient("L").resize((16, 16)).save(photo)
+    done = imgrec("add", photo, "--product", "lamp/one", "--json")
+    assert done.object["added"] == ["lamp/one/photo.png"]
+    assert store.get("lamp/one/photo.png").data == photo.read_bytes()
+    for rebuilt in (False, True):
+        inline_worker.start_again()
+        answer = query_image(inline_worker.resources, photo.read_bytes(), 1)
+        assert answer["matches"][0]["product_id"] == "lamp/one"
+        if not rebuilt:
+            again = imgrec("enqueue-rebuild", indexed, "--wait", "--json").object
+            assert (again["images"], again["embedded"]) == (22, 0)
+    Image.radial_gradient("L").resize((16, 16)).save(photo)
+    assert "is another photo" in imgrec("add", photo, "--product", "lamp/one").err
+
+
+def test_a_photo_that_lies_in_the_store_already_is_added_by_its_address(
+    inline_worker: InlineWorker, imgrec: Run, indexed: str
+) -> None:
+    store = ObjectStore(Address.parse(indexed))
+    data = store.get("kind0/00.png").data
+    store.put("new/arrival.png", data)
+    done = imgrec("add", f"{indexed}/new/arrival.png", "--product", "arrival", "--json")
+    assert done.object["added"] == ["new/arrival.png"]
+    assert imgrec("add", "s3://another/photo.png", "--product", "arrival").code == 2
+    assert imgrec("remove", "arrival").code == 0
+    again = imgrec("enqueue-rebuild", indexed, "--wait", "--json").object
+    assert again["left_out"]["removed with 'imgrec remove'"] == 1

@@ -22,6 +22,7 @@ from pipeline.settings import Settings
 from pipeline.store.jobs import Job
 from pipeline.store.shards import PlanLost
 from workers import duplicates, fetch, product_images
+from workers.live_changes import remove_images
 from workers.local import run_next
 from workers.prune import prune
 from workers.reconcile import reconcile
@@ -202,6 +203,15 @@ def test_replaced_products_leave_the_next_index(inline_worker: FeedDesk) -> None
     inline_worker.import_products(products[:2], replace=True)
     inline_worker.rebuild_feed()
     assert inline_worker.indexed() == ["SKU-000/image-1.png", "SKU-001/image-1.png"]
+
+
+def test_a_removed_product_stays_out_of_the_next_index_of_its_feed(inline_worker: FeedDesk) -> None:
+    inline_worker.import_products(inline_worker.draw_products(3))
+    inline_worker.rebuild_feed()
+    remove_images(inline_worker.resources, "SKU-001", ["SKU-001/image-1.png"])
+    job = inline_worker.rebuild_feed()
+    assert inline_worker.indexed() == ["SKU-000/image-1.png", "SKU-002/image-1.png"]
+    assert job.left_out == {"removed with 'imgrec remove'": 1}
 
 
 def test_a_feed_imported_while_it_is_fetched_waits_for_the_next_rebuild(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from milvus_server import Milvus
 from postgres_server import Postgres
 
 
@@ -28,11 +29,13 @@ def vector_url(vector_server: Postgres) -> str:
     return shop_url(vector_server)
 
 
-@pytest.fixture(scope="session")
-def milvus_url() -> str:
-    """A Milvus that was started for the tests, see CONTRIBUTING.md; it is no dependency of them."""
+@pytest.fixture(scope="module")
+def milvus_url() -> Iterator[str]:
+    """A Milvus, see CONTRIBUTING.md; it is no dependency of the tests."""
     pytest.importorskip("pymilvus", reason="pymilvus is not installed")
-    url = os.environ.get("IMGREC_TEST_MILVUS", "")
-    if not url:
-        pytest.skip("IMGREC_TEST_MILVUS names no Milvus")
-    return url
+    if url := os.environ.get("IMGREC_TEST_MILVUS", ""):
+        yield url
+        return
+    server = Milvus()
+    yield server.url
+    server.close()

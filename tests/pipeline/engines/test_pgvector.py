@@ -17,11 +17,13 @@ from inline_worker import InlineWorker
 from live_stack import FAILPOINTS, ROOT, until
 from postgres_server import Postgres
 
-from pipeline.engines import pgvector_server
+from pipeline.engines import patched, pgvector_server
 from pipeline.engines.pgvector import PgvectorEngine
 from pipeline.engines.pgvector_index import PgvectorIndex
 from pipeline.engines.pgvector_server import PgvectorServer
 from pipeline.errors import ImgrecError, ServerUnavailable, SetupError, WrongUse
+from pipeline.index.engine import Base, Engines
+from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.migrate import migrate
 from workers import query
@@ -347,21 +349,178 @@ def test_an_index_moves_to_postgresql_and_back_without_being_embedded(
     resources.engines.current.keep_only([])
 
 
-def test_a_move_that_is_interrupted_changes_nothing(
-    inline_worker: InlineWorker, vector_url: str, vector_server: Postgres
+def changed(
+    store: VersionStore, engine: PgvectorEngine, base: Version, n_changed: int, seed: int
+) -> tuple[np.ndarray, Version]:
+    """Publish what comes after a version: some rows have gone, and as many are new among them."""
+    kept = np.delete(np.arange(base.manifest["images"]), np.arange(n_changed) * 7)
+    rows = np.insert(kept, np.arange(n_changed) * 5, -1)  # they move the rows behind them
+    vectors = np.array(base.vectors)[np.maximum(rows, 0)]
+    vectors[rows < 0] = clustered(n_changed, DIM, seed)
+    return vectors, publish(store, engine, vectors, Base(base, rows))
+
+
+def check_search(opened: Any, vectors: np.ndarray) -> None:
+    """Compare with exact search: without a condition, with some, and down to the last row."""
+    reached = 0.0
+    for share in (1, 0.5, 0.02):
+        allowed = np.random.default_rng(3).random(len(vectors)) < share
+        mask, rows = (None if share == 1 else allowed), np.flatnonzero(allowed)
+        for row in (0, 5, 10, 2000):
+            found = [each for each, _ in next(opened.search_deepening(vectors[row], 10, mask))][:10]
+            best = rows[np.argsort(-(vectors[rows] @ vectors[row]))[:10]]
+            reached += len({*found} & {*best.tolist()}) / 120
+            assert (row in found) == bool(allowed[row])
+        lists = list(opened.search_deepening(vectors[1], 3, mask))
+        assert sorted(each for each, _ in lists[-1]) == rows.tolist()
+    assert reached > 0.95
+
+
+def test_a_small_change_writes_nothing_on_the_server(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
 ) -> None:
-    inline_worker.rebuild()
-    inline_worker.start_again(vector_url=vector_url)
-    resources = inline_worker.resources
+    first = publish(store, engine, vectors)
+    (table,) = tables(vector_server)
+    now, second = changed(store, engine, first, 30, seed=1)
+    later, third = changed(store, engine, second, 30, seed=2)
+    assert tables(vector_server) == [table]
+    for version, its in ((first, vectors), (second, now), (third, later)):
+        opened = engine.open(version)
+        assert opened.n_vectors == COUNT
+        check_search(opened, its)
+        engine.verify(version)
+    opened, reached = engine.open(second), 0.0
+    for gone in range(0, 210, 7):
+        found = [row for row, _ in next(opened.search_deepening(vectors[gone], 10))][:10]
+        reached += len({*found} & {*np.argsort(-(now @ vectors[gone]))[:10].tolist()}) / 300
+    assert reached > 0.95
+    assert third.manifest["index"]["recall_at_10"] >= 0.95
+    store.rollback("v0001", engine.verify)
+    assert engine.keep_only([third]) == []  # the first was pruned: its table serves the third
+    check_search(engine.open(third), later)
 
-    def stop() -> None:
-        raise KeyboardInterrupt
 
-    with resources.versions.lock(), pytest.raises(KeyboardInterrupt):
-        migrate(resources.versions, resources.engines, "pgvector", stop)
-    assert resources.versions.current_name() == "v0001"
-    assert tables(vector_server) == []
-    assert list(resources.versions.folder.glob(".build-*")) == []
+def test_what_has_changed_too_much_is_built_anew(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    version = publish(store, engine, vectors)
+    for seed in range(3):  # 2 % each time, and 5 % are the limit
+        _, version = changed(store, engine, version, COUNT // 50, seed)
+    assert len(tables(vector_server)) == 2
+    assert isinstance(engine.open(version), PgvectorIndex)
+
+
+def test_a_base_that_the_server_does_not_have_is_built_anew(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    first = publish(store, engine, vectors)
+    engine.keep_only([])
+    _, second = changed(store, engine, first, 30, seed=1)
+    assert tables(vector_server) == [second.manifest["index"]["table"]]
+
+
+def test_a_version_of_few_changes_moves_to_faiss(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray
+) -> None:
+    now, _ = changed(store, engine, publish(store, engine, vectors), 30, seed=1)
+    engines = Engines({"faiss": FaissEngine(), engine.name: engine}, engine.name)
+    _, there = migrate(store, engines, "faiss")
+    check_search(engines.open(there), now)
+    assert not (there.folder / patched.FILE).exists()
+
+
+Steps = list[tuple[str, int]]
+
+
+def moved(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, stop_at: str = ""
+) -> tuple[Steps, Version | None]:
+    """Migrate to a server, or until a failpoint; return what was reported, and the new version."""
+    engines = Engines({"faiss": FaissEngine(), engine.name: engine}, engine.name)
+    steps: Steps = []
+
+    def stop(name: str, *_: object) -> None:
+        if name == stop_at:
+            raise KeyboardInterrupt
+
+    if store.current_name() is None:
+        publish(store, engines.named("faiss"), vectors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.engines.pgvector.failpoint", stop)
+        patch.setattr("pipeline.rebuild.migrate.failpoint", stop)
+        patch.setattr("pipeline.engines.pgvector.CHUNK_ROWS", 1000)
+        patch.setattr("pipeline.engines.pgvector.LOOK_S", 0.01)
+        try:
+            _, new = migrate(
+                store, engines, engine.name, report=lambda step, n, _: steps.append((step, n))
+            )
+        except KeyboardInterrupt:
+            return steps, None
+    return steps, new
+
+
+@pytest.mark.parametrize(
+    ("line", "copied", "graph"),
+    [
+        ("pgvector.after_rows", 1000, True),
+        ("pgvector.before_index", COUNT, True),
+        ("pgvector.before_check", COUNT, False),
+        ("migrate.before_commit", COUNT, False),
+    ],
+)
+def test_a_move_that_was_stopped_goes_on_where_it_was(
+    engine: PgvectorEngine,
+    store: VersionStore,
+    vectors: np.ndarray,
+    vector_server: Postgres,
+    line: str,
+    copied: int,
+    graph: bool,
+) -> None:
+    _, nothing = moved(engine, store, vectors, line)
+    assert nothing is None
+    assert store.current_name() == "v0001"
+    assert list(store.folder.glob(".build-*")) == []
+    (table,) = tables(vector_server)
+    steps, new = moved(engine, store, vectors)
+    assert steps[0] == ("copying", copied)  # what was copied before is not copied again
+    assert ("graph" in dict(steps)) == graph
+    assert steps[-1] == ("checking", COUNT)
+    assert new is not None
+    assert new.manifest["index"]["table"] == table
+    assert tables(vector_server) == [table]
+    assert answers(engine.open(new), vectors)
+    engine.verify(new)
+
+
+def test_a_second_move_of_a_published_version_makes_a_table_of_its_own(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    moved(engine, store, vectors)
+    store.rollback("v0001")
+    steps, new = moved(engine, store, vectors)
+    assert steps[0] == ("copying", 0)
+    assert new is not None
+    assert len(tables(vector_server)) == 2
+
+
+def test_a_rebuild_drops_what_a_stopped_move_has_left(
+    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
+) -> None:
+    moved(engine, store, vectors, "pgvector.before_index")
+    version = publish(store, engine, vectors[:100])
+    engine.keep_only([version])
+    assert tables(vector_server) == [version.manifest["index"]["table"]]
+
+
+def test_a_registry_of_an_earlier_release_is_extended(vector_server: Postgres) -> None:
+    vector_server.admin("CREATE DATABASE early OWNER shop")
+    vector_server.admin("CREATE EXTENSION vector", "early")
+    url = shop_of(vector_server, "early")
+    with PgvectorServer(url).write() as tx:
+        tx.rows("ALTER TABLE imgrec_indexes DROP COLUMN source")
+    with PgvectorServer(url).write() as tx:
+        assert tx.rows("SELECT source FROM imgrec_indexes") == []
 
 
 def test_an_engine_without_a_server_is_named(inline_worker: InlineWorker) -> None:

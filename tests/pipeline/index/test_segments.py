@@ -277,7 +277,7 @@ class Other:
     name = "other"
     builds_in_memory = False
 
-    def build(self, vectors: Any, workspace: Path, *_: object) -> dict[str, Any]:
+    def build(self, vectors: Any, workspace: Path, *_: object, **__: object) -> dict[str, Any]:
         self.vectors = np.array(vectors)
         self.files = {file.name for file in workspace.iterdir()}
         return {"engine": self.name, "factory": "other", "nlist": 0}

@@ -265,3 +265,24 @@ def test_an_option_that_postgresql_does_not_know_is_named(option: str, reason: s
     with pytest.raises(WrongUse, match=reason) as caught:
         Database(f"postgresql://shop:secret@127.0.0.1:{port}/shop?{option}")
     assert "secret" not in str(caught.value)
+
+
+def test_statements_of_one_round_trip_are_one_transaction(url: str, server: Postgres) -> None:
+    database = postgresql.Postgresql(url)
+    text = "it's 100 % \\ of ?"
+    rows = database.read_at_once(
+        ("SELECT set_config(?, ?, true)", ["work_mem", "1MB"]),
+        (
+            "SELECT current_setting('work_mem') AS memory, ? AS text, ?::bytea AS data",
+            [text, b"\0'"],
+        ),
+    )
+    assert rows == [{"memory": "1MB", "text": text, "data": b"\0'"}]
+    with database.transaction(read_only=True) as tx:  # on the same connection
+        assert tx.rows("SHOW work_mem") != [{"work_mem": "1MB"}]
+    with pytest.raises(DatabaseFailed):
+        database.read_at_once(("CREATE TABLE half (n INTEGER)", ()), ("SELECT * FROM nothing", ()))
+    with database.transaction(read_only=False) as tx:
+        assert not tx.table_exists("half")
+    server.admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'")
+    assert database.read_at_once(("SELECT 1 AS n", ())) == [{"n": 1}]

@@ -1,0 +1,99 @@
+"""Change the published index without a rebuild, as commands and the HTTP API do."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import NotFound, quote
+from pipeline.images.find import ImageFile
+from pipeline.images.new_images import NewImages, open_new_images
+from pipeline.index.live_changes import (
+    AddedImage,
+    ChangedVersion,
+    Changes,
+    removed_images,
+)
+from pipeline.index.versions import Version
+from pipeline.names import nfc
+from workers.resources import Resources
+
+
+def new_images(resources: Resources) -> NewImages:
+    """Return what takes images of the published index.
+
+    Raises:
+        IndexMissing: nothing was published. WrongUse: nothing can be added where the products are.
+    """
+    root = str(resources.versions.current().manifest["root"])
+    return open_new_images(root, resources.settings)
+
+
+def add_image(
+    resources: Resources, product_id: str, file: ImageFile, answer: dict[str, Any]
+) -> None:
+    """Add an image that lies below the root of the index.
+
+    Args:
+        answer: what `workers.query.image_vector` has returned for it.
+    """
+    vector = np.frombuffer(base64.b64decode(answer["vector"]), "<f4").astype(np.float32)
+    resources.live_changes.add(
+        AddedImage(
+            file.path,
+            nfc(product_id),
+            file.size,
+            file.mtime_ns,
+            file.sha256,
+            answer["fingerprint"],
+            vector,
+        )
+    )
+
+
+def remove_images(
+    resources: Resources, product_id: str, listed: Sequence[str], filename: str | None = None
+) -> tuple[str, list[str]]:
+    """Remove a product's images from the published index, or one of them.
+
+    Returns the name of the version, and the paths that were removed.
+
+    Args:
+        listed: the product's images as they were a moment ago; changes since are looked up.
+
+    Raises:
+        NotFound: there is no such product or image.
+    """
+    changes = resources.live_changes.all()
+    version = _changed(resources.versions.current(), changes)
+    product_id = nfc(product_id)
+    paths = _images_of(product_id, listed, version, changes)
+    if not paths:
+        raise NotFound(f"Index {version.name} has no product {quote(product_id)}.")
+    if filename is not None:
+        if filename not in paths:
+            raise NotFound(f"Product {quote(product_id)} has no image {quote(filename)}.")
+        paths = [filename]
+    resources.live_changes.remove(removed_images(version, paths, product_id))
+    return version.name, paths
+
+
+def _changed(version: Version, changes: Changes) -> Version:
+    later = changes.since(version)
+    return ChangedVersion(version, later) if later.images else version
+
+
+def _images_of(
+    product_id: str, listed: Sequence[str], version: Version, changes: Changes
+) -> list[str]:
+    """Return a product's images as they are now."""
+    paths = {path for path in listed if version.has_path(path)}
+    for each in changes.since(version).images:
+        if isinstance(each, AddedImage) and each.product_id == product_id:
+            paths.add(each.path)
+        elif each.path in paths:
+            paths.discard(each.path)
+    return sorted(paths)
