@@ -247,6 +247,24 @@ class Channel(redis.Channel):
             log.error("Refused a message: it does not fit into this worker's memory.")
             raise RedisConnectionError("an answer was too large") from error
 
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        self._require_open()
+        super().basic_ack(delivery_tag, multiple)  # type: ignore[no-untyped-call]
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        self._require_open()
+        super().basic_reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
+
+    def _require_open(self) -> None:
+        """Raise an error of the connection where Redis was lost since a message came.
+
+        A task that starts meanwhile acknowledges its message on the channel that it came by. kombu
+        5.7.0 then raises an AttributeError, which Celery takes for an error of the program: the
+        worker ends. Redis delivers such a message again.
+        """
+        if self.closed:
+            raise RedisConnectionError("the connection that this message came by was lost")
+
 
 class Transport(redis.Transport):
     """Celery's transport over Redis, which validates what it delivers.

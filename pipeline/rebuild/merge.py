@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,17 +77,9 @@ def merge(
         JobFailed: no good image, or a later job has published already.
         IndexBroken: the base version or the new index contradict themselves.
     """
-    published = [v for v in versions.versions() if v.manifest["job_id"] == job.id]
-    later = next((v for v in versions.versions() if v.manifest["job_id"] in later_jobs), None)
-    if published:
-        if later is None:
-            versions.point_to(published[-1], seen)
-        return Merged(published[-1].name)
-    if later is not None:
-        raise JobFailed(
-            f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
-            "older one would replace it. Run the rebuild again to publish its images."
-        )
+    finished = _finished(job, versions, later_jobs, seen)
+    if finished is not None:
+        return Merged(finished)
     shards = list(shards)
     unchanged = _unchanged(job, shards, versions, engines)
     if unchanged is not None:
@@ -119,22 +112,9 @@ def merge(
         _write(contents, workspace)
         check()
         failpoint("merge.before_commit")
+        facts = {**_facts(job, contents, versions), "index": index}
         version = versions.commit(
-            workspace,
-            {
-                "job_id": job.id,
-                "job_created_at": job.created_at,
-                "created_at": time.time(),
-                "root": job.root,
-                "images": len(contents.paths),
-                "dimension": int(contents.vectors.shape[1]),
-                "index": index,
-                "random_pairs": faiss_index.random_pairs(contents.vectors),
-                "decoding": _decoding(job, versions),
-                "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
-            },
-            check,
-            _shared_digests(job, workspace, versions),
+            workspace, facts, check, _shared_digests(job, workspace, versions)
         )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
@@ -142,6 +122,47 @@ def merge(
     versions.point_to(version, seen)
     failpoint("merge.after_pointer")
     return Merged(version.name)
+
+
+def _finished(
+    job: Job, versions: VersionStore, later_jobs: Collection[str], seen: Stamp | None
+) -> str | None:
+    """Publish what an earlier run has finished; return its name, or None.
+
+    Raises:
+        JobFailed: a later job has published already.
+    """
+    own, later = None, None
+    for version in versions.versions():
+        if version.manifest["job_id"] == job.id:
+            own = version
+        elif later is None and version.manifest["job_id"] in later_jobs:
+            later = version
+    if own is not None:
+        if later is None:
+            versions.point_to(own, seen)
+        return own.name
+    if later is not None:
+        raise JobFailed(
+            f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
+            "older one would replace it. Run the rebuild again to publish its images."
+        )
+    return None
+
+
+def _facts(job: Job, contents: IndexRows, versions: VersionStore) -> dict[str, Any]:
+    """Return what the manifest says, but for the index."""
+    return {
+        "job_id": job.id,
+        "job_created_at": job.created_at,
+        "created_at": time.time(),
+        "root": job.root,
+        "images": len(contents.paths),
+        "dimension": int(contents.vectors.shape[1]),
+        "random_pairs": faiss_index.random_pairs(contents.vectors),
+        "decoding": _decoding(job, versions),
+        "fingerprint": {"id": job.fingerprint, "summary": job.fingerprint_summary},
+    }
 
 
 def _decoding(job: Job, versions: VersionStore) -> int:

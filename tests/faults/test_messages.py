@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 from fuzz_messages import NOTHING_MORE, Sent, envelope, mutated
+from kombu import Connection
 from live_stack import LiveStack, draw_folder, draw_product, until
 from preloaded import Process
 
 from pipeline import errors
 from pipeline.errors import WrongUse
+from workers import transport
 from workers.routes import QUEUE_OF, QUEUES
 
 LIMIT = 2 * 1024**3
@@ -131,3 +134,20 @@ def test_a_broadcast_shutdown_is_refused_and_inspection_answered(stack: LiveStac
         assert "the remote control command 'shutdown' is not accepted" in stack.log("query")
         replies = control.inspect(timeout=5).active_queues()
         assert {queue["name"] for queues in replies.values() for queue in queues} >= {"query"}
+
+
+def test_a_message_whose_connection_was_lost_is_acknowledged_by_an_error_that_celery_knows(
+    stack: LiveStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any other error ends the worker: a task may start while the connection is made anew."""
+    for _ in range(2):
+        stack.sender().send_task("imgrec.query_image", args=("x", 3), queue="query")
+    prefix = {"global_keyprefix": "imgrec:"}
+    url = f"redis://127.0.0.1:{stack.port}/0"
+    connection = Connection(url, transport=transport.Transport, transport_options=prefix)
+    first, second = (connection.default_channel.basic_get("query") for _ in range(2))
+    known = connection.connection_errors
+    connection.release()
+    first.ack_log_error(logging.getLogger(), known)
+    second.reject_log_error(logging.getLogger(), known)
+    assert caplog.text.count("the connection that this message came by was lost") >= 2

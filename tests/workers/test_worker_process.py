@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from celery import Celery, Task
@@ -26,7 +26,7 @@ from pipeline.errors import BadImage, ImgrecError, IndexMissing
 from pipeline.rebuild.merge import Merged
 from pipeline.settings import Settings
 from pipeline.store.heartbeat import FORGET_S, Heartbeat, HeartbeatStatus, read_heartbeats
-from workers import app, consumer_watchdog, lifecycle, query, routes, tasks
+from workers import app, consumer_watchdog, lifecycle, product_images, query, routes, tasks
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.resources import Resources, set_process_resources
 from workers.watchdog import Watchdog
@@ -249,14 +249,18 @@ def test_a_loop_that_stands_is_told_only_while_it_is_connected(settings: Setting
 @pytest.mark.parametrize(
     ("task", "args", "body"),
     [
-        (tasks.query_image, (b"", 3), "query_image"),
-        (tasks.classify_image, (b"",), "classify_image"),
-        (tasks.thumbnails, ("v0001", []), "thumbnails"),
-        (tasks.pictures, ("v0001", []), "thumbnails"),
+        (tasks.query_image, (b"", 3), (query, "query_image")),
+        (tasks.classify_image, (b"",), (query, "classify_image")),
+        (tasks.thumbnails, ("v0001", []), (product_images, "thumbnails")),
+        (tasks.pictures, ("v0001", []), (product_images, "thumbnails")),
     ],
 )
 def test_a_query_that_hangs_is_watched_until_it_ends_and_has_its_task_s_id(
-    process: InlineWorker, monkeypatch: pytest.MonkeyPatch, task: Task, args: object, body: str
+    process: InlineWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    task: Task,
+    args: object,
+    body: tuple[ModuleType, str],
 ) -> None:
     process.start_again(hung_after_s=-1.0)  # whatever is under way hangs
     set_process_resources(process.resources)
@@ -266,7 +270,7 @@ def test_a_query_that_hangs_is_watched_until_it_ends_and_has_its_task_s_id(
         assert query_id == "the-id"
         failures.extend(resources.watchdog.failures())
 
-    monkeypatch.setattr(query, body, note)
+    monkeypatch.setattr(*body, note)
     task.apply(args=args, task_id="the-id", throw=True)
     (failure,) = failures
     assert failure.startswith(f"{task.name} the-id has not moved for")
