@@ -28,7 +28,7 @@ from pipeline.search.query_vector import compose
 from pipeline.search.rank import Answer, recommend
 
 COUNT, DIM = 2000, 16
-NOW = time.time() + 1000
+LATER = time.time() + 86_400  # than any rebuild of this run, which may last long
 
 
 @pytest.fixture(params=["flat", "ivf"])
@@ -37,11 +37,11 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return engine.open(publish(store_in(tmp_path), engine, clustered(COUNT, DIM)))
 
 
-def added(path: str, vector: np.ndarray, changed_at: float = NOW, kind: str = "f") -> AddedImage:
+def added(path: str, vector: np.ndarray, changed_at: float = LATER, kind: str = "f") -> AddedImage:
     return AddedImage(path, Path(path).stem, 7, 8, "a" * 64, kind, vector, changed_at)
 
 
-def removed(row: int, changed_at: float = NOW) -> RemovedImage:
+def removed(row: int, changed_at: float = LATER) -> RemovedImage:
     return RemovedImage(f"{row:06d}.jpg", f"{row:06d}", 0, 0, changed_at)
 
 
