@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.access import is_unavailable
 from pipeline.errors import IndexBroken
-from pipeline.index.engine import Base, Hits, OpenIndex, Vectors, as_arrays, engine_of
+from pipeline.index.engine import Base, Hits, OpenIndex, Vectors, engine_of, first_hits
 from pipeline.index.faiss_index import SAMPLE, exact, noisy_queries
 from pipeline.index.versions import Version
 
@@ -187,10 +187,7 @@ class PatchedIndex:
         self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
-        k = min(k, self.n_vectors)
-        return as_arrays(
-            [next(self.search_deepening(query, k, allowed), [])[:k] for query in queries], k
-        )
+        return first_hits(self, queries, k, allowed)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None

@@ -38,6 +38,16 @@ def as_arrays(hits_of_queries: Collection[Hits], k: int) -> tuple[Vectors, NDArr
     return scores, rows
 
 
+def first_hits(
+    index: OpenIndex, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """Search query by query, for an index that has no quicker way; see `OpenIndex.search`."""
+    k = min(k, index.n_vectors)
+    return as_arrays(
+        [next(index.search_deepening(query, k, allowed), [])[:k] for query in queries], k
+    )
+
+
 class OpenIndex(Protocol):
     """A version that is ready to be searched."""
 

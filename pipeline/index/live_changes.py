@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images.find import ImageFile
-from pipeline.index.engine import Hits, OpenIndex, Vectors, as_arrays
+from pipeline.index.engine import Hits, OpenIndex, Vectors, first_hits
 from pipeline.index.segments import StackedVectors
 from pipeline.index.versions import Version
 
@@ -199,10 +199,7 @@ class ChangedIndex:
         self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
-        k = min(k, self.n_vectors)
-        return as_arrays(
-            [next(self.search_deepening(query, k, allowed), [])[:k] for query in queries], k
-        )
+        return first_hits(self, queries, k, allowed)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None

@@ -29,9 +29,9 @@ BLOCK, BLOCK_GROWTH = 50, 5
 SCORE_DIGITS = 6  # what float32 sums of some hundred products carry
 SORTED = 1000  # `sort` orders so many of the best matches
 # For --min-score auto: the share of random pairs that a match must be more similar than. Measured
-# with imgrec-mini on 200 drawn products and on 341 photos of clothing: of images of the same kind,
-# 100 and 92 % have a match above it; of images of other things, 18 to 42 %. At 0.99: 73 and 64 %,
-# and 0 to 2 %.
+# with an earlier imgrec-mini on 200 drawn products and on 341 photos of clothing: of images of the
+# same kind, 100 and 92 % have a match above it; of images of other things, 18 to 42 %. At 0.99: 73
+# and 64 %, and 0 to 2 %.
 RANDOM_QUANTILE = "0.95"
 # The same for two queries to count as similar, where a wrong one does harm.
 SIMILAR_QUERY_QUANTILE = "0.99"

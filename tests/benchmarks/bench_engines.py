@@ -307,14 +307,19 @@ def under_changes(run: Run, stand: Stand, vectors: np.ndarray, queries: np.ndarr
                 time.sleep(0.01)
             seen.append(time.perf_counter() - at)
         end = time.perf_counter()
-    before, within = asker.between(quiet, start), asker.between(start, end)
     run.fact(f"{stand.name}: seconds until a change is seen", f"at most {max(seen):.2f}")
-    run.fact(f"{stand.name}: queries before changes", quantiles(before))
-    run.fact(f"{stand.name}: queries while {CHANGES} changes are made", quantiles(within))
+    before, within = asker.between(quiet, start), asker.between(start, end)
+    compare(run, f"{stand.name}: {{}} images are added and removed", before, within)
+
+
+def compare(run: Run, title: str, before: list[float], within: list[float]) -> None:
+    """Compare the milliseconds of queries before something and within it; {} is the time."""
+    run.fact(title.format("queries before"), quantiles(before))
+    run.fact(title.format("queries while"), quantiles(within))
     run.ratio(
-        f"{stand.name}: p99 while images are added and removed / before",
+        f"{title.format('p99 while')} / before",
         [float(np.quantile(within, 0.99) / np.quantile(before, 0.99))],
-        what=f"{len(before)} and {len(within)} queries of one thread; changes one after the other",
+        what=f"{len(before)} and {len(within)} queries of one thread, on the same cores",
         better="lower",
         target=3.0,
     )
@@ -348,18 +353,10 @@ def under_publishing(run: Run, stand: Stand, queries: np.ndarray) -> None:
         time.sleep(3)  # it is loaded beside the old one, and swapped
         end = time.perf_counter()
     assert len(names) == 2, names
-    before, within = asker.between(quiet, start), asker.between(start, end)
     facts = json.loads(done.stdout.splitlines()[-1])
     run.fact(f"{stand.name}: seconds of publishing", f"{facts['seconds']:.0f}")
-    run.fact(f"{stand.name}: queries before publishing", quantiles(before))
-    run.fact(f"{stand.name}: queries while it is published", quantiles(within))
-    run.ratio(
-        f"{stand.name}: p99 while a version is built and published / before",
-        [float(np.quantile(within, 0.99) / np.quantile(before, 0.99))],
-        what=f"{len(before)} and {len(within)} queries of one thread; built on the same cores",
-        better="lower",
-        target=3.0,
-    )
+    before, within = asker.between(quiet, start), asker.between(start, end)
+    compare(run, f"{stand.name}: {{}} a version is built and published", before, within)
 
 
 def publish_another(url: str, folder: Path) -> None:
