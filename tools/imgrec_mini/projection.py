@@ -27,7 +27,7 @@ WORDS_DIM = 64
 WORDS_WEIGHT = 0.65  # mean length of the part for words; the other part has 1
 WORDS_RIDGE, VIEWS_RIDGE, LABELS_RIDGE = 0.01, 0.02, 0.3  # of the mean variance
 DRAWN_WEIGHT = 0.25  # of drawn products beside photos
-DRAWN_CATEGORY, PHOTO_COLOR, DRAWN_COLOR = 2.6, 1.3, 1.65  # stretch factors
+DRAWN_CATEGORY, PHOTO_COLOR, DRAWN_COLOR = 2.6, 1.3, 1.75  # stretch factors
 LEAST = 0.05  # of the largest singular value: less is noise
 
 
