@@ -47,7 +47,7 @@ def main(serve: bool, port: int) -> None:
         _run(environment, "up", "--detach")
         _run(environment, "enqueue-rebuild", str(PRODUCTS), "--wait")
         if serve:
-            _run(environment, "import-products", str(PRODUCTS / "products.csv"))
+            _run(environment, "import-catalogue", str(PRODUCTS / "products.csv"))
             _run(environment, "web", "--port", str(port))
             return
         images = sorted(PRODUCTS.rglob("*.jpg"))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import query_client
-from cli.agreement import require_agreement
 from cli.output import (
     counted,
     echo_err,
@@ -53,7 +52,7 @@ def add(
     from workers.live_changes import add_image, new_images
 
     resources = wiring.resources
-    require_agreement(resources, (QUERY,), "database", "data")
+    resources.require_agreement_of_running((QUERY,), "database", "data")
     images = new_images(resources)
     settings = wiring.settings
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
@@ -89,7 +88,7 @@ def remove(wiring: Wiring, product: str, image: str | None, as_json: bool) -> No
     from workers.live_changes import remove_images
 
     resources = wiring.resources
-    require_agreement(resources, (QUERY,), "database", "data")
+    resources.require_agreement_of_running((QUERY,), "database", "data")
     current = resources.versions.current()
     listed = resources.indexed_catalogues.of(current, at_once=True).filenames_of(product)
     version, paths = remove_images(resources, product, listed, image)

@@ -10,7 +10,7 @@ from cli.progress import progress_bar
 from cli.wiring import Wiring
 from pipeline.errors import JobFailed, ServerUnavailable, SettingsDiffer, TimedOut
 from pipeline.store.job_object import job_object
-from workers.routes import EMBED, FETCH, INDEX
+from workers.routes import EMBED, INDEX, nobody_listens, queue_of_job
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Job, Jobs, Progress
@@ -124,10 +124,8 @@ def _watch(
             try:
                 job = jobs.get(job_id)
                 progress = jobs.progress(job_id)
-            except (
-                ServerUnavailable
-            ) as error:  # the job outlives a database that restarts; so does this
-                helper.wait_for(error)
+            except ServerUnavailable as error:
+                helper.wait_for(error)  # the job outlives a database that restarts; so does this
             else:
                 show(job, progress)
                 if not job.open:
@@ -165,13 +163,9 @@ class _Reconciler:
             stuck = progress.looked_at == self._looked_at
             self._looked_at = progress.looked_at
             if stuck:
-                at_work = FETCH if job.stage else EMBED
-                queue = INDEX if progress.shards_done == progress.shards else at_work
+                queue = queue_of_job(job, progress)
                 if not self._resources.dispatcher.workers()[queue]:
-                    self.say(
-                        f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
-                        f"{queue}', or all with 'imgrec up'."
-                    )
+                    self.say(nobody_listens(queue))
         except ServerUnavailable as error:
             self.wait_for(error)
 

@@ -561,6 +561,10 @@ class Settings(BaseSettings):
         return self.data_dir / "jobs"
 
     @property
+    def run_dir(self) -> Path:
+        return self.data_dir / "run"
+
+    @property
     def threads(self) -> int:
         """Compute threads of this process: `CPU_THREADS`, or half of the cores.
 

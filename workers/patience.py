@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from pipeline.errors import IndexMissing, ServerUnavailable, TimedOut
+from workers.routes import QUERY, nobody_listens
 
 # A worker that was just started on a busy machine takes ten seconds to be there; one that loads its
 # model may be mute for a second.
@@ -64,7 +65,4 @@ def nobody_answers(index_missing: bool) -> ServerUnavailable | IndexMissing:
     """Return the error of a question that no worker serves."""
     if index_missing:
         return IndexMissing()  # the first thing to mend on a machine that has neither
-    return ServerUnavailable(
-        "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "
-        "'imgrec up'."
-    )
+    return ServerUnavailable(nobody_listens(QUERY))

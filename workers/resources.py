@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -24,7 +24,7 @@ from pipeline.embed.embed_images import Embedder, build_embedder
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.embed.shard_files import ShardFiles, ShardFolder, ShardObjects
 from pipeline.engines.choice import engines
-from pipeline.errors import ImgrecError, SetupError
+from pipeline.errors import ImgrecError, ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
 from pipeline.index.engine import Engines, OpenIndex
@@ -78,7 +78,6 @@ from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-HOST = socket.gethostname()
 Value = TypeVar("Value")
 
 
@@ -167,6 +166,15 @@ class Resources:
         present = roll_call.present() if roll_call is not None else []
         if roll_call is not None and serving(present, queues):
             require_agreement(roll_call, self.identifier.read(*parts), queues, parts, present)
+
+    def require_agreement_of_running(self, queues: Sequence[str], *parts: str) -> None:
+        """Do so for work that needs neither Redis nor workers: without Redis none are running.
+
+        Raises:
+            SettingsDiffer: they differ.
+        """
+        with contextlib.suppress(ServerUnavailable):
+            self.require_agreement(queues, *parts)
 
     @once
     def jobs(self) -> Jobs:

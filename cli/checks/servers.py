@@ -11,6 +11,8 @@ from cli.checks.row import RECHECK, CheckContext, CheckFailed, CheckWarning, cor
 from pipeline.errors import ImgrecError
 from workers.routes import FETCH, QUEUES
 
+NO_REDIS = CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
+
 
 def redis(context: CheckContext) -> str:
     """Redis answers, takes a key and throws no task away."""
@@ -111,15 +113,13 @@ def worker(queue: str) -> Callable[[CheckContext], str]:
 
     def run(context: CheckContext) -> str:
         if not context.redis_works:
-            raise CheckFailed(
-                "not checked: Redis does not work", "repair Redis, then: imgrec check"
-            )
+            raise NO_REDIS
         count = context.workers[queue]
         if not count:
             raise CheckFailed(
                 "no worker answers", f"celery worker -Q {queue}, or all with: imgrec up"
             )
-        return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
+        return _answering(count)
 
     return run
 
@@ -135,7 +135,7 @@ def has_feed(context: CheckContext) -> bool:
 def fetching(context: CheckContext) -> str:
     """A worker fetches the images of feeds, or `imgrec up` would start one."""
     if not context.redis_works:
-        raise CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
+        raise NO_REDIS
     hosts = context.settings.fetch_hosts
     count = context.workers[FETCH]
     if not count:
@@ -143,8 +143,11 @@ def fetching(context: CheckContext) -> str:
             f"no worker answers; hosts: {hosts}",
             "celery worker -Q fetch; 'imgrec up' starts one when a job needs it",
         )
-    workers = f"{count} {'worker answers' if count == 1 else 'workers answer'}"
-    return f"{workers}; hosts: {hosts}"
+    return f"{_answering(count)}; hosts: {hosts}"
+
+
+def _answering(count: int) -> str:
+    return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
 
 
 def settings_of_workers(context: CheckContext) -> str:
@@ -153,7 +156,7 @@ def settings_of_workers(context: CheckContext) -> str:
     from workers.roll_call import Dispute, serving
 
     if not context.redis_works:
-        raise CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
+        raise NO_REDIS
     roll_call = context.roll_call
     present = serving(roll_call.present(), QUEUES) if roll_call is not None else []
     if not present:

@@ -69,11 +69,6 @@ class Database:
             rows = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
         return int(rows[0]["n"]) if rows else 0
 
-    def encoding(self) -> str:
-        """Return the encoding in which the database stores text, e.g. UTF8."""
-        with self.transaction(read_only=True) as tx:
-            return tx.encoding()
-
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _inherited: list[Backend] = []  # never closed: what a child process has is the parent's

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline.duplicates.pairs import pair_key
 from pipeline.duplicates.result import Published, SearchResult
@@ -204,8 +204,3 @@ def _columns() -> str:
         f"{FACTS}, CASE WHEN state = 'planned' OR (state = 'running' AND lease_until < now_s()) "
         "THEN 1 ELSE 0 END AS is_stale"
     )
-
-
-def search_object(search: Search) -> dict[str, object]:
-    """Describe a search as commands and pages show it."""
-    return {**asdict(search), "index_version": search.index_version.partition("/")[0]}

@@ -85,13 +85,13 @@ class FeedbackLog:
             time.sleep(0.1)
         return query
 
-    def queries(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[LoggedQuery]:
-        """Return the newest of the log, oldest first; of a fingerprint, or all."""
+    def queries(self, fingerprint: str | None = None) -> list[LoggedQuery]:
+        """Return the newest `NEWEST` of the log, oldest first; of a fingerprint, or all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
                 f"SELECT * FROM queries {where} ORDER BY asked_at DESC, query_id DESC LIMIT ?",
-                (*values, limit),
+                (*values, NEWEST),
             )
         return [_shown(row) for row in reversed(rows)]
 
@@ -148,13 +148,13 @@ class FeedbackLog:
         """Return a number that every verdict changes."""
         return self._database.revision(NAME)
 
-    def newest(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[Feedback]:
-        """Return the newest verdicts, on queries of a fingerprint or on all."""
+    def newest(self, fingerprint: str | None = None) -> list[Feedback]:
+        """Return the newest `NEWEST` verdicts, on queries of a fingerprint or on all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
                 f"SELECT * FROM feedback {where} ORDER BY given_at DESC LIMIT ?",
-                (*values, limit),
+                (*values, NEWEST),
             )
         return [_given(row) for row in rows]
 
