@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 
 import imgrec
+from pipeline.cgroup import cores
 from pipeline.names import printable
-from pipeline.settings import cores
 
 DATA = Path("data/demo")
 PRODUCTS = Path("data/products")

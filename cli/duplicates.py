@@ -38,7 +38,7 @@ SEND_AGAIN_S = 15.0  # a worker that merges an index has no time meanwhile; sent
     type=Score(),
     default=AUTO,
     show_default=True,
-    help="Lowest score of a pair; auto: pairs that are far closer than what is around them.",
+    help="Lowest score of a pair; auto: pairs that are far closer than their other neighbors.",
 )
 @click.option(
     "--keep",
@@ -98,7 +98,7 @@ def duplicates(
     else:
         search = _wait(resources, search, timeout, as_json)
     if search.error or search.open:
-        raise ImgrecError(search.error or f"Another process works at the search {search.id}.")
+        raise ImgrecError(search.error or f"Another process works on the search {search.id}.")
     answer = _answer(resources, search, keep is not None)
     if html:
         from cli.duplicates_report import write_duplicates
@@ -170,7 +170,7 @@ def _wait(resources: Resources, search: Search, timeout: float, quiet: bool) -> 
                 send_at = now + SEND_AGAIN_S
             elif now >= deadline:
                 raise TimedOut(
-                    f"The search has not ended after {timeout:g} s; it goes on. Run 'imgrec "
+                    f"The search is not finished after {timeout:g} s; it continues. Run 'imgrec "
                     "duplicates' again to wait for it."
                 )
             else:

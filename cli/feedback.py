@@ -81,7 +81,7 @@ def add(
 def report(wiring: Wiring, as_json: bool) -> None:
     """Show how often each rank was taken, and nDCG without and with feedback.
 
-    Of the newest 20,000 queries in the log.
+    Covers the newest 20,000 queries of the log.
     """
     answer = _report(wiring.resources)
     if as_json:

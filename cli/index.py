@@ -101,15 +101,15 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
     "--to",
     required=True,
     type=click.Choice(ENGINES),
-    help="The engine that is to search the index.",
+    help="Engine that searches the index from then on.",
 )
 @json_option
 @pass_wiring
 def migrate(wiring: Wiring, to: str, as_json: bool) -> None:
     """Move the published index to another engine.
 
-    Nothing is embedded anew. The version before stays for a rollback. After an interruption, run
-    it again: it goes on where it was.
+    Nothing is embedded again, and the previous version is kept for a rollback. If this command is
+    interrupted, run it again: it continues.
     """
     from filelock import Timeout
 

@@ -46,8 +46,8 @@ def add(
 ) -> None:
     """Add photos to the published index.
 
-    They are copied to where the products are, a folder or a store, below the product's name, and
-    found at once. The next rebuild takes them in.
+    They are copied into the products folder or store, below the product's id, and queries find them
+    within two seconds. The next rebuild includes them.
     """
     from workers.live_changes import add_image, new_images
 
@@ -82,8 +82,7 @@ def add(
 def remove(wiring: Wiring, product: str, image: str | None, as_json: bool) -> None:
     """Remove a product from the published index.
 
-    Its photos are not found any more, and later rebuilds leave them out. Their files stay where
-    they are.
+    Queries no longer find its photos, and later rebuilds leave them out. The files are kept.
     """
     from workers.live_changes import remove_images
 

@@ -90,8 +90,8 @@ def import_catalogue(
 
     FILE is a table (CSV or TSV, in the usual encodings and with the usual delimiters) with a
     header, a .jsonl file with one object on each line, a Parquet file, a feed for Google Merchant
-    (XML or TSV), or an export of Shopify or WooCommerce, each also packed with gzip. A URL is
-    downloaded, if it has changed since its last import. The column 'product_id' identifies a
+    (XML or TSV), or an export of Shopify or WooCommerce; each may be compressed with gzip. A URL is
+    downloaded if it has changed since its last import. The column 'product_id' identifies a
     product. The column 'image' names an image of the product, relative to the products folder, or
     its address; a product with several images has several rows. Without it, a product's images are
     the image of its name and those in the folder of its name. All other columns are shown in

@@ -103,7 +103,7 @@ SHOWN_FACTS = 5  # columns of the catalogue in the table
     help="Order the 1,000 best matches by a column of the product data; -COLUMN is descending.",
 )
 @click.option("--offset", default=0, help="Number of matches to skip.", metavar="N")
-@click.option("--explain", is_flag=True, help="Show what each match's rank is made of.")
+@click.option("--explain", is_flag=True, help="Show how each match's rank was computed.")
 @wait_option
 @timeout_option
 @json_option

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import imgrec
 from cli import die_with_parent, redis_server
+from pipeline.cgroup import cores
 from pipeline.errors import ImgrecError
-from pipeline.settings import Settings, cores
+from pipeline.settings import Settings
 from pipeline.store.database import Database
 from pipeline.store.heartbeat import READY, read_reason
 from pipeline.store.identity import PARTS

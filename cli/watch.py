@@ -10,7 +10,7 @@ from cli.progress import progress_bar
 from cli.wiring import Wiring
 from pipeline.errors import JobFailed, ServerUnavailable, SettingsDiffer, TimedOut
 from pipeline.store.job_object import job_object
-from workers.routes import EMBED, INDEX, nobody_listens, queue_of_job
+from workers.routes import nobody_listens, queue_of_job
 
 if TYPE_CHECKING:
     from pipeline.store.jobs import Job, Jobs, Progress
@@ -133,7 +133,7 @@ def _watch(
                 if job.error:
                     helper.say(f"Waiting: {job.error}")
                 if work is None:
-                    helper.compare(job_id)
+                    helper.compare(job)
                     helper.step(job, progress)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not finished after {timeout:g} s.")
@@ -169,12 +169,13 @@ class _Reconciler:
         except ServerUnavailable as error:
             self.wait_for(error)
 
-    def compare(self, job_id: str) -> None:
+    def compare(self, job: Job) -> None:
         """End the wait where no worker works with this job's database and folder; else say which.
 
         Raises:
             SettingsDiffer: none of them.
         """
+        from workers.reconcile import queues_of_rebuild
         from workers.roll_call import Dispute, require_agreement
 
         roll_call = self._resources.dispatcher.roll_call
@@ -182,12 +183,12 @@ class _Reconciler:
             return
         self._compare_next = time.monotonic() + COMPARE_EVERY_S
         try:
-            report = roll_call.unknown_job(job_id)
+            report = roll_call.unknown_job(job.id)
             present = roll_call.present()
         except ServerUnavailable as error:
             self.wait_for(error)
             return
-        queues, parts = (EMBED, INDEX), ("database", "data")
+        queues, parts = queues_of_rebuild(job.root), ("database", "data")
         mine = self._resources.identifier.read(*parts) if present else None
         dispute = Dispute.find(mine, present, queues, parts) if mine else None
         told = " ".join(str(each) for each in (report, dispute) if each)

@@ -10,11 +10,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
+from pipeline.cgroup import cores
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.images.decode import Limits
 from pipeline.images.memory_budget import MemoryBudget
 from pipeline.outbound import AllowedHosts, Client
-from pipeline.settings import Settings, cores
+from pipeline.settings import Settings
 from web.agreement import Agreement
 from web.answers import Answers
 from web.process_metrics import WebMetrics

@@ -253,8 +253,8 @@ class Dispute:
         )
         return (
             f"Not every process at this Redis works with the same data: {settings}. Set the same "
-            "places for all of them, as absolute paths, or run all in one folder; what is to stay "
-            "apart needs a REDIS_URL of its own, e.g. another number after its last '/'."
+            "values for all of them, as absolute paths, or run all in one folder. For separate "
+            "data, use another REDIS_URL, e.g. with another number after its last '/'."
         )
 
 

@@ -92,7 +92,7 @@ def import_feed(
                 _write(tx, feed, plan.stored_columns, replace, origin)
                 count_change(tx, NAME)
                 return outcome
-    raise ImgrecError("Other imports change the catalogue all the time. Try again when they end.")
+    raise ImgrecError("Other imports keep changing the catalogue: try again when they have ended.")
 
 
 class _Plan:

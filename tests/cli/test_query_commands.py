@@ -144,7 +144,7 @@ def test_an_answer_is_a_table_for_people_and_an_object_for_programs(
 def test_what_the_model_did_not_read_is_told_beside_the_answer(
     imgrec: Run, queue: Queue, options: tuple[str, ...]
 ) -> None:
-    warning = "The model does not know the word 'bow': it says nothing."
+    warning = "The model does not know the word 'bow' and ignores it."
     queue.answers = iter([{**ANSWER, "warnings": [warning]}])
     done = imgrec("query", "--text", "a bow", "--wait", *options)
     assert done.code == 0

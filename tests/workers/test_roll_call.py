@@ -99,7 +99,7 @@ def test_a_dispute_names_the_settings_both_values_who_has_them_and_what_to_do() 
     assert "/a/database on vm (id a-databa) for worker w1" in sentence
     assert "DATA_DIR is /b/data" in sentence
     assert "MODELS_DIR" not in sentence
-    assert "Set the same places for all of them" in sentence
+    assert "Set the same values for all of them" in sentence
     assert "REDIS_URL" in sentence
 
 
