@@ -55,7 +55,7 @@ def add(
     resources.require_agreement_of_running((QUERY,), "database", "data")
     images = new_images(resources)
     settings = wiring.settings
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     source = _Photos(images, product, limits, settings.preprocess_bg_color)
     read = [source.read(photo) for photo in photos]
     if len({each.path for each in read}) < len(read):

@@ -13,7 +13,7 @@ from pipeline.names import printable
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from pipeline.store.jobs import Job, Progress
+    from pipeline.store.job import Job, Progress
 
 PLAIN_EVERY_S = 10.0  # between two lines where no bar can be drawn
 SETTLE_S = 0.5  # a rate measured over less is noise

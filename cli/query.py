@@ -236,7 +236,7 @@ def _shown(data: bytes, settings: Settings) -> bytes:
     """Return the query's image in a format that a browser shows, which TIFF is not."""
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return data
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     return encode_jpeg(decode(data, limits, settings.preprocess_bg_color))
 
 

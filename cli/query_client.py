@@ -27,7 +27,7 @@ def message(image: Path, settings: Settings) -> bytes:
     Raises:
         BadImage: naming the file.
     """
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     try:
         return message_image(read_image(image, limits), limits, settings.preprocess_bg_color)
     except BadImage as error:

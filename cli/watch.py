@@ -13,7 +13,8 @@ from pipeline.store.job_object import job_object
 from workers.routes import nobody_listens, queue_of_job
 
 if TYPE_CHECKING:
-    from pipeline.store.jobs import Job, Jobs, Progress
+    from pipeline.store.job import Job, Progress
+    from pipeline.store.jobs import Jobs
     from workers.local import Work
     from workers.resources import Resources
 

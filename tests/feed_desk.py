@@ -15,7 +15,7 @@ from pipeline.outbound import AllowedHosts
 from pipeline.rebuild.plan_feed import plan_fetch
 from pipeline.settings import Settings
 from pipeline.store.feeds import Origin
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 
 FAST = {"fetch_hosts": NETWORK, "fetch_rate": 1000.0, "fetch_connections": 8}
 

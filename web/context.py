@@ -13,7 +13,6 @@ from fastapi import FastAPI, Request
 from pipeline.cgroup import cores
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.images.decode import Limits
-from pipeline.images.memory_budget import MemoryBudget
 from pipeline.outbound import AllowedHosts, Client
 from pipeline.settings import Settings
 from web.agreement import Agreement
@@ -64,9 +63,7 @@ class Web:
             min(int(self.settings.max_image_bytes), int(self.settings.web_max_body)),
         )
         self.planners = ThreadPoolExecutor(PLANNERS, "plan")
-        self.limits = Limits(
-            self.settings.max_image_pixels, self.settings.max_image_bytes, MemoryBudget()
-        )
+        self.limits = Limits.of(self.settings)
 
     async def ask(
         self, task: str, args: tuple[Any, ...], *, needs_index: bool = True

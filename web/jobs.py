@@ -20,8 +20,8 @@ from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.rebuild.retry import plan_retry
+from pipeline.store.job import AlreadyRequested, Job, JobRequest, Progress
 from pipeline.store.job_object import job_object, to_object
-from pipeline.store.jobs import AlreadyRequested, Job, JobRequest, Progress
 from web import schemas
 from web.access import Admin
 from web.context import Web, web_of

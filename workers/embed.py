@@ -19,7 +19,7 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.roots import open_reader
 from pipeline.store.heartbeat import HOST
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.after_error import after_shard_error
 from workers.dispatch import require_names

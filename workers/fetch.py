@@ -19,7 +19,7 @@ from pipeline.fetch.turns import HostLimits
 from pipeline.images.fetched import fetched_store
 from pipeline.store.feeds import FetchedUrl
 from pipeline.store.heartbeat import HOST
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 from pipeline.store.shards import Claim
 from workers.after_error import after_shard_error
 from workers.dispatch import require_names

@@ -13,7 +13,7 @@ from pipeline.errors import ObjectConflict, ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.heartbeat import HOST
-from pipeline.store.jobs import Job, MergeClaim
+from pipeline.store.job import Job, MergeClaim
 from workers.after_error import carry_out
 from workers.dispatch import require_names
 from workers.error_policy import Attempt, Stage, decide, give_up

@@ -11,7 +11,7 @@ from pipeline.failpoints import failpoint
 from pipeline.rebuild.plan import PLAN_LEASES
 from pipeline.rebuild.plan_feed import plan_fetched
 from pipeline.store.heartbeat import HOST
-from pipeline.store.jobs import PlanClaim
+from pipeline.store.job import PlanClaim
 from pipeline.store.shards import PlanLost
 from workers.after_error import carry_out
 from workers.dispatch import require_names

@@ -16,7 +16,7 @@ import redis
 from pipeline.errors import ServerUnavailable, quote
 from pipeline.failpoints import failpoint
 from pipeline.images.fetched import feed_name
-from pipeline.store.jobs import FETCHING, Job
+from pipeline.store.job import FETCHING, Job
 from workers.routes import (
     EMBED,
     EMBED_SHARD,

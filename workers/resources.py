@@ -361,8 +361,7 @@ class Resources:
     @property
     def limits(self) -> Limits:
         """The limits of an image to decode, within the budget that all of them share."""
-        settings, budget = self.settings, self.memory_guard.budget
-        return Limits(settings.max_image_pixels, settings.max_image_bytes, budget)
+        return Limits.of(self.settings, self.memory_guard.budget)
 
     @once
     def embedder(self) -> Embedder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.store.jobs import Job, Progress
+    from pipeline.store.job import Job, Progress
 
 EMBED, INDEX, QUERY, FETCH = "embed", "index", "query", "fetch"
 QUEUES = (EMBED, INDEX, QUERY, FETCH)

@@ -7,13 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.errors import NotFound, WrongUse
 from pipeline.names import nfc
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
 from pipeline.store.backend import Row
 from pipeline.store.database import Database, count_change
+from pipeline.vector_bytes import from_bytes, to_bytes
 
 NAME = "feedback"  # of the revision
 # Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.
@@ -46,7 +45,7 @@ class FeedbackLog:
                         query.index_version,
                         query.fingerprint,
                         json.dumps(query.matches),
-                        np.asarray(query.vector, "<f4").tobytes(),
+                        to_bytes(query.vector),
                         query.first_rank,
                     )
                     for query in queries
@@ -138,7 +137,7 @@ class FeedbackLog:
                     feedback.rank,
                     feedback.index_version,
                     feedback.fingerprint,
-                    np.asarray(query.vector, "<f4").tobytes(),
+                    to_bytes(query.vector),
                 ),
             )
             count_change(tx, NAME)
@@ -163,10 +162,6 @@ def _of(fingerprint: str | None) -> tuple[str, tuple[str, ...]]:
     return ("", ()) if fingerprint is None else ("WHERE fingerprint = ?", (fingerprint,))
 
 
-def _vector(data: Any) -> Any:
-    return np.frombuffer(bytes(data), "<f4").astype(np.float32)
-
-
 def _shown(row: Row) -> LoggedQuery:
     matches = tuple((product_id, score) for product_id, score in json.loads(row["shown"]))
     return LoggedQuery(
@@ -176,12 +171,12 @@ def _shown(row: Row) -> LoggedQuery:
         index_version=row["index_version"],
         fingerprint=row["fingerprint"],
         matches=matches,
-        vector=_vector(row["vector"]),
+        vector=from_bytes(row["vector"]),
         first_rank=int(row["first_rank"]),
     )
 
 
 def _given(row: Row) -> Feedback:
-    facts: dict[str, Any] = {**row, "user": row["who"], "vector": _vector(row["vector"])}
+    facts: dict[str, Any] = {**row, "user": row["who"], "vector": from_bytes(row["vector"])}
     del facts["who"]
     return Feedback(**facts)
