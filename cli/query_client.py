@@ -14,8 +14,9 @@ from pipeline.images.decode import Limits, read_image
 from pipeline.images.message_image import message_image
 from pipeline.settings import Settings
 from pipeline.store.identity import Identifier
+from workers.agreement import parts_of_query, require_agreement
 from workers.patience import LAST_LOOK_S, RESENDS, Patience, nobody_answers
-from workers.roll_call import Announcement, RollCall, parts_of_query, require_agreement, serving
+from workers.registry import Announcement, WorkerRegistry, serving
 from workers.routes import QUERY
 
 KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
@@ -75,7 +76,7 @@ class PendingQuery:
             # The addresses of stores are compared, not their ids: a question asks no store.
             read = ["database"] if settings.artifacts_url else parts
             mine = Identifier(settings, None).read(*read)
-            require_agreement(RollCall(settings.redis_url), mine, [QUERY], parts, present)
+            require_agreement(WorkerRegistry(settings.redis_url), mine, [QUERY], parts, present)
 
     def _send(self, *, ask_workers: bool = False) -> list[Announcement]:
         expires_s = max(self._timeout, 60.0) + KEPT_S

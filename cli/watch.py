@@ -176,27 +176,27 @@ class _Reconciler:
         Raises:
             SettingsDiffer: none of them.
         """
+        from workers.agreement import Mismatch, require_agreement
         from workers.reconcile import queues_of_rebuild
-        from workers.roll_call import Dispute, require_agreement
 
-        roll_call = self._resources.dispatcher.roll_call
-        if roll_call is None or time.monotonic() < self._compare_next:
+        registry = self._resources.dispatcher.registry
+        if registry is None or time.monotonic() < self._compare_next:
             return
         self._compare_next = time.monotonic() + COMPARE_EVERY_S
         try:
-            report = roll_call.unknown_job(job.id)
-            present = roll_call.present()
+            report = registry.unknown_job(job.id)
+            present = registry.present()
         except ServerUnavailable as error:
             self.wait_for(error)
             return
         queues, parts = queues_of_rebuild(job.root), ("database", "data")
         mine = self._resources.identifier.read(*parts) if present else None
-        dispute = Dispute.find(mine, present, queues, parts) if mine else None
-        told = " ".join(str(each) for each in (report, dispute) if each)
-        if mine is not None and dispute is not None and dispute.unanimous:
+        mismatch = Mismatch.find(mine, present, queues, parts) if mine else None
+        told = " ".join(str(each) for each in (report, mismatch) if each)
+        if mine is not None and mismatch is not None and mismatch.all_differ:
             if report is not None:
                 raise SettingsDiffer(told)
-            require_agreement(roll_call, mine, queues, parts, present)
+            require_agreement(registry, mine, queues, parts, present)
         elif told:
             self.say(told)
 

@@ -20,8 +20,8 @@ from web.answers import Answers
 from web.process_metrics import WebMetrics
 from web.rate_limit import RateLimiter
 from web.streams import Streams
+from workers.agreement import parts_of_query
 from workers.resources import Resources
-from workers.roll_call import parts_of_query
 from workers.routes import QUERY
 
 FETCHERS = 8  # images that are fetched at the same time

@@ -26,8 +26,8 @@ from workers.dispatch import require_names
 from workers.lease import Lease
 from workers.reconcile import advance
 from workers.refusal import outside_claim
+from workers.registry import serving
 from workers.resources import Resources
-from workers.roll_call import serving
 from workers.routes import FETCH, FETCH_SHARD
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ class _Fetcher:
 
     def _n_workers(self) -> int:
         """Count the workers that share the limits of each host."""
-        roll_call = self._resources.dispatcher.roll_call
-        return len(serving(roll_call.present(), (FETCH,))) if roll_call is not None else 1
+        registry = self._resources.dispatcher.registry
+        return len(serving(registry.present(), (FETCH,))) if registry is not None else 1
 
     def _is_done(self, url: str) -> bool:
         known = self._known.get(url)

@@ -21,10 +21,10 @@ from pipeline.images.memory_budget import limit_malloc_arenas
 from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.store.redis_client import connect, require_fit
 from workers import transport
+from workers.announcer import Announcer
 from workers.log_escape import escape
 from workers.reconcile import reconcile
 from workers.resources import Resources, process_resources
-from workers.roll_call import Announcer
 from workers.routes import INDEX, QUERY, QUEUES
 
 log = logging.getLogger(__name__)
@@ -102,16 +102,16 @@ def start_heartbeat(sender: Any, **_: Any) -> None:
 
 
 @signals.worker_init.connect
-def join_roll_call(sender: Any, **_: Any) -> None:
+def announce(sender: Any, **_: Any) -> None:
     """Say from here on what this worker works with; commands compare before they send."""
     resources = process_resources()
-    roll_call = resources.dispatcher.roll_call
-    if roll_call is not None:
+    registry = resources.dispatcher.registry
+    if registry is not None:
         queues = sorted(sender.app.amqp.queues.consume_from)
         announcer = Announcer(
-            roll_call, sender.hostname, queues, resources.identifier, resources.stopping
+            registry, sender.hostname, queues, resources.identifier, resources.stopping
         )
-        resources.watchdog.register_thread(_thread("roll-call", announcer.run))
+        resources.watchdog.register_thread(_thread("announcer", announcer.run))
 
 
 @signals.worker_init.connect

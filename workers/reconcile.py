@@ -112,9 +112,9 @@ def report_unknown_job(resources: Resources, job_id: str) -> None:
         "replaced since."
     )
     log.error("%s The message is dropped.", sentence)
-    if resources.dispatcher.roll_call is not None:
+    if resources.dispatcher.registry is not None:
         try:
-            resources.dispatcher.roll_call.report_unknown_job(job_id, sentence)
+            resources.dispatcher.registry.report_unknown_job(job_id, sentence)
         except redis.RedisError as error:
             log.warning("This could not be reported over Redis: %s", error)
 

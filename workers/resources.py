@@ -66,6 +66,7 @@ from pipeline.store.live_changes import LiveChanges
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
 from pipeline.store.webhooks import Webhooks
+from workers.agreement import require_agreement
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.dispatch import CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
@@ -73,7 +74,7 @@ from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
 from workers.metrics import NoMetrics, serve_metrics
 from workers.query_log import QueryLog
-from workers.roll_call import require_agreement, serving
+from workers.registry import serving
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -162,10 +163,10 @@ class Resources:
         Raises:
             SettingsDiffer: they differ. ServerUnavailable: Redis does not answer.
         """
-        roll_call = self.dispatcher.roll_call
-        present = roll_call.present() if roll_call is not None else []
-        if roll_call is not None and serving(present, queues):
-            require_agreement(roll_call, self.identifier.read(*parts), queues, parts, present)
+        registry = self.dispatcher.registry
+        present = registry.present() if registry is not None else []
+        if registry is not None and serving(present, queues):
+            require_agreement(registry, self.identifier.read(*parts), queues, parts, present)
 
     def require_agreement_of_running(self, queues: Sequence[str], *parts: str) -> None:
         """Do so for work that needs neither Redis nor workers: without Redis none are running.

@@ -153,19 +153,20 @@ def _answering(count: int) -> str:
 def settings_of_workers(context: CheckContext) -> str:
     """The workers work with this database, this data folder and this models folder."""
     from pipeline.store.identity import PARTS
-    from workers.roll_call import Dispute, serving
+    from workers.agreement import Mismatch
+    from workers.registry import serving
 
     if not context.redis_works:
         raise NO_REDIS
-    roll_call = context.roll_call
-    present = serving(roll_call.present(), QUEUES) if roll_call is not None else []
+    registry = context.registry
+    present = serving(registry.present(), QUEUES) if registry is not None else []
     if not present:
         return "no worker has said yet what it works with"
     mine = context.resources.identifier.read()
-    dispute = Dispute.find(mine, present, QUEUES, PARTS)
-    if dispute is not None:
+    mismatch = Mismatch.find(mine, present, QUEUES, PARTS)
+    if mismatch is not None:
         raise CheckFailed(
-            str(dispute),
+            str(mismatch),
             "set the same DATABASE_URL, and ARTIFACTS_URL or DATA_DIR and MODELS_DIR, everywhere",
         )
     return (

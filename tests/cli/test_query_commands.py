@@ -24,7 +24,7 @@ from pipeline.images.message_image import MESSAGE_BYTES
 from pipeline.settings import load_settings
 from workers import patience
 from workers.query_messages import RemoteError
-from workers.roll_call import Announcement
+from workers.registry import Announcement
 
 Run = Callable[..., Any]
 

@@ -16,10 +16,11 @@ from pipeline.store.feeds import Origin
 from pipeline.store.identity import Identifier
 from web import agreement
 from web.answers import Answers
-from workers import roll_call
+from workers import announcer
+from workers.announcer import Announcer
 from workers.dispatch import CeleryDispatcher
+from workers.registry import WorkerRegistry
 from workers.resources import Resources
-from workers.roll_call import Announcer, RollCall
 
 ANSWER = {  # to any question
     "query_id": "x",
@@ -58,9 +59,9 @@ class Worker:
     def __init__(self, settings: Settings, queues: Sequence[str] = QUEUES) -> None:
         self._stopping = threading.Event()
         identifier = Identifier(settings, Database(settings.database_url))
-        call = RollCall(settings.redis_url)
-        announcer = Announcer(call, "query@elsewhere", queues, identifier, self._stopping)
-        self._thread = threading.Thread(target=announcer.run)
+        call = WorkerRegistry(settings.redis_url)
+        speaker = Announcer(call, "query@elsewhere", queues, identifier, self._stopping)
+        self._thread = threading.Thread(target=speaker.run)
         self._present = call.present
 
     def __enter__(self) -> None:
@@ -79,7 +80,7 @@ def client(mine: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpClie
 
     monkeypatch.setattr(Answers, "ask", ask)  # what would be answered if it was sent
     monkeypatch.setattr(agreement, "KEPT_S", 0.0)
-    monkeypatch.setattr(roll_call, "EVERY_S", 0.2)
+    monkeypatch.setattr(announcer, "EVERY_S", 0.2)
     with serve_here(Resources(mine, CeleryDispatcher(mine.redis_url))) as (client, _):
         yield client
 
