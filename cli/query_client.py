@@ -15,7 +15,7 @@ from pipeline.images.message_image import message_image
 from pipeline.settings import Settings
 from pipeline.store.identity import Identifier
 from workers.agreement import parts_of_query, require_agreement
-from workers.patience import LAST_LOOK_S, RESENDS, Patience, nobody_answers
+from workers.answer_wait import LAST_LOOK_S, RESENDS, AnswerWait, nobody_answers
 from workers.registry import Announcement, WorkerRegistry, serving
 from workers.routes import QUERY
 
@@ -99,20 +99,20 @@ def wait_for(
         TimedOut: no answer in time. ServerUnavailable: Redis is away, or no worker serves queries.
         ImgrecError: what the worker raised.
     """
-    patience = Patience(query_id, timeout, resends=RESENDS if resend else 0)
+    wait = AnswerWait(query_id, timeout, resends=RESENDS if resend else 0)
     with celery_protocol.listening(query_id) as listener:
         while True:
-            answer: dict[str, Any] | None = listener.wait(patience.pause())
+            answer: dict[str, Any] | None = listener.wait(wait.pause())
             if answer is not None:
                 return answer
-            late = patience.late  # before the looks, which take seconds
+            late = wait.late  # before the looks, which take seconds
             try:
                 dispatcher = wiring.dispatcher  # only now: it brings Celery with it
                 served = dispatcher.workers()[QUERY] or dispatcher.workers(LAST_LOOK_S)[QUERY]
-                due = resend and served and not late and patience.due
+                due = resend and served and not late and wait.due
                 if due and resend and not dispatcher.queue_length(QUERY):
                     resend()
-                    patience.resent()
+                    wait.resent()
             except ServerUnavailable:
                 if late:
                     raise
@@ -121,4 +121,4 @@ def wait_for(
                 missing = needs_index and wiring.resources.versions.current_name() is None
                 raise nobody_answers(missing)
             if late:
-                raise patience.timed_out()
+                raise wait.timed_out()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pipeline.errors import ServerUnavailable, SettingsDiffer
-from web.shared_look import SharedLook
+from web.shared_call import SharedCall
 from workers.agreement import Mismatch, require_agreement
 from workers.registry import serving
 from workers.resources import Resources
@@ -22,7 +22,7 @@ class Agreement:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._looks: dict[Question, SharedLook[str]] = {}
+        self._calls: dict[Question, SharedCall[str]] = {}
         self._differed: set[Question] = set()
 
     async def require(self, queues: Sequence[str], *parts: str) -> None:
@@ -34,10 +34,10 @@ class Agreement:
         if not parts:
             return
         question = (tuple(queues), parts)
-        look = self._looks.get(question)
-        if look is None:
-            look = self._looks[question] = SharedLook(partial(self._compare, question), KEPT_S)
-        if sentence := await look.get():
+        call = self._calls.get(question)
+        if call is None:
+            call = self._calls[question] = SharedCall(partial(self._compare, question), KEPT_S)
+        if sentence := await call.get():
             raise SettingsDiffer(sentence)
 
     async def require_of_running(self, queues: Sequence[str], *parts: str) -> None:

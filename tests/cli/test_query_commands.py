@@ -22,7 +22,7 @@ from pipeline.errors import FingerprintMismatch, IndexMissing, Overloaded, Serve
 from pipeline.images.decode import WORK_SIDE
 from pipeline.images.message_image import MESSAGE_BYTES
 from pipeline.settings import load_settings
-from workers import patience
+from workers import answer_wait
 from workers.query_messages import RemoteError
 from workers.registry import Announcement
 
@@ -76,7 +76,7 @@ class Queue:
 def queue(inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(query_client, "celery_protocol", queue)
-    monkeypatch.setattr(patience, "time", queue)
+    monkeypatch.setattr(answer_wait, "time", queue)
     return queue
 
 

@@ -19,7 +19,7 @@ LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can sti
 RESENDS = 3
 
 
-class Patience:
+class AnswerWait:
     """The wait for one answer.
 
     After each silence of `pause()` seconds, the client looks for workers, and sends its question
