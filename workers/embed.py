@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PREPROCESSED = "preprocessed"  # below DATA_DIR, or in the store
-PATIENCE_S = 1.0  # between two tries to reach the database
+RETRY_S = 1.0  # between two tries to reach the database
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -162,7 +162,7 @@ def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:
             resources.jobs.shards.clear_suspect(claim, position)
             return
         except ServerUnavailable:
-            if resources.stopping.wait(PATIENCE_S):
+            if resources.stopping.wait(RETRY_S):
                 raise
 
 

@@ -26,7 +26,7 @@ from workers.routes import INDEX
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 1.0  # between two tries to reach the database
+RETRY_S = 1.0  # between two tries to reach the database
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
@@ -134,5 +134,5 @@ def _release(resources: Resources, claim: MergeClaim, *, count_attempt: bool) ->
             resources.jobs.release_merge(claim, count_attempt=count_attempt)
             return
         except ServerUnavailable:
-            if resources.stopping.wait(PATIENCE_S):
+            if resources.stopping.wait(RETRY_S):
                 raise
