@@ -98,10 +98,10 @@ def import_catalogue(
     results and can be used with --where. An import changes the columns that the file has and leaves
     the rest.
     """
+    from pipeline.allowed_hosts import AllowedHosts
     from pipeline.feeds.read_feed import read_feed
     from pipeline.feeds.staging import Staging
     from pipeline.fetch.feed_file import default_name, require_name
-    from pipeline.outbound import AllowedHosts
 
     name = name or default_name(source)
     require_name(name)

@@ -28,6 +28,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pipeline.allowed_hosts import AllowedHosts
 from pipeline.cgroup import cores
 from pipeline.errors import WrongUse, first_invalid
 from pipeline.renamed_settings import accept_old_names
@@ -501,16 +502,12 @@ class Settings(BaseSettings):
     @classmethod
     def _known_hosts(cls, value: str) -> str:
         if value:
-            from pipeline.outbound import AllowedHosts  # not at the top: most need no HTTP
-
             AllowedHosts.parse(value)
         return value
 
     @field_validator("fetch_hosts")
     @classmethod
     def _known_fetch_hosts(cls, value: str) -> str:
-        from pipeline.outbound import AllowedHosts
-
         AllowedHosts.parse(value, star=True)
         return value
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
+from pipeline.allowed_hosts import AllowedHosts
 from pipeline.cgroup import cores
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.images.decode import Limits
-from pipeline.outbound import AllowedHosts, Client
+from pipeline.outbound import Client
 from pipeline.settings import Settings
 from web.agreement import Agreement
 from web.answers import Answers
