@@ -139,7 +139,7 @@ class FaissEngine:
         """
         segmented = as_segmented(vectors)
         if base is not None and segmented is not None:
-            extended = self._extend(vectors, segmented, workspace, check, base.version)
+            extended = self._extend(vectors, segmented, workspace, check, base)
             if extended is not None:
                 return extended.parameters()
             vectors = made_whole(segmented, workspace, check)
@@ -158,19 +158,19 @@ class FaissEngine:
         segmented: SegmentedVectors,
         workspace: Path,
         check: Callable[[], None],
-        earlier: Version,
+        base: Base,
     ) -> IndexSpec | None:
         """Index the new segment beside the base's index, which is in the workspace already."""
+        earlier = base.version
         kind = _kind(earlier)
         extended = faiss_index.extend(
             workspace / BASE_INDEX,
-            kind,
+            faiss_index.keep_lists(_load(earlier, kind), kind, base.rows),
             segmented,
             self._flat_max,
             self._threads,
             self._budget,
             check,
-            faiss_index.share_read(_load(earlier, kind), kind),
         )
         if extended is None:
             return None

@@ -152,35 +152,34 @@ def share_read(index: Any, kind: IndexSpec) -> float:
 
 def extend(
     base: Path,
-    kind: IndexSpec,
+    trained: Trained,
     vectors: SegmentedVectors,
     flat_max: int,
     threads: int = 1,
     budget: int | None = None,
     check: Callable[[], None] = lambda: None,
-    read: float = 0.0,
 ) -> tuple[SegmentedIndex, IndexSpec] | None:
     """Index the new rows of two segments with the lists of the base's; None if these do not serve.
 
     Args:
         base: the file of the base's index.
-        kind: of the earlier version's index.
-        read: the share of all rows that a search of the earlier version reads.
+        trained: the index of the earlier version, which has the same lists.
     """
     _faiss(threads)
     count, dim = vectors.shape
     wanted = choose_spec(count, dim, flat_max, budget)
-    rows: Any = vectors  # read like an array
-    whole, new = load(base, kind), load(base, kind)
-    trained = Trained(whole, kind, np.empty(0, np.int32), read)
     if not trained.fits(wanted, count):
         return None
+    kind, lists = trained.kind, trained.lists.copy()
+    rows: Any = vectors  # read like an array
+    whole, new = load(base, kind), load(base, kind)
     _empty(new)
-    _fill(new, vectors.new, np.full(len(vectors.new), -1, np.int32), check, whole.ntotal)
+    is_new = vectors.places >= whole.ntotal  # since the base; some were in the earlier version
+    lists[is_new] = _fill(new, vectors.new, lists[is_new], check, whole.ntotal)
     index = SegmentedIndex(whole, new, vectors.places)
     kind = replace(kind, memory=wanted.memory, reason=f"{wanted.reason}; lists kept from before")
     # Few queries tell whether the lists still serve, too few to read fewer lists than before.
-    spec = _tune(index, rows, kind, lists_of(index), sample=FEW, least=kind.nprobe)
+    spec = _tune(index, rows, kind, lists, sample=FEW, least=kind.nprobe)
     serves = spec.recall_at_10 >= spec.target_recall and trained.serve(index, spec)
     return (index, spec) if serves else None
 

@@ -32,7 +32,7 @@ def write_id_map(folder: Path, paths: Sequence[str]) -> None:
     quoted = texts[1:-1].split("\n") if paths else []
     lines = ",\n".join([f'"{row}": {path}' for row, path in enumerate(quoted)])
     (folder / "id_to_filename.json").write_bytes(f"{{\n{lines}\n}}\n".encode())
-    names = "".join([f"{path}\0" for path in paths]).encode()
+    names = "\0".join([*paths, ""]).encode()
     (folder / "paths.bin").write_bytes(names)
     ends = 1 + np.flatnonzero(np.frombuffer(names, np.uint8) == 0)
     np.save(folder / "path_ends.npy", np.concatenate([[0], ends], dtype=np.int64))

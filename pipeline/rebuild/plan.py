@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.embed.shards import cut
 from pipeline.errors import ImgrecError, ServerUnavailable, StoreRefused, WrongUse
@@ -215,30 +212,37 @@ class ChangeDetector:
         self.left_out = LeftOut()
         # Paths are compared within one folder only; for another, content hashes decide.
         same_folder = base is not None and base.manifest["root"] == source.name
-        self._cursor = BaseCursor(base) if base and same_folder else None
+        self._base = base if same_folder else None
         self._rows: list[int] = []
         self._failures: list[Failure] = []
         self.count = 0
 
     def changed(self) -> Iterator[ImageFile]:
-        """Yield the images to embed; keep the rest for `take_rows` and `take_failures`."""
-        row_of = self._cursor.row_of if self._cursor else lambda image: None
+        """Yield the images to embed; keep the rest for `take_rows` and `take_failures`.
+
+        An image is unchanged if its path, size and modification time are. The listing and the base
+        are sorted by path, so one pass over both is enough.
+        """
         removed, warnings = self._removed, self._warnings
+        known = _known_images(self._base) if self._base else iter(())
+        row, known_image = 0, next(known, None)
         for image in self._source.find(self._exclude, self.left_out):
             if isinstance(image, Failure):
                 self.count += not image.warning
                 self._failures.append(image)
                 continue
-            if removed and removed.get(image.path) == (image.size, image.mtime_ns):
+            path = image.path
+            if removed and removed.get(path) == (image.size, image.mtime_ns):
                 self.left_out.add(REMOVED)
                 continue
             self.count += 1
-            row = row_of(image)
-            if row is None:
+            while known_image is not None and known_image[0] < path:
+                row, known_image = row + 1, next(known, None)
+            if known_image is None or known_image != image[:3]:
                 yield image
                 continue
             self._rows.append(row)
-            if warnings and (warning := warnings.get(image.path)):
+            if warnings and (warning := warnings.get(path)):
                 self._failures.append(warning)
 
     def take_rows(self, last: bool) -> Iterator[list[int]]:
@@ -254,26 +258,9 @@ class ChangeDetector:
         return failures
 
 
-class BaseCursor:
-    """Finds the rows of listed images in one pass: the listing and the base are sorted by path."""
-
-    def __init__(self, base: Version) -> None:
-        self._entries = zip(base.paths, _rows(base.files), strict=True)
-        self._row = 0
-        self._entry = next(self._entries, None)
-
-    def row_of(self, image: ImageFile) -> int | None:
-        """Return the row of an unchanged image: same path, size and modification time."""
-        path, entry = image.path, self._entry
-        while entry is not None and entry[0] < path:
-            self._row += 1
-            entry = self._entry = next(self._entries, None)
-        if entry is None or entry[0] != path or entry[1] != (image.size, image.mtime_ns):
-            return None
-        return self._row
-
-
-def _rows(files: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield (bytes, mtime in ns) by row, read in pieces."""
-    for start in range(0, len(files), REUSE_ROWS):
-        yield from map(tuple, files[start : start + REUSE_ROWS].tolist())
+def _known_images(base: Version) -> Iterator[tuple[str, int, int]]:
+    """Yield (path, bytes, mtime in ns) by row, read in pieces."""
+    for start in range(0, len(base.files), REUSE_ROWS):
+        rows = slice(start, start + REUSE_ROWS)
+        sizes, times = base.files[rows].T.tolist()
+        yield from zip(base.paths[rows], sizes, times, strict=True)

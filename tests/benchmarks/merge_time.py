@@ -22,6 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# One number for NumPy and FAISS, as in a worker: threads beyond the free cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 from synthetic_vectors import clustered
 
@@ -182,12 +185,11 @@ def main() -> None:
     options.add_argument("--data", type=Path)
     options.add_argument("--count", type=int, default=200_000)
     options.add_argument("--rounds", type=int, default=1)
-    options.add_argument("--threads", type=int, default=1)
     options.add_argument("--no-change", action="store_true", help="another run has changed files")
     given = options.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     data = given.data or given.folder / "data"
-    shop = Shop(given.folder, data, given.count, given.threads)
+    shop = Shop(given.folder, data, given.count, int(os.environ["OMP_NUM_THREADS"]))
     if not shop.versions.is_published():
         shop.rebuild("full")
     for _ in range(given.rounds):

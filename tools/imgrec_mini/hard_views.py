@@ -50,12 +50,12 @@ def hard_view(
         return np.asarray(onto_white(cutout, side))
     if kind == CUT_OUT:
         assert cutout is not None
-        askew = _askew(cutout, rng, (0, 0, 0, 0))
-        return _photographed(_paste(askew, rng.uniform(0.45, 0.9), photos, side, rng), rng)
+        seen = askew(cutout, rng, (0, 0, 0, 0))
+        return _photographed(_paste(seen, rng.uniform(0.45, 0.9), photos, side, rng), rng)
     if kind == "turned":
         view = _turned(image, rng)
     elif kind == "askew":
-        view = _part(_askew(image, rng, _any_color(rng)), rng.uniform(0.7, 1), rng)
+        view = _part(askew(image, rng, any_color(rng)), rng.uniform(0.7, 1), rng)
     else:
         view = _part(image, rng.uniform(*SHARES[kind]), rng)
     return _photographed(onto_square(view, side), rng)
@@ -91,12 +91,12 @@ def _part(image: Image.Image, share: float, rng: np.random.Generator) -> Image.I
 
 def _turned(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     angle = rng.uniform(5, 25) * rng.choice((-1, 1))
-    fill = WHITE if rng.random() < 0.6 else _any_color(rng)
+    fill = WHITE if rng.random() < 0.6 else any_color(rng)
     whole = bool(rng.random() < 0.6)
     return image.rotate(angle, Image.Resampling.BICUBIC, expand=whole, fillcolor=fill)
 
 
-def _askew(image: Image.Image, rng: np.random.Generator, fill: tuple[int, ...]) -> Image.Image:
+def askew(image: Image.Image, rng: np.random.Generator, fill: tuple[int, ...]) -> Image.Image:
     """Return the image as seen from the side: its corners move by up to 15 % of the edges."""
     width, height = image.size
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
@@ -125,20 +125,20 @@ def _paste(
     scale = share * side / max(image.size)
     size = (max(8, round(image.width * scale)), max(8, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.BICUBIC)
-    canvas = _background(photos, side, rng)
+    canvas = background(photos, side, rng)
     left, top = (int(rng.integers(0, side - edge + 1)) for edge in size)
     canvas.paste(small.convert("RGB"), (left, top), small.getchannel("A"))
     return canvas
 
 
-def _background(photos: Sequence[Image.Image], side: int, rng: np.random.Generator) -> Image.Image:
+def background(photos: Sequence[Image.Image], side: int, rng: np.random.Generator) -> Image.Image:
     """Return a wall, a colour, a gradient or the corner of a photo: mostly floor."""
     kind = rng.random()
     if kind < 0.35:
         gray = rng.uniform(20, 255) + rng.normal(0, 12, 3)
         return Image.new("RGB", (side, side), tuple(np.clip(gray, 0, 255).astype(int).tolist()))
     if kind < 0.55:
-        return Image.new("RGB", (side, side), _any_color(rng))
+        return Image.new("RGB", (side, side), any_color(rng))
     if kind < 0.75:
         ends = rng.uniform(30, 255, (2, 1, 1, 3))
         ends = (ends + 2 * ends.mean(axis=-1, keepdims=True)) / 3  # walls have little colour
@@ -157,7 +157,7 @@ def _background(photos: Sequence[Image.Image], side: int, rng: np.random.Generat
     return corner.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _any_color(rng: np.random.Generator) -> tuple[int, int, int]:
+def any_color(rng: np.random.Generator) -> tuple[int, int, int]:
     red, green, blue = rng.integers(0, 256, 3).tolist()
     return red, green, blue
 

@@ -139,6 +139,25 @@ def test_rows_that_came_with_the_last_change_are_kept_changed_or_removed_by_the_
     assert_equals_whole(toy, tmp_path)
 
 
+def test_rows_that_came_with_the_last_change_stay_in_their_lists(
+    toy: ToyPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.rebuild()
+    toy.draw("kind0/x.png", 1001)
+    toy.rebuild()
+    fill, compared = faiss_index._fill, []
+
+    def count(index: Any, vectors: Any, lists: np.ndarray, *rest: Any) -> np.ndarray:
+        compared.append((len(lists), int((lists < 0).sum())))
+        return fill(index, vectors, lists, *rest)
+
+    monkeypatch.setattr(faiss_index, "_fill", count)
+    toy.draw("kind0/y.png", 1002)
+    toy.rebuild()
+    assert compared == [(2, 1)]
+    assert_equals_whole(toy, tmp_path)
+
+
 def test_only_removals_and_what_cannot_be_read_need_no_new_vector(
     toy: ToyPipeline, tmp_path: Path
 ) -> None:
