@@ -17,9 +17,9 @@ import redis
 
 from pipeline.settings import load_settings
 from pipeline.store.redis_client import connect, refuses, server_time, trouble
-from workers import roll_call
+from workers import registry
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
-from workers.roll_call import Announcement
+from workers.registry import Announcement
 
 if TYPE_CHECKING:
     from redis.client import PubSub
@@ -47,10 +47,10 @@ def send(
         message = query_message(task, query_id, args, expires_s, server_time(_client()))
         pipe = _client().pipeline(transaction=False)
         if ask_workers:
-            roll_call.question(pipe)
+            registry.queue_read(pipe)
         pipe.lpush(QUEUE_KEY, message)
         answers = pipe.execute()
-    return roll_call.answer(answers) if ask_workers else []
+    return registry.parse_read(answers) if ask_workers else []
 
 
 class Listener:

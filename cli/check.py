@@ -15,7 +15,7 @@ MARKS = {"ok": ("ok  ", "green"), "warning": ("WARN", "yellow"), "error": ("FAIL
 
 
 @click.command()
-@click.option("--no-model", is_flag=True, help="Do not load the models, which takes some seconds.")
+@click.option("--no-model", is_flag=True, help="Skip loading the models, which takes some seconds.")
 @json_option
 @pass_wiring
 def check(wiring: Wiring, no_model: bool, as_json: bool) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 
 import imgrec
+from pipeline.cgroup import cores
 from pipeline.names import printable
-from pipeline.settings import cores
 
 DATA = Path("data/demo")
 PRODUCTS = Path("data/products")
@@ -47,7 +47,7 @@ def main(serve: bool, port: int) -> None:
         _run(environment, "up", "--detach")
         _run(environment, "enqueue-rebuild", str(PRODUCTS), "--wait")
         if serve:
-            _run(environment, "import-products", str(PRODUCTS / "products.csv"))
+            _run(environment, "import-catalogue", str(PRODUCTS / "products.csv"))
             _run(environment, "web", "--port", str(port))
             return
         images = sorted(PRODUCTS.rglob("*.jpg"))

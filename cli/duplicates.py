@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.agreement import require_agreement
 from cli.output import (
     counted,
     echo_err,
@@ -19,11 +17,12 @@ from cli.output import (
     print_json,
     print_table,
 )
+from cli.progress import image_bar
 from cli.query_options import Score
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, NotFound, ServerUnavailable, TimedOut, WrongUse
 from pipeline.search.query import AUTO
-from workers.routes import FIND_DUPLICATES, INDEX
+from workers.routes import FIND_DUPLICATES, INDEX, nobody_listens
 
 if TYPE_CHECKING:
     from pipeline.store.duplicates import Search
@@ -39,7 +38,7 @@ SEND_AGAIN_S = 15.0  # a worker that merges an index has no time meanwhile; sent
     type=Score(),
     default=AUTO,
     show_default=True,
-    help="Lowest score of a pair; auto: pairs that are far closer than what is around them.",
+    help="Lowest score of a pair; auto: pairs that are far closer than their other neighbors.",
 )
 @click.option(
     "--keep",
@@ -90,7 +89,7 @@ def duplicates(
         return
     version = resources.versions.current()
     if not local:
-        require_agreement(resources, (INDEX,), "database", "data")
+        resources.require_agreement_of_running((INDEX,), "database", "data")
     search = resources.duplicates.plan(version.identity, lowest)
     if local:
         resources.dispatcher.send(FIND_DUPLICATES, search.id)
@@ -99,7 +98,7 @@ def duplicates(
     else:
         search = _wait(resources, search, timeout, as_json)
     if search.error or search.open:
-        raise ImgrecError(search.error or f"Another process works at the search {search.id}.")
+        raise ImgrecError(search.error or f"Another process works on the search {search.id}.")
     answer = _answer(resources, search, keep is not None)
     if html:
         from cli.duplicates_report import write_duplicates
@@ -159,42 +158,26 @@ def _decide(
 def _wait(resources: Resources, search: Search, timeout: float, quiet: bool) -> Search:
     """Wait for a search; send it again where nobody works at it."""
     deadline, send_at = time.monotonic() + timeout, 0.0
-    with _progress(quiet) as show:
+    with image_bar("comparing", None, quiet) as show:
         while search.open:
             now = time.monotonic()
             if search.is_stale and now >= send_at:
                 dispatcher = resources.dispatcher
                 if not dispatcher.workers()[INDEX] and not dispatcher.workers(8.0)[INDEX]:
-                    raise ServerUnavailable(
-                        "No worker listens on queue 'index': start one with 'celery worker -Q "
-                        "index', or all with 'imgrec up'; or add --local."
-                    )
+                    raise ServerUnavailable(f"{nobody_listens(INDEX)} Or add --local.")
                 if not dispatcher.queue_length(INDEX):
                     dispatcher.send(FIND_DUPLICATES, search.id)
                 send_at = now + SEND_AGAIN_S
             elif now >= deadline:
                 raise TimedOut(
-                    f"The search has not ended after {timeout:g} s; it goes on. Run 'imgrec "
+                    f"The search is not finished after {timeout:g} s; it continues. Run 'imgrec "
                     "duplicates' again to wait for it."
                 )
             else:
                 time.sleep(POLL_S)
             search = resources.duplicates.get(search.id)
-            show(search)
+            show(search.looked_at, search.images or None)
     return search
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("comparing", total=None)
-        yield lambda search: bar.update(
-            task, completed=search.looked_at, total=search.images or None
-        )
 
 
 def _answer(resources: Resources, search: Search, keep: bool) -> dict[str, Any]:

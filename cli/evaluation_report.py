@@ -177,7 +177,7 @@ def _worst(truth: list[str], guesses: list[str]) -> list[tuple[tuple[str, str], 
 
 def _figure(part: Labelled, row: int, caption: str) -> str:
     settings = load_settings()
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     try:
         data = read_image(part.root / part.paths[row], limits)
         image = decode(data, limits, settings.preprocess_bg_color)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, NotFound, WrongUse
@@ -66,7 +65,7 @@ def add(
     try:
         query = log.wait_for_query(query_id)
     except NotFound:
-        require_agreement(wiring.resources, (QUERY,), "database")
+        wiring.resources.require_agreement_of_running((QUERY,), "database")
         raise
     entry = log.add(query, product_id, actions[0], user, log.now())
     if as_json:
@@ -82,7 +81,7 @@ def add(
 def report(wiring: Wiring, as_json: bool) -> None:
     """Show how often each rank was taken, and nDCG without and with feedback.
 
-    Of the newest 20,000 queries in the log.
+    Covers the newest 20,000 queries of the log.
     """
     answer = _report(wiring.resources)
     if as_json:

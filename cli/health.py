@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-
 import click
 
 from cli.output import echo_err, print_json
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 from pipeline.store.heartbeat import READY, read_heartbeats
-
-
-def _queues(worker: str) -> set[str]:
-    """Read the queues from a worker's name: embed2@host, embed-index-query-4711@host."""
-    return {part.rstrip("0123456789") for part in worker.split("@")[0].split("-")}
+from workers.routes import queues_of_worker
 
 
 @click.command()
@@ -29,8 +23,8 @@ def health(wiring: Wiring, queue: str | None, as_json: bool) -> None:
     """
     workers = [
         worker
-        for worker in read_heartbeats(wiring.settings.data_dir / "run", socket.gethostname())
-        if queue is None or queue in _queues(worker.name)
+        for worker in read_heartbeats(wiring.settings.run_dir)
+        if queue is None or queue in queues_of_worker(worker.name)
     ]
     healthy = [worker for worker in workers if not worker.problem]
     unhealthy = {worker.name: worker.problem for worker in workers if worker.problem}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import click
 
-from cli.agreement import require_agreement
-from cli.output import counted, echo_err, json_option, print_fields, print_json, print_table
+from cli.output import counted, date, echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import step_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import Conflict
@@ -44,7 +41,7 @@ def list_versions(wiring: Wiring, as_json: bool) -> None:
             version.manifest["images"],
             version.manifest["index"]["factory"],
             version.manifest["index"]["recall_at_10"],
-            _date(version.manifest["created_at"]),
+            date(version.manifest["created_at"]),
             version.manifest["root"],
         ]
         for version in versions
@@ -72,7 +69,7 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    answer["created_at"] = _date(answer["created_at"])
+    answer["created_at"] = date(answer["created_at"])
     print_fields(f"Index {opened.name}", [(key.replace("_", " "), answer[key]) for key in answer])
     echo_err("All files match their digests.")
 
@@ -86,7 +83,7 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
 
     Default: the version before the current one.
     """
-    require_agreement(wiring.resources, (QUERY,), "data")
+    wiring.resources.require_agreement_of_running((QUERY,), "data")
     from workers.rollback import roll_back
 
     old, new, undone = roll_back(wiring.resources, version)
@@ -104,22 +101,22 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
     "--to",
     required=True,
     type=click.Choice(ENGINES),
-    help="The engine that is to search the index.",
+    help="Engine that searches the index from then on.",
 )
 @json_option
 @pass_wiring
 def migrate(wiring: Wiring, to: str, as_json: bool) -> None:
     """Move the published index to another engine.
 
-    Nothing is embedded anew. The version before stays for a rollback. After an interruption, run
-    it again: it goes on where it was.
+    Nothing is embedded again, and the previous version is kept for a rollback. If this command is
+    interrupted, run it again: it continues.
     """
     from filelock import Timeout
 
     from pipeline.rebuild.migrate import migrate as move
 
     resources = wiring.resources
-    require_agreement(resources, (QUERY,), "data")
+    resources.require_agreement_of_running((QUERY,), "data")
     try:
         with resources.versions.lock(), step_bar(as_json) as report:
             old, new = move(resources.versions, resources.engines, to, report=report)
@@ -131,7 +128,3 @@ def migrate(wiring: Wiring, to: str, as_json: bool) -> None:
         echo_err(f"Index {new.name} is in {to} already.")
     else:
         echo_err(f"Published {new.name} in {to} in place of {old.name}. New queries use it.")
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import click
 
-from cli.output import echo, echo_err, json_option, print_json, print_table
+from cli.output import date, echo, echo_err, json_option, print_json, print_table
 from cli.wiring import Wiring, pass_wiring
 from pipeline.store.api_keys import SCOPES, ApiKey
 
@@ -55,8 +54,8 @@ def list_keys(wiring: Wiring, as_json: bool) -> None:
             key.id,
             key.name,
             key.scope,
-            _date(key.created_at),
-            "active" if key.revoked_at is None else f"revoked {_date(key.revoked_at)}",
+            date(key.created_at),
+            "active" if key.revoked_at is None else f"revoked {date(key.revoked_at)}",
         ]
         for key in all_keys
     ]
@@ -84,7 +83,3 @@ def _object(key: ApiKey) -> dict[str, Any]:
         "created_at": key.created_at,
         "revoked_at": key.revoked_at,
     }
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

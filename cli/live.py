@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import query_client
-from cli.agreement import require_agreement
 from cli.output import (
     counted,
     echo_err,
@@ -47,16 +46,16 @@ def add(
 ) -> None:
     """Add photos to the published index.
 
-    They are copied to where the products are, a folder or a store, below the product's name, and
-    found at once. The next rebuild takes them in.
+    They are copied into the products folder or store, below the product's id, and queries find them
+    within two seconds. The next rebuild includes them.
     """
     from workers.live_changes import add_image, new_images
 
     resources = wiring.resources
-    require_agreement(resources, (QUERY,), "database", "data")
+    resources.require_agreement_of_running((QUERY,), "database", "data")
     images = new_images(resources)
     settings = wiring.settings
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     source = _Photos(images, product, limits, settings.preprocess_bg_color)
     read = [source.read(photo) for photo in photos]
     if len({each.path for each in read}) < len(read):
@@ -83,13 +82,12 @@ def add(
 def remove(wiring: Wiring, product: str, image: str | None, as_json: bool) -> None:
     """Remove a product from the published index.
 
-    Its photos are not found any more, and later rebuilds leave them out. Their files stay where
-    they are.
+    Queries no longer find its photos, and later rebuilds leave them out. The files are kept.
     """
     from workers.live_changes import remove_images
 
     resources = wiring.resources
-    require_agreement(resources, (QUERY,), "database", "data")
+    resources.require_agreement_of_running((QUERY,), "database", "data")
     current = resources.versions.current()
     listed = resources.indexed_catalogues.of(current, at_once=True).filenames_of(product)
     version, paths = remove_images(resources, product, listed, image)

@@ -208,7 +208,7 @@ def _settings_notes_last(args: list[str]) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             notes.append(record.getMessage())
 
-    log, handler = logging.getLogger("pipeline.settings"), Collect()
+    log, handler = logging.getLogger("pipeline.renamed_settings"), Collect()
     log.addHandler(handler)
     propagate, log.propagate = log.propagate, False
     try:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.agreement import require_agreement
 from cli.feed_source import FileOrAddress, opened
 from cli.output import counted, echo, echo_err, json_option, print_json
 from cli.wiring import Wiring, pass_wiring
@@ -91,30 +90,30 @@ def import_catalogue(
 
     FILE is a table (CSV or TSV, in the usual encodings and with the usual delimiters) with a
     header, a .jsonl file with one object on each line, a Parquet file, a feed for Google Merchant
-    (XML or TSV), or an export of Shopify or WooCommerce, each also packed with gzip. A URL is
-    downloaded, if it has changed since its last import. The column 'product_id' identifies a
+    (XML or TSV), or an export of Shopify or WooCommerce; each may be compressed with gzip. A URL is
+    downloaded if it has changed since its last import. The column 'product_id' identifies a
     product. The column 'image' names an image of the product, relative to the products folder, or
     its address; a product with several images has several rows. Without it, a product's images are
     the image of its name and those in the folder of its name. All other columns are shown in
     results and can be used with --where. An import changes the columns that the file has and leaves
     the rest.
     """
+    from pipeline.allowed_hosts import AllowedHosts
     from pipeline.feeds.read_feed import read_feed
     from pipeline.feeds.staging import Staging
     from pipeline.fetch.feed_file import default_name, require_name
-    from pipeline.outbound import AllowedHosts
 
     name = name or default_name(source)
     require_name(name)
     resources = wiring.resources
     if not dry_run:
-        require_agreement(resources, (QUERY,), "database")
+        resources.require_agreement_of_running((QUERY,), "database")
     reading = {"form": form, "encoding": encoding, "identified_by": id_column}
     how = {**reading, "types": dict(types), "replace": replace}
     hosts = AllowedHosts.parse(wiring.settings.fetch_hosts, star=True)
     with opened(resources, source, name, how, dry_run) as found, Staging() as staging:
         if found is None:
-            _tell_unchanged(resources, name, as_json)
+            _tell_unchanged(name, as_json)
             return
         file, origin = found
         shown = origin.source
@@ -127,7 +126,7 @@ def import_catalogue(
         print_json({**_summary(feed, outcome, indexed, dry_run), "feed": name, "unchanged": False})
     else:
         _show(feed, outcome, indexed, dry_run)
-    _tell(feed, outcome, dry_run)
+    _tell(feed, outcome)
     if outcome.urls and not dry_run:
         echo_err(f"'imgrec enqueue-rebuild feed:{name}' fetches and indexes the images.")
     elif indexed is None and not dry_run:
@@ -140,7 +139,7 @@ def import_catalogue(
         )
 
 
-def _tell_unchanged(resources: Resources, name: str, as_json: bool) -> None:
+def _tell_unchanged(name: str, as_json: bool) -> None:
     if as_json:
         print_json({"feed": name, "unchanged": True})
     else:
@@ -234,7 +233,7 @@ def _show(feed: Feed, outcome: Outcome, indexed: int | None, dry_run: bool) -> N
         echo(line)
 
 
-def _tell(feed: Feed, outcome: Outcome, dry_run: bool) -> None:
+def _tell(feed: Feed, outcome: Outcome) -> None:
     """Say what was left out or changed."""
     problems = feed.problems
     for note in problems.notes:

@@ -13,7 +13,7 @@ from pipeline.names import printable
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from pipeline.store.jobs import Job, Progress
+    from pipeline.store.job import Job, Progress
 
 PLAIN_EVERY_S = 10.0  # between two lines where no bar can be drawn
 SETTLE_S = 0.5  # a rate measured over less is noise
@@ -55,8 +55,11 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
 
 
 @contextmanager
-def image_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; yield the function that is told how many images are done."""
+def image_bar(name: str, total: int | None, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal; yield what is told how many images are done, and of how many.
+
+    The second number is needed only where it was not known at first, or changes.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress
@@ -65,7 +68,7 @@ def image_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
     console = Console(stderr=True)
     with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(name, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

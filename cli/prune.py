@@ -18,7 +18,7 @@ def prune(wiring: Wiring, dry_run: bool, as_json: bool) -> None:
     """Delete old rebuilds, index versions, cached cut-outs and images that no feed lists.
 
     The bounds are KEEP_JOBS, KEEP_JOB_ROWS, KEEP_VERSIONS and CUTOUT_CACHE_BYTES. Each publication
-    does the same by itself. What a running rebuild or a rollback needs stays.
+    does the same. What a running rebuild or a rollback needs is kept.
     """
     from workers.prune import prune as delete_old
 

@@ -103,7 +103,7 @@ SHOWN_FACTS = 5  # columns of the catalogue in the table
     help="Order the 1,000 best matches by a column of the product data; -COLUMN is descending.",
 )
 @click.option("--offset", default=0, help="Number of matches to skip.", metavar="N")
-@click.option("--explain", is_flag=True, help="Show what each match's rank is made of.")
+@click.option("--explain", is_flag=True, help="Show how each match's rank was computed.")
 @wait_option
 @timeout_option
 @json_option
@@ -236,7 +236,7 @@ def _shown(data: bytes, settings: Settings) -> bytes:
     """Return the query's image in a format that a browser shows, which TIFF is not."""
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return data
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     return encode_jpeg(decode(data, limits, settings.preprocess_bg_color))
 
 

@@ -14,8 +14,9 @@ from pipeline.images.decode import Limits, read_image
 from pipeline.images.message_image import message_image
 from pipeline.settings import Settings
 from pipeline.store.identity import Identifier
-from workers.patience import LAST_LOOK_S, RESENDS, Patience, nobody_answers
-from workers.roll_call import Announcement, RollCall, parts_of_query, require_agreement, serving
+from workers.agreement import parts_of_query, require_agreement
+from workers.answer_wait import LAST_LOOK_S, RESENDS, AnswerWait, nobody_answers
+from workers.registry import Announcement, WorkerRegistry, serving
 from workers.routes import QUERY
 
 KEPT_S = 3600.0  # Celery's result_expires: a question nobody could look up later is not answered
@@ -27,7 +28,7 @@ def message(image: Path, settings: Settings) -> bytes:
     Raises:
         BadImage: naming the file.
     """
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     try:
         return message_image(read_image(image, limits), limits, settings.preprocess_bg_color)
     except BadImage as error:
@@ -75,7 +76,7 @@ class PendingQuery:
             # The addresses of stores are compared, not their ids: a question asks no store.
             read = ["database"] if settings.artifacts_url else parts
             mine = Identifier(settings, None).read(*read)
-            require_agreement(RollCall(settings.redis_url), mine, [QUERY], parts, present)
+            require_agreement(WorkerRegistry(settings.redis_url), mine, [QUERY], parts, present)
 
     def _send(self, *, ask_workers: bool = False) -> list[Announcement]:
         expires_s = max(self._timeout, 60.0) + KEPT_S
@@ -98,20 +99,20 @@ def wait_for(
         TimedOut: no answer in time. ServerUnavailable: Redis is away, or no worker serves queries.
         ImgrecError: what the worker raised.
     """
-    patience = Patience(query_id, timeout, resends=RESENDS if resend else 0)
+    wait = AnswerWait(query_id, timeout, resends=RESENDS if resend else 0)
     with celery_protocol.listening(query_id) as listener:
         while True:
-            answer: dict[str, Any] | None = listener.wait(patience.pause())
+            answer: dict[str, Any] | None = listener.wait(wait.pause())
             if answer is not None:
                 return answer
-            late = patience.late  # before the looks, which take seconds
+            late = wait.late  # before the looks, which take seconds
             try:
                 dispatcher = wiring.dispatcher  # only now: it brings Celery with it
                 served = dispatcher.workers()[QUERY] or dispatcher.workers(LAST_LOOK_S)[QUERY]
-                due = resend and served and not late and patience.due
+                due = resend and served and not late and wait.due
                 if due and resend and not dispatcher.queue_length(QUERY):
                     resend()
-                    patience.resent()
+                    wait.resent()
             except ServerUnavailable:
                 if late:
                     raise
@@ -120,4 +121,4 @@ def wait_for(
                 missing = needs_index and wiring.resources.versions.current_name() is None
                 raise nobody_answers(missing)
             if late:
-                raise patience.timed_out()
+                raise wait.timed_out()

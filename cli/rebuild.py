@@ -19,7 +19,6 @@ from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.store.job_object import job_object, to_object
-from workers.routes import EMBED, FETCH, INDEX
 
 if TYPE_CHECKING:
     from pipeline.index.versions import VersionStore
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--save-preprocessed",
     is_flag=True,
-    help="Save what the model sees as images below DATA_DIR/preprocessed; reads every image.",
+    help="Save the preprocessed images below DATA_DIR/preprocessed; reads every image.",
 )
 @click.option(
     "--exclude",
@@ -61,14 +60,14 @@ def enqueue_rebuild(
 ) -> None:
     """Index a folder of product images.
 
-    Instead of a folder, the address of an object store, e.g. s3://bucket/prefix, or feed:NAME for
-    the images that an imported feed lists, which are fetched first.
-    Unchanged images keep their vectors. The published index answers until the new one is complete.
+    FOLDER can also be the address of an object store, e.g. s3://bucket/prefix, or feed:NAME: the
+    images that an imported feed lists, which are fetched first. Unchanged images keep their
+    vectors. The published index answers until the new one is complete.
     """
     settings = wiring.settings
     exclude = Exclude(patterns)
     from pipeline.embed.fingerprint import require_readable_model
-    from workers.reconcile import advance
+    from workers.reconcile import advance, queues_of_rebuild
 
     resources = wiring.local.resources if local else wiring.resources
     is_feed = feed_name(folder) is not None
@@ -83,8 +82,7 @@ def enqueue_rebuild(
         require_data_dir(settings)
         require_readable_model(settings.embedding_model)
     resources.dispatcher.require_broker()
-    queues = (FETCH, EMBED, INDEX) if is_feed else (EMBED, INDEX)
-    resources.require_agreement(queues, "database", "data")
+    resources.require_agreement(queues_of_rebuild(folder), "database", "data")
     _tell_of_base(name, resources.versions, full)
     with _listing(as_json) as listed:
         job_id = _plan(

@@ -13,7 +13,7 @@ from cli.output import echo_err, local_option
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ServerUnavailable, SettingsDiffer
 from pipeline.settings import Settings
-from workers.routes import QUERY
+from workers.routes import QUERY, nobody_listens
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
@@ -122,10 +122,7 @@ def _look_for_workers(wiring: Wiring) -> None:
     except SettingsDiffer as error:
         echo_err(str(error))
     if not wiring.dispatcher.workers()[QUERY]:
-        echo_err(
-            "No worker listens on queue 'query': start all workers with 'imgrec up', or use "
-            "'imgrec serve --local'."
-        )
+        echo_err(f"{nobody_listens(QUERY)} 'imgrec serve --local' works without workers.")
 
 
 def _reader(settings: Settings) -> Callable[[], str]:
@@ -135,10 +132,9 @@ def _reader(settings: Settings) -> Callable[[], str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
 
-    folder = settings.data_dir / "run"
-    folder.mkdir(parents=True, exist_ok=True)
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
     session: PromptSession[str] = PromptSession(
-        PROMPT, history=FileHistory(str(folder / "history")), completer=_completer()
+        PROMPT, history=FileHistory(str(settings.run_dir / "history")), completer=_completer()
     )
     return session.prompt
 

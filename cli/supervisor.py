@@ -16,10 +16,11 @@ from pathlib import Path
 
 import imgrec
 from cli import die_with_parent, redis_server
+from pipeline.cgroup import cores
 from pipeline.errors import ImgrecError
-from pipeline.settings import Settings, cores
+from pipeline.settings import Settings
 from pipeline.store.database import Database
-from pipeline.store.heartbeat import READY, reason
+from pipeline.store.heartbeat import READY, read_reason
 from pipeline.store.identity import PARTS
 from pipeline.store.jobs import Jobs
 from pipeline.store.redis_client import answers
@@ -28,9 +29,9 @@ from workers.routes import FETCH, QUEUES
 STOP_S = 30.0  # a worker gives its shard back after the current image; then it is killed
 SETTLED_S = 60.0  # a child that lived so long starts again without a pause
 MAX_PAUSE_S = 30.0
-START_S = 180.0  # to the first sign of life: the imports, on a cold disk
+START_S = 180.0  # to the first heartbeat: the imports, on a cold disk
 LOOK_S = 1.0  # between two looks at whether a job needs a fetch worker
-HUNG_S = 60.0  # six missed signs of life
+HUNG_S = 60.0  # six missed heartbeats
 
 Say = Callable[[str], None]
 
@@ -48,17 +49,17 @@ class Child:
     pause_s: float = 0.0
     next_start: float = 0.0
     heartbeat: Path | None = None
-    sign: int = 0  # the heartbeat's mtime in ns, when it last changed
-    sign_at: float = 0.0
-    awake: bool = False  # it has given a sign since its start
+    heartbeat_ns: int = 0  # the file's mtime, when it last changed
+    last_heartbeat: float = 0.0
+    awake: bool = False  # there was a heartbeat since its start
     kill_at: float | None = None
 
     def look(self) -> float:
-        """Look for a new sign of life; return the seconds since the last, or since the start."""
-        now, sign = time.monotonic(), _mtime_ns(self.heartbeat)
-        if sign != self.sign:
-            self.sign, self.sign_at, self.awake = sign, now, True
-        return now - self.sign_at
+        """Look for a new heartbeat; return the seconds since the last, or since the start."""
+        now, mtime_ns = time.monotonic(), _mtime_ns(self.heartbeat)
+        if mtime_ns != self.heartbeat_ns:
+            self.heartbeat_ns, self.last_heartbeat, self.awake = mtime_ns, now, True
+        return now - self.last_heartbeat
 
 
 @dataclass
@@ -119,7 +120,7 @@ class Stack:
     def tend(self) -> None:
         """Start again what has died, after a pause that doubles while it keeps dying.
 
-        What hangs, or says that it is ill, is asked to end, then killed.
+        What hangs, or is unhealthy, is asked to end, then killed.
         """
         now = time.monotonic()
         if now >= self._look_at:
@@ -159,7 +160,7 @@ class Stack:
         self.children.append(child)
 
     def _look_after(self, child: Child) -> None:
-        if child.process is None or child.heartbeat is None:  # Redis gives no signs
+        if child.process is None or child.heartbeat is None:  # Redis has none
             return
         if child.kill_at is not None:
             if time.monotonic() >= child.kill_at:
@@ -167,7 +168,7 @@ class Stack:
             return
         silent_s = child.look()
         if silent_s > (HUNG_S if child.awake else START_S):
-            why = reason(child.heartbeat) or f"no heartbeat for {silent_s:.0f} s"
+            why = read_reason(child.heartbeat) or f"no heartbeat for {silent_s:.0f} s"
             self.say(f"{child.name} is unhealthy ({why}); stopping it.")
             child.process.terminate()
             child.kill_at = time.monotonic() + STOP_S
@@ -192,8 +193,8 @@ class Stack:
                     process.wait()
 
     def _spawn(self, child: Child) -> None:
-        child.started = child.sign_at = time.monotonic()
-        child.sign = _mtime_ns(child.heartbeat)
+        child.started = child.last_heartbeat = time.monotonic()
+        child.heartbeat_ns = _mtime_ns(child.heartbeat)
         child.awake, child.kill_at = False, None
         child.process = subprocess.Popen(
             _tied_to_this_process(child.command),
@@ -238,7 +239,7 @@ class Stack:
         }
         if self.settings.metrics_port:  # one for each worker, counted up
             environment["METRICS_PORT"] = str(self.settings.metrics_port + place)
-        heartbeat = self.settings.data_dir / "run" / f"{node}.alive"
+        heartbeat = self.settings.run_dir / f"{node}.alive"
         heartbeat.unlink(missing_ok=True)
         return Child(name, command, environment, heartbeat=heartbeat)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cli.agreement import require_agreement
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import image_bar
 from cli.wiring import Wiring, pass_wiring
@@ -108,7 +107,7 @@ def train(
         raise WrongUse(f"--auto chooses the learning rate and the epochs: omit {options[0]}.")
     listing = _listed(wiring.settings, name)  # before any model is loaded
     resources = wiring.local.resources if local else wiring.resources
-    require_agreement(resources, (QUERY,), "models")
+    resources.require_agreement_of_running((QUERY,), "models")
     examples = _embedded(listing, name, resources, as_json)
 
     from pipeline.classify.head_store import LOSS, MODEL
@@ -181,7 +180,7 @@ def heads(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
         )
     for sentence in broken:
         echo_err(sentence)
-    require_agreement(wiring.resources, (QUERY,), "models")
+    wiring.resources.require_agreement_of_running((QUERY,), "models")
     if broken:
         ctx.exit(HeadBroken.exit_code)
 

@@ -60,7 +60,7 @@ def up(wiring: Wiring, embed_workers: int, detach: bool, web: bool, host: str, p
     require_data_dir(settings)
     if settings.artifacts_url:
         wiring.resources.require_fit_artifacts()
-    run = settings.data_dir / "run"
+    run = settings.run_dir
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / "up.lock", timeout=0)
     try:
@@ -81,7 +81,7 @@ def up(wiring: Wiring, embed_workers: int, detach: bool, web: bool, host: str, p
 @pass_wiring
 def down(wiring: Wiring) -> None:
     """Stop what 'imgrec up --detach' started."""
-    run = wiring.settings.data_dir / "run"
+    run = wiring.settings.run_dir
     if not _is_running(run):
         echo_err("Nothing is running here.")
         return

@@ -10,10 +10,11 @@ from cli.progress import progress_bar
 from cli.wiring import Wiring
 from pipeline.errors import JobFailed, ServerUnavailable, SettingsDiffer, TimedOut
 from pipeline.store.job_object import job_object
-from workers.routes import EMBED, FETCH, INDEX
+from workers.routes import nobody_listens, queue_of_job
 
 if TYPE_CHECKING:
-    from pipeline.store.jobs import Job, Jobs, Progress
+    from pipeline.store.job import Job, Progress
+    from pipeline.store.jobs import Jobs
     from workers.local import Work
     from workers.resources import Resources
 
@@ -124,10 +125,8 @@ def _watch(
             try:
                 job = jobs.get(job_id)
                 progress = jobs.progress(job_id)
-            except (
-                ServerUnavailable
-            ) as error:  # the job outlives a database that restarts; so does this
-                helper.wait_for(error)
+            except ServerUnavailable as error:
+                helper.wait_for(error)  # the job outlives a database that restarts; so does this
             else:
                 show(job, progress)
                 if not job.open:
@@ -135,7 +134,7 @@ def _watch(
                 if job.error:
                     helper.say(f"Waiting: {job.error}")
                 if work is None:
-                    helper.compare(job_id)
+                    helper.compare(job)
                     helper.step(job, progress)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"Job {job_id} is not finished after {timeout:g} s.")
@@ -165,42 +164,39 @@ class _Reconciler:
             stuck = progress.looked_at == self._looked_at
             self._looked_at = progress.looked_at
             if stuck:
-                at_work = FETCH if job.stage else EMBED
-                queue = INDEX if progress.shards_done == progress.shards else at_work
+                queue = queue_of_job(job, progress)
                 if not self._resources.dispatcher.workers()[queue]:
-                    self.say(
-                        f"No worker listens on queue '{queue}'. Start one with 'celery worker -Q "
-                        f"{queue}', or all with 'imgrec up'."
-                    )
+                    self.say(nobody_listens(queue))
         except ServerUnavailable as error:
             self.wait_for(error)
 
-    def compare(self, job_id: str) -> None:
+    def compare(self, job: Job) -> None:
         """End the wait where no worker works with this job's database and folder; else say which.
 
         Raises:
             SettingsDiffer: none of them.
         """
-        from workers.roll_call import Dispute, require_agreement
+        from workers.agreement import Mismatch, require_agreement
+        from workers.reconcile import queues_of_rebuild
 
-        roll_call = self._resources.dispatcher.roll_call
-        if roll_call is None or time.monotonic() < self._compare_next:
+        registry = self._resources.dispatcher.registry
+        if registry is None or time.monotonic() < self._compare_next:
             return
         self._compare_next = time.monotonic() + COMPARE_EVERY_S
         try:
-            report = roll_call.unknown_job(job_id)
-            present = roll_call.present()
+            report = registry.unknown_job(job.id)
+            present = registry.present()
         except ServerUnavailable as error:
             self.wait_for(error)
             return
-        queues, parts = (EMBED, INDEX), ("database", "data")
+        queues, parts = queues_of_rebuild(job.root), ("database", "data")
         mine = self._resources.identifier.read(*parts) if present else None
-        dispute = Dispute.find(mine, present, queues, parts) if mine else None
-        told = " ".join(str(each) for each in (report, dispute) if each)
-        if mine is not None and dispute is not None and dispute.unanimous:
+        mismatch = Mismatch.find(mine, present, queues, parts) if mine else None
+        told = " ".join(str(each) for each in (report, mismatch) if each)
+        if mine is not None and mismatch is not None and mismatch.all_differ:
             if report is not None:
                 raise SettingsDiffer(told)
-            require_agreement(roll_call, mine, queues, parts, present)
+            require_agreement(registry, mine, queues, parts, present)
         elif told:
             self.say(told)
 

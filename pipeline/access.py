@@ -26,10 +26,6 @@ DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 WRITTEN = ("faiss_index", "jobs", "fetched", "run", "prepared", "redis", "copies")
 
 
-def is_denied(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in DENIED
-
-
 def is_unavailable(error: BaseException) -> bool:
     """Tell whether a folder is to blame: its disk is full, or this user lacks a right."""
     return isinstance(error, OSError) and error.errno in DENIED | DISK_FULL

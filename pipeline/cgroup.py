@@ -1,4 +1,6 @@
-"""What a container, or a service of systemd, may use of its machine: its control group's limits.
+"""What this process may use of its machine: its CPU cores, and the limits of its control group.
+
+A container and a service of systemd have a control group.
 
 A limit of any group above counts, too. In a container of its own namespace the group is `/`;
 otherwise /proc/self/cgroup says where it stands. Linux only; elsewhere there is no limit.
@@ -6,6 +8,7 @@ otherwise /proc/self/cgroup says where it stands. Linux only; elsewhere there is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -42,6 +45,16 @@ def cpu_limit() -> float | None:
         if quota.isdigit() and period.isdigit() and int(period)
     ]
     return min(limits, default=None)
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use; a container may have fewer."""
+    if hasattr(os, "sched_getaffinity"):
+        n_cores = len(os.sched_getaffinity(0))
+    else:
+        n_cores = os.cpu_count() or 1
+    quota = cpu_limit()
+    return n_cores if quota is None else min(n_cores, max(1, int(quota)))
 
 
 def _folders(controller: str) -> Iterator[Path]:

@@ -45,11 +45,9 @@ def fastest(candidates: Sequence[Candidate], bound: float) -> str | None:
     return max(good, key=lambda each: each.speedup).name if good else None
 
 
-def speedup(
-    exact: Callable[[Any], Any], other: Callable[[Any], Any], work: Any, rounds: int = ROUNDS
-) -> float:
+def speedup(exact: Callable[[Any], Any], other: Callable[[Any], Any], work: Any) -> float:
     """Return how many times faster `other` is: the best of some rounds, taken in turns."""
-    pairs = [(seconds(lambda: exact(work)), seconds(lambda: other(work))) for _ in range(rounds)]
+    pairs = [(seconds(lambda: exact(work)), seconds(lambda: other(work))) for _ in range(ROUNDS)]
     return min(a for a, _ in pairs) / max(min(b for _, b in pairs), 1e-9)
 
 

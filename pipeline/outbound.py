@@ -22,29 +22,15 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from pipeline.allowed_hosts import AllowedHosts
 from pipeline.errors import WrongUse
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # (address, port) pairs of a name; raises OSError.
 Resolve = Callable[[str, int], list[str]]
 
 REDIRECTS = (301, 302, 303, 307, 308)
 PIECE_BYTES = 65_536
 USER_AGENT = "imgrec"
-HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-# Addresses that stand for IPv4 ones, and that Python counts as global.
-TRANSLATED = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "64:ff9b::/96",  # NAT64, RFC 6052
-        "64:ff9b:1::/48",  # NAT64 of one's own network, RFC 8215
-        "2002::/16",  # 6to4, RFC 3056
-        "2001::/32",  # Teredo, RFC 4380
-        "::/96",  # IPv4-compatible, RFC 4291
-        "fec0::/10",  # site-local, RFC 3879
-    )
-)
 
 
 class AddressRefused(WrongUse):
@@ -57,63 +43,6 @@ class FetchFailed(WrongUse):
 
 class AnswerRefused(FetchFailed):
     """An answer that would be the same at the next attempt: too large, or an endless redirect."""
-
-
-@dataclass(frozen=True)
-class AllowedHosts:
-    """Hosts that may be asked; addresses of `networks` may be private.
-
-    With `public`, every host may be asked that has only public addresses.
-    """
-
-    names: frozenset[str] = frozenset()
-    suffixes: tuple[str, ...] = ()
-    networks: tuple[Network, ...] = ()
-    public: bool = False
-
-    @classmethod
-    def parse(cls, setting: str, *, star: bool = False) -> AllowedHosts:
-        """Read `cdn.example,*.images.example,10.1.0.0/16`.
-
-        Args:
-            star: whether `*` may stand for every host of the internet.
-
-        Raises:
-            ValueError: a part is neither a host nor a network.
-        """
-        names, suffixes, networks = set[str](), list[str](), list[Network]()
-        parts = [part.strip().lower() for part in setting.split(",")]
-        public = star and "*" in parts
-        for part in parts:
-            if not part or (public and part == "*"):
-                continue
-            try:
-                networks.append(ipaddress.ip_network(part))
-                continue
-            except ValueError:
-                pass
-            name = part.removeprefix("*.")
-            if not HOST_NAME.fullmatch(name):
-                raise ValueError(
-                    f"'{part}' is neither a host, nor *.HOST, nor a network such as 10.1.0.0/16"
-                )
-            if part.startswith("*."):
-                suffixes.append(f".{name}")
-            else:
-                names.add(name)
-        return cls(frozenset(names), tuple(suffixes), tuple(networks), public)
-
-    def __bool__(self) -> bool:
-        return bool(self.names or self.suffixes or self.networks or self.public)
-
-    def allow_name(self, host: str) -> bool:
-        address = _literal(host)
-        if address is not None:
-            return self.public or any(address in network for network in self.networks)
-        return self.public or host in self.names or host.endswith(self.suffixes)
-
-    def allow_address(self, address: Address) -> bool:
-        return is_public(address) or any(address in network for network in self.networks)
 
 
 @dataclass(frozen=True)
@@ -321,16 +250,6 @@ class Client:
             raise OSError("the answer is cut off")
 
 
-def is_public(address: Address) -> bool:
-    """Tell whether an address belongs to the internet at large, and means what it says."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(address.ipv4_mapped)
-        if any(address in network for network in TRANSLATED):
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
-
-
 def resolve(host: str, port: int) -> list[str]:
     """Return the addresses of a name."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -422,13 +341,6 @@ def _host(parts: SplitResult) -> str:
         return host.encode("idna").decode()
     except UnicodeError:
         return ""
-
-
-def _literal(host: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 def _shown(url: str) -> str:

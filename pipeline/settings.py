@@ -6,7 +6,6 @@ from the fields and their descriptions below; a test compares them.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from functools import lru_cache
@@ -29,8 +28,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from pipeline.cgroup import cpu_limit
+from pipeline.allowed_hosts import AllowedHosts
+from pipeline.cgroup import cores
 from pipeline.errors import WrongUse, first_invalid
+from pipeline.renamed_settings import accept_old_names
 from pipeline.urls import (
     database_address,
     redis_address,
@@ -39,19 +40,9 @@ from pipeline.urls import (
     without_password,
 )
 
-log = logging.getLogger(__name__)
-
 MIB = 1024**2
 GIB = 1024**3
 MAX_SIZE = 2**63 - 1  # of a resource limit
-# Old name: new name. The old names work in this release only.
-RENAMED = {
-    "precision": "model_precision",
-    "prepared_cache_bytes": "cutout_cache_bytes",
-    "shard_window": "max_shards_in_flight",
-    "stall_s": "hung_after_s",
-    "max_attempts": "shard_max_attempts",
-}
 
 
 def _parse_size(value: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
@@ -216,7 +207,7 @@ class Settings(BaseSettings):
     vector_read_urls: str = Field(
         "",
         description="Replicas of the PostgreSQL at `VECTOR_URL` that answer queries in turns, "
-        "separated by commas; empty: it answers itself",
+        "separated by commas; empty: the primary answers",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
@@ -281,8 +272,8 @@ class Settings(BaseSettings):
     up_log_bytes: Size = Field(
         ByteSize(10 * MIB),
         ge=1024,
-        description="Size of the log of `imgrec up --detach`, e.g. 10MiB, at which a new one is "
-        "begun; the one before is kept",
+        description="Maximum size of the log of `imgrec up --detach`, e.g. 10MiB; then a new one "
+        "is started, and the previous one is kept",
     )
     flat_max_vectors: int = Field(
         50_000,
@@ -399,7 +390,10 @@ class Settings(BaseSettings):
         description="Requests a second to one host, divided among the fetch workers",
     )
     fetch_timeout_s: float = Field(
-        20, gt=0, le=600, description="Seconds in which an image must have come, with redirects"
+        20,
+        gt=0,
+        le=600,
+        description="Seconds within which an image must be downloaded, redirects included",
     )
     fetch_attempts: int = Field(
         4,
@@ -421,14 +415,14 @@ class Settings(BaseSettings):
     feed_max_bytes: Size = Field(
         ByteSize(4 * GIB),
         ge=1024,
-        description="Maximum size of a product feed, e.g. 4GiB, packed or not",
+        description="Maximum size of a product feed, e.g. 4GiB, both compressed and decompressed",
     )
     feed_timeout_s: float = Field(
-        1800, gt=0, description="Seconds in which a product feed must have come"
+        1800, gt=0, description="Seconds within which a product feed must be downloaded"
     )
     webhook_hosts: str = Field(
         "",
-        description="Hosts that may be told about the end of a job, as in `IMAGE_URL_HOSTS`; "
+        description="Hosts that webhooks may be sent to when a job ends, as in `IMAGE_URL_HOSTS`; "
         "empty: no webhooks",
     )
     webhook_secret: str = Field(
@@ -460,7 +454,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Accept the old names of renamed settings."""
         sources = (env_settings, dotenv_settings)
-        _accept_old_names([each for each in sources if isinstance(each, EnvSettingsSource)])
+        accept_old_names([each for each in sources if isinstance(each, EnvSettingsSource)])
         return (init_settings, *sources)
 
     @field_validator("preprocess_size", "preprocess_bg_color", mode="before")
@@ -508,16 +502,12 @@ class Settings(BaseSettings):
     @classmethod
     def _known_hosts(cls, value: str) -> str:
         if value:
-            from pipeline.outbound import AllowedHosts  # not at the top: most need no HTTP
-
             AllowedHosts.parse(value)
         return value
 
     @field_validator("fetch_hosts")
     @classmethod
     def _known_fetch_hosts(cls, value: str) -> str:
-        from pipeline.outbound import AllowedHosts
-
         AllowedHosts.parse(value, star=True)
         return value
 
@@ -561,6 +551,10 @@ class Settings(BaseSettings):
         return self.data_dir / "jobs"
 
     @property
+    def run_dir(self) -> Path:
+        return self.data_dir / "run"
+
+    @property
     def threads(self) -> int:
         """Compute threads of this process: `CPU_THREADS`, or half of the cores.
 
@@ -568,41 +562,6 @@ class Settings(BaseSettings):
         many workers it starts and divides the cores exactly.
         """
         return self.cpu_threads or max(1, cores() // 2)
-
-
-def _accept_old_names(sources: list[EnvSettingsSource]) -> None:
-    """Let the old name of a setting set it, unless the new name does; the sources come by rank."""
-    for old, new in RENAMED.items():
-        old_source = next((each for each in sources if old in each.env_vars), None)
-        if old_source is None:
-            continue
-        value = old_source.env_vars[old]
-        new_value = next((each.env_vars[new] for each in sources if new in each.env_vars), None)
-        if new_value is None:
-            old_source.env_vars = {**old_source.env_vars, new: value}
-        if new_value in (None, value):
-            log.warning(
-                "%s was renamed to %s; the old name works until the next release.",
-                old.upper(),
-                new.upper(),
-            )
-        else:
-            log.warning(
-                "%s was renamed to %s; both are set and differ: %s is used.",
-                old.upper(),
-                new.upper(),
-                new.upper(),
-            )
-
-
-def cores() -> int:
-    """Return the number of CPU cores that this process may use; a container may have fewer."""
-    if hasattr(os, "sched_getaffinity"):
-        n_cores = len(os.sched_getaffinity(0))
-    else:
-        n_cores = os.cpu_count() or 1
-    quota = cpu_limit()
-    return n_cores if quota is None else min(n_cores, max(1, int(quota)))
 
 
 @lru_cache(maxsize=1)
@@ -631,7 +590,7 @@ def load_settings() -> Settings:
         name, shown = str(path[0]).upper(), without_password(repr(value))
         if name.endswith("_SECRET"):
             shown = "not shown, because it is a secret"
-        if name.endswith("_URL") and "://" not in shown:
+        if name.endswith("_URLS") or (name.endswith("_URL") and "://" not in shown):
             shown = "not shown, because it may contain a password"
         # Without its cause, which quotes the value with its password.
         raise WrongUse(f"The setting {name} cannot be used: {reason} (it is {shown}).") from None

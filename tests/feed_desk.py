@@ -9,13 +9,13 @@ from pathlib import Path
 from feed_server import NETWORK, FeedServer, picture
 from inline_worker import InlineWorker
 
+from pipeline.allowed_hosts import AllowedHosts
 from pipeline.feeds.read_feed import read_feed
 from pipeline.feeds.staging import Staging
-from pipeline.outbound import AllowedHosts
 from pipeline.rebuild.plan_feed import plan_fetch
 from pipeline.settings import Settings
 from pipeline.store.feeds import Origin
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 
 FAST = {"fetch_hosts": NETWORK, "fetch_rate": 1000.0, "fetch_connections": 8}
 

@@ -10,7 +10,7 @@ import numpy as np
 from toy_pipeline import ToyPipeline
 
 from pipeline.settings import Settings
-from pipeline.store.jobs import Job, Progress
+from pipeline.store.job import Job, Progress
 from workers.dispatch import InlineDispatcher
 from workers.local import run_next
 from workers.reconcile import advance

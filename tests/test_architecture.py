@@ -22,7 +22,8 @@ from live_stack import FAILPOINTS
 from pydantic import ByteSize
 
 from cli.supervisor import share_threads
-from pipeline.settings import RENAMED, Settings
+from pipeline.renamed_settings import RENAMED
+from pipeline.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE_HEAD = """\

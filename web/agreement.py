@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from pipeline.errors import ServerUnavailable, SettingsDiffer
-from web.shared_look import SharedLook
+from web.shared_call import SharedCall
+from workers.agreement import Mismatch, require_agreement
+from workers.registry import serving
 from workers.resources import Resources
-from workers.roll_call import Dispute, require_agreement, serving
 
 KEPT_S = 2.0
 ME = "this web server"
@@ -21,7 +22,7 @@ class Agreement:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._looks: dict[Question, SharedLook[str]] = {}
+        self._calls: dict[Question, SharedCall[str]] = {}
         self._differed: set[Question] = set()
 
     async def require(self, queues: Sequence[str], *parts: str) -> None:
@@ -33,10 +34,10 @@ class Agreement:
         if not parts:
             return
         question = (tuple(queues), parts)
-        look = self._looks.get(question)
-        if look is None:
-            look = self._looks[question] = SharedLook(partial(self._compare, question), KEPT_S)
-        if sentence := await look.get():
+        call = self._calls.get(question)
+        if call is None:
+            call = self._calls[question] = SharedCall(partial(self._compare, question), KEPT_S)
+        if sentence := await call.get():
             raise SettingsDiffer(sentence)
 
     async def require_of_running(self, queues: Sequence[str], *parts: str) -> None:
@@ -51,17 +52,17 @@ class Agreement:
     def _compare(self, question: Question) -> str:
         """Return what differs, in a sentence; an empty string where nothing does."""
         queues, parts = question
-        roll_call = self._resources.dispatcher.roll_call
-        present = roll_call.present() if roll_call is not None else []
-        if roll_call is None or not serving(present, queues):
+        registry = self._resources.dispatcher.registry
+        present = registry.present() if registry is not None else []
+        if registry is None or not serving(present, queues):
             return ""
         mine = self._resources.identifier.read(*parts)
         if question in self._differed:  # the workers had the time to speak once more
-            sentence = str(Dispute.find(mine, present, queues, parts, ME) or "")
+            sentence = str(Mismatch.find(mine, present, queues, parts, ME) or "")
         else:
             sentence = ""
             try:
-                require_agreement(roll_call, mine, queues, parts, present, ME)
+                require_agreement(registry, mine, queues, parts, present, ME)
             except SettingsDiffer as error:
                 sentence = str(error)
         (self._differed.add if sentence else self._differed.discard)(question)

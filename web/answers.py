@@ -23,8 +23,8 @@ from redis.backoff import NoBackoff
 
 from pipeline.errors import ImgrecError, Overloaded, ServerUnavailable
 from pipeline.store.redis_client import PREFIX, trouble
-from web.shared_look import SharedLook
-from workers.patience import LAST_LOOK_S, Patience, nobody_answers
+from web.shared_call import SharedCall
+from workers.answer_wait import LAST_LOOK_S, AnswerWait, nobody_answers
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
 from workers.routes import QUERY
 
@@ -67,8 +67,8 @@ class Answers:
         self._observe = observe
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # by channel
         self._down_since: float | None = time.monotonic()
-        self._quick_look = SharedLook(partial(look, LOOK_S), LOOK_KEPT_S)
-        self._last_look = SharedLook(partial(look, LAST_LOOK_S), LOOK_KEPT_S)
+        self._quick_look = SharedCall(partial(look, LOOK_S), LOOK_KEPT_S)
+        self._last_look = SharedCall(partial(look, LAST_LOOK_S), LOOK_KEPT_S)
         self._client = redis.asyncio.Redis.from_url(
             url,
             socket_connect_timeout=CONNECT_S,
@@ -126,7 +126,7 @@ class Answers:
         future = asyncio.get_running_loop().create_future()
         self._waiting[channel] = future
         try:
-            patience = Patience(query_id, timeout_s)
+            wait = AnswerWait(query_id, timeout_s)
             seconds, _ = await self._command(self._client.time())
             expires_s = max(timeout_s, 60.0) + KEPT_S
             message = await asyncio.to_thread(
@@ -134,25 +134,25 @@ class Answers:
             )
             await self._command(self._client.lpush(QUEUE_KEY, message))
             while True:
-                done, _ = await asyncio.wait({future}, timeout=patience.pause())
+                done, _ = await asyncio.wait({future}, timeout=wait.pause())
                 if done:
                     return query_id, open_result(future.result())
-                await self._look_after(patience, message, needs_index)
+                await self._look_after(wait, message, needs_index)
         finally:
             self._observe(task, time.perf_counter() - start)
             self._waiting.pop(channel, None)
             if future.done() and not future.cancelled():
                 future.exception()  # retrieved, so that asyncio does not complain
 
-    async def _look_after(self, patience: Patience, message: str, needs_index: bool) -> None:
+    async def _look_after(self, wait: AnswerWait, message: str, needs_index: bool) -> None:
         """Look whether a silent question can still be answered; send it again if it was lost."""
-        late = patience.late  # before the looks, which take seconds
+        late = wait.late  # before the looks, which take seconds
         try:
             served = (await self.workers())[QUERY] or (await self._last_look.get())[QUERY]
-            due = served and not late and patience.due
+            due = served and not late and wait.due
             if due and not await self._command(self._client.llen(QUEUE_KEY)):
                 await self._command(self._client.lpush(QUEUE_KEY, message))
-                patience.resent()
+                wait.resent()
         except ServerUnavailable:
             if late:
                 raise
@@ -160,7 +160,7 @@ class Answers:
         if not served:
             raise nobody_answers(needs_index and not await asyncio.to_thread(self._has_index))
         if late:
-            raise patience.timed_out()
+            raise wait.timed_out()
 
     async def workers(self) -> Counter[str]:
         """Count the workers on each queue.

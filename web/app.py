@@ -12,9 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from web import docs, health, index, jobs, live_changes, metrics, search, system
 from web.context import Web
-from web.headers import EveryAnswer, Patient
+from web.headers import EveryResponse
 from web.pages import add_pages, errors
 from web.product_urls import ProductPaths
+from web.request_limits import RequestLimits
 from web.responses import add_schemas
 
 DESCRIPTION = """\
@@ -33,8 +34,8 @@ def create_app(web: Web) -> FastAPI:
     settings = web.settings
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     middleware = [
-        Middleware(EveryAnswer, metrics=web.metrics, respond=errors.respond),
-        Middleware(Patient, max_body=int(settings.web_max_body)),
+        Middleware(EveryResponse, metrics=web.metrics, respond=errors.respond),
+        Middleware(RequestLimits, max_body=int(settings.web_max_body)),
         Middleware(ProductPaths),
     ]
     if origins:

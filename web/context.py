@@ -10,18 +10,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
+from pipeline.allowed_hosts import AllowedHosts
+from pipeline.cgroup import cores
 from pipeline.errors import ImgrecError, ServerUnavailable
 from pipeline.images.decode import Limits
-from pipeline.images.memory_budget import MemoryBudget
-from pipeline.outbound import AllowedHosts, Client
-from pipeline.settings import Settings, cores
+from pipeline.outbound import Client
+from pipeline.settings import Settings
 from web.agreement import Agreement
 from web.answers import Answers
 from web.process_metrics import WebMetrics
 from web.rate_limit import RateLimiter
 from web.streams import Streams
+from workers.agreement import parts_of_query
 from workers.resources import Resources
-from workers.roll_call import parts_of_query
 from workers.routes import QUERY
 
 FETCHERS = 8  # images that are fetched at the same time
@@ -63,9 +64,7 @@ class Web:
             min(int(self.settings.max_image_bytes), int(self.settings.web_max_body)),
         )
         self.planners = ThreadPoolExecutor(PLANNERS, "plan")
-        self.limits = Limits(
-            self.settings.max_image_pixels, self.settings.max_image_bytes, MemoryBudget()
-        )
+        self.limits = Limits.of(self.settings)
 
     async def ask(
         self, task: str, args: tuple[Any, ...], *, needs_index: bool = True

@@ -6,10 +6,7 @@ Content-Security-Policy would have to be weaker for it.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.resources import files
-
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 
@@ -23,15 +20,3 @@ def docs(request: Request) -> str:
         loader=PackageLoader("web"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("docs.html").render(document=request.app.openapi())
-
-
-@router.get("/docs.css")
-def style() -> Response:
-    """Return the style of the page."""
-    headers = {"Cache-Control": "max-age=3600"}
-    return Response(_style(), media_type="text/css", headers=headers)
-
-
-@lru_cache(maxsize=1)
-def _style() -> str:
-    return files("web").joinpath("static/docs.css").read_text(encoding="utf-8")

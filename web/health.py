@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pipeline.errors import ImgrecError, ServerUnavailable
 from web.context import Web, web_of
 from web.schemas import Health, Readiness
-from workers.roll_call import has_heads, parts_of_query
+from workers.agreement import has_heads, parts_of_query
 from workers.routes import QUERY, QUERY_IMAGE
 
 router = APIRouter()

@@ -20,15 +20,14 @@ from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.rebuild.plan_feed import check_feed, plan_fetch
 from pipeline.rebuild.retry import plan_retry
+from pipeline.store.job import AlreadyRequested, Job, JobRequest, Progress
 from pipeline.store.job_object import job_object, to_object
-from pipeline.store.jobs import AlreadyRequested, Job, JobRequest, Progress
 from web import schemas
 from web.access import Admin
 from web.context import Web, web_of
 from web.responses import problems
 from workers.dispatch import require_names
-from workers.reconcile import advance
-from workers.routes import EMBED, INDEX
+from workers.reconcile import advance, queues_of_rebuild
 from workers.webhooks import webhook_client
 
 router = APIRouter(prefix="/v1/jobs")
@@ -134,7 +133,7 @@ async def planner(web: Web, root: str) -> Callable[..., str]:
     else:
         await asyncio.to_thread(check_source, root, settings)
         plan = partial(plan_rebuild, root, settings, resources.jobs, resources.versions)
-    await require_workers(web)
+    await _require_workers(web, root)
     return plan
 
 
@@ -261,14 +260,15 @@ async def start_retry(web: Web, job_id: str) -> str:
     """
     require_names(job_id)
     resources = web.resources
-    await require_workers(web)
+    job = await asyncio.to_thread(resources.jobs.get, job_id)
+    await _require_workers(web, job.root)
     plan = partial(
         plan_retry, job_id, web.settings, resources.jobs, resources.versions, resources.feeds
     )
     return await start_plan(web, plan)
 
 
-async def require_workers(web: Web) -> None:
+async def _require_workers(web: Web, root: str) -> None:
     """Check that a job can be sent, to workers that would find it.
 
     Raises:
@@ -276,7 +276,7 @@ async def require_workers(web: Web) -> None:
         SettingsDiffer: workers have another database or data folder.
     """
     await asyncio.to_thread(web.resources.dispatcher.require_broker)
-    await web.agreement.require((EMBED, INDEX), "database", "data")
+    await web.agreement.require(queues_of_rebuild(root), "database", "data")
 
 
 async def start_plan(web: Web, write_plan: Callable[..., str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -159,8 +158,7 @@ class Scrape:
         healthy = GaugeMetricFamily(
             "imgrec_worker_healthy", "Whether a worker on this machine is well.", labels=["worker"]
         )
-        run = self._web.settings.data_dir / "run"
-        for worker in read_heartbeats(run, socket.gethostname()):
+        for worker in read_heartbeats(self._web.settings.run_dir):
             age.add_metric([worker.name], worker.age_s)
             healthy.add_metric([worker.name], 0 if worker.problem else 1)
         return [age, healthy]

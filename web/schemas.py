@@ -136,7 +136,7 @@ class SearchAnswer(BaseModel):
     min_score: float | None = Field(None, description="The lowest score, where one was asked for.")
     search: str | None = Field(None, description="How the index was searched, with `explain`.")
     warnings: list[str] | None = Field(
-        None, description="What of the query means little, or is left out of the answer."
+        None, description="What the model did not read, or what is left out of the answer."
     )
     took_ms: float
 
@@ -153,7 +153,7 @@ class Added(BaseModel):
     product_id: str
     index_version: str
     added: list[str] = Field(description="The images, below the products folder.")
-    warnings: list[str] | None = Field(None, description="What of an image means little.")
+    warnings: list[str] | None = Field(None, description="E.g. that an image is blank.")
 
 
 class Removed(BaseModel):
@@ -177,7 +177,7 @@ class Attribute(Label):
 class Classes(BaseModel):
     category: Label
     attributes: list[Attribute]
-    warnings: list[str] | None = Field(None, description="What of the answer means little.")
+    warnings: list[str] | None = Field(None, description="E.g. that the image is blank.")
 
 
 class FeedbackBody(Body):
@@ -206,7 +206,9 @@ class JobBody(Body):
     full: bool = Field(False, description="Embed every image again; reuse no vector.")
     save_preprocessed: bool = Field(False, description="Save what the model sees as images.")
     webhook_url: str | None = Field(
-        None, max_length=2048, description="Address that is told when the job has ended."
+        None,
+        max_length=2048,
+        description="Address that a webhook is sent to when the job has ended.",
     )
 
 

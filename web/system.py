@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from pipeline.classify.head_store import list_heads
 from pipeline.index.changes import changes
 from pipeline.search.facets import columns
 from pipeline.store.heartbeat import read_heartbeats
@@ -49,8 +49,6 @@ async def system(request: Request, client: Admin) -> dict[str, Any]:
 
 
 def _facts(web: Web) -> dict[str, Any]:
-    from pipeline.classify.head_store import list_heads
-
     settings, resources = web.settings, web.resources
     queues = {queue: resources.dispatcher.queue_length(queue) for queue in QUEUES}
     heartbeats = [
@@ -60,7 +58,7 @@ def _facts(web: Web) -> dict[str, Any]:
             "state": worker.state,
             "problem": worker.problem or None,
         }
-        for worker in read_heartbeats(settings.data_dir / "run", socket.gethostname())
+        for worker in read_heartbeats(settings.run_dir)
     ]
     counts = resources.shared_cache.counts()
     cache = [

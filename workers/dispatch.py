@@ -13,7 +13,7 @@ import redis
 
 from pipeline.errors import WrongUse
 from pipeline.store.redis_client import PREFIX, connect, require_fit, trouble
-from workers.roll_call import EVERY_S, RollCall
+from workers.registry import EVERY_S, WorkerRegistry
 from workers.routes import FORM, FORM_HEADER, QUEUE_OF, QUEUES
 
 PAUSE_S = 3.0
@@ -25,7 +25,7 @@ class Dispatcher(Protocol):
     # Seconds in which another worker may join that can do what those that are there cannot.
     join_s: float
     # What the workers have said that may take the tasks; None where this process runs them.
-    roll_call: RollCall | None
+    registry: WorkerRegistry | None
 
     def send(self, task: str, *args: object) -> None:
         """Send a task.
@@ -64,7 +64,7 @@ class CeleryDispatcher:
 
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
-        self.roll_call: RollCall | None = RollCall(redis_url)
+        self.registry: WorkerRegistry | None = WorkerRegistry(redis_url)
 
     def send(self, task: str, *args: object) -> None:
         from workers.celery_app import app
@@ -102,8 +102,8 @@ class CeleryDispatcher:
         queues = {name: [queue["name"] for queue in queues] for name, queues in replies.items()}
         # kombu writes the binding of a queue of replies once: a process that has outlived a Redis
         # that restarted empty may get no reply any more. What workers announce still arrives.
-        if self.roll_call is not None:
-            for each in self.roll_call.present(2 * EVERY_S):
+        if self.registry is not None:
+            for each in self.registry.present(2 * EVERY_S):
                 queues.setdefault(each.worker, list(each.queues))
         return queues
 
@@ -132,7 +132,7 @@ class InlineDispatcher:
     """Keeps tasks in this process for whoever runs them here: `--local`, and tests."""
 
     join_s = 0.0
-    roll_call: RollCall | None = None
+    registry: WorkerRegistry | None = None
 
     def __init__(self) -> None:
         self.messages: deque[tuple[str, tuple[object, ...]]] = deque()

@@ -17,10 +17,11 @@ from pipeline.duplicates.result import SearchResult
 from pipeline.errors import ImgrecError, NotFound, ServerUnavailable
 from pipeline.images.roots import open_reader
 from pipeline.store.duplicates import Search
+from pipeline.store.heartbeat import HOST
 from workers.dispatch import require_names
 from workers.error_policy import describe
 from workers.lease import LeaseLost, Stopped
-from workers.resources import HOST, Resources
+from workers.resources import Resources
 
 log = logging.getLogger(__name__)
 

@@ -14,39 +14,26 @@ from PIL import Image
 
 from pipeline.atomic_files import write_atomic
 from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
-from pipeline.errors import (
-    BadImage,
-    FingerprintMismatch,
-    ServerUnavailable,
-)
+from pipeline.errors import BadImage, FingerprintMismatch, ServerUnavailable
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.roots import open_reader
-from pipeline.store.jobs import Job
+from pipeline.store.heartbeat import HOST
+from pipeline.store.job import Job
 from pipeline.store.shards import Claim, StageTimings
+from workers.after_error import after_shard_error
 from workers.dispatch import require_names
-from workers.error_policy import (
-    Attempt,
-    Drop,
-    Fail,
-    Refuse,
-    Release,
-    Stage,
-    Wait,
-    decide,
-    unforeseen,
-)
 from workers.lease import Lease
 from workers.reconcile import advance
-from workers.refusal import outside_claim, refuse
-from workers.resources import HOST, Resources
+from workers.refusal import outside_claim
+from workers.resources import Resources
 from workers.routes import EMBED, EMBED_SHARD
 
 log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PREPROCESSED = "preprocessed"  # below DATA_DIR, or in the store
-PATIENCE_S = 1.0  # between two tries to reach the database
+RETRY_S = 1.0  # between two tries to reach the database
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -69,7 +56,7 @@ def _embed_shard(resources: Resources, job: Job, n: int) -> None:
             file, digest = _write(resources, claim, result)
         _record(resources, claim, result, file, digest)
     except Exception as error:
-        _after_error(resources, job, n, claim, error)
+        after_shard_error(resources, EMBED_SHARD, job.id, n, claim, error)
     else:
         advance(resources, job.id)
 
@@ -166,60 +153,6 @@ def _record(
     )
 
 
-def _after_error(
-    resources: Resources, job: Job, n: int, claim: Claim | None, error: Exception
-) -> None:
-    guard, shard = resources.memory_guard, f"Shard {n} of job {job.id}"
-    attempt = Attempt(
-        stage=Stage.LOAD if claim is None else Stage.EMBED,
-        description=f"Worker embed@{HOST}: shard {n}",
-        settings=resources.settings,
-        number=claim.attempts if claim else 0,
-        limit=resources.settings.shard_max_attempts,
-        lacks_memory=guard.shutting_down.is_set() or guard.budget.over_limit(),
-    )
-    decision = decide(error, attempt)
-    match decision:
-        case Drop():
-            log.info("%s is no longer ours.", shard)
-        case Release():
-            _release(resources, claim, count_attempt=decision.count_attempt)
-            if decision.at_once:
-                log.info("%s goes back to the queue: this worker ends.", shard)
-                advance(resources, job.id)
-            elif decision.end_worker:
-                log.error("%s lacks memory; the next worker has more.", shard)
-                if not guard.shutting_down.is_set():
-                    guard.end_worker()
-            else:  # the reconciler sends it after a pause
-                log.error("%s failed.", shard, exc_info=error)
-            if decision.reason:
-                resources.jobs.set_waiting_reason(job.id, decision.reason)
-        case Wait():
-            log.error("%s waits: %s", shard, decision.reason)
-            _release(resources, claim, count_attempt=False)
-            resources.jobs.set_waiting_reason(job.id, decision.reason)
-        case Refuse():
-            _refuse(resources, job, n, f"Worker embed@{HOST} cannot do this job: {decision.reason}")
-        case Fail():
-            log.error("%s failed: %s", shard, decision.reason, exc_info=unforeseen(error))
-            resources.jobs.fail(job.id, decision.reason)
-
-
-def _release(resources: Resources, claim: Claim | None, *, count_attempt: bool) -> None:
-    if claim is not None:
-        resources.jobs.shards.release(claim, count_attempt=count_attempt)
-
-
-def _refuse(resources: Resources, job: Job, n: int, why: str) -> None:
-    """Give a shard back to workers that can do it; end the job when there are none."""
-    log.error("Shard %d of job %s is refused: %s", n, job.id, why)
-    if refuse(resources, job.id, EMBED, why):
-        return
-    resources.dispatcher.send(EMBED_SHARD, job.id, n)
-    resources.dispatcher.pause_for_others(resources.stopping)
-
-
 def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:
     """Clear an image of suspicion, however long the database is away: this process lives."""
     if resources.memory_guard.shutting_down.is_set():
@@ -229,7 +162,7 @@ def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:
             resources.jobs.shards.clear_suspect(claim, position)
             return
         except ServerUnavailable:
-            if resources.stopping.wait(PATIENCE_S):
+            if resources.stopping.wait(RETRY_S):
                 raise
 
 

@@ -1,4 +1,4 @@
-"""What to do with a shard or a merge after an error: one table for both tasks.
+"""What to do with a shard, a plan or a merge after an error: one table for all tasks.
 
 Every error counts an attempt, and too many attempts end the job. It is counted when the work is
 claimed, so a process that dies has counted its attempt, too. The exceptions to the rule, each with
@@ -29,7 +29,8 @@ from workers.lease import LeaseLost, Stopped
 
 class Stage(Enum):
     LOAD = "load"  # of the models and the folder, before a shard is claimed
-    EMBED = "embed"
+    SHARD = "shard"  # of images to embed, or of addresses to fetch
+    PLAN = "plan"  # of the images that were fetched
     MERGE = "merge"
 
 
@@ -112,12 +113,12 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
             return Wait(str(explain(error, attempt.settings)))
     if attempt.stage is Stage.LOAD:
         return Refuse(describe(error))
-    if attempt.stage is Stage.EMBED and attempt.lacks_memory:
+    if attempt.stage is Stage.SHARD and attempt.lacks_memory:
         why = f"{attempt.description} lacks memory: the worker restarts."
         return Release(count_attempt=True, reason=why, end_worker=True)
-    if attempt.stage is Stage.MERGE and not isinstance(error, OSError | DatabaseFailed):
-        # It would take as long again and end the same way.
-        return Fail(_merge_failure(error))
+    if attempt.stage is not Stage.SHARD and not isinstance(error, OSError | DatabaseFailed):
+        # A plan or a merge would take as long again and end the same way.
+        return Fail(_failure(error, attempt))
     if attempt.number <= attempt.limit:
         why = f"{attempt.description} failed and is tried again: {describe(error)}"
         return Release(count_attempt=True, reason=why)
@@ -125,25 +126,31 @@ def decide(error: Exception, attempt: Attempt) -> Decision:
 
 
 def give_up(attempt: Attempt) -> Fail | None:
-    """End the job of a merge that was claimed too often, as by workers that died of it."""
-    if attempt.stage is not Stage.MERGE or attempt.number <= attempt.limit + 1:
+    """End the job of a plan or a merge that was claimed too often, by workers that died of it."""
+    if attempt.number <= attempt.limit + 1:
         return None
-    return Fail(
+    begun = (
         f"{attempt.description} was begun {attempt.number - 1} times and never ended: its worker "
-        "died each time, or the files of the shards were not where they had been written. See the "
-        "log of the index worker; it may need more memory (WORKER_MAX_MEMORY), and the workers on "
-        "queues 'embed' and 'index' must share DATA_DIR or ARTIFACTS_URL."
+    )
+    if attempt.stage is Stage.PLAN:
+        return Fail(f"{begun}died each time. See the log of the index worker.")
+    return Fail(
+        f"{begun}died each time, or the files of the shards were not where they had been written. "
+        "See the log of the index worker; it may need more memory (WORKER_MAX_MEMORY), and the "
+        "workers on queues 'embed' and 'index' must share DATA_DIR or ARTIFACTS_URL."
     )
 
 
-def _merge_failure(error: Exception) -> str:
+def _failure(error: Exception, attempt: Attempt) -> str:
+    if isinstance(error, ImgrecError):
+        return str(error)
+    if attempt.stage is Stage.PLAN:
+        return f"{attempt.description} failed: {describe(error)}"
     if isinstance(error, MemoryError):
         return (
             "The index does not fit into memory: raise WORKER_MAX_MEMORY for the worker on queue "
             "'index' and run the rebuild again."
         )
-    if isinstance(error, ImgrecError):
-        return str(error)
     return f"The index could not be built: {describe(error)}"
 
 

@@ -18,16 +18,17 @@ from pipeline.fetch.image import download
 from pipeline.fetch.turns import HostLimits
 from pipeline.images.fetched import fetched_store
 from pipeline.store.feeds import FetchedUrl
-from pipeline.store.jobs import Job
+from pipeline.store.heartbeat import HOST
+from pipeline.store.job import Job
 from pipeline.store.shards import Claim
+from workers.after_error import after_shard_error
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Drop, Fail, Refuse, Release, Stage, Wait, decide
 from workers.lease import Lease
 from workers.reconcile import advance
-from workers.refusal import outside_claim, refuse
-from workers.resources import HOST, Resources
-from workers.roll_call import serving
-from workers.routes import FETCH
+from workers.refusal import outside_claim
+from workers.registry import serving
+from workers.resources import Resources
+from workers.routes import FETCH, FETCH_SHARD
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _fetch_shard(resources: Resources, job: Job, n: int) -> None:
             _Fetcher(resources, job, claim, lease).run()
         _finish(resources, claim)
     except Exception as error:
-        _after_error(resources, job, n, claim, error)
+        after_shard_error(resources, FETCH_SHARD, job.id, n, claim, error)
     else:
         advance(resources, job.id)
 
@@ -98,8 +99,8 @@ class _Fetcher:
 
     def _n_workers(self) -> int:
         """Count the workers that share the limits of each host."""
-        roll_call = self._resources.dispatcher.roll_call
-        return len(serving(roll_call.present(), (FETCH,))) if roll_call is not None else 1
+        registry = self._resources.dispatcher.registry
+        return len(serving(registry.present(), (FETCH,))) if registry is not None else 1
 
     def _is_done(self, url: str) -> bool:
         known = self._known.get(url)
@@ -188,38 +189,3 @@ def _finish(resources: Resources, claim: Claim) -> None:
         counts["failed"] + counts["delayed"],
         "" if won else "; another worker was first",
     )
-
-
-def _after_error(
-    resources: Resources, job: Job, n: int, claim: Claim | None, error: Exception
-) -> None:
-    shards, shard = resources.jobs.shards, f"Shard {n} of job {job.id}"
-    attempt = Attempt(
-        stage=Stage.LOAD if claim is None else Stage.EMBED,
-        description=f"Worker fetch@{HOST}: shard {n}",
-        settings=resources.settings,
-        number=claim.attempts if claim else 0,
-        limit=resources.settings.shard_max_attempts,
-    )
-    decision = decide(error, attempt)
-    match decision:
-        case Drop():
-            log.info("%s is no longer ours.", shard)
-        case Release() | Wait():
-            uncounted = isinstance(decision, Wait) or not decision.count_attempt
-            if claim is not None:
-                shards.release(claim, count_attempt=not uncounted)
-            if decision.reason:
-                log.error("%s: %s", shard, decision.reason)
-                resources.jobs.set_waiting_reason(job.id, decision.reason)
-            else:
-                log.info("%s goes back to the queue: this worker ends.", shard)
-                advance(resources, job.id)
-        case Refuse():
-            reason = f"Worker fetch@{HOST} cannot do this job: {decision.reason}"
-            log.error("%s is refused: %s", shard, reason)
-            if not refuse(resources, job.id, FETCH, reason):
-                resources.dispatcher.pause_for_others(resources.stopping)
-        case Fail():
-            log.error("%s failed.", shard, exc_info=error)
-            resources.jobs.fail(job.id, decision.reason)

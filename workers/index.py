@@ -7,33 +7,26 @@ from __future__ import annotations
 
 import logging
 import uuid
+from functools import partial
 
 from pipeline.errors import ObjectConflict, ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
-from pipeline.store.jobs import Job, MergeClaim
+from pipeline.store.heartbeat import HOST
+from pipeline.store.job import Job, MergeClaim
+from workers.after_error import carry_out
 from workers.dispatch import require_names
-from workers.error_policy import (
-    Attempt,
-    Drop,
-    Fail,
-    Release,
-    Stage,
-    Wait,
-    decide,
-    give_up,
-    unforeseen,
-)
+from workers.error_policy import Attempt, Stage, decide, give_up
 from workers.lease import Lease
 from workers.prune import prune_after_publishing
 from workers.reconcile import advance
 from workers.refusal import outside_claim
-from workers.resources import HOST, Resources
+from workers.resources import Resources
 from workers.routes import INDEX
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 1.0  # between two tries to reach the database
+RETRY_S = 1.0  # between two tries to reach the database
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
@@ -68,7 +61,14 @@ def _merge(resources: Resources, claim: MergeClaim) -> None:
             merged = _publish(resources, claim.job, lease)
         _record(resources, claim.job.id, merged)
     except Exception as error:
-        _after_error(resources, claim, error)
+        carry_out(
+            resources,
+            decide(error, _attempt(resources, claim)),
+            error,
+            claim.job.id,
+            f"The merge of job {claim.job.id}",
+            partial(_release, resources, claim),
+        )
     else:  # outside of what counts as an attempt: the job is done
         if merged.version:
             prune_after_publishing(resources)
@@ -117,30 +117,6 @@ def _record(resources: Resources, job_id: str, merged: Merged) -> None:
         )
 
 
-def _after_error(resources: Resources, claim: MergeClaim, error: Exception) -> None:
-    jobs, job_id = resources.jobs, claim.job.id
-    decision = decide(error, _attempt(resources, claim))
-    match decision:
-        case Drop():
-            log.info("The merge of job %s is no longer ours.", job_id)
-        case Release():
-            if decision.at_once:
-                log.info("The merge of job %s goes back to the queue: this worker ends.", job_id)
-            else:
-                log.error("The merge of job %s failed; it is sent again.", job_id, exc_info=error)
-            _release(resources, claim, count_attempt=decision.count_attempt)
-            if decision.reason:
-                jobs.set_waiting_reason(job_id, decision.reason)
-        case Wait():
-            log.error("The merge of job %s waits: %s", job_id, decision.reason)
-            _release(resources, claim, count_attempt=False)
-            jobs.set_waiting_reason(job_id, decision.reason)
-        case Fail():
-            failed = decision.reason
-            log.error("The merge of job %s failed: %s", job_id, failed, exc_info=unforeseen(error))
-            jobs.fail(job_id, decision.reason)
-
-
 def _attempt(resources: Resources, claim: MergeClaim) -> Attempt:
     return Attempt(
         stage=Stage.MERGE,
@@ -158,5 +134,5 @@ def _release(resources: Resources, claim: MergeClaim, *, count_attempt: bool) ->
             resources.jobs.release_merge(claim, count_attempt=count_attempt)
             return
         except ServerUnavailable:
-            if resources.stopping.wait(PATIENCE_S):
+            if resources.stopping.wait(RETRY_S):
                 raise

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import ImgrecError
-from pipeline.store.jobs import Jobs, MergeClaim
+from pipeline.store.job import MergeClaim
+from pipeline.store.jobs import Jobs
 from pipeline.store.shards import Claim
 from workers.watchdog import Deadline, Watchdog
 

@@ -21,10 +21,10 @@ from pipeline.images.memory_budget import limit_malloc_arenas
 from pipeline.store.heartbeat import EVERY_S, READY, Heartbeat
 from pipeline.store.redis_client import connect, require_fit
 from workers import transport
+from workers.announcer import Announcer
 from workers.log_escape import escape
 from workers.reconcile import reconcile
 from workers.resources import Resources, process_resources
-from workers.roll_call import Announcer
 from workers.routes import INDEX, QUERY, QUEUES
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any
     # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))
-    # What was taken is started at once, so the noting of a query as taken, which costs a quarter of
-    # its way, would only help one that is lost in the same instant; its client sends it again.
+    # Queries need no acknowledgement, which would cost a quarter of their round trip: they start at
+    # once, and the client of one that is lost in that instant sends it again.
     conf.task_queues = [
         Queue(name, no_ack=name == QUERY)  # type: ignore[no-untyped-call]
         for name in QUEUES
@@ -84,10 +84,10 @@ def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any
 
 @signals.worker_init.connect
 def set_query_concurrency(sender: Any, **_: Any) -> None:
-    """Give a worker of queries alone its threads, unless `-c` has; leave out workers' small talk.
+    """Set the concurrency of query-only workers, unless `-c` was given; disable gossip and mingle.
 
-    Gossip and mingle tell workers of each other, which nothing here needs. They cost each a second
-    at its start, and on a connection that went silent each message waits for its own timeout.
+    Those two tell workers of each other, which nothing here needs. They cost each a second at its
+    start, and on a connection that went silent each message waits for its own timeout.
     """
     sender.options |= {"without_mingle": True, "without_gossip": True}
     # Not in `configure_worker`: the command line has read the configured concurrency before that.
@@ -97,21 +97,21 @@ def set_query_concurrency(sender: Any, **_: Any) -> None:
 
 @signals.worker_init.connect
 def start_heartbeat(sender: Any, **_: Any) -> None:
-    """Give signs of life from here on: a worker that waits for Redis is well."""
+    """Start the heartbeat before Redis is there: a worker that waits for it is healthy."""
     _thread("heartbeat", _beat, process_resources(), sender.hostname)
 
 
 @signals.worker_init.connect
-def join_roll_call(sender: Any, **_: Any) -> None:
+def announce(sender: Any, **_: Any) -> None:
     """Say from here on what this worker works with; commands compare before they send."""
     resources = process_resources()
-    roll_call = resources.dispatcher.roll_call
-    if roll_call is not None:
+    registry = resources.dispatcher.registry
+    if registry is not None:
         queues = sorted(sender.app.amqp.queues.consume_from)
         announcer = Announcer(
-            roll_call, sender.hostname, queues, resources.identifier, resources.stopping
+            registry, sender.hostname, queues, resources.identifier, resources.stopping
         )
-        resources.watchdog.register_thread(_thread("roll-call", announcer.run))
+        resources.watchdog.register_thread(_thread("announcer", announcer.run))
 
 
 @signals.worker_init.connect
@@ -199,22 +199,23 @@ def _thread(name: str, run: Any, *args: Any) -> threading.Thread:
 def _beat(resources: Resources, name: str) -> None:
     """Touch a file for health checks while all that is needed lives; say in another why not.
 
-    A Redis or a database that is away makes nobody ill: nothing here could mend it.
+    An unavailable Redis or database makes no worker unhealthy: a restart would not help.
     """
-    heartbeat, before = Heartbeat(resources.settings.data_dir / "run", name), ""
+    heartbeat, before = Heartbeat(resources.settings.run_dir, name), ""
     consumer = resources.consumer
     while True:
         consumer.changed.clear()
         if resources.stopping.is_set():
             break
-        ill = "; ".join([*resources.watchdog.failures(), *filter(None, [consumer.problem()])])
-        if ill and not before:
-            log.error("This worker is unhealthy: %s.", ill)
-        elif before and not ill:
+        problems = [*resources.watchdog.failures(), *filter(None, [consumer.problem()])]
+        problem = "; ".join(problems)
+        if problem and not before:
+            log.error("This worker is unhealthy: %s.", problem)
+        elif before and not problem:
             log.warning("This worker is healthy again.")
-        before = ill
+        before = problem
         try:
-            heartbeat.beat(READY if consumer.connected else "waiting for Redis", ill)
+            heartbeat.beat(READY if consumer.connected else "waiting for Redis", problem)
         except OSError as error:
             log.warning("The heartbeat file cannot be written: %s", error)
         consumer.changed.wait(EVERY_S)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from pipeline.errors import NotFound, quote
 from pipeline.images.find import ImageFile
@@ -19,6 +16,7 @@ from pipeline.index.live_changes import (
 )
 from pipeline.index.versions import Version
 from pipeline.names import nfc
+from pipeline.vector_bytes import from_base64
 from workers.resources import Resources
 
 
@@ -40,7 +38,6 @@ def add_image(
     Args:
         answer: what `workers.query.image_vector` has returned for it.
     """
-    vector = np.frombuffer(base64.b64decode(answer["vector"]), "<f4").astype(np.float32)
     resources.live_changes.add(
         AddedImage(
             file.path,
@@ -49,7 +46,7 @@ def add_image(
             file.mtime_ns,
             file.sha256,
             answer["fingerprint"],
-            vector,
+            from_base64(answer["vector"]),
         )
     )
 

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.settings import Settings, cores
+from pipeline.cgroup import cores
+from pipeline.settings import Settings
 from pipeline.store.cache import NoCache
 from workers import (
     duplicates,

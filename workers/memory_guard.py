@@ -133,7 +133,9 @@ class MemoryGuard:
             )
 
     def end_worker(self) -> None:
-        """End this worker because it lacks memory that it once had."""
+        """End this worker because it lacks memory that it once had; once is enough."""
+        if self.shutting_down.is_set():
+            return
         n_bytes, limit = used_bytes() or 0, self._limits[0] if self._limits else 0
         threading.Thread(
             target=self._end, args=(n_bytes, limit), name="memory-end", daemon=True

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import logging
 import uuid
+from functools import partial
 
 from pipeline.errors import ServerUnavailable, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.plan import PLAN_LEASES
 from pipeline.rebuild.plan_feed import plan_fetched
-from pipeline.store.jobs import PlanClaim
+from pipeline.store.heartbeat import HOST
+from pipeline.store.job import PlanClaim
 from pipeline.store.shards import PlanLost
+from workers.after_error import carry_out
 from workers.dispatch import require_names
-from workers.error_policy import (
-    Attempt,
-    Drop,
-    Fail,
-    Refuse,
-    Release,
-    Stage,
-    Wait,
-    decide,
-    give_up,
-)
+from workers.error_policy import Attempt, Stage, decide, give_up
 from workers.lease import Stopped
 from workers.reconcile import advance, report_unknown_job
-from workers.resources import HOST, Resources
+from workers.resources import Resources
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +61,7 @@ def plan(resources: Resources, job_id: str) -> None:
 
 def _attempt(resources: Resources, claim: PlanClaim) -> Attempt:
     return Attempt(
-        stage=Stage.MERGE,
+        stage=Stage.PLAN,
         description=f"Worker index@{HOST}: the plan of the fetched images",
         settings=resources.settings,
         number=claim.attempts,
@@ -90,18 +83,11 @@ def _after_error(
         if not isinstance(error, ServerUnavailable):
             jobs.set_waiting_reason(job_id, str(error))
         return
-    match decide(error, _attempt(resources, claim)):
-        case Release(count_attempt=count_attempt, reason=reason):
-            log.error("The plan of job %s is sent again.", job_id, exc_info=error)
-            jobs.release_plan(claim, count_attempt=count_attempt)
-            if reason:
-                jobs.set_waiting_reason(job_id, reason)
-        case Wait(reason=reason):
-            log.error("The plan of job %s waits: %s", job_id, reason)
-            jobs.release_plan(claim, count_attempt=False)
-            jobs.set_waiting_reason(job_id, reason)
-        case Fail(reason=reason) | Refuse(reason=reason):
-            log.error("The plan of job %s failed.", job_id, exc_info=error)
-            jobs.fail(job_id, reason)
-        case Drop():
-            pass
+    carry_out(
+        resources,
+        decide(error, _attempt(resources, claim)),
+        error,
+        job_id,
+        f"The plan of job {job_id}",
+        partial(jobs.release_plan, claim),
+    )

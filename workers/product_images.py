@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import BadImage, NotFound, WrongUse, quote
-from pipeline.images.decode import WORK_SIDE, decode, encode_jpeg
+from pipeline.images.decode import WORK_SIDE, Limits, decode, encode_jpeg
 from pipeline.images.find import ImageFile
 from pipeline.images.roots import open_reader
 from pipeline.index.versions import Version
@@ -47,13 +47,17 @@ def _jpegs(
     with source.reading(files, limits) as read:
         for file in files:
             try:
-                image = decode(read(file), limits, resources.settings.preprocess_bg_color, side)
+                jpegs[file.path] = _jpeg(resources, read(file), limits, side)
             except BadImage as error:
                 log.info("No thumbnail of %s: %s", file.path, error)
-                continue
-            image.thumbnail((side, side))
-            jpegs[file.path] = base64.b64encode(encode_jpeg(image, 85)).decode()
     return jpegs
+
+
+def _jpeg(resources: Resources, data: bytes, limits: Limits, side: int) -> str:
+    """Return an image as a small JPEG, base64."""
+    image = decode(data, limits, resources.settings.preprocess_bg_color, side)
+    image.thumbnail((side, side))
+    return base64.b64encode(encode_jpeg(image, 85)).decode()
 
 
 def product(resources: Resources, product_id: str) -> dict[str, Any]:
@@ -106,7 +110,6 @@ def failure_image(resources: Resources, job_id: str, path: str, side: int) -> di
 def _preview(resources: Resources, root: str, path: str, side: int) -> str | None:
     """Return what can be seen of an image that failed, also of one that is tiny or cut off."""
     limits = replace(resources.limits, min_side=1)
-    background = resources.settings.preprocess_bg_color
     file = ImageFile(path, 0, 0)
     with (
         contextlib.suppress(BadImage),
@@ -115,9 +118,7 @@ def _preview(resources: Resources, root: str, path: str, side: int) -> str | Non
         data = read(file)
         for attempt in (data, data + JPEG_END):
             with contextlib.suppress(BadImage):
-                image = decode(attempt, limits, background, side)
-                image.thumbnail((side, side))
-                return base64.b64encode(encode_jpeg(image, 85)).decode()
+                return _jpeg(resources, attempt, limits, side)
     return None
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from pipeline.errors import WrongUse
 from pipeline.failpoints import failpoint
@@ -23,6 +20,7 @@ from pipeline.search.rank import VERSION as RANKING_VERSION
 from pipeline.search.rank import Answer, recommend
 from pipeline.search.relevance_feedback import LoggedQuery
 from pipeline.store.cache import result_key
+from pipeline.vector_bytes import from_base64, to_base64
 from workers.known_vectors import KnownVectors
 from workers.query_images import (
     image_digest,
@@ -200,14 +198,13 @@ def _record(
 
 
 def _pack(answer: Answer) -> dict[str, Any]:
-    vector = base64.b64encode(np.asarray(answer.vector, "<f4").tobytes()).decode()
     facts = {"matches": answer.matches, "min_score": answer.min_score, "total": answer.total}
-    return {**facts, "vector": vector, "search": answer.search}
+    return {**facts, "vector": to_base64(answer.vector), "search": answer.search}
 
 
 def _unpack(result: Any) -> Answer | None:
     try:
-        vector = np.frombuffer(base64.b64decode(result["vector"]), "<f4").astype(np.float32)
+        vector = from_base64(result["vector"])
         matches, limit = list(result["matches"]), result["min_score"]
         return Answer(matches, limit, vector, result["total"], result["search"])
     except (TypeError, ValueError, KeyError):
@@ -251,7 +248,7 @@ def image_vector(
     vector, warning = vector_of_image(resources, data, sha256(data), resources.reusable_vectors())
     log.info("Embedded %s.", query_id)
     answer: dict[str, Any] = {
-        "vector": base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode(),
+        "vector": to_base64(vector),
         "fingerprint": fingerprint.id,
         "index_version": version.name,
     }

@@ -15,10 +15,14 @@ import redis
 
 from pipeline.errors import ServerUnavailable, quote
 from pipeline.failpoints import failpoint
-from pipeline.store.jobs import FETCHING, Job
+from pipeline.images.fetched import feed_name
+from pipeline.store.job import FETCHING, Job
 from workers.routes import (
+    EMBED,
     EMBED_SHARD,
+    FETCH,
     FETCH_SHARD,
+    INDEX,
     MERGE_SHARDS,
     PLAN_FETCHED,
     QUEUE_OF,
@@ -80,6 +84,11 @@ def _look_after(resources: Resources, job: Job) -> None:
     advance(resources, job_id)
 
 
+def queues_of_rebuild(root: str) -> tuple[str, ...]:
+    """Return the queues whose workers a rebuild of a folder, a store or a feed needs."""
+    return (EMBED, INDEX) if feed_name(root) is None else (FETCH, EMBED, INDEX)
+
+
 def _task_of(job: Job) -> str:
     """Return the task of the shards that a job has now."""
     return FETCH_SHARD if job.stage == FETCHING else EMBED_SHARD
@@ -103,11 +112,11 @@ def report_unknown_job(resources: Resources, job_id: str) -> None:
         "replaced since."
     )
     log.error("%s The message is dropped.", sentence)
-    if resources.dispatcher.roll_call is not None:
+    if resources.dispatcher.registry is not None:
         try:
-            resources.dispatcher.roll_call.report_unknown_job(job_id, sentence)
+            resources.dispatcher.registry.report_unknown_job(job_id, sentence)
         except redis.RedisError as error:
-            log.warning("That could not be told over Redis: %s", error)
+            log.warning("This could not be reported over Redis: %s", error)
 
 
 def _send_shards(resources: Resources, task: str, job_id: str, numbers: Sequence[int]) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import ServerUnavailable, UnknownJob
+from pipeline.store.heartbeat import HOST
 from workers.error_policy import describe
 from workers.reconcile import report_unknown_job
-from workers.resources import HOST, Resources
+from workers.resources import Resources
 
 log = logging.getLogger(__name__)
 

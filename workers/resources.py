@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -24,7 +24,7 @@ from pipeline.embed.embed_images import Embedder, build_embedder
 from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.embed.shard_files import ShardFiles, ShardFolder, ShardObjects
 from pipeline.engines.choice import engines
-from pipeline.errors import ImgrecError, SetupError
+from pipeline.errors import ImgrecError, ServerUnavailable, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits
 from pipeline.index.engine import Engines, OpenIndex
@@ -66,6 +66,7 @@ from pipeline.store.live_changes import LiveChanges
 from pipeline.store.products import Products
 from pipeline.store.refreshing import RevisionCache
 from pipeline.store.webhooks import Webhooks
+from workers.agreement import require_agreement
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.dispatch import CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
@@ -73,12 +74,11 @@ from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
 from workers.metrics import NoMetrics, serve_metrics
 from workers.query_log import QueryLog
-from workers.roll_call import require_agreement, serving
+from workers.registry import serving
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-HOST = socket.gethostname()
 Value = TypeVar("Value")
 
 
@@ -163,10 +163,19 @@ class Resources:
         Raises:
             SettingsDiffer: they differ. ServerUnavailable: Redis does not answer.
         """
-        roll_call = self.dispatcher.roll_call
-        present = roll_call.present() if roll_call is not None else []
-        if roll_call is not None and serving(present, queues):
-            require_agreement(roll_call, self.identifier.read(*parts), queues, parts, present)
+        registry = self.dispatcher.registry
+        present = registry.present() if registry is not None else []
+        if registry is not None and serving(present, queues):
+            require_agreement(registry, self.identifier.read(*parts), queues, parts, present)
+
+    def require_agreement_of_running(self, queues: Sequence[str], *parts: str) -> None:
+        """Do so for work that needs neither Redis nor workers: without Redis none are running.
+
+        Raises:
+            SettingsDiffer: they differ.
+        """
+        with contextlib.suppress(ServerUnavailable):
+            self.require_agreement(queues, *parts)
 
     @once
     def jobs(self) -> Jobs:
@@ -353,8 +362,7 @@ class Resources:
     @property
     def limits(self) -> Limits:
         """The limits of an image to decode, within the budget that all of them share."""
-        settings, budget = self.settings, self.memory_guard.budget
-        return Limits(settings.max_image_pixels, settings.max_image_bytes, budget)
+        return Limits.of(self.settings, self.memory_guard.budget)
 
     @once
     def embedder(self) -> Embedder:

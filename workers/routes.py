@@ -1,5 +1,12 @@
 """The names in messages: tasks, and the queue of each. Clients import them without Celery."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.store.job import Job, Progress
+
 EMBED, INDEX, QUERY, FETCH = "embed", "index", "query", "fetch"
 QUEUES = (EMBED, INDEX, QUERY, FETCH)
 
@@ -41,3 +48,24 @@ QUEUE_OF = {
     FAILURE_IMAGE: QUERY,
     FIND_DUPLICATES: INDEX,
 }
+
+
+def queue_of_job(job: Job, progress: Progress) -> str:
+    """Return the queue whose workers a job needs next."""
+    if progress.shards_done == progress.shards:
+        return INDEX
+    return FETCH if job.stage else EMBED
+
+
+def queues_of_worker(name: str) -> list[str]:
+    """Read the queues from a worker's name: embed2@host, embed-index-query-4711@host."""
+    parts = {part.rstrip("0123456789") for part in name.partition("@")[0].split("-")}
+    return [queue for queue in QUEUES if queue in parts]
+
+
+def nobody_listens(queue: str) -> str:
+    """Say that no worker listens on a queue, and what to do."""
+    return (
+        f"No worker listens on queue '{queue}': start one with 'celery worker -Q {queue}', or all "
+        "with 'imgrec up'."
+    )

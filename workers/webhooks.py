@@ -13,7 +13,8 @@ import json
 import logging
 import time
 
-from pipeline.outbound import AddressRefused, AllowedHosts, Client, FetchFailed
+from pipeline.allowed_hosts import AllowedHosts
+from pipeline.outbound import AddressRefused, Client, FetchFailed
 from pipeline.settings import Settings
 from pipeline.store.job_object import job_object
 from workers.dispatch import require_names

@@ -15,8 +15,8 @@ from pipeline.settings import Settings
 from pipeline.urls import without_password
 
 if TYPE_CHECKING:
+    from workers.registry import WorkerRegistry
     from workers.resources import Resources
-    from workers.roll_call import RollCall
 
 RECHECK = "imgrec check"
 State = Literal["ok", "warning", "error"]
@@ -73,9 +73,9 @@ class CheckContext:
         return self._wiring.dispatcher.workers()
 
     @property
-    def roll_call(self) -> RollCall | None:
+    def registry(self) -> WorkerRegistry | None:
         """What each worker works with; None without Redis."""
-        return self._wiring.dispatcher.roll_call
+        return self._wiring.dispatcher.registry
 
 
 @dataclass(frozen=True)

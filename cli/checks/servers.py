@@ -11,6 +11,8 @@ from cli.checks.row import RECHECK, CheckContext, CheckFailed, CheckWarning, cor
 from pipeline.errors import ImgrecError
 from workers.routes import FETCH, QUEUES
 
+NO_REDIS = CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
+
 
 def redis(context: CheckContext) -> str:
     """Redis answers, takes a key and throws no task away."""
@@ -111,15 +113,13 @@ def worker(queue: str) -> Callable[[CheckContext], str]:
 
     def run(context: CheckContext) -> str:
         if not context.redis_works:
-            raise CheckFailed(
-                "not checked: Redis does not work", "repair Redis, then: imgrec check"
-            )
+            raise NO_REDIS
         count = context.workers[queue]
         if not count:
             raise CheckFailed(
                 "no worker answers", f"celery worker -Q {queue}, or all with: imgrec up"
             )
-        return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
+        return _answering(count)
 
     return run
 
@@ -135,7 +135,7 @@ def has_feed(context: CheckContext) -> bool:
 def fetching(context: CheckContext) -> str:
     """A worker fetches the images of feeds, or `imgrec up` would start one."""
     if not context.redis_works:
-        raise CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
+        raise NO_REDIS
     hosts = context.settings.fetch_hosts
     count = context.workers[FETCH]
     if not count:
@@ -143,26 +143,30 @@ def fetching(context: CheckContext) -> str:
             f"no worker answers; hosts: {hosts}",
             "celery worker -Q fetch; 'imgrec up' starts one when a job needs it",
         )
-    workers = f"{count} {'worker answers' if count == 1 else 'workers answer'}"
-    return f"{workers}; hosts: {hosts}"
+    return f"{_answering(count)}; hosts: {hosts}"
+
+
+def _answering(count: int) -> str:
+    return f"{count} {'worker answers' if count == 1 else 'workers answer'}"
 
 
 def settings_of_workers(context: CheckContext) -> str:
     """The workers work with this database, this data folder and this models folder."""
     from pipeline.store.identity import PARTS
-    from workers.roll_call import Dispute, serving
+    from workers.agreement import Mismatch
+    from workers.registry import serving
 
     if not context.redis_works:
-        raise CheckFailed("not checked: Redis does not work", f"repair Redis, then: {RECHECK}")
-    roll_call = context.roll_call
-    present = serving(roll_call.present(), QUEUES) if roll_call is not None else []
+        raise NO_REDIS
+    registry = context.registry
+    present = serving(registry.present(), QUEUES) if registry is not None else []
     if not present:
         return "no worker has said yet what it works with"
     mine = context.resources.identifier.read()
-    dispute = Dispute.find(mine, present, QUEUES, PARTS)
-    if dispute is not None:
+    mismatch = Mismatch.find(mine, present, QUEUES, PARTS)
+    if mismatch is not None:
         raise CheckFailed(
-            str(dispute),
+            str(mismatch),
             "set the same DATABASE_URL, and ARTIFACTS_URL or DATA_DIR and MODELS_DIR, everywhere",
         )
     return (

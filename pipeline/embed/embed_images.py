@@ -84,7 +84,7 @@ def build_embedder(settings: Settings, encoder: Encoder) -> Embedder:
     if settings.use_bg_removal:
         remover = load_remover(settings, threads=1, at_once=settings.threads)
     spec = Preprocessing.from_settings(settings)
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits.of(settings)
     prepared = None
     if settings.use_bg_removal and settings.cutout_cache_bytes:  # resizing alone costs no more
         prepared = PreparedCache(settings.cutout_dir, spec, limits, settings.cutout_cache_bytes)

@@ -42,9 +42,9 @@ def warnings(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[str]
     if unknown:
         more = f" and {len(unknown) - MAX_WORDS} more" if len(unknown) > MAX_WORDS else ""
         listed = ", ".join(quote(word) for word in unknown[:MAX_WORDS])
-        sentences.append(f"The model does not know the words {listed}{more}: they say nothing.")
+        sentences.append(f"The model does not know the words {listed}{more} and ignores them.")
     if len(unknown) == 1:
-        sentences = [f"The model does not know the word {quote(unknown[0])}: it says nothing."]
+        sentences = [f"The model does not know the word {quote(unknown[0])} and ignores it."]
     for text in dict.fromkeys(texts):
         n_tokens = len(tokenizer(text)["input_ids"])
         if n_tokens > max_tokens:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.engines import patched
 from pipeline.engines.milvus_server import BUILD_S, CALL_S, MilvusServer, NotLoaded
-from pipeline.engines.scores import scored
+from pipeline.engines.scores import TARGET_RECALL, deepening, scored, tune
 from pipeline.errors import IndexBroken
 from pipeline.failpoints import failpoint
 from pipeline.index.engine import (
@@ -27,15 +27,14 @@ from pipeline.index.engine import (
     OpenIndex,
     Vectors,
     age_s,
-    as_arrays,
+    first_hits,
     new_name,
 )
-from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
+from pipeline.index.faiss_index import exact
 from pipeline.index.versions import ADVICE, Version
 
 M, EF_CONSTRUCTION = 16, 200  # https://milvus.io/docs/index.md recommends 8 to 64, and up from 100
 EF_SEARCH = (64, 100, 160, 250, 400, 640, 1000)
-TARGET_RECALL = 0.97
 MIGRATED = " vectors "  # in a description; no owner holds a space
 BATCH_BYTES = 8 << 20  # of one insert; Milvus takes messages of 64 MB
 MAX_LIMIT = 16_384  # rows of one answer
@@ -44,7 +43,6 @@ MAX_NAMED = 4096  # allowed rows that are named one by one
 # 5 % allowed, 1,500 named rows took 24 ms, an answer of 20 with 50 % allowed took 4 ms.
 CHEAP_LIMIT = 1000
 SPARE = 2  # an answer that is filtered afterwards is so many times as long as needed on average
-SMOKE_TEST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -68,20 +66,14 @@ class MilvusIndex:
         self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
-        k = min(k, self.n_vectors)
-        return as_arrays([self._hits(query, k, allowed) for query in queries], k)
+        return first_hits(self, queries, k, allowed)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
     ) -> Iterator[Hits]:
         """Yield ever deeper lists of (row, score), see `OpenIndex`."""
         total = self.n_vectors if allowed is None else int(allowed.sum())
-        depth = min(first, total)
-        while total:
-            yield self._hits(vector, depth, allowed)
-            if depth == total:
-                return
-            depth = min(total, 4 * depth)
+        return deepening(first, total, lambda depth: self._hits(vector, depth, allowed))
 
     def plan(self, first: int, allowed: NDArray[np.bool_] | None) -> str:
         """Tell whether rows are named to Milvus, or its answer is filtered here."""
@@ -110,9 +102,8 @@ class MilvusIndex:
         return SPARE * depth * self.n_vectors // max(1, n_allowed) + 10
 
     def _hits(self, vector: Vectors, depth: int, allowed: NDArray[np.bool_] | None) -> Hits:
-        """Return the best `depth` allowed rows, as many as there are."""
+        """Return the best `depth` allowed rows; there are so many."""
         n_allowed = self.n_vectors if allowed is None else int(allowed.sum())
-        depth = min(depth, n_allowed)
         rows = self._found(vector, depth, n_allowed, allowed)
         if len(rows) < depth:  # Milvus cannot tell more at once, or the allowed rows are far away
             among = np.arange(self.n_vectors) if allowed is None else np.flatnonzero(allowed)
@@ -124,7 +115,7 @@ class MilvusIndex:
     def _found(
         self, vector: Vectors, depth: int, n_allowed: int, allowed: NDArray[np.bool_] | None
     ) -> list[int]:
-        if not depth or depth > MAX_LIMIT:
+        if depth > MAX_LIMIT:
             return []
         limit = self._limit(depth, n_allowed)
         if allowed is not None and _is_named(n_allowed, limit):
@@ -186,11 +177,9 @@ class MilvusEngine:
         """Fill a collection, index and load it, and check that it finds its own vectors."""
         count, dim = vectors.shape
         report = migration.report if migration else _silent
-        ids = patched.ids_after(base, self.name)
-        if base is not None and ids is not None and self._has(base.version):
-            small = patched.patch(base.version, ids, vectors, workspace, self._search, check)
-            if small is not None:
-                return small
+        facts = patched.patch(base, self.name, vectors, workspace, self._has, self._search, check)
+        if facts is not None:
+            return facts
         with self.server.client() as client:
             name, done = self._unfinished(client, vectors, migration) if migration else ("", 0)
             try:
@@ -261,10 +250,8 @@ class MilvusEngine:
         Raises:
             IndexBroken: it is gone, or holds other vectors.
         """
-        name, vectors = version.manifest["index"]["collection"], version.vectors
-        ids = patched.ids_of(version)
-        rows = patched.pick_known(ids, SMOKE_TEST_ROWS)
-        row_of = dict(zip(ids[rows].tolist(), rows.tolist(), strict=True))
+        name, ids = version.manifest["index"]["collection"], patched.ids_of(version)
+        row_of = patched.sample(ids)
         good = self._has(version)
         if good:
             with self.server.client() as client:
@@ -274,10 +261,7 @@ class MilvusEngine:
                     output_fields=["id", "embedding"],
                     timeout=CALL_S,
                 )
-            products = [
-                float(vectors[row_of[row["id"]]] @ np.array(row["embedding"])) for row in stored
-            ]
-            good = len(products) == len(rows) and min(products) >= SELF_SCORE
+            good = patched.holds(version, row_of, [(row["id"], row["embedding"]) for row in stored])
         if not good:
             raise IndexBroken(
                 f"Index {version.name} and the collection {name} of "
@@ -409,18 +393,12 @@ def _tuned(
     stored = _count(client, name)
     if stored != len(vectors):
         raise IndexBroken(f"The collection holds {stored} vectors, {len(vectors)} were written.")
-    queries = noisy_queries(vectors, SAMPLE)
-    best, _ = exact(vectors, queries, 10)
-    k, recall, ef_search = best.shape[1], 0.0, EF_SEARCH[0]
-    for ef_search in EF_SEARCH:
-        check()
-        reached = 0
-        for query, lowest in zip(queries, best[:, -1], strict=True):
-            rows = _search(client, name, query, k, ef_search, "")
-            reached += sum(score >= lowest - 1e-5 for _, score in scored(vectors, rows, query))
-        recall = round(reached / best.size, 4)
-        if recall >= TARGET_RECALL:
-            break
+    ef_search, recall = tune(
+        vectors,
+        EF_SEARCH,
+        lambda ef_search, query, k: _search(client, name, query, k, ef_search, ""),
+        check,
+    )
     if recall < TARGET_RECALL - 0.1:  # a graph that is merely poor reaches more
         raise IndexBroken(f"Sampled vectors find {recall:.0%} of their neighbors.")
     return ef_search, recall

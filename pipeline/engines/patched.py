@@ -9,7 +9,7 @@ engine_ids.npy          (n,) int32: the id of each row on the server, or -1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,29 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.access import is_unavailable
+from pipeline.engines.scores import tune
 from pipeline.errors import IndexBroken
 from pipeline.index.engine import Base, Hits, OpenIndex, Vectors, engine_of, first_hits
-from pipeline.index.faiss_index import SAMPLE, exact, noisy_queries
+from pipeline.index.faiss_index import SELF_SCORE
 from pipeline.index.versions import Version
 
 FILE = "engine_ids.npy"
 # Rows beside an index are compared one by one: 10,000 x 512 take about 2 ms.
 MAX_BESIDE = 10_000
+SMOKE_TEST_ROWS = 8
 MIN_IMAGES = 2000  # with fewer, a new index takes a second
 MAX_SHARE = 0.05  # rows beside it, and as many that have gone, of those of the index
 LEAST_RECALL = 0.95  # of a patched index; with less, a new one is built
 BASE_IMAGES = "base_images"  # in a manifest: how many rows the index on the server has
 
 
-def ids_after(base: Base | None, engine: str) -> NDArray[np.int32] | None:
-    """Return the ids on the server of the next version's rows; None where too much has changed.
-
-    Args:
-        base: the version that the next one is like.
-        engine: the name of the one that builds.
-    """
-    if base is None or engine_of(base.version) != engine:
-        return None
+def _ids_after(base: Base) -> NDArray[np.int32] | None:
+    """Return the ids on the server of the next version's rows; None where too much has changed."""
     known = ids_of(base.version)
     ids = np.where(base.rows >= 0, known[base.rows], np.int32(-1)).astype(np.int32)
     n_base, n_known = base_images(base.version), int((ids >= 0).sum())
@@ -78,11 +73,20 @@ def ids_of(version: Version) -> NDArray[np.int32]:
     return ids
 
 
-def pick_known(ids: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """Return some rows that the server knows, from the first to the last."""
+def sample(ids: NDArray[np.int32]) -> dict[int, int]:
+    """Return a few rows that the server knows, from the first to the last, by their ids there."""
     known = np.flatnonzero(ids >= 0)
-    places = np.linspace(0, len(known) - 1, min(count, len(known))).astype(np.int64)
-    return known[places]
+    places = np.linspace(0, len(known) - 1, min(SMOKE_TEST_ROWS, len(known))).astype(np.int64)
+    rows = known[places]
+    return dict(zip(ids[rows].tolist(), rows.tolist(), strict=True))
+
+
+def holds(
+    version: Version, row_of: Mapping[int, int], stored: Collection[tuple[int, Sequence[float]]]
+) -> bool:
+    """Tell whether what a server has stored for a `sample` are the vectors of a version."""
+    products = [float(version.vectors[row_of[each]] @ np.array(vector)) for each, vector in stored]
+    return len(products) == len(row_of) and min(products) >= SELF_SCORE
 
 
 def opened(
@@ -100,30 +104,37 @@ def opened(
 
 
 def patch(
-    base: Version,
-    ids: NDArray[np.int32],
+    base: Base | None,
+    engine: str,
     vectors: Vectors,
     workspace: Path,
+    is_there: Callable[[Version], bool],
     open_server: Callable[[Version], OpenIndex],
     check: Callable[[], None],
 ) -> dict[str, Any] | None:
-    """Write the ids of the next version's rows; return its facts, or None where too few are found.
+    """Write the ids of the next version's rows; return its facts, or None for a new index.
 
     Args:
+        base: the version that the next one is like.
+        engine: the name of the one that builds.
+        is_there: tells whether the server has the index of a version.
         check: called between queries; raises to stop.
     """
-    facts = {**base.manifest["index"], BASE_IMAGES: base_images(base)}
+    if base is None or engine_of(base.version) != engine:
+        return None
+    ids = _ids_after(base)
+    if ids is None or not is_there(base.version):
+        return None
+    facts = {**base.version.manifest["index"], BASE_IMAGES: base_images(base.version)}
     draft = Version(workspace, {"images": len(vectors), "index": facts}, 0)
     vars(draft).update(vectors=vectors)
     index = opened(draft, open_server, ids)
-    queries = noisy_queries(vectors, SAMPLE)
-    best, _ = exact(vectors, queries, 10)
-    reached = 0
-    for query, lowest in zip(queries, best[:, -1], strict=True):
+
+    def find(_: int, query: Vectors, k: int) -> list[int]:
         check()
-        hits = next(index.search_deepening(query, best.shape[1]))[: best.shape[1]]
-        reached += sum(score >= lowest - 1e-5 for _, score in hits)
-    recall = round(reached / best.size, 4)
+        return [row for row, _ in next(index.search_deepening(query, k))[:k]]
+
+    _, recall = tune(vectors, (0,), find, check)  # the width is that of the index
     if recall < LEAST_RECALL:
         return None
     np.save(workspace / FILE, ids)

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 from pipeline.engines import patched
 from pipeline.engines.pgvector_index import MAX_EF, PgvectorIndex, Table
 from pipeline.engines.pgvector_server import PgvectorServer
-from pipeline.engines.scores import scored
+from pipeline.engines.scores import TARGET_RECALL, share_found, tune
 from pipeline.errors import Conflict, DatabaseFailed, ImgrecError, IndexBroken, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.memory_budget import format_bytes
 from pipeline.index.engine import Base, EngineState, Migration, OpenIndex, Vectors, age_s, new_name
-from pipeline.index.faiss_index import SAMPLE, SELF_SCORE, exact, noisy_queries
+from pipeline.index.faiss_index import SAMPLE, SELF_SCORE
 from pipeline.index.versions import ADVICE, Version
 from pipeline.store.postgresql import PostgresTransaction
 
@@ -28,10 +29,8 @@ log = logging.getLogger(__name__)
 
 M, EF_CONSTRUCTION = 16, 64  # pgvector's defaults
 EF_SEARCH = (40, 64, 100, 160, 250, 400, 640, MAX_EF)
-TARGET_RECALL = 0.97
 MAX_DIM = 4000  # of a halfvec with an HNSW index
 BLOCK_ROWS = 4096
-SMOKE_TEST_ROWS = 8
 MAX_LAG_S = 10.0  # of a replica, before the check warns
 CHUNK_ROWS = 65_536  # of a transaction of a migration
 LOOK_S = 1.0  # between two looks at how far a graph is
@@ -87,11 +86,9 @@ class PgvectorEngine:
             )
         if migration is not None:
             return self._migrate(vectors, check, migration)
-        ids = patched.ids_after(base, self.name)
-        if base is not None and ids is not None and self._has(base.version):
-            small = patched.patch(base.version, ids, vectors, workspace, self._search, check)
-            if small is not None:
-                return small
+        facts = patched.patch(base, self.name, vectors, workspace, self._has, self._search, check)
+        if facts is not None:
+            return facts
         name = new_name()
         owner = self._owner()
         with self.server.write() as tx:
@@ -222,12 +219,12 @@ class PgvectorEngine:
         stored = tx.rows(f"SELECT count(*) AS n FROM {name}")[0]["n"]
         if stored != count:
             raise IndexBroken(f"The table holds {stored} vectors, {count} were written.")
-        table, recall = _tuned(tx, Table(name, count, EF_SEARCH[0]), vectors, check)
+        ef_search, recall = _tuned(tx, name, vectors, check)
         size = int(tx.rows("SELECT pg_total_relation_size(?) AS n", (name,))[0]["n"])
         return {
             "engine": self.name,
             "table": name,
-            "ef_search": table.ef_search,
+            "ef_search": ef_search,
             "factory": f"pgvector HNSW{M}",
             "nlist": 0,
             "nprobe": 0,
@@ -243,10 +240,8 @@ class PgvectorEngine:
         Raises:
             IndexBroken: it is gone, or holds other vectors.
         """
-        name, vectors = version.manifest["index"]["table"], version.vectors
-        ids = patched.ids_of(version)
-        rows = patched.pick_known(ids, SMOKE_TEST_ROWS)
-        row_of = dict(zip(ids[rows].tolist(), rows.tolist(), strict=True))
+        name, ids = version.manifest["index"]["table"], patched.ids_of(version)
+        row_of = patched.sample(ids)
 
         def look(tx: PostgresTransaction) -> bool:
             registered = tx.rows("SELECT images FROM imgrec_indexes WHERE name = ?", (name,))
@@ -256,8 +251,7 @@ class PgvectorEngine:
                 f"SELECT id, embedding::real[] AS v FROM {name} WHERE id = ANY (?)",
                 (list(row_of),),
             )
-            products = [float(vectors[row_of[row["id"]]] @ np.array(row["v"])) for row in stored]
-            return len(products) == len(rows) and min(products) >= SELF_SCORE
+            return patched.holds(version, row_of, [(row["id"], row["v"]) for row in stored])
 
         # A replica may not have it yet, so the primary has the last word.
         if self.server.read(look):
@@ -379,50 +373,25 @@ def _copy(vectors: Vectors, start: int, end: int, check: Callable[[], None]) -> 
 
 
 def _tuned(
-    tx: PostgresTransaction, table: Table, vectors: Vectors, check: Callable[[], None]
-) -> tuple[Table, float]:
-    """Return the table with the least ef_search that reaches the target, and its recall@10.
+    tx: PostgresTransaction, name: str, vectors: Vectors, check: Callable[[], None]
+) -> tuple[int, float]:
+    """Return the least ef_search that reaches the target, and its recall@10.
 
     Raises:
         IndexBroken: sampled vectors do not find themselves.
     """
-    queries = noisy_queries(vectors, SAMPLE)
-    best, _ = exact(vectors, queries, 10)
-    recall = 0.0
-    for ef_search in EF_SEARCH:
-        check()
-        table = Table(table.name, table.n_rows, ef_search)
-        recall = round(float(_recall(tx, table, vectors, queries, best[:, -1])), 4)
-        if recall >= TARGET_RECALL:
-            break
-    rows = np.linspace(0, len(vectors) - 1, len(queries)).astype(np.int64)
-    themselves = np.ascontiguousarray(vectors[rows])
-    own = _recall(tx, table, vectors, themselves, np.full(len(rows), SELF_SCORE), k=1)
+
+    def find(ef_search: int, query: Vectors, k: int) -> list[int]:
+        table = Table(name, len(vectors), ef_search)
+        settings, select = table.search(query, table.step(k, None), None)
+        tx.rows(*settings)
+        return [row["id"] for row in tx.rows(*select)]
+
+    ef_search, recall = tune(vectors, EF_SEARCH, find, check)
+    rows = np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).astype(np.int64)
+    themselves, scores = np.ascontiguousarray(vectors[rows]), np.full((len(rows), 1), SELF_SCORE)
+    own = share_found(vectors, themselves, scores, partial(find, ef_search))
     # A graph may miss a row; that of other vectors would miss all.
     if not own >= TARGET_RECALL - 0.02:
         raise IndexBroken(f"{1 - own:.0%} of {len(rows)} sampled vectors do not find themselves.")
-    return table, recall
-
-
-def _recall(
-    tx: PostgresTransaction,
-    table: Table,
-    vectors: Vectors,
-    queries: Vectors,
-    lowest: Vectors,
-    k: int = 10,
-) -> float:
-    """Return the share of the first k rows that score at least `lowest`, as exact search does.
-
-    Args:
-        lowest: (queries,) score of the last true match. Scores are compared, not rows: of an image
-            that is stored twice, either row is right.
-    """
-    k = min(k, table.n_rows)
-    reached = 0
-    for query, score in zip(queries, lowest, strict=True):
-        settings, select = table.search(query, table.step(k, None), None)
-        tx.rows(*settings)
-        rows = [row["id"] for row in tx.rows(*select)]
-        reached += sum(each >= score - 1e-5 for _, each in scored(vectors, rows, query))
-    return reached / (k * len(queries))
+    return ef_search, recall

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engines.pgvector_server import PgvectorServer, Statement
-from pipeline.engines.scores import scored
-from pipeline.index.engine import Hits, Vectors, as_arrays
+from pipeline.engines.scores import deepening, scored
+from pipeline.index.engine import Hits, Vectors, first_hits
 from pipeline.index.versions import Version
 
 MAX_EF = 1000  # pgvector's limit of hnsw.ef_search
@@ -120,21 +120,16 @@ class PgvectorIndex:
         self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Return (scores, rows), see `OpenIndex`."""
-        k = min(k, self.n_vectors)
-        return as_arrays(
-            [self._hits(query, self.table.step(k, allowed), allowed) for query in queries], k
-        )
+        return first_hits(self, queries, k, allowed)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
     ) -> Iterator[Hits]:
         """Yield ever deeper lists of (row, score), see `OpenIndex`."""
-        step = self.table.step(first, allowed)
-        while step.n_allowed:
-            yield self._hits(vector, step, allowed)
-            if step.depth == step.n_allowed:
-                return
-            step = self.table.step(4 * step.depth, allowed)
+        total = self.n_vectors if allowed is None else int(allowed.sum())
+        return deepening(
+            first, total, lambda depth: self._hits(vector, self.table.step(depth, allowed), allowed)
+        )
 
     def plan(self, first: int, allowed: NDArray[np.bool_] | None) -> str:
         """Tell whether the graph or every row is searched."""

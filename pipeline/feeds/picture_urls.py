@@ -7,7 +7,8 @@ import re
 from functools import lru_cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from pipeline.allowed_hosts import Network, is_public
+
 MAX_URL = 2048  # characters, as of what is fetched
 # A comma may belong to an address: it parts two only where another address follows.
 _PARTS = re.compile(r"[|\r\n]+|[\s,;]+(?=(?:[a-z][a-z0-9+.-]*:)?//)|,\s+(?=data:)", re.IGNORECASE)
@@ -81,6 +82,6 @@ def _host(name: str, private: tuple[Network, ...]) -> str:
             return bare if bare.isascii() else bare.encode("idna").decode("ascii")
         except UnicodeError as error:
             raise ValueError("its host is not a valid name") from error
-    if not address.is_global and not any(address in network for network in private):
+    if not is_public(address) and not any(address in network for network in private):
         raise ValueError("it is an address of a private network")
     return f"[{bare}]" if address.version == 6 else bare

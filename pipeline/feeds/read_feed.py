@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
+from pipeline.allowed_hosts import Network
 from pipeline.errors import WrongUse, quote
 from pipeline.feeds.columns import TypeFinder
 from pipeline.feeds.encoding import open_text
@@ -14,7 +15,6 @@ from pipeline.feeds.google_xml import xml_rows
 from pipeline.feeds.json_lines import json_rows
 from pipeline.feeds.names import PRODUCT_ID
 from pipeline.feeds.parquet import parquet_rows
-from pipeline.feeds.picture_urls import Network
 from pipeline.feeds.plain import id_column, plain_items
 from pipeline.feeds.records import Problems, Row
 from pipeline.feeds.shops import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.allowed_hosts import Network
 from pipeline.feeds.columns import Value
-from pipeline.feeds.picture_urls import Network
 
 MAX_LISTED = 10_000  # of problems that are listed one by one; all are counted
 

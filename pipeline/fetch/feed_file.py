@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from pipeline.allowed_hosts import AllowedHosts
 from pipeline.atomic_files import file_sha256
 from pipeline.errors import WrongUse
 from pipeline.fetch.image import retry_after_s
-from pipeline.outbound import AllowedHosts, Client, FetchFailed
+from pipeline.outbound import Client, FetchFailed
 from pipeline.settings import Settings
 
 GZIP = b"\x1f\x8b"

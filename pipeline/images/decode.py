@@ -34,6 +34,7 @@ from pipeline.images.decode_cost import (
 from pipeline.images.formats import readable, unsupported
 from pipeline.images.memory_budget import MemoryBudget
 from pipeline.images.mend import PNG_START, completions, without_metadata
+from pipeline.settings import Settings
 
 # Raise it when the pixels of some files change. It is no part of the fingerprint: most files have
 # no color profile, and their vectors, an old index and trained heads stay good.
@@ -82,6 +83,11 @@ class Limits:
     max_bytes: int
     budget: MemoryBudget = field(default_factory=MemoryBudget, compare=False)
     min_side: int = MIN_SIDE
+
+    @classmethod
+    def of(cls, settings: Settings, budget: MemoryBudget | None = None) -> Limits:
+        """Return the limits of the settings, with a budget of their own by default."""
+        return cls(settings.max_image_pixels, settings.max_image_bytes, budget or MemoryBudget())
 
 
 def read_image(path: Path, limits: Limits) -> bytes:

@@ -31,7 +31,7 @@ from pipeline.index.segments import (
     is_small,
 )
 from pipeline.index.versions import IndexRows, Version
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 from pipeline.store.shards import DoneShard
 
 BLOCK_ROWS = 4096  # moved at once

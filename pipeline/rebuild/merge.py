@@ -32,7 +32,7 @@ from pipeline.index.segments import BASE_VECTORS, INDEX_FILES, VECTOR_FILES, bas
 from pipeline.index.versions import IndexRows, Stamp, Version, VersionStore, order_by_hash
 from pipeline.rebuild.join import join
 from pipeline.settings import Settings
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 from pipeline.store.shards import DoneShard
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from pipeline.images.roots import open_source, parse_root
 from pipeline.images.source import ImageFolder, ImageLister, ImageSource
 from pipeline.index.versions import Version, VersionStore
 from pipeline.settings import Settings
-from pipeline.store.jobs import JobRequest, Jobs
+from pipeline.store.job import JobRequest
+from pipeline.store.jobs import Jobs
 from pipeline.store.live_changes import LiveChanges
 
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table

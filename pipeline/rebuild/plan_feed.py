@@ -19,7 +19,8 @@ from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.plan import PLAN_LEASES, SHARDS_AT_ONCE, ChangeDetector, PlanWriter
 from pipeline.settings import Settings
 from pipeline.store.feeds import FeedImage, Feeds
-from pipeline.store.jobs import FEED_FORM, Job, JobRequest, Jobs, PlanClaim
+from pipeline.store.job import FEED_FORM, Job, JobRequest, PlanClaim
+from pipeline.store.jobs import Jobs
 from pipeline.store.live_changes import LiveChanges
 
 READ_EVERY = 10_000  # images, between two signs of life

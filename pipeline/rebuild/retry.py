@@ -22,7 +22,8 @@ from pipeline.rebuild.plan import (
 from pipeline.rebuild.plan_feed import plan_fetch
 from pipeline.settings import Settings
 from pipeline.store.feeds import Feeds
-from pipeline.store.jobs import Job, Jobs
+from pipeline.store.job import Job
+from pipeline.store.jobs import Jobs
 from pipeline.store.live_changes import LiveChanges
 
 

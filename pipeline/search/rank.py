@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,14 @@ from pipeline.feeds.columns import Value, fold_text, text_of
 from pipeline.feeds.names import PRODUCT_ID
 from pipeline.index.engine import OpenIndex
 from pipeline.search.catalogue_filter import IndexedCatalogue
+from pipeline.search.listing import SCORE_DIGITS, Candidate, Listing, Vector, block_end, by_score
 from pipeline.search.query import AUTO, Query
 from pipeline.search.query_vector import QueryVector
 from pipeline.search.relevance_feedback import Adjustment, FeedbackIndex, LoggedQuery, adjust
 
-Vector = NDArray[np.float32]
-
 # Part of the key of a cached result: count it up when the same query would rank otherwise.
 VERSION = 3
 
-# Similarity alone decides between blocks of products: the 50 most similar, the next 200, 1,000, ...
-# Within a block, feedback and diversity may change the order. So the rank of a product depends on
-# nothing that differs from page to page.
-BLOCK, BLOCK_GROWTH = 50, 5
-SCORE_DIGITS = 6  # what float32 sums of some hundred products carry
 SORTED = 1000  # `sort` orders so many of the best matches
 # For --min-score auto: the share of random pairs that a match must be more similar than. Measured
 # with an earlier imgrec-mini on 200 drawn products and on 341 photos of clothing: of images of the
@@ -35,20 +29,6 @@ SORTED = 1000  # `sort` orders so many of the best matches
 RANDOM_QUANTILE = "0.95"
 # The same for two queries to count as similar, where a wrong one does harm.
 SIMILAR_QUERY_QUANTILE = "0.99"
-
-
-@dataclass
-class Candidate:
-    """A product that may become a match: `parts` add up to the value that it is ranked by."""
-
-    row: int
-    product_id: str
-    score: float
-    parts: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def value(self) -> float:
-        return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -94,7 +74,7 @@ def recommend(
     for name in query.fields or ():
         indexed.require_column(name)
     listing = Listing(index, indexed, query, search_vector, groups)
-    candidates = listing.first(_block_end(end) if reranks else end)
+    candidates = listing.first(block_end(end) if reranks else end)
     vectors = index.version.vectors
     if reranks:
         for candidate in candidates:
@@ -162,117 +142,13 @@ def _adjustment(
     return adjust(vector, similar, user, quantiles["0.5"], indexed.vector_of)
 
 
-class Listing:
-    """The products of an index in the order of a query's search; never the query's own.
-
-    A longer list begins with the shorter one, whatever was asked before.
-    """
-
-    def __init__(
-        self,
-        index: OpenIndex,
-        indexed: IndexedCatalogue,
-        query: Query,
-        vector: Vector,
-        groups: NDArray[np.int64] | None = None,
-    ) -> None:
-        self._index, self._indexed, self._vector = index, indexed, vector
-        self._groups = groups
-        self._own = query.own_products
-        self._allowed = indexed.allowed(query.conditions)
-        self.exact = index.exact
-        self.complete = False  # whether `first` has returned all there are
-
-    @property
-    def plan(self) -> str:
-        """How the first block is searched."""
-        return self._index.plan(BLOCK + len(self._own), self._allowed)
-
-    def first(self, count: int) -> list[Candidate]:
-        """Return the first `count` products, fewer if there are no more."""
-        if self.exact:
-            return self._exact(count)
-        listed: dict[str, Candidate] = {}
-        size = BLOCK
-        while not self.complete:
-            block = [each for each in self._search(size) if each.product_id not in listed]
-            # Not what was found now, but what is listed decides which one of a group is shown.
-            listed = {each.product_id: each for each in self._collapse([*listed.values(), *block])}
-            if len(listed) >= count:
-                break
-            size *= BLOCK_GROWTH
-        candidates = list(listed.values())
-        self.complete = self.complete and len(candidates) <= count
-        return candidates[:count]
-
-    def _exact(self, count: int) -> list[Candidate]:
-        """Search so deep that no product of the same score as the last one is missed."""
-        depth = count + 1
-        while True:
-            found = self._search(depth)
-            candidates = self._collapse(found)
-            if self.complete:
-                break
-            if len(candidates) >= count:
-                last = _by_score(candidates[count - 1])[0]
-                if last < _by_score(found[-1])[0]:
-                    break
-            depth *= 2
-        self.complete = self.complete and len(candidates) <= count
-        return candidates[:count]
-
-    def _search(self, count: int) -> list[Candidate]:
-        """Search ever deeper until there are `count` products or no more."""
-        by_product: dict[str, Candidate] = {}
-        self.complete = True
-        for hits in self._index.search_deepening(
-            self._vector, count + len(self._own), self._allowed
-        ):
-            by_product = {}
-            for row, score in hits:
-                product_id = self._indexed.product_of(row)
-                if product_id not in self._own:
-                    by_product.setdefault(product_id, Candidate(row, product_id, score))
-            if len(by_product) >= count:
-                self.complete = False
-                break
-        # Equal scores come in any order from the search.
-        candidates = sorted(by_product.values(), key=_by_score)
-        return candidates if self.complete else candidates[:count]
-
-    def _collapse(self, candidates: list[Candidate]) -> list[Candidate]:
-        """Keep the first candidate of each group: what precedes one decides, nothing behind it."""
-        if self._groups is None:
-            return candidates
-        groups, kept = set[int](), list[Candidate]()
-        for candidate in candidates:
-            group = int(self._groups[candidate.row])
-            if group < 0 or group not in groups:
-                kept.append(candidate)
-                groups.add(group)
-        return kept
-
-
-def _by_score(candidate: Candidate) -> tuple[float, str]:
-    """Sort by score, then id; in the last digits equal vectors differ by their place in a file."""
-    return -round(candidate.score, SCORE_DIGITS), candidate.product_id
-
-
-def _block_end(count: int) -> int:
-    """Return the end of the block that the place before `count` is in."""
-    end = BLOCK
-    while end < count:
-        end *= BLOCK_GROWTH
-    return end
-
-
 def _rerank_blocks(
     candidates: Sequence[Candidate], vectors: Vector, diversity: float
 ) -> list[Candidate]:
     """Order each block by the candidates' values, and for diversity."""
     ordered: list[Candidate] = []
     while len(ordered) < len(candidates):
-        block = list(candidates[len(ordered) : _block_end(len(ordered) + 1)])
+        block = list(candidates[len(ordered) : block_end(len(ordered) + 1)])
         block.sort(key=lambda candidate: (-candidate.value, candidate.product_id))
         if diversity:
             block = diversify(block, vectors, diversity, len(block))
@@ -292,7 +168,7 @@ def _sorted_by_column(
     numbers: list[tuple[float, Candidate]] = []
     texts: list[tuple[str, Candidate]] = []
     missing: list[Candidate] = []
-    for candidate in sorted(candidates, key=_by_score):  # sorting is stable, also in reverse
+    for candidate in sorted(candidates, key=by_score):  # sorting is stable, also in reverse
         value: Value | None = candidate.product_id
         if name != PRODUCT_ID:
             value = indexed.catalogue.facts(candidate.product_id).get(name)

@@ -179,15 +179,15 @@ def _mean(feedback: Sequence[Feedback], vector_of: Callable[[str], Vector | None
     return mean
 
 
-def ndcg(gains: Sequence[float], depth: int = NDCG_DEPTH) -> float | None:
-    """Return the normalised discounted cumulative gain of a ranking; None without any gain.
+def ndcg(gains: Sequence[float]) -> float | None:
+    """Return the nDCG@10 of a ranking, normalised discounted cumulative gain; None without gain.
 
     Jaervelin and Kekaelaeinen 2002, with the discount log2(rank + 1).
     """
     values = np.asarray(gains, float)
     discounts = 1.0 / np.log2(np.arange(2, len(values) + 2))
-    best = float((np.sort(values)[::-1] * discounts)[:depth].sum())
-    return float((values * discounts)[:depth].sum()) / best if best else None
+    best = float((np.sort(values)[::-1] * discounts)[:NDCG_DEPTH].sum())
+    return float((values * discounts)[:NDCG_DEPTH].sum()) / best if best else None
 
 
 def report(

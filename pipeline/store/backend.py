@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 Row = dict[str, Any]
 Values = Sequence[Any] | Mapping[str, Any]
+
+
+def placeholders(values: Sized) -> str:
+    """Return what stands for a list of values in SQL, as in `IN (?, ?)`."""
+    return ", ".join("?" * len(values))
 
 
 class Transaction(Protocol):

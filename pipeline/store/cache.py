@@ -18,11 +18,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import redis
-from numpy.typing import NDArray
 
 from pipeline.store.redis_client import PREFIX, trouble
+from pipeline.vector_bytes import Vector, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ KINDS = ("vectors", "results", "texts")
 PAUSE_S = 15  # after an error the server is left alone for so long
 KEYS_AT_ONCE = 1000
 FLUSH_S = 2.0  # hits and misses are counted in the process, and added up in Redis this often
-Vector = NDArray[np.float32]
 Answer = TypeVar("Answer")
 
 
@@ -71,7 +69,7 @@ class Cache:
 
     def put_vectors(self, fingerprint: str, vectors: Mapping[str, Vector]) -> None:
         """Keep vectors by content hash."""
-        self._put("vectors", {f"{fingerprint}:{key}": _bytes(v) for key, v in vectors.items()})
+        self._put("vectors", {f"{fingerprint}:{key}": to_bytes(v) for key, v in vectors.items()})
 
     def get_text(self, fingerprint: str, digest: str) -> Vector | None:
         """Return the (d,) float32 vector of a text's digest, or None."""
@@ -79,7 +77,7 @@ class Cache:
 
     def put_texts(self, fingerprint: str, vectors: Mapping[str, Vector]) -> None:
         """Keep vectors by the digest of their text."""
-        self._put("texts", {f"{fingerprint}:{key}": _bytes(v) for key, v in vectors.items()})
+        self._put("texts", {f"{fingerprint}:{key}": to_bytes(v) for key, v in vectors.items()})
 
     def get_result(self, key: str) -> Any | None:
         """Return a stored query result, or None."""
@@ -276,13 +274,9 @@ def result_key(version: str, fingerprint: str, digest: str, parameters: dict[str
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _bytes(vector: Vector) -> bytes:
-    return np.asarray(vector, "<f4").tobytes()
-
-
 def _vector(data: bytes | None) -> Vector | None:
     if not data or len(data) % 4:
         return None
-    vector = np.frombuffer(data, "<f4").astype(np.float32)
+    vector = from_bytes(data)
     # A value that is not a unit vector was not written by this module.
     return vector if abs(float(vector @ vector) - 1.0) < 1e-3 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,7 +13,7 @@ from pipeline.errors import ImgrecError, WrongUse, quote
 from pipeline.feeds.columns import Column, Type, Value
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.records import MAX_LISTED, Product, Variant
-from pipeline.store.backend import Transaction
+from pipeline.store.backend import Transaction, placeholders
 from pipeline.store.catalogue_columns import (
     BATCH,
     Facts,
@@ -22,7 +22,7 @@ from pipeline.store.catalogue_columns import (
     stored_columns,
     stored_rows,
 )
-from pipeline.store.database import Database, count_change
+from pipeline.store.database import Database, count_change, revision
 from pipeline.store.feeds import Origin
 
 NAME = "products"  # of the revision
@@ -76,7 +76,7 @@ def import_feed(
     for _ in range(ATTEMPTS):
         feed.problems = copy.deepcopy(problems)  # planning adds to them
         with database.transaction(read_only=True) as tx:
-            revision = _revision(tx)  # first: what changes while the plan is made spoils it
+            planned_on = revision(tx, NAME)  # first: what changes while the plan is made spoils it
             plan = _Plan(tx, feed, types, replace)
             outcome = plan.make()
         if replace and feed.problems.bad_rows:
@@ -88,11 +88,11 @@ def import_feed(
         if dry_run:
             return outcome
         with database.transaction() as tx:
-            if _revision(tx) == revision:
+            if revision(tx, NAME) == planned_on:
                 _write(tx, feed, plan.stored_columns, replace, origin)
                 count_change(tx, NAME)
                 return outcome
-    raise ImgrecError("Other imports change the catalogue all the time. Try again when they end.")
+    raise ImgrecError("Other imports keep changing the catalogue: try again when they have ended.")
 
 
 class _Plan:
@@ -143,7 +143,7 @@ class _Plan:
         for ids in self._feed.staging.single_ids(BATCH):
             rows = self._tx.rows(
                 "SELECT item_id, product_id FROM product_variants"
-                f" WHERE item_id IN ({_marks(ids)}) AND item_id <> product_id",
+                f" WHERE item_id IN ({placeholders(ids)}) AND item_id <> product_id",
                 ids,
             )
             self._feed.staging.assign({row["item_id"]: row["product_id"] for row in rows})
@@ -216,7 +216,7 @@ class _Plan:
             names.remove(product.product_id)
             names.insert(0, product.product_id)
         return [
-            Variant(name, {**self._merge(known.get(name, {}), stated.get(name, {}))})
+            Variant(name, {**self._merge(known.get(name, {}), stated[name])})
             if name in stated
             else Variant(name, {**known[name]})
             for name in names
@@ -231,7 +231,7 @@ class _Plan:
         for some in _batches(paths):
             rows = self._tx.rows(
                 "SELECT filename, product_id FROM product_images"
-                f" WHERE filename IN ({_marks(some)})",
+                f" WHERE filename IN ({placeholders(some)})",
                 some,
             )
             owners |= {row["filename"]: row["product_id"] for row in rows}
@@ -328,14 +328,9 @@ def _json(facts: Nullable) -> str:
     return json.dumps(facts, ensure_ascii=False, allow_nan=False)
 
 
-def _revision(tx: Transaction) -> int:
-    rows = tx.rows("SELECT n FROM revisions WHERE name = ?", (NAME,))
-    return int(rows[0]["n"]) if rows else 0
-
-
 def _facts(tx: Transaction, ids: Sequence[str]) -> dict[str, Facts]:
     rows = tx.rows(
-        f"SELECT product_id, facts FROM products WHERE product_id IN ({_marks(ids)})", ids
+        f"SELECT product_id, facts FROM products WHERE product_id IN ({placeholders(ids)})", ids
     )
     return {row["product_id"]: json.loads(row["facts"]) for row in rows}
 
@@ -343,7 +338,7 @@ def _facts(tx: Transaction, ids: Sequence[str]) -> dict[str, Facts]:
 def _variants(tx: Transaction, ids: Sequence[str]) -> dict[str, list[Variant]]:
     rows = tx.rows(
         "SELECT item_id, product_id, facts FROM product_variants"
-        f" WHERE product_id IN ({_marks(ids)}) ORDER BY product_id, position",
+        f" WHERE product_id IN ({placeholders(ids)}) ORDER BY product_id, position",
         ids,
     )
     variants: dict[str, list[Variant]] = {}
@@ -362,7 +357,3 @@ def _ids(tx: Transaction) -> Iterator[list[str]]:
 def _batches(values: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(values), BATCH):
         yield values[start : start + BATCH]
-
-
-def _marks(values: Iterable[object]) -> str:
-    return ",".join("?" for _ in values)

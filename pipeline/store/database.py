@@ -66,13 +66,7 @@ class Database:
     def revision(self, name: str) -> int:
         """Return how often something was changed, see `count_change`."""
         with self.transaction(read_only=True) as tx:
-            rows = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
-        return int(rows[0]["n"]) if rows else 0
-
-    def encoding(self) -> str:
-        """Return the encoding in which the database stores text, e.g. UTF8."""
-        with self.transaction(read_only=True) as tx:
-            return tx.encoding()
+            return revision(tx, name)
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
@@ -94,6 +88,12 @@ def count_change(tx: Transaction, name: str) -> None:
         "INSERT INTO revisions VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET n = revisions.n + 1",
         (name,),
     )
+
+
+def revision(tx: Transaction, name: str) -> int:
+    """Return how often something was changed, see `count_change`."""
+    rows = tx.rows("SELECT n FROM revisions WHERE name = ?", (name,))
+    return int(rows[0]["n"]) if rows else 0
 
 
 def _backend(url: str) -> Backend:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline.duplicates.pairs import pair_key
 from pipeline.duplicates.result import Published, SearchResult
 from pipeline.errors import NotFound
 from pipeline.store.backend import Row
-from pipeline.store.database import Database, count_change
+from pipeline.store.database import Database, count_change, revision
 
 NAME = "duplicates"  # of the revision
 KEEP = 5  # finished searches
@@ -166,7 +166,7 @@ class Duplicates:
         """Return a finished search, by default the newest, with the decisions."""
         where, values = ("AND id = ?", (search_id,)) if search_id else ("", ())
         with self._database.transaction(read_only=True) as tx:
-            revision = tx.rows("SELECT n FROM revisions WHERE name = ?", (NAME,))
+            n_changes = revision(tx, NAME)
             rows = tx.rows(
                 "SELECT index_version, threshold, result FROM duplicate_searches "
                 f"WHERE state = 'done' {where} ORDER BY finished_at DESC, id LIMIT 1",
@@ -174,7 +174,6 @@ class Duplicates:
             )
             decisions = tx.rows("SELECT path, other FROM not_duplicates")
         not_same = frozenset((row["path"], row["other"]) for row in decisions)
-        n_changes = int(revision[0]["n"]) if revision else 0
         if not rows:
             return Published(not_same=not_same, revision=n_changes)
         row = rows[0]
@@ -204,8 +203,3 @@ def _columns() -> str:
         f"{FACTS}, CASE WHEN state = 'planned' OR (state = 'running' AND lease_until < now_s()) "
         "THEN 1 ELSE 0 END AS is_stale"
     )
-
-
-def search_object(search: Search) -> dict[str, object]:
-    """Describe a search as commands and pages show it."""
-    return {**asdict(search), "index_version": search.index_version.partition("/")[0]}

@@ -7,13 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.errors import NotFound, WrongUse
 from pipeline.names import nfc
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
 from pipeline.store.backend import Row
 from pipeline.store.database import Database, count_change
+from pipeline.vector_bytes import from_bytes, to_bytes
 
 NAME = "feedback"  # of the revision
 # Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.
@@ -46,7 +45,7 @@ class FeedbackLog:
                         query.index_version,
                         query.fingerprint,
                         json.dumps(query.matches),
-                        np.asarray(query.vector, "<f4").tobytes(),
+                        to_bytes(query.vector),
                         query.first_rank,
                     )
                     for query in queries
@@ -85,13 +84,13 @@ class FeedbackLog:
             time.sleep(0.1)
         return query
 
-    def queries(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[LoggedQuery]:
-        """Return the newest of the log, oldest first; of a fingerprint, or all."""
+    def queries(self, fingerprint: str | None = None) -> list[LoggedQuery]:
+        """Return the newest `NEWEST` of the log, oldest first; of a fingerprint, or all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
                 f"SELECT * FROM queries {where} ORDER BY asked_at DESC, query_id DESC LIMIT ?",
-                (*values, limit),
+                (*values, NEWEST),
             )
         return [_shown(row) for row in reversed(rows)]
 
@@ -138,7 +137,7 @@ class FeedbackLog:
                     feedback.rank,
                     feedback.index_version,
                     feedback.fingerprint,
-                    np.asarray(query.vector, "<f4").tobytes(),
+                    to_bytes(query.vector),
                 ),
             )
             count_change(tx, NAME)
@@ -148,23 +147,19 @@ class FeedbackLog:
         """Return a number that every verdict changes."""
         return self._database.revision(NAME)
 
-    def newest(self, fingerprint: str | None = None, limit: int = NEWEST) -> list[Feedback]:
-        """Return the newest verdicts, on queries of a fingerprint or on all."""
+    def newest(self, fingerprint: str | None = None) -> list[Feedback]:
+        """Return the newest `NEWEST` verdicts, on queries of a fingerprint or on all."""
         where, values = _of(fingerprint)
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
                 f"SELECT * FROM feedback {where} ORDER BY given_at DESC LIMIT ?",
-                (*values, limit),
+                (*values, NEWEST),
             )
         return [_given(row) for row in rows]
 
 
 def _of(fingerprint: str | None) -> tuple[str, tuple[str, ...]]:
     return ("", ()) if fingerprint is None else ("WHERE fingerprint = ?", (fingerprint,))
-
-
-def _vector(data: Any) -> Any:
-    return np.frombuffer(bytes(data), "<f4").astype(np.float32)
 
 
 def _shown(row: Row) -> LoggedQuery:
@@ -176,12 +171,12 @@ def _shown(row: Row) -> LoggedQuery:
         index_version=row["index_version"],
         fingerprint=row["fingerprint"],
         matches=matches,
-        vector=_vector(row["vector"]),
+        vector=from_bytes(row["vector"]),
         first_rank=int(row["first_rank"]),
     )
 
 
 def _given(row: Row) -> Feedback:
-    facts: dict[str, Any] = {**row, "user": row["who"], "vector": _vector(row["vector"])}
+    facts: dict[str, Any] = {**row, "user": row["who"], "vector": from_bytes(row["vector"])}
     del facts["who"]
     return Feedback(**facts)

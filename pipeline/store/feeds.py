@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
 from pipeline.errors import NotFound, quote
-from pipeline.store.backend import Row, Transaction
+from pipeline.store.backend import Row, Transaction, placeholders
 from pipeline.store.database import Database
 
 BATCH = 500
@@ -147,7 +147,7 @@ class Feeds:
                 some = urls[start : start + BATCH]
                 rows = tx.rows(
                     f"SELECT {', '.join(_STORED)}, now_s() - checked_at AS age_s FROM fetched"
-                    f" WHERE url IN ({','.join('?' * len(some))})",
+                    f" WHERE url IN ({placeholders(some)})",
                     some,
                 )
                 known |= {row["url"]: FetchedUrl.from_row(row) for row in rows}
@@ -155,12 +155,12 @@ class Feeds:
 
     def record(self, fetched: FetchedUrl) -> None:
         """Note what came of an address."""
-        marks = ", ".join("?" * len(_STORED))
         update = ", ".join(f"{name} = excluded.{name}" for name in (*_STORED[1:], "checked_at"))
         with self._database.transaction() as tx:
             tx.rows(
                 f"INSERT INTO fetched ({', '.join(_STORED)}, checked_at)"
-                f" VALUES ({marks}, now_s()) ON CONFLICT (url) DO UPDATE SET {update}",
+                f" VALUES ({placeholders(_STORED)}, now_s())"
+                f" ON CONFLICT (url) DO UPDATE SET {update}",
                 tuple(getattr(fetched, name) for name in _STORED),
             )
 
@@ -176,13 +176,10 @@ class Feeds:
         """Return those of some files that an address still leads to."""
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(
-                f"SELECT DISTINCT sha256 FROM fetched WHERE sha256 IN ({_marks(sha256)})", sha256
+                f"SELECT DISTINCT sha256 FROM fetched WHERE sha256 IN ({placeholders(sha256)})",
+                sha256,
             )
         return {row["sha256"] for row in rows}
 
 
 _STORED = tuple(field.name for field in fields(FetchedUrl) if field.name != "age_s")
-
-
-def _marks(values: Sequence[str]) -> str:
-    return ",".join("?" * len(values))

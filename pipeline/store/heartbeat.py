@@ -1,14 +1,15 @@
-"""Signs of life of a worker, in files that health checks and supervisors read without any server.
+"""Heartbeats of workers, in files that health checks and supervisors read without any server.
 
-run/embed@host.alive    touched while all is well; stale when the process hangs or is ill
-run/embed@host.ill      why it is ill; not there while all is well
-run/embed@host.lock     held for as long as the process lives
+run/embed@host.alive        touched while the worker is healthy; stale when it hangs or is unhealthy
+run/embed@host.unhealthy    why it is unhealthy; exists only then
+run/embed@host.lock         held for as long as the process lives
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,20 @@ from filelock import FileLock, Timeout
 
 from pipeline.atomic_files import write_atomic
 
+HOST = socket.gethostname()
 EVERY_S = 10.0
 STALE_S = 35.0  # three missed beats
 FORGET_S = 86_400.0  # a killed worker's files
 READY = "ready"
+UNHEALTHY = ".unhealthy"
 
 
 class Heartbeat:
     """The files of this process."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._alive, self._ill = folder / f"{name}.alive", folder / f"{name}.ill"
+        self._alive = folder / f"{name}.alive"
+        self._unhealthy = self._alive.with_suffix(UNHEALTHY)
         lock = folder / f"{name}.lock"
         self._said = ("", "")
         _forget(folder)
@@ -40,45 +44,45 @@ class Heartbeat:
         except (OSError, NotImplementedError):
             lock.unlink(missing_ok=True)  # a disk without locks: then files are all that is known
 
-    def beat(self, state: str, ill: str) -> None:
-        """Say that this process is alive; with a reason in `ill`, say only that.
+    def beat(self, state: str, problem: str) -> None:
+        """Say that this process is alive; with a `problem`, say only that.
 
         Raises:
             OSError: the files cannot be written.
         """
-        if ill:
-            write_atomic(self._ill, ill.encode())
+        if problem:
+            write_atomic(self._unhealthy, problem.encode())
         else:
-            self._ill.unlink(missing_ok=True)
+            self._unhealthy.unlink(missing_ok=True)
             if self._alive.is_file() and self._said == (state, ""):
                 # Works on a full disk, too. By this host's clock: a file server may have another.
                 os.utime(self._alive, (time.time(), time.time()))
             else:
                 write_atomic(self._alive, state.encode())
                 os.utime(self._alive, (time.time(), time.time()))
-        self._said = (state, ill)
+        self._said = (state, problem)
 
     def end(self) -> None:
         """Take the files away: this process ends."""
-        for file in (self._alive, self._ill, Path(self._lock.lock_file)):
+        for file in (self._alive, self._unhealthy, Path(self._lock.lock_file)):
             with contextlib.suppress(OSError):
                 file.unlink()
 
 
 @dataclass(frozen=True)
 class HeartbeatStatus:
-    """What the files of a worker say; `age_s` since its last sign of being well."""
+    """What the files of a worker say; `age_s` since its last heartbeat, `reason` if unhealthy."""
 
     name: str
     age_s: float
     state: str
-    ill: str
+    reason: str
 
     @property
     def problem(self) -> str:
         """Say what is wrong with it; nothing is an empty string."""
-        if self.ill:
-            return self.ill
+        if self.reason:
+            return self.reason
         if self.age_s < -STALE_S:
             return (
                 f"its last heartbeat is {-self.age_s:.0f} s in the future: the clock was set back, "
@@ -87,26 +91,26 @@ class HeartbeatStatus:
         return f"no heartbeat for {self.age_s:.0f} s" if self.age_s > STALE_S else ""
 
 
-def read_heartbeats(folder: Path, host: str) -> list[HeartbeatStatus]:
-    """Read the signs of the workers whose processes live on this host, by name."""
+def read_heartbeats(folder: Path, host: str = HOST) -> list[HeartbeatStatus]:
+    """Read the heartbeats of the workers whose processes live on this host, by name."""
     heartbeats = []
-    files = [*folder.glob(f"*@{host}.alive"), *folder.glob(f"*@{host}.ill")]
+    files = [*folder.glob(f"*@{host}.alive"), *folder.glob(f"*@{host}{UNHEALTHY}")]
     for file in sorted({each.with_suffix(".alive") for each in files}):
         if _lives(file.with_suffix(".lock")):
             try:
                 age_s, state = time.time() - file.stat().st_mtime, file.read_text()
-            except OSError:  # ill from the start, or it ends right now
+            except OSError:  # unhealthy from the start, or it ends right now
                 age_s, state = 0.0, ""
             if -STALE_S <= age_s < 0:
                 age_s = 0.0  # a clock that was set by a little
-            heartbeats.append(HeartbeatStatus(file.stem, age_s, state, reason(file)))
+            heartbeats.append(HeartbeatStatus(file.stem, age_s, state, read_reason(file)))
     return heartbeats
 
 
-def reason(alive: Path) -> str:
-    """Return why a worker, by its `.alive` file, says that it is ill; or an empty string."""
+def read_reason(alive: Path) -> str:
+    """Return why a worker, by its `.alive` file, is unhealthy; an empty string while it is not."""
     try:
-        return alive.with_suffix(".ill").read_text()
+        return alive.with_suffix(UNHEALTHY).read_text()
     except OSError:
         return ""
 

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.store.jobs import Job, Jobs, Progress
+    from pipeline.store.job import Job, Progress
+    from pipeline.store.jobs import Jobs
 
 MEASURABLE_S = 1.0  # of worker time: of less, no stage can be told from the others
 

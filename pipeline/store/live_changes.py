@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipeline.index.live_changes import AddedImage, Changes, RemovedImage
 from pipeline.store.backend import Row
 from pipeline.store.catalogue_import import NAME as PRODUCTS
-from pipeline.store.database import Database, count_change
+from pipeline.store.database import Database, count_change, revision
+from pipeline.vector_bytes import from_bytes, to_bytes
 
 NAME = "live changes"  # of the revision
 
@@ -27,13 +26,13 @@ class LiveChanges:
     def all(self) -> Changes:
         """Read all changes in their order."""
         with self._database.transaction(read_only=True) as tx:
-            revision = tx.rows("SELECT n FROM revisions WHERE name = ?", (NAME,))
+            n_changes = revision(tx, NAME)
             rows = tx.rows("SELECT * FROM live_changes ORDER BY n")
-        return Changes(int(revision[0]["n"]) if revision else 0, tuple(map(_change, rows)))
+        return Changes(n_changes, tuple(map(_change, rows)))
 
     def add(self, image: AddedImage) -> None:
         """Add an image to the index, and to its product."""
-        vector = np.asarray(image.vector, "<f4").tobytes()
+        vector = to_bytes(image.vector)
         with self._database.transaction() as tx:
             count_change(tx, NAME)
             tx.rows("DELETE FROM live_changes WHERE path = ?", (image.path,))
@@ -91,6 +90,6 @@ def _change(row: Row) -> AddedImage | RemovedImage:
         row["mtime_ns"],
         row["sha256"],
         row["fingerprint"],
-        np.frombuffer(row["vector"], "<f4").astype(np.float32),
+        from_bytes(row["vector"]),
         row["changed_at"],
     )

@@ -8,9 +8,10 @@ from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
 from pipeline.names import nfc
 from pipeline.search.product_catalogue import Catalogue
+from pipeline.store.backend import placeholders
 from pipeline.store.catalogue_columns import column_of
 from pipeline.store.catalogue_import import NAME, Outcome, import_feed
-from pipeline.store.database import Database
+from pipeline.store.database import Database, revision
 from pipeline.store.feeds import Origin
 
 
@@ -41,7 +42,7 @@ class Products:
     def catalogue(self) -> Catalogue:
         """Read all products."""
         with self._database.transaction(read_only=True) as tx:
-            revision = tx.rows("SELECT n FROM revisions WHERE name = ?", (NAME,))
+            n_changes = revision(tx, NAME)
             facts = tx.rows("SELECT product_id, facts FROM products ORDER BY product_id")
             images = tx.rows("SELECT filename, product_id FROM product_images")
             columns = tx.rows("SELECT name, type, decimal_sign, chosen FROM product_columns")
@@ -52,7 +53,7 @@ class Products:
         for row in variants:
             by_product.setdefault(row["product_id"], []).append(row["facts"])
         return Catalogue(
-            int(revision[0]["n"]) if revision else 0,
+            n_changes,
             {row["product_id"]: row["facts"] for row in facts},
             {row["filename"]: row["product_id"] for row in images},
             {row["name"]: column_of(row) for row in columns},
@@ -69,7 +70,7 @@ class Products:
         with self._database.transaction(read_only=True) as tx:
             images = tx.rows(
                 "SELECT filename, product_id FROM product_images WHERE filename IN"
-                f" ({','.join('?' * len(paths))})",
+                f" ({placeholders(paths)})",
                 paths,
             )
             products: dict[str, str] = {}
@@ -77,8 +78,7 @@ class Products:
             for start in range(0, len(names), 1000):
                 some = names[start : start + 1000]
                 rows = tx.rows(
-                    "SELECT product_id FROM products WHERE product_id IN"
-                    f" ({','.join('?' * len(some))})",
+                    f"SELECT product_id FROM products WHERE product_id IN ({placeholders(some)})",
                     some,
                 )
                 products |= {row["product_id"]: "{}" for row in rows}

@@ -13,12 +13,13 @@ from bench_rebuild import BATCH, WHITE, told
 from harness import ROOT, Run
 from PIL import Image
 
+from pipeline.cgroup import cores
 from pipeline.embed.clip import Clip, load_clip
 from pipeline.embed.embed_images import build_embedder, embed_shard
 from pipeline.images.find import ImageFile
 from pipeline.images.source import ImageFolder
 from pipeline.preprocess.background_removal import iou, load_remover
-from pipeline.settings import Settings, cores
+from pipeline.settings import Settings
 
 TITLE = "Rebuild with background removal: beside rembg, image by image, and the plain loop"
 WEIGHTS = ROOT / "models" / "u2net"

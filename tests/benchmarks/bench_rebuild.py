@@ -19,11 +19,12 @@ from harness import Run, in_turns
 from live_stack import LiveStack
 from PIL import Image
 
+from pipeline.cgroup import cores
 from pipeline.embed import numeric_precision
 from pipeline.embed.clip import Clip, load_clip
 from pipeline.images.decode import Limits, decode
 from pipeline.preprocess.prepare import Preprocessing, prepare
-from pipeline.settings import Settings, cores
+from pipeline.settings import Settings
 
 TITLE = "Rebuild without background removal: the machine's limit, and the plain loop"
 BATCH = 32

@@ -151,7 +151,7 @@ def test_one_worker_that_hangs_or_is_ill_is_named_with_the_reason(
     assert f"embed@{HOST}: no heartbeat for 40 s" in done.err
     assert f"query@{HOST}: last heartbeat 1 s ago" in done.err
     assert imgrec("health", "query").code == 0
-    Path(inline_worker.toy.settings.data_dir, "run", f"query@{HOST}.ill").write_text(
+    Path(inline_worker.toy.settings.data_dir, "run", f"query@{HOST}.unhealthy").write_text(
         "the thread is dead"
     )
     done = imgrec("health", "query", "--json")
@@ -172,7 +172,14 @@ def test_a_table_in_a_pipe_is_wide_and_shows_names_as_they_are(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (4.23, "4.2 s"), (59.9, "59.9 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
+    [
+        (0, "0.0 s"),
+        (4.23, "4.2 s"),
+        (59.9, "59.9 s"),
+        (59.97, "1 min 0 s"),
+        (185, "3 min 5 s"),
+        (7800, "2 h 10 min"),
+    ],
 )
 def test_durations_are_written_as_people_read_them(seconds: float, text: str) -> None:
     assert output.duration(seconds) == text

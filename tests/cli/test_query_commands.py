@@ -22,9 +22,9 @@ from pipeline.errors import FingerprintMismatch, IndexMissing, Overloaded, Serve
 from pipeline.images.decode import WORK_SIDE
 from pipeline.images.message_image import MESSAGE_BYTES
 from pipeline.settings import load_settings
-from workers import patience
+from workers import answer_wait
 from workers.query_messages import RemoteError
-from workers.roll_call import Announcement
+from workers.registry import Announcement
 
 Run = Callable[..., Any]
 
@@ -76,7 +76,7 @@ class Queue:
 def queue(inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(query_client, "celery_protocol", queue)
-    monkeypatch.setattr(patience, "time", queue)
+    monkeypatch.setattr(answer_wait, "time", queue)
     return queue
 
 
@@ -144,7 +144,7 @@ def test_an_answer_is_a_table_for_people_and_an_object_for_programs(
 def test_what_the_model_did_not_read_is_told_beside_the_answer(
     imgrec: Run, queue: Queue, options: tuple[str, ...]
 ) -> None:
-    warning = "The model does not know the word 'bow': it says nothing."
+    warning = "The model does not know the word 'bow' and ignores it."
     queue.answers = iter([{**ANSWER, "warnings": [warning]}])
     done = imgrec("query", "--text", "a bow", "--wait", *options)
     assert done.code == 0

@@ -13,7 +13,8 @@ from prompt_toolkit.document import Document
 from cli.completion import LineCompleter
 from cli.shell import run_line, translate
 from cli.wiring import Wiring
-from pipeline.settings import Settings, cores, load_settings
+from pipeline.cgroup import cores
+from pipeline.settings import Settings, load_settings
 from workers.dispatch import CeleryDispatcher
 from workers.resources import Resources
 

@@ -167,7 +167,7 @@ def test_a_child_that_says_why_it_is_ill_is_quoted(
     heartbeat = tmp_path / "query@host.alive"
     up.add("query", SLEEP, heartbeat=heartbeat)
     heartbeat.write_text("ready")
-    heartbeat.with_suffix(".ill").write_text("the thread 'reconciler' is dead")
+    heartbeat.with_suffix(".unhealthy").write_text("the thread 'reconciler' is dead")
     tend_until(
         up, lambda: up.says("is unhealthy (the thread 'reconciler' is dead)"), "it is quoted"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from live_stack import PATIENCE_S, LiveStack, draw_folder, until
 
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 
 
 @dataclass

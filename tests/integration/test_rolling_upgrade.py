@@ -21,7 +21,7 @@ from pipeline.index.engine import Base
 from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.segments import SegmentedVectors
 from pipeline.store.database import Database
-from pipeline.store.jobs import FORM as JOB_FORM
+from pipeline.store.job import FORM as JOB_FORM
 from pipeline.store.jobs import Jobs
 from workers.embed import embed
 from workers.index import merge_shards

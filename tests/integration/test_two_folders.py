@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from live_stack import LiveStack, draw_folder, until
 
-from workers.roll_call import RollCall
+from workers.registry import WorkerRegistry
 
 ELSEWHERE = "DATABASE_URL is sqlite:///"
 
@@ -28,7 +28,7 @@ def speaking(stack: LiveStack, *queues: str) -> None:
     """Start workers and wait until each has said what it works with."""
     stack.environment["MODELS_DIR"] = str(stack.folder / "models")
     stack.workers(*queues)
-    call = RollCall(stack.environment["REDIS_URL"])
+    call = WorkerRegistry(stack.environment["REDIS_URL"])
     until(lambda: len(call.present()) == len(queues), "the workers have spoken")
 
 
@@ -150,7 +150,7 @@ def test_of_several_workers_the_one_that_differs_is_named_and_no_work_reaches_it
     draw_folder(stack.products, 3)
     speaking(stack, "embed", "index")
     stack.worker("embed", **elsewhere(stack))
-    call = RollCall(stack.environment["REDIS_URL"])
+    call = WorkerRegistry(stack.environment["REDIS_URL"])
     until(lambda: len(call.present()) == 3, "the third worker has spoken")
     done = stack.imgrec("enqueue-rebuild", str(stack.products))
     assert done.returncode == 4
@@ -201,7 +201,7 @@ def test_a_working_folder_that_was_deleted_under_a_worker_is_told(stack: LiveSta
             start_new_session=True,
         )
     )
-    call = RollCall(stack.environment["REDIS_URL"])
+    call = WorkerRegistry(stack.environment["REDIS_URL"])
     until(call.present, "it has spoken")
 
     def deleted() -> bool:  # the worker goes on writing heartbeats into it meanwhile

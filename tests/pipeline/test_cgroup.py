@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import cgroup
+from pipeline.cgroup import cores
 from pipeline.images.memory_budget import default_limit
-from pipeline.settings import cores
 
 GIB = 1024**3
 NO_LIMIT_V1 = str(2**63 - 4096)

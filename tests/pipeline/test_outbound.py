@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from pipeline.outbound import AddressRefused, AllowedHosts, Client, FetchFailed, is_public
+from pipeline.allowed_hosts import AllowedHosts, is_public
+from pipeline.outbound import AddressRefused, Client, FetchFailed
 
 LOCAL = AllowedHosts.parse("files.example,other.example,*.cdn.example,127.0.0.0/8")
 OPEN = AllowedHosts.parse("files.example,*.cdn.example")

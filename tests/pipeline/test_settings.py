@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pipeline.cgroup import cores
 from pipeline.errors import ServerUnavailable, WrongUse
-from pipeline.settings import GIB, MIB, RENAMED, Settings, cores, load_settings
+from pipeline.renamed_settings import RENAMED
+from pipeline.settings import GIB, MIB, Settings, load_settings
 from pipeline.store.database import Database
 from pipeline.urls import without_password
 
@@ -116,6 +118,9 @@ def test_settings_are_read_once_and_cannot_be_changed(monkeypatch: pytest.Monkey
         ("REDIS_URL", "http://:secret@host"),
         ("REDIS_URL", "redis://:secret@127.0.0.1:port/0"),
         ("CACHE_URL", "redis://[::1/0"),
+        ("VECTOR_URL", "postgres:shop:secret@host/db"),
+        ("VECTOR_READ_URLS", "postgres:shop:secret@host/db"),
+        ("VECTOR_READ_URLS", "postgresql://host/db, postgres:shop:secret@host/db"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_its_name_and_without_a_secret(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,15 @@ from web_stand import HttpClient, serve_here
 
 from pipeline.settings import Settings
 from pipeline.store.database import Database
+from pipeline.store.feeds import Origin
 from pipeline.store.identity import Identifier
 from web import agreement
 from web.answers import Answers
-from workers import roll_call
+from workers import announcer
+from workers.announcer import Announcer
 from workers.dispatch import CeleryDispatcher
+from workers.registry import WorkerRegistry
 from workers.resources import Resources
-from workers.roll_call import Announcer, RollCall
 
 ANSWER = {  # to any question
     "query_id": "x",
@@ -54,12 +56,12 @@ def mine(settings: Settings, server: LiveStack) -> Settings:
 class Worker:
     """Says what it works with, as every worker does."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, queues: Sequence[str] = QUEUES) -> None:
         self._stopping = threading.Event()
         identifier = Identifier(settings, Database(settings.database_url))
-        call = RollCall(settings.redis_url)
-        announcer = Announcer(call, "query@elsewhere", QUEUES, identifier, self._stopping)
-        self._thread = threading.Thread(target=announcer.run)
+        call = WorkerRegistry(settings.redis_url)
+        speaker = Announcer(call, "query@elsewhere", queues, identifier, self._stopping)
+        self._thread = threading.Thread(target=speaker.run)
         self._present = call.present
 
     def __enter__(self) -> None:
@@ -78,7 +80,7 @@ def client(mine: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpClie
 
     monkeypatch.setattr(Answers, "ask", ask)  # what would be answered if it was sent
     monkeypatch.setattr(agreement, "KEPT_S", 0.0)
-    monkeypatch.setattr(roll_call, "EVERY_S", 0.2)
+    monkeypatch.setattr(announcer, "EVERY_S", 0.2)
     with serve_here(Resources(mine, CeleryDispatcher(mine.redis_url))) as (client, _):
         yield client
 
@@ -132,6 +134,20 @@ def test_no_work_goes_to_workers_of_another_folder(
     assert client.search(text="shoe").status == 200
     assert client.get("/?text=shoe").status == 200
     assert client.get("/readyz").json["checks"]["same_data"] is True
+
+
+def test_no_feed_goes_to_a_fetch_worker_of_another_database(
+    client: HttpClient, mine: Settings, tmp_path: Path
+) -> None:
+    with Database(mine.database_url).transaction() as tx:
+        Origin("hats").write(tx)
+        tx.rows("INSERT INTO product_urls VALUES ('A', 0, 'https://shop.example/a.jpg', 'hats')")
+    theirs = mine.model_copy(update={"database_url": f"sqlite:///{tmp_path}/theirs.db"})
+    with Worker(theirs, ("fetch",)):
+        answer = client.post("/v1/jobs", json={"folder": "feed:hats"})
+        assert answer.status == 503
+        assert "DATABASE_URL is" in answer.detail
+        assert client.get("/v1/jobs").json["jobs"] == []
 
 
 def test_workers_of_the_same_folder_get_it(client: HttpClient, mine: Settings) -> None:

@@ -17,7 +17,7 @@ from live_stack import LiveStack, until
 
 from pipeline.errors import Overloaded, ServerUnavailable, TimedOut
 from web.answers import Answers
-from web.shared_look import SharedLook
+from web.shared_call import SharedCall
 from workers.query_messages import QUEUE_KEY, result_key
 
 CLIENTS = 32
@@ -167,7 +167,7 @@ def test_who_asks_meanwhile_shares_a_look_and_its_error() -> None:
         return len(looks)
 
     async def run() -> None:
-        shared = SharedLook(look, kept_s=0.0)
+        shared = SharedCall(look, kept_s=0.0)
         first = [asyncio.create_task(shared.get()) for _ in range(5)]
         await asyncio.to_thread(until, lambda: looks, "somebody looks", 10)
         first[0].cancel()  # a client that went away

@@ -62,4 +62,4 @@ def test_the_page_about_the_api_loads_nothing_from_elsewhere(web: WebServer) -> 
     assert re.findall(r'(?:src|href)="(?:https?:)?//', text) == []
     for path in web.get("/openapi.json").json["paths"]:
         assert path in text
-    assert web.get("/docs.css").headers["Content-Type"].startswith("text/css")
+    assert web.get("/static/docs.css").headers["Content-Type"].startswith("text/css")

@@ -18,10 +18,11 @@ from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
 from pipeline.store.identity import Identifier, Identity, Place
 from workers import lifecycle
+from workers.agreement import Mismatch
 from workers.embed import embed
 from workers.prune import prune
+from workers.registry import Announcement
 from workers.resources import Resources
-from workers.roll_call import Announcement, Dispute
 
 ADDRESS = "s3://shop/imgrec"
 
@@ -258,9 +259,9 @@ def test_a_host_that_forgot_the_setting_is_named_with_it(settings: Settings) -> 
     settings.data_dir.mkdir(parents=True)
     with_store, without = read(settings, artifacts_url=ADDRESS), read(settings)
     worker = Announcement("embed@b", ("embed",), without, 1.0)
-    dispute = Dispute.find(with_store, [worker], ["embed"], ["data"])
-    assert dispute is not None
-    assert f"ARTIFACTS_URL or DATA_DIR is {ADDRESS} on" in str(dispute)
+    mismatch = Mismatch.find(with_store, [worker], ["embed"], ["data"])
+    assert mismatch is not None
+    assert f"ARTIFACTS_URL or DATA_DIR is {ADDRESS} on" in str(mismatch)
 
 
 def test_two_stores_are_told_apart_also_by_who_asks_neither() -> None:

@@ -64,7 +64,7 @@ def backend(postgres: str) -> Any:
     return database._backend
 
 
-@pytest.mark.parametrize("stage", [Stage.EMBED, Stage.MERGE])
+@pytest.mark.parametrize("stage", [Stage.SHARD, Stage.MERGE])
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: f"{kind.sqlstate} {kind.__name__}")
 def test_an_error_of_postgresql_ends_a_job_in_the_end_unless_the_server_is_away(
     backend: Any, settings: Settings, stage: Stage, kind: type[psycopg.Error]
@@ -133,7 +133,7 @@ def test_an_error_of_sqlite_ends_a_job_in_the_end_unless_the_file_is_away(
     backend = sqlite_module.Sqlite(settings.data_dir / "app.db")
     with pytest.raises(Exception) as caught, backend.transaction(read_only=True):  # noqa: PT011
         raise sqlite_error(name)
-    decision = decide(caught.value, attempt(Stage.EMBED, settings))
+    decision = decide(caught.value, attempt(Stage.SHARD, settings))
     assert isinstance(decision, Wait if name in WAITED_FOR else Fail)
 
 
@@ -358,4 +358,4 @@ def test_a_row_that_the_query_log_cannot_hold_keeps_no_other_from_it(
 
 
 def test_wrong_use_is_no_outage(settings: Settings) -> None:
-    assert isinstance(decide(WrongUse("x"), attempt(Stage.EMBED, settings)), Fail)
+    assert isinstance(decide(WrongUse("x"), attempt(Stage.SHARD, settings)), Fail)

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from live_stack import free_port
 
 from pipeline.errors import ServerUnavailable
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 from workers import reconcile as reconcile_module
 from workers.dispatch import CeleryDispatcher
 from workers.prune import prune

@@ -16,8 +16,8 @@ from toy_pipeline import ToyPipeline
 
 from pipeline.errors import ServerUnavailable, SetupError, WrongUse
 from pipeline.images.decode import sha256
+from pipeline.store.heartbeat import HOST
 from workers.embed import MAX_CRASHES, embed
-from workers.resources import HOST
 
 
 class CountingEncoder:

@@ -36,8 +36,9 @@ from workers.lease import LeaseLost, Stopped
 
 SETTINGS = Settings(_env_file=None)
 LOAD = Attempt(Stage.LOAD, "embed@host: loading", SETTINGS)
-EMBED = Attempt(Stage.EMBED, "embed@host: shard 7", SETTINGS, number=2, limit=3)
+EMBED = Attempt(Stage.SHARD, "embed@host: shard 7", SETTINGS, number=2, limit=3)
 MERGE = Attempt(Stage.MERGE, "index@host: the merge", SETTINGS, number=2, limit=3)
+PLAN = Attempt(Stage.PLAN, "index@host: the plan", SETTINGS, number=2, limit=3)
 LAST = {"number": 4}  # one more than the limit
 LEAKED = {"lacks_memory": True}
 
@@ -124,6 +125,9 @@ FREE_SPACE = Wait(
             MERGE,
             Fail("The index could not be built: ZeroDivisionError: division by zero"),
         ),
+        (BUG, PLAN, Fail("index@host: the plan failed: ZeroDivisionError: division by zero")),
+        (MemoryError(), PLAN, Fail("index@host: the plan failed: MemoryError")),
+        (BROKEN, PLAN, again(PLAN, "OSError: [Errno 5] Input/output error")),
     ],
     ids=lambda value: getattr(value, "description", None),
 )

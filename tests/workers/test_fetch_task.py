@@ -19,7 +19,7 @@ from pipeline.errors import NotFound, WrongUse
 from pipeline.images.fetched import FetchedFiles
 from pipeline.rebuild.retry import plan_retry
 from pipeline.settings import Settings
-from pipeline.store.jobs import Job
+from pipeline.store.job import Job
 from pipeline.store.shards import PlanLost
 from workers import duplicates, fetch, product_images
 from workers.live_changes import remove_images

@@ -9,7 +9,7 @@ import pytest
 from live_stack import until
 
 from pipeline.errors import ServerUnavailable
-from pipeline.store.jobs import Job, MergeClaim
+from pipeline.store.job import Job, MergeClaim
 from pipeline.store.shards import Claim
 from workers.lease import Lease, LeaseLost, Leases, Stopped
 from workers.watchdog import Watchdog

@@ -558,12 +558,12 @@ def test_what_the_model_did_not_read_stands_beside_a_query_s_answer_and_a_cached
 
     def text_warnings(texts: list[str]) -> list[str]:
         told.append(texts)
-        return ["The model does not know the word 'bow': it says nothing."]
+        return ["The model does not know the word 'bow' and ignores it."]
 
     monkeypatch.setattr(inline_worker.toy, "text_warnings", text_warnings)
     options = {"text": "a bow", "without": "laces"}
     first = query_image(inline_worker, b"", 2, options)
-    assert first["warnings"] == ["The model does not know the word 'bow': it says nothing."]
+    assert first["warnings"] == ["The model does not know the word 'bow' and ignores it."]
     assert query_image(inline_worker, b"", 2, options) == first
     assert told == [["a bow", "laces"]] * 2
     assert "warnings" not in query_image(inline_worker, product(inline_worker), 2)

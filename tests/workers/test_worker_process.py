@@ -197,7 +197,7 @@ def test_a_heartbeat_stops_for_a_dead_thread_and_says_why(
     until(file.exists, "the first heartbeat", 20)
     ends.set()
     needed.join()
-    until(lambda: me(inline_worker).ill, "the reason", 20)
+    until(lambda: me(inline_worker).reason, "the reason", 20)
     assert me(inline_worker).problem == "the thread 'reconciler' is dead"
     last = file.stat().st_mtime_ns
     until(lambda: caplog.text.count("This worker is unhealthy"), "the log", 20)
@@ -212,12 +212,12 @@ def test_a_heartbeat_goes_on_when_what_hung_moves_again(
     shard.begin()
     file = beating()
     until(
-        lambda: me(inline_worker).ill.startswith("shard 3 of job J has not moved for"),
+        lambda: me(inline_worker).reason.startswith("shard 3 of job J has not moved for"),
         "the reason",
         20,
     )
     shard.end()
-    until(lambda: not me(inline_worker).ill, "it is well again", 20)
+    until(lambda: not me(inline_worker).reason, "it is well again", 20)
     last = file.stat().st_mtime_ns
     until(lambda: file.stat().st_mtime_ns > last, "the next beat", 20)
 

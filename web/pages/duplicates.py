@@ -16,7 +16,7 @@ from pipeline.store.duplicates import Search
 from web.context import Web, web_of
 from web.pages.view import render
 from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
-from workers.routes import FIND_DUPLICATES, INDEX, PICTURES
+from workers.routes import FIND_DUPLICATES, INDEX, PICTURES, nobody_listens
 
 router = APIRouter(prefix="/duplicates", route_class=PageRoute, include_in_schema=False)
 
@@ -87,10 +87,7 @@ async def progress(request: Request, client: AdminVisitor) -> Response:
     if search is not None and search.is_stale:
         try:
             if not (await web.answers.workers())[INDEX]:
-                error = (
-                    "No worker listens on queue 'index': start one with 'celery worker -Q index', "
-                    "or all with 'imgrec up'."
-                )
+                error = nobody_listens(INDEX)
             elif not await asyncio.to_thread(web.resources.dispatcher.queue_length, INDEX):
                 # Its message was lost with a worker, or it waits for a merge: twice is done once.
                 await asyncio.to_thread(web.resources.dispatcher.send, FIND_DUPLICATES, search.id)

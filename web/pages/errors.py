@@ -20,7 +20,7 @@ ELSEWHERE = "No page has this address: it may have been mistyped, or the page is
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every error of a request but a bug, which `EveryAnswer` catches."""
+    """Answer every error of a request but a bug, which `EveryResponse` catches."""
     for kind in (Refusal, ImgrecError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, respond)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from web.context import Web, web_of
 from web.index import roll_back
 from web.pages.view import render
 from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
-from workers.routes import QUEUES
+from workers.routes import QUEUES, queues_of_worker
 
 router = APIRouter(prefix="/index", route_class=PageRoute, include_in_schema=False)
 
@@ -129,10 +128,7 @@ async def workers(request: Request, client: AdminVisitor) -> Response:
 def _workers(web: Web) -> list[Worker]:
     """Join who answers through Redis with the heartbeats of this machine."""
     answering = web.resources.dispatcher.worker_queues(LOOK_S)
-    beats = {
-        beat.name: beat
-        for beat in read_heartbeats(web.settings.data_dir / "run", socket.gethostname())
-    }
+    beats = {beat.name: beat for beat in read_heartbeats(web.settings.run_dir)}
     rows = []
     for name in sorted({*answering, *beats}):
         beat = beats.get(name)
@@ -141,15 +137,9 @@ def _workers(web: Web) -> list[Worker]:
             state, problem = (beat.state or READY), beat.problem
         if name not in answering and not problem and state == READY:
             state = "busy: does not answer at the moment"
-        queues = answering.get(name) or _queues_of(name)
+        queues = answering.get(name) or queues_of_worker(name)
         rows.append(Worker(name, queues, state, problem))
     return rows
-
-
-def _queues_of(name: str) -> list[str]:
-    """Read the queues from a worker's name: embed2@host, embed-index-query-4711@host."""
-    parts = {part.rstrip("0123456789") for part in name.partition("@")[0].split("-")}
-    return [queue for queue in QUEUES if queue in parts]
 
 
 @router.get("/cache")

@@ -17,7 +17,7 @@ from web.context import web_of
 from web.pages.view import render
 from web.pages.visit import AdminVisitor, PageRoute, fields, sentence_of
 from workers.dispatch import require_names
-from workers.routes import EMBED, FAILURE_IMAGE, FETCH, INDEX
+from workers.routes import FAILURE_IMAGE, nobody_listens, queue_of_job
 
 router = APIRouter(prefix="/jobs", route_class=PageRoute, include_in_schema=False)
 
@@ -134,13 +134,9 @@ async def waiting(request: Request, job_id: str, client: AdminVisitor) -> Respon
     if job.open and not job.plan_done and not job.stage:
         sentence = f"Listing the folder: {progress.images:,} images so far."
     elif job.open and not sentence:
-        at_work = FETCH if job.stage else EMBED
-        queue = INDEX if progress.shards_done == progress.shards else at_work
+        queue = queue_of_job(job, progress)
         if not (await web.answers.workers())[queue]:
-            sentence = (
-                f"No worker listens on queue '{queue}': start one with 'celery worker -Q {queue}', "
-                "or all with 'imgrec up'."
-            )
+            sentence = nobody_listens(queue)
     return render(request, "waiting.html", client, sentence=sentence)
 
 

@@ -6,12 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from engine_tools import shop_url
 from milvus_server import Milvus
 from postgres_server import Postgres
-
-
-def shop_url(server: Postgres) -> str:
-    return f"postgresql://shop:secret@127.0.0.1:{server.port}/shop"
 
 
 @pytest.fixture(scope="module")

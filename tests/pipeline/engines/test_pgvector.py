@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from catalogue_files import import_rows
+from engine_tools import answers, changed, check_search, moved, shop_url, tables
 from index_stand import clustered, publish, store_in
 from inline_worker import InlineWorker
 from live_stack import FAILPOINTS, ROOT, until
@@ -21,21 +21,14 @@ from pipeline.engines import patched, pgvector_server
 from pipeline.engines.pgvector import PgvectorEngine
 from pipeline.engines.pgvector_index import PgvectorIndex
 from pipeline.engines.pgvector_server import PgvectorServer
-from pipeline.errors import ImgrecError, ServerUnavailable, SetupError, WrongUse
-from pipeline.index.engine import Base, Engines
+from pipeline.errors import ImgrecError, SetupError, WrongUse
+from pipeline.index.engine import Engines
 from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.migrate import migrate
 from workers import query
 
 COUNT, DIM = 3000, 16
-
-
-def tables(server: Postgres) -> list[str]:
-    rows = server.admin(
-        "SELECT relname FROM pg_class WHERE relname ~ '^imgrec_index_' AND relkind = 'r'", "shop"
-    )
-    return sorted(str(name) for (name,) in rows)
 
 
 @pytest.fixture
@@ -177,7 +170,7 @@ def test_a_table_without_a_version_is_dropped_by_the_next_build(
 
 def test_a_missing_extension_is_named(vector_server: Postgres) -> None:
     vector_server.admin("CREATE DATABASE bare OWNER shop")
-    url = shop_of(vector_server, "bare")
+    url = shop_url(vector_server, "bare")
     with pytest.raises(SetupError, match="run CREATE EXTENSION vector"):
         PgvectorServer(url).version()
 
@@ -202,21 +195,6 @@ def test_vectors_of_too_many_dimensions_are_refused(engine: PgvectorEngine, tmp_
         engine.build(np.zeros((1, 4001), np.float32), tmp_path, lambda: None)
 
 
-def shop_of(server: Postgres, database: str = "shop") -> str:
-    return f"postgresql://shop:secret@127.0.0.1:{server.port}/{database}"
-
-
-def answers(opened: PgvectorIndex, vectors: np.ndarray) -> bool:
-    """Tell whether an answer is whole; a server that is away is an error that says so."""
-    try:
-        hits = next(opened.search_deepening(vectors[5], 10))
-    except ServerUnavailable:
-        return False
-    assert hits[0][0] == 5
-    assert len(hits) == 10
-    return True
-
-
 @pytest.fixture
 def fragile() -> Iterator[Postgres]:
     """A server of this test's own, to be killed."""
@@ -226,60 +204,6 @@ def fragile() -> Iterator[Postgres]:
     server.admin("CREATE EXTENSION vector", "shop")
     yield server
     server.close()
-
-
-def test_a_killed_server_gives_whole_answers_or_a_clear_error_and_loses_nothing(
-    fragile: Postgres, store: VersionStore, vectors: np.ndarray
-) -> None:
-    engine = PgvectorEngine(PgvectorServer(shop_of(fragile)), lambda: "a folder")
-    version = publish(store, engine, vectors)
-    opened = engine.open(version)
-    ended, outcomes, wrong = threading.Event(), list[bool](), list[BaseException]()
-
-    def work() -> None:
-        while not ended.is_set():
-            try:
-                outcomes.append(answers(opened, vectors))
-            except BaseException as error:
-                wrong.append(error)
-                return
-
-    threads = [threading.Thread(target=work) for _ in range(32)]
-    for thread in threads:
-        thread.start()
-    until(lambda: outcomes.count(True) > 100 or wrong, "queries are answered", 30)
-    fragile.kill()
-    until(lambda: not outcomes[-1] or wrong, "queries fail", 30)
-    fragile.start()
-    before = outcomes.count(True)
-    until(lambda: outcomes.count(True) > before + 100 or wrong, "queries are answered again", 60)
-    ended.set()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    engine.verify(version)
-
-
-def test_a_server_that_is_killed_in_a_build_keeps_the_version_before_and_nothing_else(
-    fragile: Postgres, store: VersionStore, vectors: np.ndarray
-) -> None:
-    engine = PgvectorEngine(PgvectorServer(shop_of(fragile)), lambda: "a folder")
-    version = publish(store, engine, vectors)
-    steps = 0
-
-    def kill() -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 2:  # rows are written, and the index is to be built
-            fragile.kill()
-
-    with pytest.raises(ServerUnavailable):
-        engine.build(vectors, store.workspace(), kill)
-    fragile.start()
-    engine.verify(version)
-    assert tables(fragile) == [version.manifest["index"]["table"]]
-    publish(store, engine, vectors)
-    assert len(tables(fragile)) == 2
 
 
 @pytest.fixture
@@ -301,7 +225,7 @@ def test_replicas_answer_and_the_primary_where_they_cannot(
 ) -> None:
     primary, replica = replicated
     monkeypatch.setattr(pgvector_server, "AVOID_S", 0)
-    server = PgvectorServer(shop_of(primary), [shop_of(replica)])
+    server = PgvectorServer(shop_url(primary), [shop_url(replica)])
     engine = PgvectorEngine(server, lambda: "a folder")
     version = publish(store, engine, vectors)
     opened = engine.open(version)  # whether or not the replica has it yet
@@ -316,7 +240,7 @@ def test_replicas_answer_and_the_primary_where_they_cannot(
     primary.kill()
     replica.admin("SELECT pg_promote()")
     until(lambda: replica.admin("SELECT pg_is_in_recovery()") == [(False,)], "promoted", 30)
-    promoted = PgvectorEngine(PgvectorServer(shop_of(replica)), lambda: "a folder")
+    promoted = PgvectorEngine(PgvectorServer(shop_url(replica)), lambda: "a folder")
     promoted.verify(version)
     assert answers(promoted.open(version), vectors)
     publish(store, promoted, vectors)
@@ -349,57 +273,6 @@ def test_an_index_moves_to_postgresql_and_back_without_being_embedded(
     resources.engines.current.keep_only([])
 
 
-def changed(
-    store: VersionStore, engine: PgvectorEngine, base: Version, n_changed: int, seed: int
-) -> tuple[np.ndarray, Version]:
-    """Publish what comes after a version: some rows have gone, and as many are new among them."""
-    kept = np.delete(np.arange(base.manifest["images"]), np.arange(n_changed) * 7)
-    rows = np.insert(kept, np.arange(n_changed) * 5, -1)  # they move the rows behind them
-    vectors = np.array(base.vectors)[np.maximum(rows, 0)]
-    vectors[rows < 0] = clustered(n_changed, DIM, seed)
-    return vectors, publish(store, engine, vectors, Base(base, rows))
-
-
-def check_search(opened: Any, vectors: np.ndarray) -> None:
-    """Compare with exact search: without a condition, with some, and down to the last row."""
-    reached = 0.0
-    for share in (1, 0.5, 0.02):
-        allowed = np.random.default_rng(3).random(len(vectors)) < share
-        mask, rows = (None if share == 1 else allowed), np.flatnonzero(allowed)
-        for row in (0, 5, 10, 2000):
-            found = [each for each, _ in next(opened.search_deepening(vectors[row], 10, mask))][:10]
-            best = rows[np.argsort(-(vectors[rows] @ vectors[row]))[:10]]
-            reached += len({*found} & {*best.tolist()}) / 120
-            assert (row in found) == bool(allowed[row])
-        lists = list(opened.search_deepening(vectors[1], 3, mask))
-        assert sorted(each for each, _ in lists[-1]) == rows.tolist()
-    assert reached > 0.95
-
-
-def test_a_small_change_writes_nothing_on_the_server(
-    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
-) -> None:
-    first = publish(store, engine, vectors)
-    (table,) = tables(vector_server)
-    now, second = changed(store, engine, first, 30, seed=1)
-    later, third = changed(store, engine, second, 30, seed=2)
-    assert tables(vector_server) == [table]
-    for version, its in ((first, vectors), (second, now), (third, later)):
-        opened = engine.open(version)
-        assert opened.n_vectors == COUNT
-        check_search(opened, its)
-        engine.verify(version)
-    opened, reached = engine.open(second), 0.0
-    for gone in range(0, 210, 7):
-        found = [row for row, _ in next(opened.search_deepening(vectors[gone], 10))][:10]
-        reached += len({*found} & {*np.argsort(-(now @ vectors[gone]))[:10].tolist()}) / 300
-    assert reached > 0.95
-    assert third.manifest["index"]["recall_at_10"] >= 0.95
-    store.rollback("v0001", engine.verify)
-    assert engine.keep_only([third]) == []  # the first was pruned: its table serves the third
-    check_search(engine.open(third), later)
-
-
 def test_what_has_changed_too_much_is_built_anew(
     engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
 ) -> None:
@@ -429,70 +302,6 @@ def test_a_version_of_few_changes_moves_to_faiss(
     assert not (there.folder / patched.FILE).exists()
 
 
-Steps = list[tuple[str, int]]
-
-
-def moved(
-    engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, stop_at: str = ""
-) -> tuple[Steps, Version | None]:
-    """Migrate to a server, or until a failpoint; return what was reported, and the new version."""
-    engines = Engines({"faiss": FaissEngine(), engine.name: engine}, engine.name)
-    steps: Steps = []
-
-    def stop(name: str, *_: object) -> None:
-        if name == stop_at:
-            raise KeyboardInterrupt
-
-    if store.current_name() is None:
-        publish(store, engines.named("faiss"), vectors)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.engines.pgvector.failpoint", stop)
-        patch.setattr("pipeline.rebuild.migrate.failpoint", stop)
-        patch.setattr("pipeline.engines.pgvector.CHUNK_ROWS", 1000)
-        patch.setattr("pipeline.engines.pgvector.LOOK_S", 0.01)
-        try:
-            _, new = migrate(
-                store, engines, engine.name, report=lambda step, n, _: steps.append((step, n))
-            )
-        except KeyboardInterrupt:
-            return steps, None
-    return steps, new
-
-
-@pytest.mark.parametrize(
-    ("line", "copied", "graph"),
-    [
-        ("pgvector.after_rows", 1000, True),
-        ("pgvector.before_index", COUNT, True),
-        ("pgvector.before_check", COUNT, False),
-        ("migrate.before_commit", COUNT, False),
-    ],
-)
-def test_a_move_that_was_stopped_goes_on_where_it_was(
-    engine: PgvectorEngine,
-    store: VersionStore,
-    vectors: np.ndarray,
-    vector_server: Postgres,
-    line: str,
-    copied: int,
-    graph: bool,
-) -> None:
-    _, nothing = moved(engine, store, vectors, line)
-    assert nothing is None
-    assert store.current_name() == "v0001"
-    assert list(store.folder.glob(".build-*")) == []
-    (table,) = tables(vector_server)
-    steps, new = moved(engine, store, vectors)
-    assert steps[0] == ("copying", copied)  # what was copied before is not copied again
-    assert ("graph" in dict(steps)) == graph
-    assert steps[-1] == ("checking", COUNT)
-    assert new is not None
-    assert new.manifest["index"]["table"] == table
-    assert tables(vector_server) == [table]
-    assert answers(engine.open(new), vectors)
-    engine.verify(new)
-
-
 def test_a_second_move_of_a_published_version_makes_a_table_of_its_own(
     engine: PgvectorEngine, store: VersionStore, vectors: np.ndarray, vector_server: Postgres
 ) -> None:
@@ -516,7 +325,7 @@ def test_a_rebuild_drops_what_a_stopped_move_has_left(
 def test_a_registry_of_an_earlier_release_is_extended(vector_server: Postgres) -> None:
     vector_server.admin("CREATE DATABASE early OWNER shop")
     vector_server.admin("CREATE EXTENSION vector", "early")
-    url = shop_of(vector_server, "early")
+    url = shop_url(vector_server, "early")
     with PgvectorServer(url).write() as tx:
         tx.rows("ALTER TABLE imgrec_indexes DROP COLUMN source")
     with PgvectorServer(url).write() as tx:

@@ -44,6 +44,8 @@ def test_a_cell_is_parted_into_addresses_as_they_are_sent(cell: str, urls: list[
         ("http://10.0.0.8/a", "private network"),
         ("http://[::1]/a", "private network"),
         ("http://[::ffff:127.0.0.1]/a", "private network"),
+        ("http://[64:ff9b::a00:8]/a", "private network"),  # 10.0.0.8 behind NAT64
+        ("http://224.0.0.1/a", "private network"),  # multicast: no host's address
         ("http://2130706433/a", "not written as a name"),
         ("http://0x7f.1/a", "not written as a name"),
         ("https://user:word@x.example/a", "user name or a password"),

@@ -9,10 +9,11 @@ from collections import Counter
 import pytest
 from feed_server import FeedServer, picture
 
+from pipeline.allowed_hosts import AllowedHosts
 from pipeline.fetch.fetch_images import Attempts, fetch_images
 from pipeline.fetch.image import TryAgain, download
 from pipeline.fetch.turns import SILENT_AFTER, HostLimits
-from pipeline.outbound import AllowedHosts, Client
+from pipeline.outbound import Client
 
 FAST = HostLimits(8, 1000)
 ONCE_MORE = Attempts(3, first_pause_s=0.01)

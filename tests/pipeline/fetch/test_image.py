@@ -9,9 +9,10 @@ import pytest
 from feed_server import FeedServer, dripping, endless, picture
 from PIL import Image
 
+from pipeline.allowed_hosts import AllowedHosts
 from pipeline.fetch.image import Downloaded, ImageRefused, TryAgain, download, retry_after_s
 from pipeline.fetch.robots import refused_by
-from pipeline.outbound import AllowedHosts, Client
+from pipeline.outbound import Client
 
 NOAI = frozenset({"noai", "noimageai"})
 LOCAL = AllowedHosts.parse("*,127.0.0.0/8", star=True)

@@ -199,7 +199,7 @@ def test_another_import_in_between_is_taken_into_account(
         return outcome
 
     monkeypatch.setattr(catalogue_import._Plan, "make", always)
-    with pytest.raises(ImgrecError, match="Other imports change the catalogue"):
+    with pytest.raises(ImgrecError, match="Other imports keep changing the catalogue"):
         import_text(products, "product_id,price\na,6\n")
 
 

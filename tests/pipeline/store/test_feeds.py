@@ -9,7 +9,8 @@ from pipeline.rebuild.plan_feed import FetchedFeed
 from pipeline.store import feeds as module
 from pipeline.store.database import Database
 from pipeline.store.feeds import Feeds, FetchedUrl, Origin
-from pipeline.store.jobs import FEED_FORM, Jobs
+from pipeline.store.job import FEED_FORM
+from pipeline.store.jobs import Jobs
 from pipeline.store.shards import PlanLost
 
 SHA = "ab" * 32

@@ -230,7 +230,8 @@ def test_an_old_database_of_another_encoding_goes_on_and_a_name_it_cannot_hold_i
         patch.setattr(jobs_module, "UNICODE", ("UTF8", "LATIN1"))
         create(Database(western(url)))
     database = Database(western(url))
-    assert database.encoding() == "LATIN1"
+    with database.transaction(read_only=True) as tx:
+        assert tx.encoding() == "LATIN1"
     jobs, job_id = Jobs(database), create(database)
     jobs.shards.add(job_id, [(0, "embed", [["鞋.jpg", 1, 1]])], [], 600)  # JSON is ASCII
     claim = jobs.shards.claim(job_id, 0, "me", 600)

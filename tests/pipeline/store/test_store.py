@@ -19,7 +19,8 @@ from pipeline.store import jobs as jobs_module
 from pipeline.store import shards as shards_module
 from pipeline.store import webhooks as webhooks_module
 from pipeline.store.database import Database
-from pipeline.store.jobs import Jobs, Progress
+from pipeline.store.job import Progress
+from pipeline.store.jobs import Jobs
 from pipeline.store.queries import QUERIES
 from pipeline.store.shards import Claim, StageTimings
 

@@ -14,8 +14,9 @@ from live_stack import LiveStack
 
 from pipeline.errors import ServerUnavailable, SettingsDiffer
 from pipeline.store.identity import Identity, Place
-from workers import roll_call as module
-from workers.roll_call import WORKERS, Announcement, Dispute, RollCall, require_agreement
+from workers import agreement, announcer
+from workers.agreement import Mismatch, require_agreement
+from workers.registry import WORKERS, Announcement, WorkerRegistry
 
 ALL = ("database", "data", "models")
 
@@ -38,147 +39,149 @@ def server(tmp_path: Path) -> Iterator[LiveStack]:
 
 
 @pytest.fixture
-def roll_call(server: LiveStack) -> RollCall:
-    return RollCall(server.environment["REDIS_URL"])
+def registry(server: LiveStack) -> WorkerRegistry:
+    return WorkerRegistry(server.environment["REDIS_URL"])
 
 
-def test_what_a_worker_says_is_heard_until_it_leaves(roll_call: RollCall) -> None:
-    roll_call.announce("embed@a", ["embed"], identity("a"))
-    roll_call.announce("query@b", ["query"], identity("b"))
-    embed, query = roll_call.present()
+def test_what_a_worker_says_is_heard_until_it_leaves(registry: WorkerRegistry) -> None:
+    registry.announce("embed@a", ["embed"], identity("a"))
+    registry.announce("query@b", ["query"], identity("b"))
+    embed, query = registry.present()
     assert (embed.worker, embed.queues, query.worker) == ("embed@a", ("embed",), "query@b")
     assert embed.identity == identity("a")
-    roll_call.leave("embed@a")
-    assert [each.worker for each in roll_call.present()] == ["query@b"]
+    registry.leave("embed@a")
+    assert [each.worker for each in registry.present()] == ["query@b"]
 
 
 def test_a_worker_that_was_killed_is_forgotten_by_redis_s_clock(
-    server: LiveStack, roll_call: RollCall
+    server: LiveStack, registry: WorkerRegistry
 ) -> None:
     for worker, age_s in (("fresh", 5.0), ("silent", 20.0), ("of last week", 600_000.0)):
         value = {"queues": ["embed"], "at": server.redis().time()[0] - age_s}
         server.redis().hset(WORKERS, worker, json.dumps({**value, **identity("a").to_json()}))
-    assert [each.worker for each in roll_call.present()] == ["fresh"]
-    roll_call.leave("fresh")
+    assert [each.worker for each in registry.present()] == ["fresh"]
+    registry.leave("fresh")
     assert server.redis().hkeys(WORKERS) == [b"silent"]  # the field of last week was removed
 
 
-def test_what_a_stranger_wrote_is_left_out(server: LiveStack, roll_call: RollCall) -> None:
+def test_what_a_stranger_wrote_is_left_out(server: LiveStack, registry: WorkerRegistry) -> None:
     for name, value in (("a", "no json"), ("b", "[]"), ("c", '{"queues": 3}'), ("d", "{}")):
         server.redis().hset(WORKERS, name, value)
-    assert roll_call.present() == []
+    assert registry.present() == []
 
 
 def test_a_redis_that_is_away_is_a_sentence() -> None:
     with pytest.raises(ServerUnavailable, match="Redis does not answer"):
-        RollCall("redis://127.0.0.1:9/0").present()
+        WorkerRegistry("redis://127.0.0.1:9/0").present()
 
 
-def test_a_job_that_a_worker_does_not_find_is_told_to_who_waits(roll_call: RollCall) -> None:
-    assert roll_call.unknown_job("job") is None
-    roll_call.report_unknown_job("job", "I do not have it.")
-    assert roll_call.unknown_job("job") == "I do not have it."
-    assert roll_call.unknown_job("another") is None
+def test_a_job_that_a_worker_does_not_find_is_told_to_who_waits(registry: WorkerRegistry) -> None:
+    assert registry.unknown_job("job") is None
+    registry.report_unknown_job("job", "I do not have it.")
+    assert registry.unknown_job("job") == "I do not have it."
+    assert registry.unknown_job("another") is None
 
 
-def find(mine: Identity, *present: Announcement, parts: tuple[str, ...] = ALL) -> Dispute | None:
-    return Dispute.find(mine, present, ("embed", "index", "query"), parts)
+def find(mine: Identity, *present: Announcement, parts: tuple[str, ...] = ALL) -> Mismatch | None:
+    return Mismatch.find(mine, present, ("embed", "index", "query"), parts)
 
 
-def test_workers_of_the_same_places_are_no_dispute() -> None:
+def test_workers_of_the_same_places_are_no_mismatch() -> None:
     assert find(identity("a"), announcement("w1", "a"), announcement("w2", "a")) is None
     assert find(identity("a")) is None
 
 
-def test_a_dispute_names_the_settings_both_values_who_has_them_and_what_to_do() -> None:
-    dispute = find(identity("b"), announcement("w1", "a"), parts=("database", "data"))
-    assert dispute is not None
-    assert dispute.unanimous
-    sentence = str(dispute)
+def test_a_mismatch_names_the_settings_both_values_who_has_them_and_what_to_do() -> None:
+    mismatch = find(identity("b"), announcement("w1", "a"), parts=("database", "data"))
+    assert mismatch is not None
+    assert mismatch.all_differ
+    sentence = str(mismatch)
     assert "DATABASE_URL is /b/database on vm (id b-databa) for this command but" in sentence
     assert "/a/database on vm (id a-databa) for worker w1" in sentence
     assert "DATA_DIR is /b/data" in sentence
     assert "MODELS_DIR" not in sentence
-    assert "Set the same places for all of them" in sentence
+    assert "Set the same values for all of them" in sentence
     assert "REDIS_URL" in sentence
 
 
 def test_of_several_workers_those_that_differ_are_named() -> None:
-    dispute = find(
+    mismatch = find(
         identity("a"), announcement("w1", "a"), announcement("w2", "b"), announcement("w3", "b")
     )
-    assert dispute is not None
-    assert [each.worker for each in dispute.dissenters] == ["w2", "w3"]
-    assert not dispute.unanimous
-    assert "for this command, worker w1 but" in str(dispute)
-    assert "for worker w2, worker w3" in str(dispute)
+    assert mismatch is not None
+    assert [each.worker for each in mismatch.differing] == ["w2", "w3"]
+    assert not mismatch.all_differ
+    assert "for this command, worker w1 but" in str(mismatch)
+    assert "for worker w2, worker w3" in str(mismatch)
 
 
-def test_workers_that_differ_among_themselves_are_a_dispute_of_a_command_without_a_folder() -> None:
+def test_workers_that_differ_from_each_other_are_a_mismatch_for_a_command_without_a_folder() -> (
+    None
+):
     """Shards written into one data folder would be looked for in another, for ever."""
     client = identity("x", "laptop", data=Place(None, "/laptop/data"))
     assert find(client, announcement("w1", "a"), parts=("data",)) is None
-    dispute = find(client, announcement("w1", "a"), announcement("w2", "b"), parts=("data",))
-    assert dispute is not None
-    assert [each.worker for each in dispute.dissenters] == ["w2"]
+    mismatch = find(client, announcement("w1", "a"), announcement("w2", "b"), parts=("data",))
+    assert mismatch is not None
+    assert [each.worker for each in mismatch.differing] == ["w2"]
 
 
 def test_only_workers_on_the_work_s_queues_are_compared() -> None:
     mine, foreign = identity("a"), announcement("w", "b", "query")
-    assert Dispute.find(mine, [foreign], ("embed", "index"), ALL) is None
-    assert Dispute.find(mine, [foreign], ("query",), ALL) is not None
+    assert Mismatch.find(mine, [foreign], ("embed", "index"), ALL) is None
+    assert Mismatch.find(mine, [foreign], ("query",), ALL) is not None
 
 
 def test_passwords_are_in_no_sentence() -> None:
     from pipeline.store.identity import shown_database
 
     shown = shown_database("postgresql://shop:secret@db/shop")
-    dispute = find(
+    mismatch = find(
         identity("a", database=Place("1", shown)), announcement("w", "b"), parts=("database",)
     )
-    assert "postgresql://shop:***@db/shop" in str(dispute)
+    assert "postgresql://shop:***@db/shop" in str(mismatch)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(agreement, "LOOK_S", 0.01)
 
 
-def test_a_worker_that_says_it_again_is_believed(roll_call: RollCall, quick: None) -> None:
-    roll_call.announce("w", ["embed"], identity("a"))
-    first = roll_call.present()
-    again = threading.Timer(0.2, roll_call.announce, ["w", ["embed"], identity("a")])
+def test_a_worker_that_says_it_again_is_believed(registry: WorkerRegistry, quick: None) -> None:
+    registry.announce("w", ["embed"], identity("a"))
+    first = registry.present()
+    again = threading.Timer(0.2, registry.announce, ["w", ["embed"], identity("a")])
     again.start()
     with pytest.raises(SettingsDiffer, match="worker w") as caught:
-        require_agreement(roll_call, identity("b"), ["embed"], ALL, first)
+        require_agreement(registry, identity("b"), ["embed"], ALL, first)
     again.join()
     assert caught.value.exit_code == 4
 
 
-def test_a_worker_that_has_ended_since_is_not(roll_call: RollCall, quick: None) -> None:
-    roll_call.announce("w", ["embed"], identity("a"))
-    first = roll_call.present()
-    end = threading.Timer(0.2, roll_call.leave, ["w"])
+def test_a_worker_that_has_ended_since_is_not(registry: WorkerRegistry, quick: None) -> None:
+    registry.announce("w", ["embed"], identity("a"))
+    first = registry.present()
+    end = threading.Timer(0.2, registry.leave, ["w"])
     end.start()
-    require_agreement(roll_call, identity("b"), ["embed"], ALL, first)
+    require_agreement(registry, identity("b"), ["embed"], ALL, first)
     end.join()
 
 
-def test_a_folder_that_got_its_id_a_moment_ago_is_no_dispute(
-    roll_call: RollCall, quick: None
+def test_a_folder_that_got_its_id_a_moment_ago_is_no_mismatch(
+    registry: WorkerRegistry, quick: None
 ) -> None:
     """`imgrec train` has just made MODELS_DIR, which a worker on another host mounts, too."""
     absent = identity("a", "host2", models=Place(None, "/mnt/models"))
-    roll_call.announce("w", ["query"], absent)
-    first = roll_call.present()
-    later = threading.Timer(0.2, roll_call.announce, ["w", ["query"], identity("a", "host2")])
+    registry.announce("w", ["query"], absent)
+    first = registry.present()
+    later = threading.Timer(0.2, registry.announce, ["w", ["query"], identity("a", "host2")])
     later.start()
-    require_agreement(roll_call, identity("a"), ["query"], ("models",), first)
+    require_agreement(registry, identity("a"), ["query"], ("models",), first)
     later.join()
 
 
 def test_agreement_asks_nothing_more(server: LiveStack) -> None:
-    away = RollCall("redis://127.0.0.1:9/0")
+    away = WorkerRegistry("redis://127.0.0.1:9/0")
     require_agreement(away, identity("a"), ["embed"], ALL, [announcement("w", "a")])
 
 
@@ -192,10 +195,10 @@ def test_an_announcer_lives_through_an_outage_and_takes_its_word_back_at_the_end
             assert create
             return identity("a")
 
-    monkeypatch.setattr(module, "EVERY_S", 0.05)
-    stopping, call = threading.Event(), RollCall(server.environment["REDIS_URL"])
-    announcer = module.Announcer(call, "w", ["embed"], Mine(), stopping)  # type: ignore[arg-type]
-    thread = threading.Thread(target=announcer.run)
+    monkeypatch.setattr(announcer, "EVERY_S", 0.05)
+    stopping, call = threading.Event(), WorkerRegistry(server.environment["REDIS_URL"])
+    speaker = announcer.Announcer(call, "w", ["embed"], Mine(), stopping)  # type: ignore[arg-type]
+    thread = threading.Thread(target=speaker.run)
     thread.start()
     until(lambda: [each.worker for each in call.present()] == ["w"], "it has spoken", 20)
     server.kill_redis()
@@ -207,5 +210,5 @@ def test_an_announcer_lives_through_an_outage_and_takes_its_word_back_at_the_end
     stopping.set()
     thread.join(20)
     with pytest.raises(redis.RedisError):
-        RollCall("redis://127.0.0.1:9/0").leave("w")
+        WorkerRegistry("redis://127.0.0.1:9/0").leave("w")
     assert call.present() == []

@@ -1,4 +1,4 @@
-"""Slow looks at the world, shared by the requests that need them at the same time."""
+"""Slow calls, shared by the requests that need them at the same time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class SharedLook(Generic[Value]):
-    """Looks in a thread; whoever asks meanwhile waits for the same look, and shares its error."""
+class SharedCall(Generic[Value]):
+    """Calls in a thread; whoever asks meanwhile waits for the same call, and shares its error."""
 
-    def __init__(self, look: Callable[[], Value], kept_s: float) -> None:
-        """Look at nothing yet.
+    def __init__(self, call: Callable[[], Value], kept_s: float) -> None:
+        """Call nothing yet.
 
         Args:
             kept_s: seconds that a result holds.
         """
-        self._look = look
+        self._call = call
         self._kept_s = kept_s
         self._task: asyncio.Task[Value] | None = None
         self._ended_at = 0.0
@@ -28,11 +28,11 @@ class SharedLook(Generic[Value]):
         """Return what there is.
 
         Raises:
-            ImgrecError: what the look raises.
+            ImgrecError: what the call raises.
         """
         task = self._task
         if task is None or (task.done() and time.monotonic() - self._ended_at > self._kept_s):
-            task = self._task = asyncio.create_task(asyncio.to_thread(self._look))
+            task = self._task = asyncio.create_task(asyncio.to_thread(self._call))
             task.add_done_callback(self._ended)
         return await asyncio.shield(task)  # a client that goes away ends its own wait only
 

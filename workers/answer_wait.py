@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from pipeline.errors import IndexMissing, ServerUnavailable, TimedOut
+from workers.routes import QUERY, nobody_listens
 
 # A worker that was just started on a busy machine takes ten seconds to be there; one that loads its
 # model may be mute for a second.
@@ -18,7 +19,7 @@ LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can sti
 RESENDS = 3
 
 
-class Patience:
+class AnswerWait:
     """The wait for one answer.
 
     After each silence of `pause()` seconds, the client looks for workers, and sends its question
@@ -64,7 +65,4 @@ def nobody_answers(index_missing: bool) -> ServerUnavailable | IndexMissing:
     """Return the error of a question that no worker serves."""
     if index_missing:
         return IndexMissing()  # the first thing to mend on a machine that has neither
-    return ServerUnavailable(
-        "No worker listens on queue 'query': start one with 'celery worker -Q query', or all with "
-        "'imgrec up'."
-    )
+    return ServerUnavailable(nobody_listens(QUERY))
