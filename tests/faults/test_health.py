@@ -203,6 +203,7 @@ def pid_of(stack: LiveStack, name: str) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: LiveStack) -> None:
     good = draw_folder(up.products, 60)
     once = up.folder / "once"
