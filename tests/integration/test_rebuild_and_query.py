@@ -8,8 +8,9 @@ import struct
 import zlib
 from pathlib import Path
 
-from live_stack import LiveStack
+from live_stack import ROOT, LiveStack
 from PIL import Image
+from preloaded import Process
 from sample_images import draw_one, draw_range, kinds_of
 
 
@@ -197,16 +198,9 @@ def test_missing_weights_are_one_sentence_before_any_shard_runs(stack: LiveStack
 
 
 def test_celery_finds_the_app_by_name_too(stack: LiveStack) -> None:
-    import subprocess
-
-    from live_stack import ROOT
-
     names = draw_range(stack.products, 6)
     command = ["celery", "-A", "workers", "worker", "-l", "INFO"]  # no -Q: all queues
-    with (stack.folder / "all.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=stack.env(), stdout=log, stderr=log, start_new_session=True
-        )
-    stack.processes.append(process)
+    log = stack.folder / "all.log"
+    stack.processes.append(Process(command, cwd=ROOT, env=stack.env(), stdout=log, stderr=log))
     assert stack.rebuild()["embedded"] == 6
     assert stack.query(stack.products / names[0])["matches"][0]["filename"] == names[0]

@@ -138,6 +138,7 @@ def test_a_newer_server_or_one_that_hides_its_version_may_serve(version: str) ->
     assert require_fit("redis://h:1/0", Old(version))["role"] == "master"  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_up_starts_a_redis_on_a_socket_and_everything_works_over_it(stack: LiveStack) -> None:
     stack.kill_redis()
     draw_folder(stack.products, 3)
