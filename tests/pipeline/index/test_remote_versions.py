@@ -410,7 +410,7 @@ def test_copies_of_pruned_versions_are_deleted(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("server", "rounds"),
-    [("memory", 50), ("s3", 10), pytest.param("s3", 50, marks=pytest.mark.slow)],
+    [("memory", 50), ("s3", 4), pytest.param("s3", 50, marks=pytest.mark.slow)],
 )
 def test_of_eight_publishers_that_race_one_wins_and_readers_see_whole_versions(
     request: pytest.FixtureRequest, tmp_path: Path, store: ObjectStore, server: str, rounds: int
