@@ -36,7 +36,8 @@ LIBRARIES = (
     *("kombu.mixins", "kombu.pidbox", "prompt_toolkit", "click_repl", "psycopg", "sqlite3"),
     *("pydantic_settings", "pydantic.networks", "filelock", "rich.table", "rich.progress"),
     *("rich.console", "tomllib", "encodings.idna", "redis", "msgpack", "http.client"),
-    *("urllib3", "cachetools"),
+    *("urllib3", "cachetools", "pi_heif", "fastapi.openapi.docs", "uvicorn.main", "jinja2"),
+    *("uvicorn.protocols.http.h11_impl", "prometheus_client", "python_multipart.multipart"),
 )
 
 _context = multiprocessing.get_context("forkserver")

@@ -8,6 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import pytest
 from live_stack import ROOT, LiveStack
 from PIL import Image
 from preloaded import Process
@@ -168,17 +169,7 @@ def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stack: LiveStack) -> No
             assert image.size == (224, 224)
 
 
-def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stack: LiveStack) -> None:
-    draw_range(stack.products, 9)
-    stack.worker("embed", PREPROCESS_SIZE="64,64")
-    stack.worker("index")
-    done = stack.imgrec("enqueue-rebuild", str(stack.products), "--wait")
-    assert done.returncode == 1
-    assert "64x64" in done.stderr
-    assert "224x224" in done.stderr
-    assert not (stack.data / "faiss_index" / "CURRENT").exists()
-
-
+@pytest.mark.slow
 def test_missing_weights_are_one_sentence_before_any_shard_runs(stack: LiveStack) -> None:
     draw_range(stack.products, 30)
     nowhere = {

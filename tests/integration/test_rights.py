@@ -140,7 +140,11 @@ def test_a_right_that_is_missing_is_one_sentence_with_code_4_and_loses_nothing(
 
 @pytest.mark.parametrize(
     ("command", "mode", "offline"),
-    [(REBUILD, 0, "1"), (QUERY, 0, "1"), (QUERY, 0o555, "0")],  # offline, nothing is written
+    [
+        (QUERY, 0, "1"),
+        pytest.param(REBUILD, 0, "1", marks=pytest.mark.slow),
+        pytest.param(QUERY, 0o555, "0", marks=pytest.mark.slow),  # offline, nothing is written
+    ],
 )
 def test_a_hub_cache_that_is_denied_is_named_and_not_the_model(
     shop: LiveStack, command: tuple[str, ...], mode: int, offline: str
