@@ -159,17 +159,19 @@ def run(line: str, shop: Path, environment: dict[str, str]) -> str:
     A command of imgrec that a line begins with comes from the fork server, with its libraries.
     """
     command, pipe, rest = line.partition(" | ")
-    answer = shop / ".answer"
-    if command.startswith("imgrec ") and ">" not in shlex.split(command):
-        hidden = Path(os.devnull)  # as what a pipe's first command says beside its output
+    command, quiet, _ = command.partition(" > /dev/null")
+    answer, nowhere = shop / ".answer", Path(os.devnull)
+    if command.startswith("imgrec "):
         process = Process(
             shlex.split(command),
             cwd=shop,
             env=environment,
-            stdout=answer,
-            stderr=hidden if pipe else answer,
+            stdout=nowhere if quiet else answer,
+            # What the first command of a pipe says beside its output is not on the page.
+            stderr=nowhere if pipe else answer,
         )
         process.wait(600)
+        answer.touch()
         line = f"cat {answer}" + pipe + rest
     done = subprocess.run(
         ["bash", "-c", f"{line} 2>&1"],
