@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before any import of huggingface_hub: a missing model must fail at once, not after retries.
@@ -19,7 +19,10 @@ from inline_worker import InlineWorker
 from s3_server import S3Server
 from tiny_clip import make_tiny_clip
 
+from pipeline.classify import head_places
+from pipeline.index import remote_versions
 from pipeline.settings import Settings
+from pipeline.storage.follower import Follower
 from pipeline.store.database import Database
 
 LONG = {"faults", "integration", "web"}
@@ -96,6 +99,26 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+def quick_followers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let hosts look into their store a hundred times a second, until the test ends.
+
+    A thread may hold what follows a store for the rest of the session.
+    """
+    followers: list[Follower] = []
+
+    class QuickFollower(Follower):
+        def __init__(self, name: str, look: Callable[[], object], every_s: float) -> None:
+            super().__init__(name, look, 0.01)
+            followers.append(self)
+
+    for module in (remote_versions, head_places):
+        monkeypatch.setattr(module, "Follower", QuickFollower)
+    yield
+    for follower in followers:
+        follower._every_s = 600.0
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -34,8 +34,6 @@ from pipeline.store.jobs import Jobs
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 FAILPOINTS = ROOT / "tests" / "faults" / "failpoints"  # on PYTHONPATH, it obeys IMGREC_FAILPOINT
-# Root passes every permission bit; without its capabilities it is a user like any other.
-BARE = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
 PATIENCE_S = 120.0  # a deadline for conditions, never a fixed sleep
 
 
@@ -167,43 +165,25 @@ class LiveStack:
         return redis.Redis(port=self.port, socket_timeout=5)
 
     def worker(
-        self, queue: str, *, preloaded: bool = True, **more: str
+        self, queue: str, *, preloaded: bool = True, bare: bool = False, **more: str
     ) -> Process | subprocess.Popen[bytes]:
         """Start `celery worker -Q queue` from the repository's root, as a user does.
 
         Args:
             preloaded: with the libraries of the fork server, which also take its memory.
+            bare: bound by the rights of files, as root is not.
         """
         log = self.folder / f"{queue}-{len(self.processes)}.log"
         command = ["celery", "worker", "-Q", queue, "-l", "INFO"]
+        env = self.env(**more)
         process: Process | subprocess.Popen[bytes]
         if preloaded:
-            process = Process(command, cwd=ROOT, env=self.env(**more), stdout=log, stderr=log)
+            process = Process(command, cwd=ROOT, env=env, stdout=log, stderr=log, bare=bare)
         else:
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=self.env(**more),
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
+                    command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
                 )
-        self.processes.append(process)
-        return process
-
-    def bare_worker(self, queue: str, **more: str) -> subprocess.Popen[bytes]:
-        """Start a worker that is bound by the rights of files, as root is not."""
-        log = self.folder / f"{queue}-{len(self.processes)}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*BARE, BIN / "celery", "worker", "-Q", queue, "-l", "INFO"],
-                cwd=ROOT,
-                env=self.env(**more),
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
         self.processes.append(process)
         return process
 

@@ -8,6 +8,7 @@ test_usage.py and test_local.py.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -35,7 +36,8 @@ LIBRARIES = (
     *("kombu.mixins", "kombu.pidbox", "prompt_toolkit", "click_repl", "psycopg", "sqlite3"),
     *("pydantic_settings", "pydantic.networks", "filelock", "rich.table", "rich.progress"),
     *("rich.console", "tomllib", "encodings.idna", "redis", "msgpack", "http.client"),
-    *("urllib3", "cachetools"),
+    *("urllib3", "cachetools", "pi_heif", "fastapi.openapi.docs", "uvicorn.main", "jinja2"),
+    *("uvicorn.protocols.http.h11_impl", "prometheus_client", "python_multipart.multipart"),
 )
 
 _context = multiprocessing.get_context("forkserver")
@@ -56,12 +58,17 @@ class Process:
         stdout: Path,
         stderr: Path,
         stdin: Path = Path(os.devnull),
+        bare: bool = False,
     ) -> None:
-        """Start `celery ...` or `imgrec ...`; what it writes is appended to the two files."""
+        """Start `celery ...` or `imgrec ...`; what it writes is appended to the two files.
+
+        Args:
+            bare: bound by the rights of files, as root is not.
+        """
         self.args = list(args)
         self._process = _context.Process(
             target=_main,
-            args=(self.args, str(cwd), dict(env), str(stdin), str(stdout), str(stderr)),
+            args=(self.args, str(cwd), dict(env), str(stdin), str(stdout), str(stderr), bare),
             daemon=True,
         )
         with _lock:  # starting a process polls the others
@@ -97,13 +104,21 @@ class Process:
 
 
 def run(
-    args: Sequence[str], *, cwd: Path, env: Mapping[str, str], typed: str = "", timeout_s: float
+    args: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    typed: str = "",
+    timeout_s: float,
+    bare: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, as `subprocess.run` does with `capture_output`."""
     with tempfile.TemporaryDirectory(prefix="imgrec-") as folder:
         stdin, stdout, stderr = (Path(folder, name) for name in ("in", "out", "err"))
         stdin.write_text(typed)
-        process = Process(args, cwd=cwd, env=env, stdout=stdout, stderr=stderr, stdin=stdin)
+        process = Process(
+            args, cwd=cwd, env=env, stdout=stdout, stderr=stderr, stdin=stdin, bare=bare
+        )
         try:
             code = process.wait(timeout_s)
         finally:
@@ -112,7 +127,13 @@ def run(
 
 
 def _main(
-    args: list[str], cwd: str, env: dict[str, str], stdin: str, stdout: str, stderr: str
+    args: list[str],
+    cwd: str,
+    env: dict[str, str],
+    stdin: str,
+    stdout: str,
+    stderr: str,
+    bare: bool = False,
 ) -> None:
     os.setsid()
     os.environ.clear()
@@ -123,6 +144,8 @@ def _main(
         descriptor = os.open(file, flags)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if bare:
+        _drop_capabilities()
     sys.stdin = os.fdopen(0)
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
@@ -136,3 +159,15 @@ def _main(
     else:
         from cli.main import main
     main()
+
+
+def _drop_capabilities() -> None:
+    """Give up what root may and other users may not, for this process and its children.
+
+    The numbers are of capabilities(7): PR_CAPBSET_DROP, and the version of capset's structures.
+    """
+    libc = ctypes.CDLL(None)
+    for capability in range(64):  # those that the kernel does not know are refused
+        libc.prctl(24, capability, 0, 0, 0)
+    version, thread = 0x20080522, 0
+    libc.capset((ctypes.c_uint32 * 2)(version, thread), (ctypes.c_uint32 * 6)())

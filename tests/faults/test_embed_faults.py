@@ -215,7 +215,7 @@ def test_a_folder_of_another_user_is_waited_for(fault_run: FaultRun, which: str)
     fault_run.draw(120)
     stack = fault_run.stack
     for queue in ("embed", "index"):
-        stack.bare_worker(queue, **SMALL, SHARD_MAX_ATTEMPTS="1")
+        stack.worker(queue, bare=True, **SMALL, SHARD_MAX_ATTEMPTS="1")
     folder = stack.data / {"shards": "jobs", "versions": "faiss_index"}[which]
     folder.mkdir(parents=True)
     folder.chmod(0o555)

@@ -110,12 +110,15 @@ def test_a_job_that_the_only_worker_cannot_do_ends_with_a_sentence_for_who_waits
 ) -> None:
     draw_folder(stack.products, 4)
     stack.worker("embed", PREPROCESS_SIZE="64,64")
+    stack.worker("index")
     done = stack.imgrec("enqueue-rebuild", str(stack.products), "--wait", "--timeout", "120")
     assert done.returncode == 1
     assert "Waiting: Worker embed@" in done.stderr  # at once
     assert "cannot do this job" in done.stderr
     assert "64x64" in done.stderr
+    assert "224x224" in done.stderr
     assert "failed" in done.stdout
+    assert not (stack.data / "faiss_index" / "CURRENT").exists()
     until(lambda: "64x64" in ill(stack, "embed"), "it says why it is unhealthy", 60)
 
 
@@ -203,6 +206,7 @@ def pid_of(stack: LiveStack, name: str) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_up_replaces_a_worker_that_is_frozen_and_the_job_ends(up: LiveStack) -> None:
     good = draw_folder(up.products, 60)
     once = up.folder / "once"

@@ -45,7 +45,7 @@ class Readers:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.is_set():
+        while not self._ended.wait(0.005):
             try:
                 store = VersionStore(self._folder)
                 version = store.current()

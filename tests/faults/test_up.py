@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+import redis
 from live_stack import LiveStack, draw_folder, until
 
 
@@ -25,7 +27,9 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
 ) -> None:
     good = draw_folder(stack.products, 24)
     poison = good[10]
-    stack.kill_redis()  # `up` brings its own
+    stack.kill_redis()  # `up` brings its own, here on a socket
+    url = f"unix://{stack.folder}/run/r.sock?db=1"
+    stack.environment["REDIS_URL"] = url
     switches = {"IMGREC_FAILPOINT": f"image:{poison}", "SHARD_MAX_ATTEMPTS": "1"}
     try:
         done = stack.imgrec("up", "--detach", **switches)
@@ -39,12 +43,14 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
         assert result["embedded"] + result["reused"] == 23
         assert stack.indexed() == [name for name in good if name != poison]
         assert stack.failures(str(result["job_id"]))[poison][0] == "crash"
+        assert stack.query(stack.products / good[0])["matches"][0]["filename"] == good[0]
         assert "killed by SIGKILL" in (stack.data / "run" / "up.log").read_text()
     finally:
         stopped = stack.imgrec("down")
     assert stopped.returncode == 0, stopped.stderr
     until(lambda: not processes_below(stack.data), "nothing is left running", 10)
-    assert not stack._redis_answers()
+    with pytest.raises(redis.ConnectionError):
+        redis.Redis.from_url(url).ping()
 
 
 def test_up_killed_with_9_takes_its_children_with_it(stack: LiveStack) -> None:

@@ -203,7 +203,7 @@ def test_in_a_terminal_ctrl_c_stops_the_command_and_ctrl_d_leaves(
     laptop: Laptop, tmp_path: Path
 ) -> None:
     many = tmp_path / "many"
-    for number in range(300):
+    for number in range(40):
         draw_product(many / f"{number}.jpg", seed=number)
     ours, theirs = os.openpty()
     shell = subprocess.Popen(

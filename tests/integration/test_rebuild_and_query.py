@@ -8,8 +8,10 @@ import struct
 import zlib
 from pathlib import Path
 
-from live_stack import LiveStack
+import pytest
+from live_stack import ROOT, LiveStack
 from PIL import Image
+from preloaded import Process
 from sample_images import draw_one, draw_range, kinds_of
 
 
@@ -167,17 +169,7 @@ def test_what_the_model_saw_is_kept_in_a_mirrored_folder(stack: LiveStack) -> No
             assert image.size == (224, 224)
 
 
-def test_a_worker_with_other_settings_ends_the_job_and_mixes_nothing(stack: LiveStack) -> None:
-    draw_range(stack.products, 9)
-    stack.worker("embed", PREPROCESS_SIZE="64,64")
-    stack.worker("index")
-    done = stack.imgrec("enqueue-rebuild", str(stack.products), "--wait")
-    assert done.returncode == 1
-    assert "64x64" in done.stderr
-    assert "224x224" in done.stderr
-    assert not (stack.data / "faiss_index" / "CURRENT").exists()
-
-
+@pytest.mark.slow
 def test_missing_weights_are_one_sentence_before_any_shard_runs(stack: LiveStack) -> None:
     draw_range(stack.products, 30)
     nowhere = {
@@ -197,16 +189,9 @@ def test_missing_weights_are_one_sentence_before_any_shard_runs(stack: LiveStack
 
 
 def test_celery_finds_the_app_by_name_too(stack: LiveStack) -> None:
-    import subprocess
-
-    from live_stack import ROOT
-
     names = draw_range(stack.products, 6)
     command = ["celery", "-A", "workers", "worker", "-l", "INFO"]  # no -Q: all queues
-    with (stack.folder / "all.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=stack.env(), stdout=log, stderr=log, start_new_session=True
-        )
-    stack.processes.append(process)
+    log = stack.folder / "all.log"
+    stack.processes.append(Process(command, cwd=ROOT, env=stack.env(), stdout=log, stderr=log))
     assert stack.rebuild()["embedded"] == 6
     assert stack.query(stack.products / names[0])["matches"][0]["filename"] == names[0]

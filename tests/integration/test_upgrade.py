@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from preloaded import run
 
 ARCHIVE = Path(__file__).parent / "release-0.1.tar.xz"
 PUBLISHED_JOB, KILLED_JOB = "20261126-155853-ca0d", "20261126-160158-350b"
@@ -42,13 +41,8 @@ class Shop:
             "HF_HUB_OFFLINE": "1",
             "CPU_THREADS": "1",
         }
-        done = subprocess.run(
-            [Path(sys.executable).parent / "imgrec", *map(str, arguments), "--json"],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        command = ["imgrec", *map(str, arguments), "--json"]
+        done = run(command, cwd=self.folder, env=environment, timeout_s=200)
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer

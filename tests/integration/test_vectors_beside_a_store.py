@@ -13,7 +13,6 @@ from live_stack import until
 from postgres_server import Postgres
 from s3_server import S3Server
 
-from pipeline.index import remote_versions
 from pipeline.index.engine import engine_of
 from pipeline.rebuild.migrate import migrate
 from workers import query
@@ -33,10 +32,9 @@ def vector_url() -> Iterator[str]:
 
 @pytest.fixture
 def shop(
-    inline_worker: InlineWorker, vector_url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    inline_worker: InlineWorker, vector_url: str, s3: S3Server, quick_followers: None
 ) -> InlineWorker:
     """The workers of the host that rebuilds."""
-    monkeypatch.setattr(remote_versions, "FOLLOW_S", 0.01)
     inline_worker.start_again(artifacts_url=f"s3://shop/{uuid.uuid4().hex}", vector_url=vector_url)
     inline_worker.toy.versions = inline_worker.resources.versions
     return inline_worker

@@ -27,7 +27,8 @@ MARK = "import os\nopen(os.path.join({folder!r}, 'was_run_' + __name__), 'w').cl
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """imgrec as pip installs it; its dependencies are those of this environment."""
     tree = tmp_path_factory.mktemp("wheel")
     for package in SHIPPED:
         shutil.copytree(ROOT / package, tree / package)
@@ -36,16 +37,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = "from setuptools.build_meta import build_wheel; build_wheel('.')"
     subprocess.run([sys.executable, "-c", script], cwd=tree, check=True, capture_output=True)
     (wheel,) = tree.glob("*.whl")
-    return wheel
-
-
-@pytest.fixture
-def installed(wheel: Path, tmp_path: Path) -> Path:
-    """imgrec as pip installs it; its dependencies are those of this environment."""
-    site = tmp_path / "site"
+    site = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*command, "--target", str(site), str(wheel)], check=True)
     return site
+
+
+@pytest.fixture
+def installed(site: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(site, tmp_path / "site"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from live_stack import LiveStack
 from web_stand import WebServer, start_web
 
@@ -23,15 +24,17 @@ CHECKS = (
 )
 
 
+@pytest.mark.parametrize("examples", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_schemathesis_finds_no_answer_that_is_not_documented(
-    stack: LiveStack, tmp_path: Path
+    stack: LiveStack, tmp_path: Path, examples: int
 ) -> None:
     key = stack.answer("keys", "create", "fuzz", "--scope", "admin")["key"]
     server = start_web(stack, RATE_LIMIT="0", WEB_TIMEOUT_S="10")
     command = [
         *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"),
         *("--header", f"Authorization: Bearer {key}", "--checks", ",".join(CHECKS)),
-        *("--phases", "examples,coverage,fuzzing", "--max-examples", "8", "--seed", "7"),
+        *("--max-examples", str(examples)),
+        *("--phases", "examples,coverage,fuzzing", "--seed", "7"),
         *("--generation-database", "none", "--no-shrink", "--max-time", "60"),
         *("--suppress-health-check", "all", "--request-timeout", "30", "--no-color"),
     ]

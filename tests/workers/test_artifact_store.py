@@ -27,12 +27,14 @@ from workers.resources import Resources
 ADDRESS = "s3://shop/imgrec"
 
 
+pytestmark = pytest.mark.usefixtures("quick_followers")
+
+
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     store = ObjectStore(Address.parse(ADDRESS), MemoryStore())
     monkeypatch.setattr("workers.resources.ObjectStore", lambda address: store)
     monkeypatch.setattr("pipeline.storage.object_store.ObjectStore", lambda address: store)
-    monkeypatch.setattr(remote_versions, "FOLLOW_S", 0.01)
     return store
 
 

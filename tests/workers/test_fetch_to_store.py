@@ -11,7 +11,6 @@ from feed_server import FeedServer, picture
 from obstore.store import MemoryStore
 
 from pipeline.errors import ServerUnavailable
-from pipeline.index import remote_versions
 from pipeline.settings import Settings
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
@@ -32,12 +31,14 @@ def server() -> Iterator[FeedServer]:
     server.close()
 
 
+pytestmark = pytest.mark.usefixtures("quick_followers")
+
+
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     store = ObjectStore(Address.parse(ADDRESS), MemoryStore())
     monkeypatch.setattr("workers.resources.ObjectStore", lambda address: store)
     monkeypatch.setattr("pipeline.storage.object_store.ObjectStore", lambda address: store)
-    monkeypatch.setattr(remote_versions, "FOLLOW_S", 0.01)
     return store
 
 

@@ -13,7 +13,6 @@ import pytest
 from live_stack import until
 from obstore.store import MemoryStore
 
-from pipeline.classify import head_places as module
 from pipeline.classify.head import CATEGORY, Head, HeadName
 from pipeline.classify.head_places import HeadFolder, HeadObjects
 from pipeline.classify.head_store import HeadStore, list_heads
@@ -71,10 +70,10 @@ def test_a_head_that_was_trained_on_one_host_is_used_on_another(
     assert store.get("models/shoe/color/loss.png").data == b"png"
 
 
+@pytest.mark.usefixtures("quick_followers")
 def test_a_running_host_notices_a_head_that_is_new_trained_again_or_deleted(
-    host: Host, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    host: Host, store: ObjectStore
 ) -> None:
-    monkeypatch.setattr(module, "FOLLOW_S", 0.01)
     there = host("b")
     assert classes(there) == {}
     for labels in (("red", "blue"), ("scarlet", "navy")):

@@ -345,12 +345,7 @@ def test_a_copy_that_is_damaged_on_this_disk_is_fetched_again(host: Host) -> Non
     assert there.current().file("index.bin").read_bytes() == b"job1"
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FOLLOW_S", 0.01)
-
-
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_followers")
 def test_the_version_before_serves_until_the_new_one_is_whole(
     host: Host, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,7 +371,7 @@ def test_the_version_before_serves_until_the_new_one_is_whole(
     assert {"index.bin", "vectors.npy", "manifest.json"} <= {each.name for each in folder.iterdir()}
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_followers")
 def test_a_host_serves_its_copy_while_the_store_is_away(
     host: Host, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,7 +394,7 @@ def test_a_host_serves_its_copy_while_the_store_is_away(
     until(lambda: started_again.followed()[0] == "v0002", "the new version is followed", 20)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_followers")
 def test_copies_of_pruned_versions_are_deleted(host: Host) -> None:
     publisher, there = host("a"), host("b")
     first = publish(publisher, "job1")
@@ -415,7 +410,7 @@ def test_copies_of_pruned_versions_are_deleted(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("server", "rounds"),
-    [("memory", 50), ("s3", 10), pytest.param("s3", 50, marks=pytest.mark.slow)],
+    [("memory", 50), ("s3", 4), pytest.param("s3", 50, marks=pytest.mark.slow)],
 )
 def test_of_eight_publishers_that_race_one_wins_and_readers_see_whole_versions(
     request: pytest.FixtureRequest, tmp_path: Path, store: ObjectStore, server: str, rounds: int
@@ -482,7 +477,7 @@ class Hosts(ToyPipeline):
         self.planned = RemoteVersions(store, tmp_path / "planner")
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_followers")
 def test_a_shop_is_rebuilt_and_searched_by_hosts_that_share_only_the_store(
     settings: Settings, tmp_path: Path, store: ObjectStore
 ) -> None:

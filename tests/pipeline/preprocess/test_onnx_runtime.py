@@ -55,16 +55,16 @@ def test_images_of_several_threads_share_a_forward_pass_and_each_gets_its_own_ma
             batchers.append(self)
 
     monkeypatch.setattr(onnx_runtime, "Batcher", Slow)
-    shared = u2net.make_remover("u2netp", onnx_runtime.load_on_gpu(FILE, 1, 5))
-    images = probe_images()[:5]
-    with ThreadPoolExecutor(5) as pool:
+    shared = u2net.make_remover("u2netp", onnx_runtime.load_on_gpu(FILE, 1, 3))
+    images = probe_images()[:3]
+    with ThreadPoolExecutor(3) as pool:
         first = pool.submit(shared, images[0])
         until(lambda: sizes == [1], "the first one is being computed")
         rest = [pool.submit(shared, image) for image in images[1:]]
-        until(lambda: batchers[0]._waiting.qsize() == 4, "the others wait")
+        until(lambda: batchers[0]._waiting.qsize() == 2, "the others wait")
         go.set()
         masks = [each.result(120) for each in (first, *rest)]
-    assert sizes == [1, 4]
+    assert sizes == [1, 2]
     alone = u2net.make_remover("u2netp", onnx_runtime.load(FILE, 1))
     for image, mask in zip(images, masks, strict=True):
         assert iou(alone(image), mask) > 0.999

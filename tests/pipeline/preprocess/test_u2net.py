@@ -47,7 +47,7 @@ def test_masks_are_those_of_rembg_s_own_predict(model: str) -> None:
 def test_masks_of_the_real_u2netp_are_rembg_s() -> None:
     theirs = rembg_models.load_remover("u2netp", 1, "cpu")
     ours = u2net.make_remover("u2netp", onnx_runtime.load(WEIGHTS / "u2netp.onnx", 1))
-    for image in images():
+    for image in images()[:3]:
         assert np.array_equal(ours(image), theirs(image))
 
 

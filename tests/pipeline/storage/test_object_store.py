@@ -183,7 +183,7 @@ def test_a_store_that_does_not_answer_is_unavailable(
     assert str(error) == "The store s3://shop does not answer: no connection."
 
 
-@pytest.mark.parametrize("n_rounds", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_rounds", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_eight_racing_publishers_have_one_winner_in_each_round(
     store: ObjectStore, n_rounds: int
 ) -> None:
