@@ -20,7 +20,7 @@ from tools.imgrec_mini.encode import encode_texts
 from tools.imgrec_mini.projection import Matrix, Views
 
 # Beside 1 for where training puts the image.
-WEIGHTS = {"category": 2.5, "color": 2.5, "pattern": 1.0, "style": 1.5}
+WEIGHTS = {"category": 3.0, "color": 2.5, "pattern": 1.0, "style": 1.5}
 
 
 def towards_facts(
