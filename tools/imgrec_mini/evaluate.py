@@ -131,8 +131,13 @@ def measure_drawn(clip: Clip, cache: Path | None = None) -> dict[str, float]:
         "P@1": precision_at(1, ours, categories[own], theirs, categories[rest]),
         "P@5": precision_at(5, ours, categories[own], theirs, categories[rest]),
         "P@5_color": precision_at(5, ours, colors[own], theirs, colors[rest]),
-        "zero_shot_category": zero_shot(clip, ours, categories[own], "a photo of a {}"),
-        "zero_shot_color": zero_shot(clip, ours, colors[own], "a photo of a {} product"),
+        "zero_shot_category": zero_shot(clip, vectors, categories, "a photo of a {}"),
+        **{
+            f"zero_shot_{name}": zero_shot(
+                clip, vectors, labels_of(examples, name), "a photo of a {} product"
+            )
+            for name in ("color", "pattern", "style")
+        },
         **copies_found(clip, [e.image for e in queries], theirs, ours),
     }
 
