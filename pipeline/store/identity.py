@@ -229,13 +229,11 @@ def _write_id(folder: Path) -> None:
     temporary = folder / f"{ID_FILE}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         temporary.write_text(f"{uuid.uuid4().hex}\n", encoding="ascii")
-        if file.exists():  # a kill or a full disk left it empty
-            temporary.replace(file)
-            return
         try:
             os.link(temporary, file)
         except FileExistsError:
-            pass
+            if not _read_id(folder):  # a kill or a full disk left it empty
+                temporary.replace(file)
         except OSError:  # a disk without hard links
             temporary.replace(file)
     finally:

@@ -104,6 +104,23 @@ def test_an_id_that_a_kill_left_empty_is_written_anew(settings: Settings) -> Non
     assert [file.name for file in settings.data_dir.iterdir()] == [ID_FILE]
 
 
+def test_an_id_that_another_process_gives_meanwhile_stays(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = settings.data_dir / ID_FILE
+    file.parent.mkdir(parents=True)
+    write = Path.write_text
+
+    def write_second(path: Path, text: str, encoding: str) -> int:
+        monkeypatch.setattr(Path, "write_text", write)
+        file.write_text("of the other process")
+        return write(path, text, encoding)
+
+    monkeypatch.setattr(Path, "write_text", write_second)
+    assert identifier(settings).read("data", create=True).data.id == "of the other process"
+    assert [each.name for each in file.parent.iterdir()] == [ID_FILE]
+
+
 def test_a_disk_without_hard_links_gets_an_id(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
