@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from base_clip import base_clip
 from bench_rebuild import BATCH, WHITE, told
 from harness import ROOT, Run
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from pipeline.cgroup import cores
 from pipeline.embed.clip import Clip, load_clip
@@ -60,6 +62,7 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
         settings.model_copy(update={"cutout_cache_bytes": 10**9}), embedder.encoder
     )
     theirs = load_clip(settings.model_copy(update={"model_precision": "fp32"}))
+    processor = AutoImageProcessor.from_pretrained(settings.embedding_model)
     session = rembg.new_session(name)
     images = [ImageFile(str(photo.relative_to(photo.anchor)), 0, 0) for photo in photos]
     root = Path(photos[0].anchor)
@@ -78,7 +81,7 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
                 made = rembg.remove(Image.open(photo), session=session)
                 white = Image.new("RGBA", made.size, (*WHITE, 255))
                 cut.append(Image.alpha_composite(white, made).convert("RGB"))
-            embed_plainly(theirs, cut)
+            embed_plainly(theirs, processor, cut)
 
     remover = load_remover(settings, threads=1, at_once=cores())
     agree = []
@@ -117,10 +120,10 @@ def compare(run: Run, name: str, photos: Sequence[Path], rounds: int) -> None:
     )
 
 
-def embed_plainly(clip: Clip, images: Sequence[Image.Image]) -> None:
+def embed_plainly(clip: Clip, processor: Any, images: Sequence[Image.Image]) -> None:
     import torch
 
-    inputs = clip._pixels._processor(images=list(images), return_tensors="pt")
+    inputs = processor(images=list(images), return_tensors="pt")
     with torch.inference_mode():
         found = clip._model.get_image_features(**inputs).pooler_output
         torch.nn.functional.normalize(found, dim=-1).numpy()

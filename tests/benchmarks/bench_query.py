@@ -95,7 +95,7 @@ def one_client(run: Run, stack: LiveStack, worker: psutil.Process) -> None:
 
 def empty_worker(stack: LiveStack) -> None:
     """Start the worker whose task does nothing."""
-    command = ["celery", "-A", "empty_task", "worker", "-Q", noop_task.QUEUE, "-P", "threads"]
+    command = ["celery", "-A", "noop_task", "worker", "-Q", noop_task.QUEUE, "-P", "threads"]
     command += ["-c", "4", "-l", "INFO", "--without-gossip", "--without-mingle"]
     log = stack.folder / "empty.log"
     with log.open("wb") as out:

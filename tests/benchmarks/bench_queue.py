@@ -154,7 +154,7 @@ def worker(stack: LiveStack, queue: str) -> int:
     log = stack.folder / f"{queue}-noop.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["celery", "worker", "-Q", queue, "-l", "INFO", "--include", "noop"],
+            ["celery", "worker", "-Q", queue, "-l", "INFO", "--include", "noop_worker"],
             cwd=ROOT,
             env=stack.env(),
             stdout=output,

@@ -18,6 +18,7 @@ from bench_queue import cpu_seconds
 from harness import Run, in_turns
 from live_stack import LiveStack
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from pipeline.cgroup import cores
 from pipeline.embed import numeric_precision
@@ -59,7 +60,7 @@ def rebuild(run: Run, photos: Sequence[Path], model: Path, rounds: int) -> None:
     kept = json.loads((stack.data / "precision.json").read_text())
     run.fact("what was measured to choose", told(kept))
     theirs = load_clip(settings.model_copy(update={"model_precision": "fp32"}))
-    loop = plain_loop(theirs)
+    loop = plain_loop(theirs, AutoImageProcessor.from_pretrained(model))
     ideal, plain, plain_cpu, rates = [], [], [], []
     try:
         stack.start_redis()
@@ -112,11 +113,11 @@ def end_to_end(stack: LiveStack) -> tuple[float, float]:
         return float(row.fetchone()[0]), spent
 
 
-def plain_loop(clip: Clip) -> Callable[[Sequence[Path]], None]:
+def plain_loop(clip: Clip, processor: Any) -> Callable[[Sequence[Path]], None]:
     """Return what everybody writes, with the same weights."""
     import torch
 
-    model, processor = clip._model, clip._pixels._processor
+    model = clip._model
 
     def run(photos: Sequence[Path]) -> None:
         for start in range(0, len(photos), BATCH):

@@ -1,6 +1,6 @@
 """Workers and a planner that do everything but look at pictures: what is left is the queue's cost.
 
-`celery worker -Q embed --include noop` serves shards without a model and without files;
+`celery worker -Q embed --include noop_worker` serves shards without a model and without files;
 `python noop_worker.py N FOLDER` plans N images that exist in name only, and sends the first shards.
 """
 
