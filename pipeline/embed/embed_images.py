@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.embed.shards import ShardVectors
-from pipeline.embed.stage_times import Observe, StageTimes
+from pipeline.embed.stage_times import STAGES, Observe, StageTimes
 from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, sha256
@@ -134,7 +134,7 @@ class ShardResult:
     failures: list[Failure] = field(default_factory=list)
     embedded: int = 0
     reused: int = 0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
 
 def embed_shard(
