@@ -81,7 +81,7 @@ def add(
 def report(wiring: Wiring, as_json: bool) -> None:
     """Show how often each rank was taken, and nDCG without and with feedback.
 
-    Covers the newest 20,000 queries of the log.
+    Covers the newest 20,000 queries of the log, which a query enters a moment after its answer.
     """
     answer = _report(wiring.resources)
     if as_json:

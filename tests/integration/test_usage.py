@@ -6,12 +6,14 @@ IMGREC_WRITE_USAGE=1 runs them and writes their output into docs/usage.md.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +53,7 @@ VARIES = [
 COUNTS = re.compile(r"(\d[\d.]*( min \d+)? s\b)|\d[\d.]*%?")
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
 TOLERANCE = 0.03  # other processors round otherwise
+REPORT = "imgrec feedback report --json"
 # A rebuild's progress, on the way (a line) and at its end (a bar).
 PROGRESS = re.compile(r"(planned|running|merging): |(published|merging) +[━╸╺]+ ")
 
@@ -185,6 +188,20 @@ def run(line: str, shop: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
+def queries_answered(session: list[Example]) -> int:
+    """Return how many queries of the session have been answered so far."""
+    asked = [e for e in session if e.actual and e.command.startswith("imgrec query ")]
+    return sum(not any(line.startswith("Error: ") for line in e.actual) for e in asked)
+
+
+def wait_for_log(queries: int, shop: Path, environment: dict[str, str]) -> None:
+    """Wait until the log holds so many queries: it is written a moment after their answers."""
+    deadline = time.monotonic() + 60
+    while (logged := json.loads(run(REPORT, shop, environment))["queries"]) != queries:
+        assert time.monotonic() < deadline, f"{logged} queries in the log, {queries} answered"
+        time.sleep(0.1)
+
+
 def test_the_usage_page_shows_what_happens(shop: Path) -> None:
     environment, session = prepare(shop), examples(usage())
     ids: dict[str, str] = {}
@@ -193,6 +210,8 @@ def test_the_usage_page_shows_what_happens(shop: Path) -> None:
             command = example.command
             for theirs, ours in ids.items():
                 command = command.replace(theirs, ours)
+            if command == "imgrec feedback report":
+                wait_for_log(queries_answered(session), shop, environment)
             output = run(command, shop, environment)
             lines = [line.rstrip() for line in output.rstrip().splitlines()]
             # On a slow machine, a worker that `up --detach` started may not listen yet.
