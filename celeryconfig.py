@@ -22,6 +22,9 @@ from workers.routes import QUEUE_OF  # noqa: E402
 
 _settings = load_settings()
 
+# OpenMP and NumPy's BLAS size their pools when they first load, and the tasks import both.
+os.environ.setdefault("OMP_NUM_THREADS", str(_settings.threads))
+
 # Celery lets these variables win over any configuration: those of another project of the user's
 # would send the workers to another broker than the commands.
 for _name in ("BROKER_URL", "BROKER_READ_URL", "BROKER_WRITE_URL", "RESULT_BACKEND"):

@@ -67,8 +67,6 @@ def configure_worker(instance: Any, conf: Any, options: dict[str, Any], **_: Any
     _require_fit_store(process_resources())
     transport.install()
     limit_malloc_arenas()
-    # OpenMP sizes its pool when torch or faiss first load: the share must be known before.
-    os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     queues = _queues(options.get("queues"))
     # Queries need no acknowledgement, which would cost a quarter of their round trip: they start at
     # once, and the client of one that is lost in that instant sends it again.

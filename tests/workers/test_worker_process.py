@@ -7,6 +7,8 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from celery.backends.base import Backend
 from celery.concurrency.thread import TaskPool
 from celery.utils.imports import symbol_by_name
 from inline_worker import InlineWorker
-from live_stack import until
+from live_stack import ROOT, until
 
 import celeryconfig
 from pipeline import errors
@@ -52,6 +54,24 @@ def test_every_task_has_a_queue_and_every_queue_a_task() -> None:
     ours = {name for name in app.tasks if name.startswith("imgrec.")}
     assert ours == set(celeryconfig.task_routes)
     assert {route["queue"] for route in celeryconfig.task_routes.values()} == set(routes.QUEUES)
+
+
+def test_the_threads_of_openmp_are_known_before_numpy_loads() -> None:
+    """A pool that has its size cannot be made smaller: a bare `celery worker` used all cores."""
+    script = "import celeryconfig, os, sys; print(os.environ['OMP_NUM_THREADS'], *sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**environment, "CPU_THREADS": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    threads, *modules = done.stdout.split()
+    assert threads == "3"
+    assert not {"numpy", "torch", "faiss"} & set(modules)
 
 
 def test_no_model_meets_a_fork() -> None:
