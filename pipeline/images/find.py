@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
@@ -80,14 +79,15 @@ class LeftOut:
         return dict(sorted(self.counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-Entries = list[tuple[str, "os.DirEntry[str]"]]
-
-
 @dataclass(frozen=True)
 class _Folder:
-    """A folder on the way: `entries` are still to be taken, the last one first."""
+    """A folder on the way: the paths of `entries` are still to be taken, the last one first.
 
-    entries: Entries
+    Those of folders end with a slash. No `os.DirEntry` is kept: its `stat` takes longer than that
+    of the path, and its memory is wanted for a folder of millions.
+    """
+
+    entries: list[str]
     real: str  # its path without links
     exclude: FolderExclude | None
 
@@ -114,6 +114,7 @@ def find_images(
 class _Walk:
     def __init__(self, root: Path, exclude: Exclude, left_out: LeftOut) -> None:
         self._root = os.path.realpath(root)
+        self._prefix = os.path.join(self._root, "")
         self._exclude = exclude
         self._left_out = left_out
         self._links: dict[str, str] = {}  # real path of a linked folder: path of the link
@@ -127,35 +128,36 @@ class _Walk:
         while self._way:
             entries = self._way[-1].entries
             while entries:
-                path, entry = entries.pop()
+                path = entries.pop()
                 if path[-1] == "/":
-                    yield from self._enter(path, entry)
+                    yield from self._enter(path[:-1])
                     break
-                yield _file(path, entry)
+                yield self._file(path)
             else:
                 self._way.pop()
 
-    def _enter(self, path: str, entry: os.DirEntry[str]) -> Iterator[Failure]:
+    def _enter(self, path: str) -> Iterator[Failure]:
         """Go on with a folder's entries; yield what is wrong with it."""
-        name, here = path[:-1], self._way[-1]
-        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield Failure(name, "find", "this is a folder with the name of an image", warning=True)
-        real = os.path.join(here.real, entry.name)
-        if entry.is_symlink():
-            real = os.path.realpath(entry.path)
+        here, name = self._way[-1], os.path.basename(path)
+        folder = self._prefix + path
+        if os.path.splitext(name)[1].lower() in SUFFIXES:
+            yield Failure(path, "find", "this is a folder with the name of an image", warning=True)
+        real = os.path.join(here.real, name)
+        if os.path.islink(folder):
+            real = os.path.realpath(folder)
             problem = self._wrong_link(real)
             if problem:
-                yield Failure(name, "find", problem)
+                yield Failure(path, "find", problem)
                 return
-            self._links[real] = name
+            self._links[real] = path
         try:
-            self._way.append(self._open(entry.path, path, real, here.exclude))
+            self._way.append(self._open(folder, f"{path}/", real, here.exclude))
         except WrongUse as error:  # its exclude file
-            yield Failure(name, "find", f"the folder was left out: {error}")
+            yield Failure(path, "find", f"the folder was left out: {error}")
         except OSError as error:
             if error.errno not in ONE_FOLDER:
-                raise _unreadable(entry.path, error) from error
-            yield Failure(name, "find", f"the folder cannot be read: {error.strerror}")
+                raise _unreadable(folder, error) from error
+            yield Failure(path, "find", f"the folder cannot be read: {error.strerror}")
 
     def _wrong_link(self, real: str) -> str | None:
         """Say why a link to this folder is not followed."""
@@ -173,7 +175,7 @@ class _Walk:
 
         With the slash, a folder sorts where its images do: a-b.jpg, a/b.jpg, a0.jpg.
         """
-        entries: Entries = []
+        entries: list[str] = []
         with os.scandir(folder) as found:
             for entry in found:
                 name = entry.name
@@ -186,17 +188,35 @@ class _Walk:
                     if name.casefold() in SYSTEM_FOLDERS and _readable(entry):
                         self._left_out.add(f"system folder {name}")
                     else:
-                        entries.append((f"{prefix}{name}/", entry))
+                        entries.append(f"{prefix}{name}/")
                 elif name[name.rfind(".") :].lower() in SUFFIXES or _is_broken(entry):
-                    entries.append((prefix + name, entry))
+                    entries.append(prefix + name)
                 elif name.casefold() in SYSTEM_FILES:
                     self._left_out.add(f"system file {name}")
                 else:
                     self._left_out.add_name(name)
         if exclude is not None or not self._exclude.is_empty:
-            entries = [item for item in entries if not self._is_excluded(item[0], exclude)]
-        entries.sort(key=itemgetter(0), reverse=True)
+            entries = [path for path in entries if not self._is_excluded(path, exclude)]
+        entries.sort(reverse=True)
         return _Folder(entries, real, exclude)
+
+    def _file(self, path: str) -> ImageFile | Failure:
+        try:
+            path.isascii() or path.encode()
+            stat = os.stat(self._prefix + path)
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+            return Failure(shown, "find", "the file name is not UTF-8: rename the file")
+        except FileNotFoundError:
+            link = os.path.islink(self._prefix + path)
+            return Failure(
+                path, "find", "the link leads to nothing" if link else "the file has gone"
+            )
+        except OSError as error:
+            return Failure(path, "find", f"the file cannot be read: {error.strerror}")
+        if not S_ISREG(stat.st_mode):  # reading a pipe would never end
+            return Failure(path, "find", "this is not a regular file")
+        return ImageFile(path, stat.st_size, stat.st_mtime_ns)
 
     def _is_excluded(self, path: str, exclude: FolderExclude | None) -> bool:
         if self._exclude.matches(path):
@@ -206,24 +226,6 @@ class _Walk:
         else:
             return False
         return True
-
-
-def _file(path: str, entry: os.DirEntry[str]) -> ImageFile | Failure:
-    try:
-        path.isascii() or path.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        return Failure(shown, "find", "the file name is not UTF-8: rename the file")
-    try:
-        stat = entry.stat()
-    except FileNotFoundError:
-        reason = "the link leads to nothing" if entry.is_symlink() else "the file has gone"
-        return Failure(path, "find", reason)
-    except OSError as error:
-        return Failure(path, "find", f"the file cannot be read: {error.strerror}")
-    if not S_ISREG(stat.st_mode):  # reading a pipe would never end
-        return Failure(path, "find", "this is not a regular file")
-    return ImageFile(path, stat.st_size, stat.st_mtime_ns)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.store.job import JobRequest
 from pipeline.store.jobs import Jobs
 from pipeline.store.live_changes import LiveChanges
 
+COMPARED_AT_ONCE = 16  # images; with more of them, one changed image costs more comparisons
 REUSE_ROWS = 8192  # rows in one reuse shard: about 50 kB in the job table
 SHARDS_AT_ONCE = 64  # shards written in one transaction
 REMOVED = "removed with 'imgrec remove'"
@@ -221,29 +223,44 @@ class ChangeDetector:
         """Yield the images to embed; keep the rest for `take_rows` and `take_failures`.
 
         An image is unchanged if its path, size and modification time are. The listing and the base
-        are sorted by path, so one pass over both is enough.
+        are sorted by path, so one pass over both is enough. Most images are unchanged, so some are
+        compared at once.
         """
-        removed, warnings = self._removed, self._warnings
-        known = _known_images(self._base) if self._base else iter(())
-        row, known_image = 0, next(known, None)
-        for image in self._source.find(self._exclude, self.left_out):
-            if isinstance(image, Failure):
-                self.count += not image.warning
-                self._failures.append(image)
+        found = iter(self._source.find(self._exclude, self.left_out))
+        base, row = _BaseImages(self._base), 0
+        while images := list(islice(found, COMPARED_AT_ONCE)):
+            known = base.read(row, len(images))
+            if images == known and not self._any_removed(known):
+                self._keep(known, row)
+                row += len(known)
                 continue
-            path = image.path
-            if removed and removed.get(path) == (image.size, image.mtime_ns):
-                self.left_out.add(REMOVED)
-                continue
-            self.count += 1
-            while known_image is not None and known_image[0] < path:
-                row, known_image = row + 1, next(known, None)
-            if known_image is None or known_image != image[:3]:
-                yield image
-                continue
-            self._rows.append(row)
-            if warnings and (warning := warnings.get(path)):
-                self._failures.append(warning)
+            for image in images:
+                if isinstance(image, Failure):
+                    self.count += not image.warning
+                    self._failures.append(image)
+                    continue
+                while (known := base.read(row, 1)) and known[0][0] < image.path:
+                    row += 1
+                if self._removed.get(image.path) == (image.size, image.mtime_ns):
+                    self.left_out.add(REMOVED)
+                elif known and known[0][:3] == image[:3]:
+                    self._keep(known, row)
+                    row += 1
+                else:
+                    self.count += 1
+                    yield image
+
+    def _any_removed(self, images: list[tuple[str, int, int, str]]) -> bool:
+        return bool(self._removed) and any(image[0] in self._removed for image in images)
+
+    def _keep(self, images: list[tuple[str, int, int, str]], row: int) -> None:
+        """Take unchanged images from the rows of the base that begin with `row`."""
+        self.count += len(images)
+        self._rows.extend(range(row, row + len(images)))
+        if self._warnings:
+            self._failures += [
+                self._warnings[image[0]] for image in images if image[0] in self._warnings
+            ]
 
     def take_rows(self, last: bool) -> Iterator[list[int]]:
         """Yield full chunks of reused rows, and the rest at the end."""
@@ -258,9 +275,28 @@ class ChangeDetector:
         return failures
 
 
-def _known_images(base: Version) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, bytes, mtime in ns) by row, read in pieces."""
-    for start in range(0, len(base.files), REUSE_ROWS):
-        rows = slice(start, start + REUSE_ROWS)
-        sizes, times = base.files[rows].T.tolist()
-        yield from zip(base.paths[rows], sizes, times, strict=True)
+class _BaseImages:
+    """The images of a version by row, read in pieces."""
+
+    def __init__(self, version: Version | None) -> None:
+        self._version = version
+        self._first = 0
+        self._piece: list[tuple[str, int, int, str]] = []
+
+    def read(self, row: int, count: int) -> list[tuple[str, int, int, str]]:
+        """Return up to `count` images from a row on, as a listing of files has them.
+
+        At the end of a piece there are fewer, beyond the last row none.
+        """
+        place = row - self._first
+        if place >= len(self._piece):
+            self._first, place = row, 0
+            self._piece = self._read(slice(row, row + REUSE_ROWS))
+        return self._piece[place : place + count]
+
+    def _read(self, rows: slice) -> list[tuple[str, int, int, str]]:
+        if self._version is None:
+            return []
+        paths = self._version.paths[rows]
+        sizes, times = self._version.files[rows].T.tolist()
+        return list(zip(paths, sizes, times, repeat(""), strict=False))

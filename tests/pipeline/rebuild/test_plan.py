@@ -7,15 +7,19 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from toy_pipeline import ToyPipeline
 
 from pipeline.errors import WrongUse
 from pipeline.images import source
+from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, find_images
 from pipeline.rebuild import plan
-from pipeline.rebuild.plan import plan_rebuild
+from pipeline.rebuild.plan import ChangeDetector, plan_rebuild
 from pipeline.store import shards
 
 
@@ -64,6 +68,53 @@ def test_a_touched_file_is_read_again_and_a_new_size_too(toy: ToyPipeline) -> No
     found = rows(toy, toy.plan())
     changed = [item[0] for _, kind, items in found if kind == "embed" for item in items]
     assert changed == ["kind0/00.png", "kind1/01.png"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_image_is_reused_embedded_or_left_out_as_if_compared_alone(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Images are compared some at a time, and the base is read in pieces."""
+    monkeypatch.setattr(plan, "REUSE_ROWS", 40)
+    rng = np.random.default_rng(seed)
+    base = [ImageFile(f"{n:04d}.jpg", n, 10 * n) for n in range(0, 600, 2)]
+    listed: list[ImageFile | Failure] = []
+    for n in range(0, 620, 2):
+        chance = rng.random()
+        if chance < 0.02:  # another one comes before it
+            listed.append(ImageFile(f"{n - 1:04d}.jpg", n, n))
+        if 0.02 < chance < 0.04:
+            listed.append(Failure(f"{n:04d}.jpg", "find", "the file has gone"))
+        elif 0.04 < chance < 0.06:
+            listed.append(ImageFile(f"{n:04d}.jpg", n, 10 * n + 1))
+        elif chance > 0.08:
+            listed.append(ImageFile(f"{n:04d}.jpg", n, 10 * n))
+    small = [Failure(file.path, "read", "it is small", warning=True) for file in base[::50]]
+    warnings = {warning.path: warning for warning in small}
+    removed = {file.path: (file.size, file.mtime_ns) for file in base[7::60]}
+    version: Any = SimpleNamespace(
+        manifest={"root": "photos"},
+        paths=[file.path for file in base],
+        files=np.array([file[1:3] for file in base], np.int64),
+    )
+    images: Any = SimpleNamespace(name="photos", find=lambda exclude, left_out: iter(listed))
+    detector = ChangeDetector(images, version, warnings=warnings, removed=removed)
+
+    changed = list(detector.changed())
+
+    row_of = {file: row for row, file in enumerate(base)}
+    files = [file for file in listed if isinstance(file, ImageFile)]
+    taken = [file for file in files if removed.get(file.path) != file[1:3]]
+    kept = [file for file in taken if file in row_of]
+    assert changed == [file for file in taken if file not in row_of]
+    assert [row for rows in detector.take_rows(last=True) for row in rows] == [
+        row_of[file] for file in kept
+    ]
+    failures = [file for file in listed if isinstance(file, Failure)]
+    failures += [warnings[file.path] for file in kept if file.path in warnings]
+    assert detector.take_failures() == sorted(failures, key=lambda failure: failure.path)
+    assert detector.count == len(taken) + len(failures) - sum(f.warning for f in failures)
+    assert detector.left_out.counts[plan.REMOVED] == len(files) - len(taken) > 0
 
 
 def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(toy: ToyPipeline) -> None:
