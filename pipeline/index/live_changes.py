@@ -89,6 +89,7 @@ class ChangedVersion(Version):
         added = [each for each in changes.images if isinstance(each, AddedImage)]
         n_base = len(base.paths)
         vectors = np.array([each.vector for each in added], np.float32)
+        vectors = vectors.reshape(len(added), base.vectors.shape[1])  # none has no length either
         kept = np.ones(n_base + len(added), bool)
         replaced = (base.row_of_path(each.path) for each in changes.images)
         kept[[row for row in replaced if row is not None]] = False
@@ -177,9 +178,8 @@ class ChangedIndex:
     @cached_property
     def vectors(self) -> Vectors:
         """The (m, d) vectors of the added images."""
-        added = self.version.added_images
-        dim = self.base.version.vectors.shape[1]
-        return np.array([each.vector for each in added], np.float32).reshape(len(added), dim)
+        stacked: StackedVectors = self.version.vectors
+        return stacked.new
 
     @cached_property
     def kept(self) -> NDArray[np.bool_] | None:

@@ -100,7 +100,7 @@ def merge(
             return Merged(broken=broken)
         failpoint("merge.after_read")
         check()
-        same = None if job.full else _same(contents, job.fingerprint, versions, engines)
+        same = None if job.full else _same(job, contents, versions, engines)
         if same is not None:
             return Merged(same)
         check()
@@ -256,14 +256,16 @@ def _unchanged(
     return None
 
 
-def _same(
-    contents: IndexRows, fingerprint: str | None, versions: VersionStore, engines: Engines
-) -> str | None:
-    """Return the published version's name if it is undamaged and holds exactly these rows."""
+def _same(job: Job, contents: IndexRows, versions: VersionStore, engines: Engines) -> str | None:
+    """Return the published version's name if it is undamaged and holds exactly these rows.
+
+    One of another folder is another version: images are read where the published one says.
+    """
     try:
         current = versions.current()
         if (
-            current.fingerprint == fingerprint
+            current.fingerprint == job.fingerprint
+            and current.manifest["root"] == job.root
             and engine_of(current) == engines.current.name
             and np.array_equal(current.files, contents.files)  # first what is compared soonest
             and np.array_equal(current.sha256, contents.sha256)

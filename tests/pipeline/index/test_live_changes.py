@@ -75,6 +75,17 @@ def test_an_added_image_is_found_and_a_removed_one_is_not(opened: Any) -> None:
     assert changed.version.identity != opened.version.identity
 
 
+@pytest.mark.parametrize("options", [{"product": "000009"}, {"diverse": 0.5}])
+def test_products_are_found_and_varied_when_images_were_only_removed(
+    opened: Any, options: dict[str, Any]
+) -> None:
+    changed = with_changes(opened, Changes(1, (removed(5),)))
+    assert changed.version.vectors[[3, 9]].shape == (2, DIM)
+    matches = ask(changed, clustered(COUNT, DIM)[9], **options).matches
+    assert len(matches) == 5
+    assert "000005.jpg" not in [match["filename"] for match in matches]
+
+
 def test_every_row_is_listed_once_down_to_the_last(opened: Any) -> None:
     vectors = clustered(COUNT, DIM)
     changes = tuple(added(f"new/{n}.jpg", vectors[n * 100]) for n in range(10))

@@ -48,7 +48,9 @@ def test_another_folder_with_like_names_sizes_and_times_is_not_mistaken_for_the_
     toy.rebuild()
     toy.root.rename(tmp_path / "elsewhere")
     toy.root = tmp_path / "elsewhere"
-    assert toy.jobs.progress(toy.plan()).reused == 0
+    assert toy.rebuild() == ("v0002", 30, 0)
+    assert toy.versions.current().manifest["root"] == str(toy.root)
+    assert toy.rebuild() == ("v0002", 0, 30)
 
 
 def test_vectors_of_another_model_are_neither_reused_nor_compared(toy: ToyPipeline) -> None:
