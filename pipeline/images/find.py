@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
@@ -93,7 +93,10 @@ class _Folder:
 
 
 def find_images(
-    root: Path, exclude: Exclude | None = None, left_out: LeftOut | None = None
+    root: Path,
+    exclude: Exclude | None = None,
+    left_out: LeftOut | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Iterator[ImageFile | Failure]:
     """Yield the images below `root` in ascending order of their paths, and what is wrong there.
 
@@ -104,19 +107,23 @@ def find_images(
 
     Args:
         left_out: counts what is left out on purpose: hidden files, other names, ...
+        alive: called for each folder, which may hold no image.
 
     Raises:
         WrongUse: `root` cannot be read, or a disk fails.
     """
-    return _Walk(root, exclude or Exclude(), left_out or LeftOut()).run()
+    return _Walk(root, exclude or Exclude(), left_out or LeftOut(), alive).run()
 
 
 class _Walk:
-    def __init__(self, root: Path, exclude: Exclude, left_out: LeftOut) -> None:
+    def __init__(
+        self, root: Path, exclude: Exclude, left_out: LeftOut, alive: Callable[[], None]
+    ) -> None:
         self._root = os.path.realpath(root)
         self._prefix = os.path.join(self._root, "")
         self._exclude = exclude
         self._left_out = left_out
+        self._alive = alive
         self._links: dict[str, str] = {}  # real path of a linked folder: path of the link
         self._way: list[_Folder] = []
 
@@ -175,6 +182,7 @@ class _Walk:
 
         With the slash, a folder sorts where its images do: a-b.jpg, a/b.jpg, a0.jpg.
         """
+        self._alive()
         entries: list[str] = []
         with os.scandir(folder) as found:
             for entry in found:

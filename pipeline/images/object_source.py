@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from itertools import islice
 
@@ -37,13 +37,16 @@ class ObjectSource:
         return self._store.name
 
     def find(
-        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+        self,
+        exclude: Exclude | None = None,
+        left_out: LeftOut | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> Iterator[ImageFile | Failure]:
         """Yield the images in ascending order of their paths.
 
         Not every store lists in that order, so the keys are sorted in a temporary file.
         """
-        images = self._images(exclude or Exclude(), left_out or LeftOut())
+        images = self._images(exclude or Exclude(), left_out or LeftOut(), alive)
         with closing(sqlite3.connect("")) as keys:
             keys.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             keys.execute(
@@ -54,11 +57,13 @@ class ObjectSource:
                 ((image.key, image.size, tag_number(image.etag)) for image in images),
             )
             for path, size, tag in keys.execute("SELECT * FROM keys ORDER BY path"):
-                if "\0" in path:  # which no database can store
-                    shown = path.replace("\0", "\\0")
-                    yield Failure(shown, "find", "the key holds a NUL: rename the object")
-                else:
-                    yield ImageFile(path, size, tag)
+                yield _image(path, size, tag)
+
+    def find_unordered(
+        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+    ) -> Iterator[ImageFile | Failure]:
+        for each in self._images(exclude or Exclude(), left_out or LeftOut()):
+            yield _image(each.key, each.size, tag_number(each.etag))
 
     def require(self) -> None:
         next(self._store.objects(), None)
@@ -93,8 +98,11 @@ class ObjectSource:
             raise BadImage("the file is empty (0 bytes)", "read")
         return data
 
-    def _images(self, exclude: Exclude, left_out: LeftOut) -> Iterator[ObjectInfo]:
+    def _images(
+        self, exclude: Exclude, left_out: LeftOut, alive: Callable[[], None] = lambda: None
+    ) -> Iterator[ObjectInfo]:
         for each in list_objects(self._store):
+            alive()
             reason = _reason_to_leave_out(each.key, exclude)
             if reason:
                 left_out.add(reason)
@@ -112,6 +120,13 @@ class ObjectSource:
                 continue
             return True
         return False
+
+
+def _image(path: str, size: int, tag: int) -> ImageFile | Failure:
+    if "\0" in path:  # which no database can store
+        shown = path.replace("\0", "\\0")
+        return Failure(shown, "find", "the key holds a NUL: rename the object")
+    return ImageFile(path, size, tag)
 
 
 def _reason_to_leave_out(key: str, exclude: Exclude) -> str | None:

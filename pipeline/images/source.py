@@ -45,13 +45,26 @@ class ImageLister(Protocol):
         """See `ImageReader`."""
 
     def find(
-        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+        self,
+        exclude: Exclude | None = None,
+        left_out: LeftOut | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> Iterator[ImageFile | Failure]:
-        """Yield the images in ascending order of their paths, and what is wrong there."""
+        """Yield the images in ascending order of their paths, and what is wrong there.
+
+        Args:
+            left_out: counts what is left out on purpose.
+            alive: called now and then before an image is yielded, where that may take long.
+        """
 
 
 class ImageSource(ImageReader, ImageLister, Protocol):
     """The images below one root, which can be listed and read."""
+
+    def find_unordered(
+        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+    ) -> Iterator[ImageFile | Failure]:
+        """Yield what `find` does, each as soon as it is known."""
 
 
 class ImageFolder:
@@ -65,9 +78,17 @@ class ImageFolder:
         return str(self.folder)
 
     def find(
+        self,
+        exclude: Exclude | None = None,
+        left_out: LeftOut | None = None,
+        alive: Callable[[], None] = lambda: None,
+    ) -> Iterator[ImageFile | Failure]:
+        return find_images(self.folder, exclude, left_out, alive)
+
+    def find_unordered(
         self, exclude: Exclude | None = None, left_out: LeftOut | None = None
     ) -> Iterator[ImageFile | Failure]:
-        return find_images(self.folder, exclude, left_out)
+        return self.find(exclude, left_out)
 
     def require(self) -> None:
         if not self.folder.is_dir():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
+from pipeline.embed.fingerprint import find_fingerprint
 from pipeline.embed.shards import cut
 from pipeline.errors import ImgrecError, ServerUnavailable, StoreRefused, WrongUse
 from pipeline.failpoints import failpoint
@@ -45,7 +46,7 @@ def check_source(
         _check_folder(place)
     source = open_source(place, settings)
     left_out = LeftOut()
-    for item in source.find(exclude, left_out):
+    for item in source.find_unordered(exclude, left_out):
         if isinstance(item, ImageFile) or not item.warning:
             return source
     counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.by_reason().items())
@@ -95,7 +96,8 @@ def plan_rebuild(
     """
     source = check_source(root, settings, exclude)
     fingerprint = find_fingerprint(settings)
-    base = None if full or save_preprocessed else _base(versions, fingerprint)
+    wanted = None if full or save_preprocessed or fingerprint is None else fingerprint.id
+    base = reusable_version(versions, wanted)
     lease_s = PLAN_LEASES * settings.lease_s
     job_id = jobs.create(
         source.name,
@@ -125,8 +127,12 @@ def plan_rebuild(
     return job_id
 
 
-def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | None:
-    """Return the published version if its vectors have this fingerprint."""
+def reusable_version(versions: VersionStore, fingerprint: str | None) -> Version | None:
+    """Return the published version if its vectors have this fingerprint.
+
+    Raises:
+        ServerUnavailable, StoreRefused: it cannot be read at the moment.
+    """
     if fingerprint is None:
         return None
     try:
@@ -137,32 +143,52 @@ def _base(versions: VersionStore, fingerprint: Fingerprint | None) -> Version | 
         raise  # to embed everything again would cost more than to wait
     except ImgrecError:
         return None  # none yet, or a damaged one, which this rebuild replaces
-    return version if version.fingerprint == fingerprint.id else None
+    return version if version.fingerprint == fingerprint else None
 
 
 class PlanWriter:
-    """Writes the shards of a job, a piece of the plan at a time.
+    """Writes the shards of a job, a piece of the plan at a time, and renews its lease meanwhile.
 
     Args:
         first: the number of the first shard.
         owner: of the claim of the plan, if it was claimed.
+        check: called often; raises to stop.
     """
 
     def __init__(
-        self, jobs: Jobs, job_id: str, lease_s: float, first: int = 0, owner: str = ""
+        self,
+        jobs: Jobs,
+        job_id: str,
+        lease_s: float,
+        first: int = 0,
+        owner: str = "",
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._jobs = jobs
         self._job_id = job_id
         self._lease_s = lease_s
         self._number = first
         self._owner = owner
+        self._check = check
+        self._renew_at = 0.0
         self._pieces: list[tuple[int, str, list[Any]]] = []
+
+    def renew(self) -> None:
+        """Renew the lease of the plan, if it is time: nothing may have changed for long.
+
+        Raises:
+            PlanLost: another process has taken the plan over, or the job has ended.
+        """
+        self._check()
+        if time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + self._lease_s / PLAN_LEASES
+            self._jobs.shards.add(self._job_id, [], [], self._lease_s, self._owner)
 
     def write(
         self, detector: ChangeDetector, shard_size: int, listed: Callable[[int], None]
     ) -> None:
         """Write the images to embed, the rows to reuse and the failures of a listing."""
-        for images in cut(detector.changed(), shard_size):
+        for images in cut(detector.changed(self.renew), shard_size):
             self._append("embed", [_item(image) for image in images])
             if len(self._pieces) >= SHARDS_AT_ONCE:
                 self._write(detector, listed, last=False)
@@ -219,16 +245,19 @@ class ChangeDetector:
         self._failures: list[Failure] = []
         self.count = 0
 
-    def changed(self) -> Iterator[ImageFile]:
+    def changed(self, alive: Callable[[], None] = lambda: None) -> Iterator[ImageFile]:
         """Yield the images to embed; keep the rest for `take_rows` and `take_failures`.
+
+        `alive` is called now and then, however few images there are to yield.
 
         An image is unchanged if its path, size and modification time are. The listing and the base
         are sorted by path, so one pass over both is enough. Most images are unchanged, so some are
         compared at once.
         """
-        found = iter(self._source.find(self._exclude, self.left_out))
+        found = self._source.find(self._exclude, self.left_out, alive)
         base, row = _BaseImages(self._base), 0
         while images := list(islice(found, COMPARED_AT_ONCE)):
+            alive()
             known = base.read(row, len(images))
             if images == known and not self._any_removed(known):
                 self._keep(known, row)

@@ -15,15 +15,20 @@ from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
 from pipeline.images.fetched import content_number, feed_name
 from pipeline.images.find import ImageFile, LeftOut
-from pipeline.index.versions import Version, VersionStore
-from pipeline.rebuild.plan import PLAN_LEASES, SHARDS_AT_ONCE, ChangeDetector, PlanWriter
+from pipeline.index.versions import VersionStore
+from pipeline.rebuild.plan import (
+    PLAN_LEASES,
+    SHARDS_AT_ONCE,
+    ChangeDetector,
+    PlanWriter,
+    reusable_version,
+)
 from pipeline.settings import Settings
 from pipeline.store.feeds import FeedImage, Feeds
-from pipeline.store.job import FEED_FORM, Job, JobRequest, PlanClaim
+from pipeline.store.job import FEED_FORM, JobRequest, PlanClaim
 from pipeline.store.jobs import Jobs
 from pipeline.store.live_changes import LiveChanges
 
-READ_EVERY = 10_000  # images, between two signs of life
 CACHE_KIB = 32 * 1024  # of the sorted images in memory; the rest is in a temporary file
 
 
@@ -120,53 +125,33 @@ def plan_fetched(
         JobFailed: nothing could be fetched.
     """
     job = claim.job
-    base = _base(job, versions)
+    embed_all = job.full or job.save_preprocessed
+    base = None if embed_all else reusable_version(versions, job.fingerprint)
     if base is not None:
-        jobs.set_base_version(job.id, base.name)
+        jobs.set_base_version(claim, base.name)
     lease_s = PLAN_LEASES * settings.lease_s
 
-    def renew(count: int) -> None:
-        check()
-        jobs.shards.add(job.id, [], [], lease_s, claim.owner)
-
-    source = FetchedFeed(job.root, feeds, renew)
-    writer = PlanWriter(jobs, job.id, lease_s, claim.first, claim.owner)
+    source = FetchedFeed(job.root, feeds)
+    writer = PlanWriter(jobs, job.id, lease_s, claim.first, claim.owner, check)
     warnings = jobs.image_warnings(base.manifest["job_id"]) if base else {}
     removed = LiveChanges(jobs.database).all().removed()
     detector = ChangeDetector(source, base, None, warnings, removed)
-    writer.write(detector, settings.shard_size, renew)
+    writer.write(detector, settings.shard_size, lambda count: check())
     if not source.n_images:
         raise JobFailed(
             "No image of the feed could be fetched, so nothing was published: 'imgrec failures "
             f"{job.id}' lists the reasons."
         )
     failpoint("plan_fetched.before_finish")
-    jobs.finish_plan(job.id, detector.left_out.by_reason())
-
-
-def _base(job: Job, versions: VersionStore) -> Version | None:
-    """Return the published version if its vectors are of the job's kind."""
-    if job.full or job.save_preprocessed or job.fingerprint is None:
-        return None
-    try:
-        version = versions.current()
-        version.paths, version.files  # noqa: B018 - read now
-    except ImgrecError:
-        return None  # none yet, or a damaged one, which this rebuild replaces
-    return version if version.fingerprint == job.fingerprint else None
+    jobs.finish_plan(job.id, detector.left_out.by_reason(), claim.owner)
 
 
 class FetchedFeed:
-    """Lists what was fetched of a feed: `PRODUCT/image-1.jpg`, ...
+    """Lists what was fetched of a feed: `PRODUCT/image-1.jpg`, ..."""
 
-    Args:
-        read: called with the number of images read now and then, before the first is yielded.
-    """
-
-    def __init__(self, root: str, feeds: Feeds, read: Callable[[int], None]) -> None:
+    def __init__(self, root: str, feeds: Feeds) -> None:
         self._root = root
         self._feeds = feeds
-        self._read = read
         self.n_images = 0
 
     @property
@@ -174,7 +159,10 @@ class FetchedFeed:
         return self._root
 
     def find(
-        self, exclude: Exclude | None = None, left_out: LeftOut | None = None
+        self,
+        exclude: Exclude | None = None,
+        left_out: LeftOut | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> Iterator[ImageFile | Failure]:
         """Yield the images in ascending order of their paths, and the addresses that gave none.
 
@@ -188,7 +176,7 @@ class FetchedFeed:
             )
             rows.executemany(
                 "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)",
-                self._rows(),
+                self._rows(alive),
             )
             for path, size, digest, reason in rows.execute("SELECT * FROM images ORDER BY path"):
                 if reason:
@@ -197,11 +185,9 @@ class FetchedFeed:
                     self.n_images += 1
                     yield ImageFile(path, size, content_number(digest), digest)
 
-    def _rows(self) -> Iterator[tuple[str, int, str, str]]:
-        images = self._feeds.images(feed_name(self._root) or "")
-        for count, image in enumerate(images):
-            if count % READ_EVERY == 0:
-                self._read(count)
+    def _rows(self, alive: Callable[[], None]) -> Iterator[tuple[str, int, str, str]]:
+        for image in self._feeds.images(feed_name(self._root) or ""):
+            alive()
             yield _row(image)
 
 

@@ -16,6 +16,7 @@ from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.plan import (
     PLAN_LEASES,
     REUSE_ROWS,
+    PlanWriter,
     check_source,
     plan_rebuild,
 )
@@ -84,10 +85,11 @@ def plan_retry(
     )
     created(retry_id)
     missing = {failure.path for failure in failures if not base.has_path(failure.path)}
-    images, unusable = _list_again(job, settings, missing)
     changes = LiveChanges(jobs.database).all().since(base)
-    images += _added(changes, images)
     try:
+        alive = PlanWriter(jobs, retry_id, lease_s).renew
+        images, unusable = _list_again(job, settings, missing, alive)
+        images += _added(changes, images)
         pieces = list(_pieces(base, changes, images, settings.shard_size))
         for start in range(0, max(1, len(pieces)), 64):
             jobs.shards.add(
@@ -101,13 +103,14 @@ def plan_retry(
 
 
 def _list_again(
-    job: Job, settings: Settings, paths: set[str]
+    job: Job, settings: Settings, paths: set[str], alive: Callable[[], None]
 ) -> tuple[list[ImageFile], list[Failure]]:
     """List the job's folder anew; return the images of `paths`, and why the others are none."""
     images: list[ImageFile] = []
     unusable: list[Failure] = []
     missing = set(paths)
-    for item in check_source(job.root, settings).find():
+    for item in check_source(job.root, settings).find(alive=alive):
+        alive()
         if item.path not in missing:
             continue
         if isinstance(item, ImageFile):

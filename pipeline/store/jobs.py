@@ -31,7 +31,7 @@ from pipeline.store.job import (
     Refusals,
 )
 from pipeline.store.queries import QUERIES
-from pipeline.store.shards import UNLISTED, Shards, StageTimings
+from pipeline.store.shards import UNLISTED, PlanLost, Shards, StageTimings
 
 Written = TypeVar("Written")
 
@@ -122,18 +122,26 @@ class Jobs:
         if rows:
             raise _repeated(request, rows[0])
 
-    def finish_plan(self, job_id: str, left_out: dict[str, int] | None = None) -> None:
+    def finish_plan(
+        self, job_id: str, left_out: dict[str, int] | None = None, owner: str = ""
+    ) -> None:
         """Release the plan to the workers.
 
         Args:
             left_out: how many files and folders the listing left out on purpose, by reason.
+            owner: of the claim of the plan, if it was claimed.
+
+        Raises:
+            PlanLost: another process has taken the plan over, or the job has ended.
         """
         with self._database.transaction() as tx:
             (row,) = tx.rows(QUERIES["get_job"], {"job_id": job_id})
             options = json.loads(row["options"])
             if left_out:
                 options["left_out"] = left_out
-            tx.rows(QUERIES["finish_plan"], {"job_id": job_id, "options": json.dumps(options)})
+            values = {"job_id": job_id, "options": json.dumps(options), "owner": owner}
+            if not tx.rows(QUERIES["finish_plan"], values):
+                raise PlanLost(job_id)
 
     def start_fetching(self, job_id: str) -> None:
         """Release the addresses of a feed to the fetch workers; the plan of the images follows."""
@@ -168,11 +176,16 @@ class Jobs:
         with self._database.transaction() as tx:
             tx.rows(QUERIES["release_plan"], values)
 
-    def set_base_version(self, job_id: str, version: str) -> None:
-        """Name the version whose vectors the plan reuses."""
+    def set_base_version(self, claim: PlanClaim, version: str) -> None:
+        """Name the version whose vectors the plan reuses.
+
+        Raises:
+            PlanLost: another process has taken the plan over, or the job has ended.
+        """
+        values = {"job_id": claim.job.id, "base_version": version, "owner": claim.owner}
         with self._database.transaction() as tx:
-            values = {"job_id": job_id, "base_version": version}
-            tx.rows(QUERIES["set_base_version"], values)
+            if not tx.rows(QUERIES["set_base_version"], values):
+                raise PlanLost(claim.job.id)
 
     def any_open_feed(self) -> bool:
         """Tell whether an open job is about the images of a feed."""

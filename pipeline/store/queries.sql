@@ -24,7 +24,7 @@ WHERE id = :job_id AND COALESCE(owner, '') = :owner AND finished_at IS NULL RETU
 
 -- name: finish_plan
 UPDATE jobs SET plan_done = 1, stage = '', options = :options, lease_until = 0, merge_attempts = 0
-WHERE id = :job_id;
+WHERE id = :job_id AND COALESCE(owner, '') = :owner AND finished_at IS NULL RETURNING id;
 
 -- name: fail_abandoned_plans
 UPDATE jobs SET state = 'failed', finished_at = now_s(), error = :error
@@ -278,7 +278,8 @@ DELETE FROM shards WHERE job_id = :job_id AND kind <> 'fetch';
 SELECT COUNT(*) AS count FROM shards WHERE job_id = :job_id;
 
 -- name: set_base_version
-UPDATE jobs SET base_version = :base_version WHERE id = :job_id;
+UPDATE jobs SET base_version = :base_version
+WHERE id = :job_id AND owner = :owner AND stage = 'fetching' AND finished_at IS NULL RETURNING id;
 
 -- name: release_plan
 UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted

@@ -74,6 +74,9 @@ class DoneShard:
 class PlanLost(Conflict):
     """A plan is no longer this process's to write."""
 
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"Job {job_id} was ended, or is planned by another process.")
+
 
 class Shards:
     """The rows of `shards`, with the failures that came with them."""
@@ -97,7 +100,7 @@ class Shards:
             owner: of the claim of the plan, if it was claimed.
 
         Raises:
-            PlanLost: another process has taken the claimed plan over, or the job has ended.
+            PlanLost: another process has taken the plan over, or the job has ended.
         """
         rows = [
             {
@@ -113,8 +116,8 @@ class Shards:
         ]
         with self._database.transaction() as tx:
             lease = {"job_id": job_id, "lease_s": lease_s, "owner": owner}
-            if not tx.rows(QUERIES["renew_plan_lease"], lease) and owner:
-                raise PlanLost(f"Job {job_id} was ended, or is planned by another process.")
+            if not tx.rows(QUERIES["renew_plan_lease"], lease):
+                raise PlanLost(job_id)
             tx.many(QUERIES["add_shard"], rows)
             _add_failures(tx, job_id, UNLISTED, failures)
 

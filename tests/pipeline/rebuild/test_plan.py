@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.images.find import ImageFile, find_images
 from pipeline.rebuild import plan
 from pipeline.rebuild.plan import ChangeDetector, plan_rebuild
 from pipeline.store import shards
+from pipeline.store.shards import PlanLost
 
 
 def rows(toy: ToyPipeline, job_id: str) -> list[tuple[int, str, list[object]]]:
@@ -97,7 +99,7 @@ def test_each_image_is_reused_embedded_or_left_out_as_if_compared_alone(
         paths=[file.path for file in base],
         files=np.array([file[1:3] for file in base], np.int64),
     )
-    images: Any = SimpleNamespace(name="photos", find=lambda exclude, left_out: iter(listed))
+    images: Any = SimpleNamespace(name="photos", find=lambda *options: iter(listed))
     detector = ChangeDetector(images, version, warnings=warnings, removed=removed)
 
     changed = list(detector.changed())
@@ -160,6 +162,44 @@ def test_a_listing_that_ends_early_ends_its_job_and_is_never_published_as_the_wh
     assert job.state == "failed"
     assert job.error
     assert not toy.jobs.ready_to_merge(job.id)
+
+
+def test_a_long_listing_renews_its_lease_though_nothing_has_changed(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job failed after two minutes: the lease was renewed with what was written."""
+    toy.rebuild()
+    minutes = count(0, 60)
+    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    renewals: list[str] = []
+    add = toy.jobs.shards.add
+
+    def spy(job_id: str, pieces: list[Any], failures: list[Failure], *lease: Any) -> None:
+        add(job_id, pieces, failures, *lease)
+        if not pieces and not failures:
+            renewals.append(job_id)
+
+    monkeypatch.setattr(toy.jobs.shards, "add", spy)
+    job_id = toy.plan()
+    assert toy.jobs.progress(job_id).reused == 30
+    assert renewals.count(job_id) >= 3  # for each folder, and some images
+
+
+def test_a_plan_whose_job_was_ended_is_written_no_further(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended_meanwhile(root: Path, *more: Any) -> Iterator[ImageFile | Failure]:
+        found = list(find_images(root, *more))
+        ((job, _),) = toy.jobs.list_with_progress() or ((None, None),)
+        if job is not None:
+            toy.jobs.fail(job.id, "cancelled")
+        yield from found
+
+    monkeypatch.setattr(source, "find_images", ended_meanwhile)
+    with pytest.raises(PlanLost, match="was ended"):
+        toy.plan()
+    ((job, progress),) = toy.jobs.list_with_progress()
+    assert (job.state, job.error, progress.shards) == ("failed", "cancelled", 0)
 
 
 def failing_scandir(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:

@@ -57,7 +57,7 @@ def test_images_come_with_what_was_fetched_whatever_order_the_database_has(
     }
     assert len(images) == 2 * len(IDS)
     assert all((image.fetched is not None) == (image.number == 2) for image in images)
-    listed = [item.path for item in FetchedFeed("feed:shop", feeds, lambda n: None).find()]
+    listed = [item.path for item in FetchedFeed("feed:shop", feeds).find()]
     assert listed == sorted(listed)
     assert "a/b/image-2.png" in listed
 
@@ -131,9 +131,15 @@ def test_a_job_counts_its_addresses_then_its_images(database: Database) -> None:
     assert claim_plan is not None
     with pytest.raises(PlanLost):
         jobs.shards.add(job_id, [(3, "embed", items)], [], 60, "dead")
+    with pytest.raises(PlanLost):
+        jobs.set_base_version(dead, "v0001")
+    with pytest.raises(PlanLost):
+        jobs.finish_plan(job_id, owner="dead")
+    jobs.set_base_version(claim_plan, "v0002")
     jobs.shards.add(job_id, [(2, "embed", items)], [], 60, "alive")
     assert jobs.claim_plan(job_id, "late", 60) is None
-    jobs.finish_plan(job_id)
+    jobs.finish_plan(job_id, owner="alive")
+    assert jobs.get(job_id).base_version == "v0002"
     assert not jobs.any_fetching()
     progress = jobs.progress(job_id)
     assert (progress.images, progress.looked_at, progress.fetched, progress.shards) == (1, 0, 6, 1)

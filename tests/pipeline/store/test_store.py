@@ -22,7 +22,7 @@ from pipeline.store.database import Database
 from pipeline.store.job import Progress
 from pipeline.store.jobs import Jobs
 from pipeline.store.queries import QUERIES
-from pipeline.store.shards import Claim, StageTimings
+from pipeline.store.shards import Claim, PlanLost, StageTimings
 
 MODEL = Fingerprint("f1", {"model": "toy", "preprocessing": {"rembg_model": None, "size": (8, 8)}})
 LONG_S = 1000.0
@@ -352,10 +352,20 @@ def test_a_broken_constraint_is_a_bug_and_no_unusable_database(jobs: Jobs) -> No
 
 
 def test_shards_and_failures_belong_to_a_job(jobs: Jobs) -> None:
-    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+    with pytest.raises(PlanLost):
         jobs.shards.add("nobody", [(0, "embed", [])], [], LONG_S)
-    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
-        jobs.shards.add("nobody", [], [Failure("a.jpg", "decode", "broken")], LONG_S)
+    of_nobody = (
+        "INSERT INTO shards (job_id, n, kind, state, items, images)"
+        " VALUES ('nobody', 0, 'embed', 'pending', '[]', 0)",
+        "INSERT INTO failures (job_id, n, path, stage, reason)"
+        " VALUES ('nobody', 0, 'a.jpg', 'decode', 'broken')",
+    )
+    for statement in of_nobody:
+        with (
+            pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match=r"(?i)foreign"),
+            jobs.database.transaction() as tx,
+        ):
+            tx.rows(statement)
 
 
 def test_a_file_from_before_foreign_keys_were_checked_still_works(tmp_path: Path) -> None:
