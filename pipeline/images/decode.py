@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -39,6 +40,13 @@ from pipeline.settings import Settings
 # Raise it when the pixels of some files change. It is no part of the fingerprint: most files have
 # no color profile, and their vectors, an old index and trained heads stay good.
 DECODING = 2  # 2: color profiles, inverted CMYK, 16 bits, WhiteIsZero
+# Errors of a process without descriptors or memory, and of a file server that is away.
+NO_IMAGE_TO_BLAME = frozenset(
+    {
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    }
+)
 MIN_SIDE = 8  # below this there is no product to see, only a tracking pixel
 WORK_SIDE = 1024  # decoded images are reduced to this: four times what a 224 px model sees
 
@@ -95,6 +103,7 @@ def read_image(path: Path, limits: Limits) -> bytes:
 
     Raises:
         BadImage: missing, unreadable, empty or larger than `limits.max_bytes`.
+        OSError: the process or a file server is in trouble, and no image is to blame.
     """
     try:
         with path.open("rb") as stream:
@@ -107,6 +116,8 @@ def read_image(path: Path, limits: Limits) -> bytes:
                 f"the file has {what} than MAX_IMAGE_BYTES ({limits.max_bytes:,})", "read"
             )
     except OSError as error:
+        if error.errno in NO_IMAGE_TO_BLAME:
+            raise
         raise BadImage(f"the file cannot be read: {error.strerror}", "read") from error
     if not data:
         raise BadImage("the file is empty (0 bytes)", "read")

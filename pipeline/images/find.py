@@ -30,9 +30,9 @@ SYSTEM_FOLDERS = frozenset(
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 MAX_SUFFIXES = 20  # different ones that are counted by name
 MAX_SUFFIX = 12  # characters of one
-# What is wrong with one folder only. Any other error, e.g. of a failing disk, ends the listing:
-# the products of a whole tree would leave the index.
-ONE_FOLDER = (
+# What is wrong with one folder or file only. Any other error, e.g. of a failing disk or of a server
+# that is away, ends the listing: the products of a whole tree would leave the index.
+ONE_PLACE = (
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG),
 )
@@ -162,7 +162,7 @@ class _Walk:
         except WrongUse as error:  # its exclude file
             yield Failure(path, "find", f"the folder was left out: {error}")
         except OSError as error:
-            if error.errno not in ONE_FOLDER:
+            if error.errno not in ONE_PLACE:
                 raise _unreadable(folder, error) from error
             yield Failure(path, "find", f"the folder cannot be read: {error.strerror}")
 
@@ -221,6 +221,8 @@ class _Walk:
                 path, "find", "the link leads to nothing" if link else "the file has gone"
             )
         except OSError as error:
+            if error.errno not in ONE_PLACE:
+                raise _unreadable(self._prefix + path, error) from error
             return Failure(path, "find", f"the file cannot be read: {error.strerror}")
         if not S_ISREG(stat.st_mode):  # reading a pipe would never end
             return Failure(path, "find", "this is not a regular file")
@@ -237,10 +239,16 @@ class _Walk:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a folder or leads to one; a link to itself does not."""
+    """Tell whether an entry is a folder or leads to one; a link to itself does not.
+
+    Raises:
+        OSError: it cannot be found out, e.g. as a link leads to a server that is away.
+    """
     try:
         return entry.is_dir()
-    except OSError:
+    except OSError as error:
+        if error.errno not in ONE_PLACE:
+            raise
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -171,6 +172,26 @@ def test_paths_ascend_so_that_a_listing_and_a_version_can_be_read_side_by_side(
         (tmp_path / name).write_bytes(b"x")
     found = [item.path for item in find_images(tmp_path) if isinstance(item, ImageFile)]
     assert found == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.EIO, BadImage),
+        (errno.EACCES, BadImage),
+        (errno.ESTALE, OSError),
+        (errno.EMFILE, OSError),
+    ],
+)
+def test_no_image_is_blamed_for_a_server_that_is_away_or_a_process_without_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    def fail(self: Path, mode: str) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(error, match=os.strerror(number)):
+        read_image(tmp_path / "a.jpg", LIMITS)
 
 
 def test_folders_are_walked_in_order_and_strangers_left_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,6 +220,44 @@ def test_a_folder_on_a_failing_disk_stops_the_listing(
     """Passed over, the products of a whole disk would leave the index."""
     failing_scandir(monkeypatch, "kind1", errno.EIO)
     with pytest.raises(WrongUse, match=r"kind1 cannot be read: Input/output error"):
+        list(find_images(toy.root))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_between_the_files_of_a_folder_stops_the_listing(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    stat = os.stat
+
+    def fail(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("05.png"):
+            raise OSError(number, os.strerror(number), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", fail)
+    with pytest.raises(WrongUse, match=rf"\d5\.png cannot be read: {os.strerror(number)}"):
+        list(find_images(toy.root))
+
+
+def test_a_link_to_a_server_that_is_away_stops_the_listing(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lead to a folder of products, which would leave the index."""
+
+    class Away:
+        name, path = "brand", str(toy.root / "kind1" / "brand")
+
+        def is_dir(self) -> bool:
+            raise OSError(errno.EHOSTDOWN, "Host is down", self.path)
+
+    scandir = os.scandir
+
+    def with_link(path: str) -> Any:
+        entries = [*scandir(path), *([Away()] if path.endswith("kind1") else [])]
+        return nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", with_link)
+    with pytest.raises(WrongUse, match=r"kind1/brand cannot be read: Host is down"):
         list(find_images(toy.root))
 
 
