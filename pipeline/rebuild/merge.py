@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def merge(
     check: Callable[[], None],
     *,
     engines: Engines,
-    later_jobs: Collection[str],
+    later_jobs: Mapping[str, str | None],
     require_fit: Callable[[int], None] = lambda vector_bytes: None,
     files: ShardFiles | None = None,
     seen: Stamp | None = None,
@@ -67,7 +67,7 @@ def merge(
     Args:
         check: called between steps; raises to stop.
         engines: build the index.
-        later_jobs: the ids of the jobs created after this one, by the job table.
+        later_jobs: see `Jobs.created_after`.
         require_fit: called with the bytes of all vectors; raises where memory is too small.
         files: those of the job's shards; None for those in DATA_DIR.
         seen: the pointer's stamp before `later_jobs` was read, see `VersionStore.point_to`.
@@ -125,26 +125,28 @@ def merge(
 
 
 def _finished(
-    job: Job, versions: VersionStore, later_jobs: Collection[str], seen: Stamp | None
+    job: Job, versions: VersionStore, later_jobs: Mapping[str, str | None], seen: Stamp | None
 ) -> str | None:
     """Publish what an earlier run has finished; return its name, or None.
 
     Raises:
         JobFailed: a later job has published already.
     """
-    own, later = None, None
+    own = None
+    # One that found nothing to change is named by no version, only by the job table.
+    later = next((each for each in later_jobs.items() if each[1]), None)
     for version in versions.versions():
         if version.manifest["job_id"] == job.id:
             own = version
         elif later is None and version.manifest["job_id"] in later_jobs:
-            later = version
+            later = version.manifest["job_id"], version.name
     if own is not None:
         if later is None:
             versions.point_to(own, seen)
         return own.name
     if later is not None:
         raise JobFailed(
-            f"A later job, {later.manifest['job_id']}, has already published {later.name}; this "
+            f"A later job, {later[0]}, has already published {later[1]}; this "
             "older one would replace it. Run the rebuild again to publish its images."
         )
     return None

@@ -259,11 +259,11 @@ class Jobs:
             (row,) = tx.rows(QUERIES["sum_timings"], {"job_id": job_id})
         return StageTimings.from_row(row)
 
-    def created_after(self, job_id: str) -> set[str]:
-        """Return the ids of the jobs that were created after this one."""
+    def created_after(self, job_id: str) -> dict[str, str | None]:
+        """Return the jobs that were created after this one: id, and the version it published."""
         with self._database.transaction(read_only=True) as tx:
             rows = tx.rows(QUERIES["list_jobs_created_after"], {"job_id": job_id})
-        return {row["id"] for row in rows}
+        return {row["id"]: row["index_version"] for row in rows}
 
     def referenced_versions(self) -> set[str]:
         """Return the versions that open jobs still reuse vectors of."""

@@ -106,7 +106,7 @@ SELECT path, stage, reason, warning FROM failures WHERE job_id = :job_id ORDER B
 
 -- name: list_jobs_created_after
 -- Clocks decide only about a job of the last release, which has no place in the sequence.
-SELECT later.id FROM jobs AS later JOIN jobs AS this ON this.id = :job_id
+SELECT later.id, later.index_version FROM jobs AS later JOIN jobs AS this ON this.id = :job_id
 WHERE CASE WHEN later.sequence > 0 AND this.sequence > 0 THEN later.sequence > this.sequence
            ELSE later.created_at > this.created_at END;
 

@@ -96,7 +96,7 @@ class ToyPipeline:
                 self.versions,
                 lambda: None,
                 engines=engines(self.settings, lambda: "bench"),
-                later_jobs=(),
+                later_jobs={},
             )
         assert merged.version is not None
         self.jobs.publish(job_id, merged.version)

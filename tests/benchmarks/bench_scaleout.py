@@ -362,7 +362,7 @@ def merging(run: Run) -> None:
             versions,
             lambda: None,
             engines=engines(settings, lambda: "bench"),
-            later_jobs=(),
+            later_jobs={},
         )
         taken = time.perf_counter() - start
     used = time.process_time() - used

@@ -42,6 +42,20 @@ def test_an_unchanged_folder_reads_no_image(toy: ToyPipeline) -> None:
     assert (progress.images, progress.reused, progress.shards_done) == (30, 30, progress.shards)
 
 
+def test_an_older_job_does_not_replace_what_a_later_one_found_unchanged(
+    toy: ToyPipeline,
+) -> None:
+    toy.rebuild()
+    toy.draw("new.png", seed=101)
+    older = toy.plan()
+    toy.embed(older)
+    (toy.root / "new.png").unlink()
+    assert toy.rebuild() == ("v0001", 0, 30)
+    with pytest.raises(JobFailed, match="has already published v0001; this older one"):
+        toy.merge(older)
+    assert toy.versions.current().name == "v0001"
+
+
 def test_another_folder_with_like_names_sizes_and_times_is_not_mistaken_for_the_first(
     toy: ToyPipeline, tmp_path: Path
 ) -> None:

@@ -144,8 +144,8 @@ def test_jobs_are_ordered_by_their_creation_and_not_by_their_times(
     second, third = create(jobs), create(jobs)
     assert [job.id for job, _ in jobs.list_with_progress()] == [third, second, first]
     assert [job.id for job in jobs.open_jobs()] == [first, second, third]
-    assert jobs.created_after(first) == {second, third}
-    assert jobs.created_after(third) == set()
+    assert jobs.created_after(first) == {second: None, third: None}
+    assert jobs.created_after(third) == {}
 
 
 def test_a_rebuild_after_one_by_a_clock_that_was_ahead_is_published(
