@@ -13,7 +13,8 @@ from pipeline.failpoints import failpoint
 def write_atomic(path: Path, data: bytes) -> None:
     """Write to a temporary file beside it, flush to disk, rename into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # Without its name in it, which may be as long as the file system allows.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:16]}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)

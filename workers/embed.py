@@ -5,6 +5,7 @@ Read downward: claim -> embed (read, preprocess, embed, collect) -> write -> rec
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 import uuid
@@ -178,6 +179,11 @@ def _saver(resources: Resources) -> Callable[[str, Image.Image], None]:
         target = folder / name
         if not target.resolve().is_relative_to(folder.resolve()):
             raise BadImage("the path leads outside the folder of preprocessed images", "save")
-        write_atomic(target, encode_jpeg(image, quality=95))
+        try:
+            write_atomic(target, encode_jpeg(image, quality=95))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise BadImage("the file name is too long for a preprocessed image", "save") from error
 
     return save

@@ -196,8 +196,9 @@ class PublishedIndex:
             return
         try:
             self._warm(fresh.version)
-        except ImgrecError as error:  # it can serve all the same
-            log.warning("Index %s could not be prepared: %s", name, error)
+        except Exception as error:  # it can serve all the same
+            unexpected = not isinstance(error, ImgrecError)
+            log.warning("Index %s could not be prepared: %s", name, error, exc_info=unexpected)
         with self._lock:
             self._serve(fresh, stamp)
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)

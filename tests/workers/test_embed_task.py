@@ -427,6 +427,23 @@ def test_what_the_model_saw_is_kept_for_each_product(inline_worker: InlineWorker
         assert image.size == (224, 224)
 
 
+def test_a_name_that_is_too_long_for_a_kept_picture_is_a_failure_of_its_image(
+    inline_worker: InlineWorker,
+) -> None:
+    """The whole job failed."""
+    longest, too_long = f"{'a' * 247}.png", f"{'b' * 248}.png"  # and .jpg: 255 bytes, and 256
+    for name in (longest, too_long):
+        inline_worker.toy.draw(name, seed=ord(name[0]))
+    job_id = inline_worker.toy.plan(save_preprocessed=True)
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    (failure,) = inline_worker.toy.jobs.failures(job_id)
+    assert (failure.path, failure.stage) == (too_long, "save")
+    folder = inline_worker.resources.settings.data_dir / "preprocessed"
+    assert (folder / f"{longest}.jpg").exists()
+
+
 def test_a_link_in_the_folder_of_kept_pictures_leads_nothing_out_of_it(
     inline_worker: InlineWorker, tmp_path: Path
 ) -> None:

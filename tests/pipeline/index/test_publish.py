@@ -283,6 +283,23 @@ def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_b
     assert warmed == ["v0002"]  # once, however many asked
 
 
+def test_a_large_version_that_could_not_be_prepared_is_served_all_the_same(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was never looked for again."""
+    monkeypatch.setattr(live_index, "LOAD_AT_ONCE", 0)
+
+    def warm(version: Version) -> None:
+        raise MemoryError
+
+    toy.rebuild()
+    index = PublishedIndex(toy.versions, warm)
+    index.current()
+    toy.draw("new.png", seed=300)
+    toy.rebuild()
+    until(lambda: index.current().version.name == "v0002")
+
+
 def test_a_large_version_that_is_broken_is_not_tried_again_by_each_query(
     toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
