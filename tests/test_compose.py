@@ -107,7 +107,7 @@ def test_the_web_server_is_healthy_when_it_can_serve_queries() -> None:
     assert web["command"][:2] == ["imgrec", "web"]
     assert "/readyz" in web["healthcheck"]["test"][-1]
     assert "ports" not in web
-    assert re.search(r"run --rm cli keys create shop --scope\s+admin", OPERATIONS)
+    assert re.search(r"run --rm cli keys create our-shop --scope admin", OPERATIONS)
 
 
 @any_of_ours
