@@ -9,6 +9,7 @@ anew. Environment variables for proxies are ignored: a proxy would resolve the n
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ipaddress
 import re
 import socket
@@ -151,7 +152,10 @@ class Client:
             location = response.headers.get("location")
             if response.status not in REDIRECTS or not location:
                 return response
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError as error:
+                raise AnswerRefused(f"{_shown(url)} redirects to no valid address.") from error
         raise AnswerRefused(f"{_shown(url)}: more than {self.max_redirects} redirects.")
 
     def _once(
@@ -170,7 +174,12 @@ class Client:
         for address in self._addresses(host, port, deadline):
             try:
                 return self._ask(method, parts, host, port, address, body, headers, deadline, sink)
-            except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
+            except (
+                OSError,
+                http.client.HTTPException,  # a connection without a pool lets them through
+                urllib3.exceptions.HTTPError,
+                ValueError,
+            ) as error:
                 last = error
                 if time.monotonic() >= deadline:
                     break

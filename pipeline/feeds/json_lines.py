@@ -44,7 +44,7 @@ def json_rows(stream: TextIO, problems: Problems) -> Iterator[Row]:
         except _TwiceError as error:
             problems.refuse(number, f"the name '{error}' stands twice in the object")
             continue
-        except (ValueError, RecursionError) as error:
+        except (ValueError, ArithmeticError, RecursionError) as error:  # 1e99999999999999999999
             problems.refuse(number, f"is not valid JSON ({one_line(error)})")
             continue
         if not isinstance(row, dict):

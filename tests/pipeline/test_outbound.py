@@ -297,6 +297,23 @@ def test_tls_is_verified_by_the_name_and_not_by_the_address(
                 client().get(url)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 " + b"x" * 70_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+        redirect("http://[bad"),
+    ],
+)
+def test_an_answer_that_is_no_http_is_a_failure_of_its_address(
+    serve: Callable[..., Server], answer: bytes
+) -> None:
+    """One such host of pictures ended the job of a whole feed."""
+    with pytest.raises(FetchFailed):
+        client().get(f"http://files.example:{serve(answer).port}/")
+
+
 def test_a_post_is_sent_once_and_never_redirected(serve: Callable[..., Server]) -> None:
     server = serve(redirect("http://169.254.169.254/"))
     answer = client().post(f"http://files.example:{server.port}/hook", b"{}", {"X-A": "b"})

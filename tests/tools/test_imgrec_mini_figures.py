@@ -30,12 +30,17 @@ def test_texts_bring_the_right_products_of_the_demo_catalogue_first(clip: Clip) 
     files = sorted(products.rglob("*.jpg"))
     vectors = embed(clip, [Image.open(file).convert("RGB") for file in files])
     found = [facts[file.relative_to(products).with_suffix("").as_posix()] for file in files]
-    texts = clip.embed_texts(["a red shoe", "a photo of a bag", "blue mug"])
-    shoe, bag, mug = ([found[row] for row in np.argsort(-(vectors @ text))[:5]] for text in texts)
-    assert (shoe[0]["color"], shoe[0]["category"]) == ("red", "shoe")
-    assert {each["category"] for each in bag} == {"bag"}
-    assert (mug[0]["color"], mug[0]["category"]) == ("blue", "mug")
-    assert {each["category"] for each in shoe} == {"shoe"}
+    asked = sorted({(each["color"], each["category"]) for each in found})
+    texts = clip.embed_texts([f"a {color} {category}" for color, category in asked])
+    first = [[found[row] for row in np.argsort(-(vectors @ text))[:5]] for text in texts]
+    nearest_ones = [(five[0]["color"], five[0]["category"]) for five in first]
+    assert [category for _, category in nearest_ones] == [category for _, category in asked]
+    assert np.mean([one == wanted for one, wanted in zip(nearest_ones, asked, strict=True)]) > 0.95
+    shares = [
+        np.mean([each["category"] == category for each in five])
+        for five, (_, category) in zip(first, asked, strict=True)
+    ]
+    assert np.mean(shares) > 0.85  # where a catalogue has one red shoe and many red things
     # Few of a kind stand among many of a colour: the kind comes first all the same.
     alike = vectors @ vectors.T - 2 * np.eye(len(vectors))
     kinds = np.array([each["category"] for each in found])

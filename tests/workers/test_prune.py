@@ -10,6 +10,7 @@ import pytest
 from inline_worker import InlineWorker
 
 from pipeline.images.failure import Failure
+from pipeline.store.shards import UNLISTED, _add_failures
 from workers.prune import prune
 from workers.reconcile import advance
 
@@ -113,8 +114,9 @@ def test_rows_count_as_well_as_jobs_and_the_newest_job_stays_whole(
         inline_worker.rebuild()
     broken = [Failure(f"{number}.png", "decode", "no image") for number in range(50)]
     jobs = inline_worker.resources.jobs
-    for job_id in ids(inline_worker):
-        jobs.shards.add(job_id, [], broken, 60)
+    with jobs.database.transaction() as tx:
+        for job_id in ids(inline_worker):
+            _add_failures(tx, job_id, UNLISTED, broken)
     newest, *older = ids(inline_worker)
     assert jobs.prunable(1000, 60, set()).keys() == set(older)
     assert jobs.prunable(1000, 110, set()).keys() == {older[-1]}

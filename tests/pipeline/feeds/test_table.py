@@ -259,6 +259,7 @@ def test_a_value_that_cannot_be_used_is_told_and_the_row_is_imported(
         (b"\x1f\x8b....", "p.csv.gz", "is compressed"),
         (bytes(range(32)) * 200, "p.csv", "is not a text file"),
         ("not json\n", "p.jsonl", "line 1 is not valid JSON"),
+        ('{"price": 1e9999999999999999999}\n', "p.jsonl", "line 1 is not valid JSON"),
         ('[{"product_id": 1}]', "p.json", "it is one JSON array. Write one object on each line"),
         ("[1]\n", "p.jsonl", "line 1 is not a JSON object"),
         ('{"product_id": null}\n', "p.jsonl", "line 1 has no product_id"),
