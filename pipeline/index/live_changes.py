@@ -178,8 +178,8 @@ class ChangedIndex:
     @cached_property
     def vectors(self) -> Vectors:
         """The (m, d) vectors of the added images."""
-        stacked: StackedVectors = self.version.vectors
-        return stacked.new
+        added: Vectors = vars(self.version)["vectors"].new
+        return added
 
     @cached_property
     def kept(self) -> NDArray[np.bool_] | None:
