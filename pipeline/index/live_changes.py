@@ -89,7 +89,7 @@ class ChangedVersion(Version):
         added = [each for each in changes.images if isinstance(each, AddedImage)]
         n_base = len(base.paths)
         vectors = np.array([each.vector for each in added], np.float32)
-        vectors = vectors.reshape(len(added), base.vectors.shape[1])  # none has no length either
+        vectors = vectors.reshape(len(added), base.vectors.shape[1])  # (0, d) if none is
         kept = np.ones(n_base + len(added), bool)
         replaced = (base.row_of_path(each.path) for each in changes.images)
         kept[[row for row in replaced if row is not None]] = False

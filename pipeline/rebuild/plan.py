@@ -328,4 +328,4 @@ class _BaseImages:
             return []
         paths = self._version.paths[rows]
         sizes, times = self._version.files[rows].T.tolist()
-        return list(zip(paths, sizes, times, repeat(""), strict=False))
+        return list(zip(paths, sizes, times, repeat("", len(paths)), strict=True))
