@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 CONNECT_S = 2.0
 COMMAND_S = 5.0  # half a MiB may have to travel
 HEALTH_S = 5.0  # a connection that is silent for so long is asked whether it lives
+DEAD_S = 2 * HEALTH_S  # one that is silent for so long is given up: redis-py awaits no PONG
 RECONNECT_S = 0.2
 AWAY_S = 10.0  # a server that comes back within so long, as after a restart, was never away
 KEPT_S = 3600.0  # Celery's result_expires
@@ -126,7 +127,7 @@ class Answers:
         future = asyncio.get_running_loop().create_future()
         self._waiting[channel] = future
         try:
-            wait = AnswerWait(query_id, timeout_s)
+            wait = AnswerWait(query_id, timeout_s, task)
             seconds, _ = await self._command(self._client.time())
             expires_s = max(timeout_s, 60.0) + KEPT_S
             message = await asyncio.to_thread(
@@ -137,17 +138,23 @@ class Answers:
                 done, _ = await asyncio.wait({future}, timeout=wait.pause())
                 if done:
                     return query_id, open_result(future.result())
-                await self._look_after(wait, message, needs_index)
+                await self._look_after(wait, channel, message, needs_index)
         finally:
             self._observe(task, time.perf_counter() - start)
             self._waiting.pop(channel, None)
             if future.done() and not future.cancelled():
                 future.exception()  # retrieved, so that asyncio does not complain
 
-    async def _look_after(self, wait: AnswerWait, message: str, needs_index: bool) -> None:
+    async def _look_after(
+        self, wait: AnswerWait, channel: str, message: str, needs_index: bool
+    ) -> None:
         """Look whether a silent question can still be answered; send it again if it was lost."""
         late = wait.late  # before the looks, which take seconds
         try:
+            stored = await self._command(self._client.get(channel))
+            if stored is not None:  # it was published on a connection that has gone silent
+                self._heard(channel, stored)
+                return
             served = (await self.workers())[QUERY] or (await self._last_look.get())[QUERY]
             due = served and not late and wait.due
             if due and not await self._command(self._client.llen(QUEUE_KEY)):
@@ -191,9 +198,14 @@ class Answers:
         pubsub = self._client.pubsub()
         try:
             await pubsub.psubscribe(result_key(f"{self._mine}*"))
+            heard_at = time.monotonic()
             while True:
                 message = await pubsub.get_message(timeout=HEALTH_S)
+                if message is not None:  # which an answered ping is, too
+                    heard_at = time.monotonic()
                 if message is None:
+                    if time.monotonic() - heard_at >= DEAD_S:
+                        raise redis.ConnectionError(f"Nothing was heard for {DEAD_S:g} s.")
                     await pubsub.ping()
                 elif message["type"] == "psubscribe":
                     self._down_since = None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from faults.proxy import Proxy
 from live_stack import LiveStack, until
 
 from pipeline.errors import Overloaded, ServerUnavailable, TimedOut
@@ -74,11 +75,12 @@ def storm(server: LiveStack) -> None:
         server.start_redis()
 
 
-def make_answers(server: LiveStack) -> Answers:
+def make_answers(server: LiveStack, url: str = "") -> Answers:
     def look(patience_s: float) -> Counter[str]:
         return Counter(query=1)
 
-    return Answers(server.environment["REDIS_URL"], look, lambda: True, 2 * CLIENTS)
+    url = url or server.environment["REDIS_URL"]
+    return Answers(url, look, lambda: True, 2 * CLIENTS)
 
 
 def test_whenever_redis_dies_a_question_ends_with_its_answer_or_a_sentence(
@@ -132,6 +134,49 @@ def test_an_answer_that_came_while_nobody_listened_is_heard(server: LiveStack) -
         await answers.close()
 
     asyncio.run(run())
+
+
+def test_a_connection_that_went_silent_is_given_up_and_its_answers_are_read(
+    server: LiveStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall that forgets a connection tells nobody: TCP takes a quarter of an hour."""
+    monkeypatch.setattr("web.answers.HEALTH_S", 0.2)
+    monkeypatch.setattr("web.answers.DEAD_S", 0.4)
+    monkeypatch.setattr("web.answers.COMMAND_S", 1.0)
+    monkeypatch.setattr("workers.answer_wait.LOOK_AGAIN_S", 1000.0)  # so the listener must hear
+    proxy = Proxy(server.port)
+    address = server.environment["REDIS_URL"].replace(f":{server.port}/", f":{proxy.port}/")
+    answers = make_answers(server, address)
+
+    async def ask() -> None:
+        query_id, result = await asyncio.wait_for(answers.ask("task", (1,), 600.0), 30)
+        assert result == query_id
+
+    async def run() -> None:
+        listener = asyncio.create_task(answers.run())
+        await ask()
+        for _ in range(2):
+            assert proxy.silence() >= 2
+            with pytest.raises(ServerUnavailable):  # the connection for commands, as silent
+                await ask()
+            await ask()
+        listener.cancel()
+        await answers.close()
+
+    with Worker(server):
+        asyncio.run(run())
+    proxy.close()
+
+
+def test_an_answer_is_read_when_the_listener_is_deaf(server: LiveStack) -> None:
+    answers = make_answers(server)
+
+    async def run() -> None:
+        assert (await answers.ask("task", (1,), 2.0))[1]  # nobody runs `answers.run`
+        await answers.close()
+
+    with Worker(server):
+        asyncio.run(run())
 
 
 def test_a_question_that_nobody_answers_ends_in_time_and_more_are_refused(
