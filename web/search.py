@@ -15,6 +15,8 @@ from fastapi import Query as QueryParameter
 from pipeline.errors import NotFound, WrongUse
 from pipeline.images.message_image import message_images
 from pipeline.search.query import MAX_IMAGES, MAX_OFFSET, Query
+from pipeline.search.relevance_feedback import LoggedQuery
+from pipeline.store.feedback import LOGGED_WITHIN_S, LOOK_AGAIN_S, FeedbackLog, not_logged
 from web.access import Rater, Searcher
 from web.context import Web, web_of
 from web.images import read_body
@@ -191,12 +193,23 @@ async def feedback(request: Request, body: FeedbackBody, client: Rater) -> dict[
     log = web.resources.feedback_log
     await web.agreement.require_of_running((QUERY,), "database")
 
+    query = await logged_query(log, body.query_id)
+
     def add() -> dict[str, Any]:
-        query = log.wait_for_query(body.query_id)
         entry = log.add(query, body.product_id, body.action, body.user, log.now())
         return entry.object()
 
     return await asyncio.to_thread(add)
+
+
+async def logged_query(log: FeedbackLog, query_id: str) -> LoggedQuery:
+    """Return a logged query as `FeedbackLog.wait_for_query` does, but hold no thread meanwhile."""
+    deadline = time.monotonic() + LOGGED_WITHIN_S
+    while (query := await asyncio.to_thread(log.query, query_id)) is None:
+        if time.monotonic() > deadline:
+            raise not_logged(query_id)
+        await asyncio.sleep(LOOK_AGAIN_S)
+    return query
 
 
 def checked_product_id(segment: str) -> str:

@@ -18,9 +18,17 @@ NAME = "feedback"  # of the revision
 # Verdicts that a query worker holds, and queries that a report reads: 40 MB of 512 dimensions each.
 NEWEST = 20_000
 LOGGED_WITHIN_S = 2.0  # a query is written to the log a moment after its answer
+LOOK_AGAIN_S = 0.1
 OPPOSITE = {"like": DISLIKE, DISLIKE: "like"}
 
 CLOCKS_AGREE_S = 1.0
+
+
+def not_logged(query_id: str) -> NotFound:
+    return NotFound(
+        f"There is no query {query_id} in the log: it was not answered, or more than "
+        "QUERY_LOG_DAYS days ago."
+    )
 
 
 class FeedbackLog:
@@ -77,11 +85,8 @@ class FeedbackLog:
         deadline = time.monotonic() + LOGGED_WITHIN_S
         while (query := self.query(query_id)) is None:
             if time.monotonic() > deadline:
-                raise NotFound(
-                    f"There is no query {query_id} in the log: it was not answered, or more than "
-                    "QUERY_LOG_DAYS days ago."
-                )
-            time.sleep(0.1)
+                raise not_logged(query_id)
+            time.sleep(LOOK_AGAIN_S)
         return query
 
     def queries(self, fingerprint: str | None = None) -> list[LoggedQuery]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 import urllib3
 from live_stack import LiveStack, draw_product
 from PIL import Image
 from web_stand import WebServer
+
+from pipeline.errors import NotFound
+from pipeline.store.feedback import FeedbackLog
+from web.search import logged_query
 
 
 @pytest.fixture
@@ -213,3 +221,21 @@ def test_two_versions_are_compared(web: WebServer, stack: LiveStack) -> None:
 
 def test_a_stopped_server_ends_well(web: WebServer) -> None:
     assert web.stop() == 0
+
+
+def test_a_query_that_is_waited_for_holds_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Log:
+        def query(self, query_id: str) -> None:
+            return None
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        wait = asyncio.create_task(logged_query(cast(FeedbackLog, Log()), "unknown"))
+        for _ in range(5):
+            await asyncio.to_thread(time.sleep, 0)
+        assert not wait.done()
+        with pytest.raises(NotFound, match="no query unknown in the log"):
+            await wait
+
+    monkeypatch.setattr("web.search.LOGGED_WITHIN_S", 0.5)
+    asyncio.run(run())
