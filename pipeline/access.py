@@ -12,10 +12,11 @@ import pwd
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import FolderUnavailable
+from pipeline.errors import FolderUnavailable, ImgrecError
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -117,6 +118,28 @@ def require_data_dir(settings: Settings) -> None:
         folder = settings.data_dir / name
         if folder.exists():
             require_writable(folder, "DATA_DIR", settings.data_dir)
+
+
+@contextmanager
+def writing_temporary(what: str) -> Iterator[None]:
+    """Say where a temporary file could not be written; no setting of ours names that folder.
+
+    Raises:
+        ImgrecError: the disk is full, or this user lacks a right there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_unavailable(error):
+            raise
+        raise temporary_failed(what, error.strerror or str(error)) from error
+
+
+def temporary_failed(what: str, reason: str) -> ImgrecError:
+    return ImgrecError(
+        f"{what} cannot be written to {tempfile.gettempdir()}: {reason}. Free some space there, or "
+        "set TMPDIR to a folder that has it."
+    )
 
 
 def user_name() -> str:

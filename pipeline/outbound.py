@@ -42,6 +42,13 @@ class FetchFailed(WrongUse):
     """An allowed address did not answer as it should."""
 
 
+class _SinkFailed(Exception):
+    """Wraps what a sink raised, which says nothing of the network."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class AnswerRefused(FetchFailed):
     """An answer that would be the same at the next attempt: too large, or an endless redirect."""
 
@@ -153,7 +160,7 @@ class Client:
             if response.status not in REDIRECTS or not location:
                 return response
             try:
-                url = urljoin(url, location)
+                url = urljoin(url, _utf8(location))
             except ValueError as error:
                 raise AnswerRefused(f"{_shown(url)} redirects to no valid address.") from error
         raise AnswerRefused(f"{_shown(url)}: more than {self.max_redirects} redirects.")
@@ -174,6 +181,8 @@ class Client:
         for address in self._addresses(host, port, deadline):
             try:
                 return self._ask(method, parts, host, port, address, body, headers, deadline, sink)
+            except _SinkFailed as failed:
+                raise failed.error from None
             except (
                 OSError,
                 http.client.HTTPException,  # a connection without a pool lets them through
@@ -246,13 +255,13 @@ class Client:
         too_large = f"{_shown(url)} has more than {self.max_bytes:,} bytes."
         if expected is not None and expected > self.max_bytes:
             raise AnswerRefused(too_large)
-        sink.begin()
+        _into(sink.begin)
         received = 0
         while piece := response.read1(PIECE_BYTES):
             received += len(piece)
             if received > self.max_bytes:
                 raise AnswerRefused(too_large)
-            sink.write(piece)
+            _into(sink.write, piece)
         if connection.is_cut_off:  # it looks like the end of an answer without a length
             raise TimeoutError
         if expected is not None and expected != received:
@@ -263,6 +272,13 @@ def resolve(host: str, port: int) -> list[str]:
     """Return the addresses of a name."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+
+
+def _into(sink: Callable[..., None], *piece: bytes) -> None:
+    try:
+        sink(*piece)
+    except Exception as error:
+        raise _SinkFailed(error) from error
 
 
 class _Memory:
@@ -339,6 +355,15 @@ def _within(deadline: float, work: Callable[[], list[str]]) -> list[str]:
     thread.start()
     thread.join(max(0.0, deadline - time.monotonic()))
     return [] if thread.is_alive() else result
+
+
+def _utf8(location: str) -> str:
+    """Return a header of raw bytes beyond ASCII, read as Latin-1 by http.client, as browsers do."""
+    raw = location.encode("latin-1")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in raw)
 
 
 def _host(parts: SplitResult) -> str:

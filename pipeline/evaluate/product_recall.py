@@ -15,7 +15,7 @@ from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.embed.shards import ShardVectors
 from pipeline.errors import WrongUse, quote
 from pipeline.evaluate.retrieval import RESAMPLES, ROWS_AT_ONCE, NoCache
-from pipeline.feeds.encoding import open_text
+from pipeline.feeds.encoding import open_text, valid_text
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
 from pipeline.images.source import ImageFolder
@@ -130,7 +130,7 @@ def read_photos(table: Path) -> list[Photo]:
     """
     try:
         stream, _ = open_text(table)
-        with stream:
+        with stream, valid_text(stream):
             return _photos(table, csv.DictReader(stream, skipinitialspace=True))
     except WrongUse as error:
         raise WrongUse(f"'{table}': {error}") from None

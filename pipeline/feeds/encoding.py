@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import WrongUse, quote
@@ -47,6 +49,24 @@ def open_text(file: Path, encoding: str = "") -> tuple[io.TextIOWrapper, str]:
     except LookupError as error:
         raise WrongUse(f"unknown encoding {quote(encoding)}. Use e.g. utf-8 or cp1252.") from error
     return stream, name
+
+
+@contextmanager
+def valid_text(stream: io.TextIOWrapper) -> Iterator[None]:
+    """Say that what `open_text` has opened is damaged; UTF-16 cannot keep a byte for itself.
+
+    Raises:
+        WrongUse: it is.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        name = encoding_name(stream.encoding)
+        raise WrongUse(f"it is not valid {name} ({error.reason}); it may be cut off.") from error
+
+
+def encoding_name(encoding: str) -> str:
+    return {"cp1252": "Windows-1252", "utf-16": "UTF-16"}.get(encoding, encoding.upper())
 
 
 def _encoding(file: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.allowed_hosts import Network
 from pipeline.errors import WrongUse, quote
 from pipeline.feeds.columns import TypeFinder
-from pipeline.feeds.encoding import open_text
+from pipeline.feeds.encoding import encoding_name, open_text, valid_text
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.google_xml import xml_rows
 from pipeline.feeds.json_lines import json_rows
@@ -81,10 +81,10 @@ def _read(feed: Feed, file: Path, form: str, encoding: str, identified_by: str) 
         _read_plain(feed, parquet_rows(file, feed.problems), identified_by)
         return
     stream, feed.encoding = open_text(file, encoding)
-    with stream:
+    with stream, valid_text(stream):
         if feed.encoding not in ("utf-8", "utf-8-sig") and not encoding:
             feed.problems.note(
-                f"The file was read as {_encoding_name(feed.encoding)}; --encoding names another."
+                f"The file was read as {encoding_name(feed.encoding)}; --encoding names another."
             )
         if container == "jsonl":
             feed.format = "jsonl"
@@ -188,7 +188,3 @@ def _nothing(file: str, problems: Problems) -> str:
     first = problems.bad[0]
     more = f" ({problems.bad_rows:,} lines are wrong)" if problems.bad_rows > 1 else ""
     return f"The file '{file}' cannot be imported: line {first.line} {first.reason}{more}."
-
-
-def _encoding_name(encoding: str) -> str:
-    return {"cp1252": "Windows-1252", "utf-16": "UTF-16"}.get(encoding, encoding.upper())

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.access import is_unavailable
-from pipeline.errors import ImgrecError
+from pipeline.access import temporary_failed, writing_temporary
 from pipeline.feeds.records import Item
 from pipeline.names import nfc
 
@@ -256,12 +255,9 @@ class Staging:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.OperationalError, OSError) as error:
-        if isinstance(error, OSError) and not is_unavailable(error):
-            raise
-        raise ImgrecError(
-            f"The file cannot be staged in {tempfile.gettempdir()}: {error}. Free some space "
-            "there, or set TMPDIR to a folder that has it."
-        ) from error
+    what = "What was read of the file"
+    with writing_temporary(what):
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise temporary_failed(what, str(error)) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from pipeline.access import writing_temporary
 from pipeline.allowed_hosts import AllowedHosts
 from pipeline.atomic_files import file_sha256
 from pipeline.errors import WrongUse
@@ -51,12 +52,18 @@ def fetch_client(settings: Settings, max_bytes: int, timeout_s: float) -> Client
 
 def default_name(source: str) -> str:
     """Return the name of a feed that was given none: that of its file."""
-    path = unquote(urlsplit(source).path) if is_feed_address(source) else source
+    path, host = source, ""
+    if is_feed_address(source):
+        try:
+            parts = urlsplit(source)
+        except ValueError:  # the download says what is wrong
+            return "feed"
+        path, host = unquote(parts.path), parts.hostname or ""
     name = path.rstrip("/").rpartition("/")[2]
     while name.lower().endswith(SUFFIXES):
         name = name.rpartition(".")[0]
     name = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100]
-    return name or (urlsplit(source).hostname or "feed" if is_feed_address(source) else "feed")
+    return name or host or "feed"
 
 
 def require_name(name: str) -> None:
@@ -89,8 +96,8 @@ def download_feed(
         headers["If-Modified-Since"] = last_modified
     with tempfile.TemporaryDirectory(prefix="imgrec-feed-") as folder:
         # By its suffix, JSON Lines are told from a table.
-        path = Path(folder) / (Path(urlsplit(url).path).name[-100:] or "feed")
-        with path.open("wb") as stream:
+        path = Path(folder) / (Path(client.check(url).path).name[-100:] or "feed")
+        with writing_temporary("The feed"), path.open("wb") as stream:
             response = client.request(url, headers, _FileBody(stream))
         if response.status == 304 and headers.keys() & {"If-None-Match", "If-Modified-Since"}:
             yield None
@@ -119,7 +126,11 @@ def unpacked(path: Path, max_bytes: int) -> Iterator[Path]:
             target = Path(folder) / str(layer) / path.name.removesuffix(".gz")
             target.parent.mkdir()
             try:
-                with gzip.open(path) as source, target.open("wb") as stream:
+                with (
+                    gzip.open(path) as source,
+                    writing_temporary("The unpacked file"),
+                    target.open("wb") as stream,
+                ):
                     _copy(source, stream, max_bytes)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise WrongUse(f"The packed file '{path.name}' is damaged: {error}.") from error

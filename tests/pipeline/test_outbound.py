@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import ssl
@@ -217,6 +218,41 @@ def test_redirects_are_followed_a_few_times(serve: Callable[..., Server]) -> Non
     with pytest.raises(FetchFailed, match="more than 3 redirects"):
         client().get(f"http://files.example:{circle.port}/")
     assert len(circle.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        ("/café/é.jpg?ü=1".encode(), "/caf%C3%A9/%C3%A9.jpg?%C3%BC=1"),
+        ("/café.jpg".encode("latin-1"), "/caf%E9.jpg"),
+        (b"/caf%C3%A9.jpg", "/caf%C3%A9.jpg"),
+    ],
+)
+def test_a_redirect_beyond_ascii_is_followed_as_browsers_do(
+    serve: Callable[..., Server], location: bytes, asked: str
+) -> None:
+    answers = [b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % location]
+
+    def answer(connection: socket.socket, _: str) -> None:
+        connection.sendall(answers.pop() if answers else ok(b"there"))
+
+    server = serve(answer)
+    assert client().get(f"http://files.example:{server.port}/").data == b"there"
+    assert server.requests[1].split()[1] == asked
+
+
+def test_what_a_sink_raises_is_not_the_networks_fault(serve: Callable[..., Server]) -> None:
+    class Full:
+        def begin(self) -> None:
+            pass
+
+        def write(self, piece: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    server = serve(ok(b"body"))
+    with pytest.raises(OSError, match="No space left"):
+        client().request(f"http://files.example:{server.port}/", sink=Full())
+    assert len(server.requests) == 1
 
 
 def endless(connection: socket.socket, _: str) -> None:

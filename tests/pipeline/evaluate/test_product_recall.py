@@ -113,6 +113,13 @@ def test_a_table_that_cannot_be_used_is_told_with_its_line(
         read_photos(table)
 
 
+def test_a_table_in_utf16_that_is_cut_off_is_one_sentence(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_bytes("photo,product_id\na.jpg,1\n".encode("utf-16")[:-1])
+    with pytest.raises(WrongUse, match="it is not valid UTF-16"):
+        read_photos(table)
+
+
 def test_a_product_without_an_image_in_the_catalogue_is_named(tmp_path: Path) -> None:
     photos = [Photo(tmp_path / "a.jpg", "shoe/1", 2), Photo(tmp_path / "b.jpg", "gone", 3)]
     require_products(photos[:1], ["shoe/1"], tmp_path)

@@ -64,6 +64,18 @@ def test_a_damaged_utf8_file_is_not_read_as_another_encoding(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [TEXT.encode("utf-16")[:-1], TEXT.encode("utf-16") + b"\x00\xdc", b"\xff\xfe\x00\x00\x00\x01"],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_utf16_that_is_cut_off_is_one_sentence(tmp_path: Path, content: bytes, name: str) -> None:
+    with pytest.raises(
+        WrongUse, match=r"cannot be imported: it is not valid UTF-(16|32) \(.*cut off"
+    ):
+        facts(write(tmp_path, content, name))
+
+
 def test_an_encoding_can_be_chosen(tmp_path: Path) -> None:
     file = write(tmp_path, "product_id,title\na,Żółw\n".encode("cp1250"))
     assert facts(file, encoding="cp1250")[0] == {"a": {"title": "Żółw"}}

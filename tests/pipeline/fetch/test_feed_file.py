@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import tempfile
 from pathlib import Path
 
 import pytest
 from feed_server import NETWORK, FeedServer, dripping, endless
 
-from pipeline.errors import WrongUse
+from pipeline.errors import ImgrecError, WrongUse
 from pipeline.fetch.feed_file import default_name, download_feed, require_name
 from pipeline.settings import Settings
 
@@ -86,6 +88,30 @@ def test_what_cannot_be_had_is_one_sentence(
     url = server.put("/a.csv", **page)  # type: ignore[arg-type]
     with pytest.raises(WrongUse, match=reason):
         read(url, limited(**settings))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_full_temporary_folder_is_named(
+    server: FeedServer, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    url = server.put("/a.csv", gzip.compress(TABLE) if packed else TABLE)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if packed:
+        monkeypatch.setattr("pipeline.fetch.feed_file._copy", full)
+    else:
+        monkeypatch.setattr("pipeline.fetch.feed_file._FileBody.write", full)
+    with pytest.raises(ImgrecError, match=f"written to {tempfile.gettempdir()}: No space left"):
+        read(url)
+    assert len(server.requests) == 1
+
+
+def test_an_address_that_is_none_is_one_sentence() -> None:
+    assert default_name("http://[") == "feed"
+    with pytest.raises(WrongUse, match="not a valid URL"):
+        read("http://[")
 
 
 @pytest.mark.parametrize(
