@@ -6,9 +6,11 @@ Read downward: claim -> candidates (by vectors) -> look (read their files) -> co
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from bisect import bisect_left
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -25,7 +27,10 @@ from workers.resources import Resources
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 60.0  # a block of candidates or of images takes seconds
+Check = Callable[[int, int], None]  # (done, total)
+
+LEASE_S = 60.0
+RENEW_S = LEASE_S / 5  # a block of images of a slow store may take longer than a lease
 
 
 def find_duplicates(resources: Resources, search_id: str) -> None:
@@ -36,7 +41,8 @@ def find_duplicates(resources: Resources, search_id: str) -> None:
     if search is None:
         return
     try:
-        result = _search(resources, search, owner)
+        with _renewing(resources, search_id, owner) as check:
+            result = _search(resources, search, check)
         resources.duplicates.finish(search_id, owner, result)
         log.info("Search %s found %d pairs.", search_id, len(result.pairs))
     except LeaseLost:
@@ -53,7 +59,7 @@ def find_duplicates(resources: Resources, search_id: str) -> None:
         raise
 
 
-def _search(resources: Resources, search: Search, owner: str) -> SearchResult:
+def _search(resources: Resources, search: Search, check: Check) -> SearchResult:
     from pipeline.duplicates.looks import Looks  # brings libraries that no other task needs
 
     name, _, _ = search.index_version.partition("/")
@@ -61,7 +67,6 @@ def _search(resources: Resources, search: Search, owner: str) -> SearchResult:
     version = index.version
     if version.identity != search.index_version:
         raise NotFound(f"Index {name} was deleted: run 'imgrec duplicates' again.")
-    check = partial(_check, resources, search.id, owner)
     rows, first_of = first_rows(version.sha256)
     candidates = find_candidates(index, rows, search.threshold, lambda done: check(done, len(rows)))
     looks = Looks(
@@ -80,9 +85,34 @@ def _search(resources: Resources, search: Search, owner: str) -> SearchResult:
     return SearchResult(pairs, {path: looks.facts[path] for path in paths if path in looks.facts})
 
 
-def _check(resources: Resources, search_id: str, owner: str, done: int, total: int) -> None:
-    """Note progress; end the work where it must end."""
-    if resources.stopping.is_set():
-        raise Stopped
-    if not resources.duplicates.renew(search_id, owner, LEASE_S, done, total):
-        raise LeaseLost
+@contextmanager
+def _renewing(resources: Resources, search_id: str, owner: str) -> Iterator[Check]:
+    """Renew the lease while the block runs; yield what notes progress and ends the work."""
+    ended = threading.Event()
+    progress = (0, 0)
+
+    def renew() -> bool:
+        return resources.duplicates.renew(search_id, owner, LEASE_S, *progress)
+
+    def check(done: int, total: int) -> None:
+        nonlocal progress
+        progress = done, total
+        if resources.stopping.is_set():
+            raise Stopped
+        if not renew():
+            raise LeaseLost
+
+    def run() -> None:
+        while not ended.wait(RENEW_S):
+            try:
+                renew()
+            except ImgrecError as error:  # a short outage of the database
+                log.warning("The lease of search %s could not be renewed: %s", search_id, error)
+
+    thread = threading.Thread(target=run, name="duplicates", daemon=True)
+    thread.start()
+    try:
+        yield check
+    finally:
+        ended.set()
+        thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,27 @@ def test_a_worker_that_is_asked_to_end_gives_the_search_back(shop: InlineWorker)
     assert search(shop).state == "planned"
     shop.resources.stopping.clear()
     assert search(shop).state == "done"
+
+
+def test_a_search_keeps_its_lease_while_one_batch_takes_longer(
+    shop: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "LEASE_S", 1.0)
+    monkeypatch.setattr(task, "RENEW_S", 0.1)
+    taken: list[object] = []
+
+    def slow(*_: object) -> object:
+        for _ in range(15):
+            time.sleep(0.1)
+            taken.append(resources.duplicates.claim(planned.id, "another", 60.0))
+        raise NotFound("enough")
+
+    resources = shop.resources
+    planned = resources.duplicates.plan(resources.versions.current().identity, 0.9)
+    monkeypatch.setattr(task, "find_candidates", slow)
+    with pytest.raises(NotFound, match="enough"):
+        task.find_duplicates(resources, planned.id)
+    assert taken == [None] * 15
 
 
 def test_a_search_that_cannot_work_says_why(shop: InlineWorker) -> None:
