@@ -19,6 +19,7 @@ from pipeline.images.message_image import message_image
 from pipeline.search.query import AUTO, MAX_IMAGES
 from web.context import Web, web_of
 from web.problems import Refusal, invalid_sentence
+from web.request_limits import HOLD
 from web.schemas import ImageBody
 
 LISTS = ("where", "fields")  # form fields that may be repeated
@@ -69,7 +70,7 @@ async def read_uploads(request: Request, model: type[BodyT]) -> tuple[BodyT, lis
         body = model.model_validate(values)
     except ValidationError as error:
         raise WrongUse(invalid_sentence(error)) from None
-    return body, await _images(web_of(request), body, files)
+    return body, await _images(request, body, files)
 
 
 async def _json_values(request: Request) -> Any:
@@ -118,7 +119,8 @@ def _json_field(name: str, text: str) -> Any:
         raise WrongUse(f"The field '{name}' is not valid JSON.") from None
 
 
-async def _images(web: Web, body: ImageBody, files: list[UploadFile]) -> list[Upload]:
+async def _images(request: Request, body: ImageBody, files: list[UploadFile]) -> list[Upload]:
+    web = web_of(request)
     texts, urls = _several(body.image_base64), _several(body.image_url)
     if sum(bool(source) for source in (files, texts, urls)) > 1:
         raise WrongUse("Send images in one way: as files, image_base64 or image_url.")
@@ -135,7 +137,9 @@ async def _images(web: Web, body: ImageBody, files: list[UploadFile]) -> list[Up
     for text in texts:
         await add(_decode_base64(text), "in image_base64")
     for url in urls:
-        await add(await _fetch(web, url), "at image_url", unquote(urlsplit(url).path))
+        data = await _fetch(web, url)
+        request.scope[HOLD](len(data))
+        await add(data, "at image_url", unquote(urlsplit(url).path))
     return uploads
 
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from web.problems import Refusal, problem_response
 
+HOLD = "imgrec.hold"  # in the scope: counts bytes that are fetched for a request, until its end
 MAX_HEADERS = 100
 BODY_SILENCE_S = 10.0  # between two pieces of a body
 BODY_S = 120.0
@@ -51,6 +52,7 @@ class RequestLimits:
             await response(scope, receive, send)
             return
         exchange = Exchange(self._app, self._max_body, self._bodies, scope, receive, send)
+        scope[HOLD] = exchange.hold
         try:
             await exchange.run()
         finally:
@@ -59,7 +61,7 @@ class RequestLimits:
 
 @dataclass
 class Bodies:
-    """The bytes of all requests that are being answered, in memory or in temporary files."""
+    """The bytes of all requests that are being answered: their bodies and what they name."""
 
     most: int
     held: int = 0
@@ -111,16 +113,27 @@ class Exchange:
             raise TOO_SLOW from None
         size = len(message.get("body", b""))
         self._left -= size
-        self.held += size
-        self._bodies.held += size
-        if self._bodies.held > self._bodies.most:
-            self._refusal = BUSY
-            raise BUSY
+        try:
+            self.hold(size)
+        except Refusal as refusal:
+            self._refusal = refusal
+            raise
         if self._left < 0:
             self._refusal = TOO_LARGE
             raise TOO_LARGE
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
         return message
+
+    def hold(self, size: int) -> None:
+        """Count bytes until the request is answered.
+
+        Raises:
+            Refusal: all requests together hold too many.
+        """
+        self.held += size
+        self._bodies.held += size
+        if self._bodies.held > self._bodies.most:
+            raise BUSY
 
     async def send(self, message: Message) -> None:
         if self._refusal is not None and not self._started:
