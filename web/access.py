@@ -188,9 +188,23 @@ def require_same_origin(request: Request) -> None:
     """
     site = request.headers.get("sec-fetch-site", "none")
     origin = request.headers.get("origin")
-    own = origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+    own = origin is None or _netloc(origin) == request.headers.get("host", "")
     if site not in ("none", "same-origin") or not own:
         raise Refusal(403, "forged", "The request comes from a page of another site.")
+
+
+def _netloc(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return (urlsplit(f"//{host}").hostname or "") in LOOPBACK
+    except ValueError:
+        return False
 
 
 def _require_local(request: Request, web: Web) -> None:
@@ -206,8 +220,7 @@ def _require_local(request: Request, web: Web) -> None:
             "There is no API key yet: 'imgrec keys create NAME --scope admin' makes one.",
             {"WWW-Authenticate": 'Bearer realm="imgrec"'},
         )
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if host not in LOOPBACK:
+    if not _is_loopback(request.headers.get("host", "")):
         raise Refusal(
             403,
             "forbidden",

@@ -201,9 +201,14 @@ def test_without_keys_only_this_machines_own_pages_are_served(tmp_path: Path, mo
         for headers in (
             {"Host": "evil.example"},
             {"Host": "127.0.0.1.evil.example"},
+            {"Host": "[127.0.0.1"},
         ):
             refused(server.get("/v1/jobs", headers=headers), 403)
-        for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        for headers in (
+            {"Origin": "http://evil.example"},
+            {"Origin": "http://["},
+            {"Sec-Fetch-Site": "cross-site"},
+        ):
             refused(server.post("/v1/jobs/x/cancel", headers=headers), 403)
         done = stack.imgrec("web", "--host", "0.0.0.0", "--port", "0")
         assert done.returncode == 2

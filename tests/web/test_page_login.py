@@ -83,7 +83,13 @@ def test_a_wrong_key_is_told_and_sets_no_cookie(web: WebServer) -> None:
     "address",
     [
         *("https://evil.example/", "//evil.example", "/\\evil.example", "\\\\evil", "evil"),
-        *("javascript:alert(1)", "/\t/evil.example", "/%0d%0aSet-Cookie:x\r\nX: 1"),
+        *(
+            "//[",
+            "//[::1/",
+            "javascript:alert(1)",
+            "/\t/evil.example",
+            "/%0d%0aSet-Cookie:x\r\nX: 1",
+        ),
     ],
 )
 def test_a_login_never_leads_to_another_site(

@@ -142,7 +142,10 @@ async def logout(request: Request, client: SearchVisitor) -> Response:
 
 def own_address(text: str) -> str:
     """Return an address below this server; anything else becomes the front page."""
-    parts = urlsplit(text.replace("\\", "/"))
+    try:
+        parts = urlsplit(text.replace("\\", "/"))
+    except ValueError:
+        return "/"
     own = text.startswith("/") and not text.startswith(("//", "/\\"))
     if not own or parts.scheme or parts.netloc or any(ord(letter) < 32 for letter in text):
         return "/"
