@@ -100,7 +100,9 @@ def recommend(
     ]
     total = None
     if query.total:
-        if query.sort or listing.complete or (listing.exact and len(good) < len(candidates)):
+        # In the order of a moved query, a product behind one of too low a score may reach it.
+        past_the_good = search_vector is vector and len(good) < len(candidates)
+        if query.sort or listing.complete or (listing.exact and past_the_good):
             total = len(good)
         elif minimum is None and groups is None:
             total = indexed.count(query.conditions, query.own_products)

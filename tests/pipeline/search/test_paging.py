@@ -194,6 +194,26 @@ def test_a_total_that_would_take_a_search_of_everything_is_not_known(
     assert ask(shelf, opened, top_k=2, min_score=0.0).total is None
 
 
+def test_a_total_is_not_known_where_feedback_moves_the_query(
+    opened: FaissIndex, shelf: IndexedCatalogue
+) -> None:
+    """Behind a product of too low a score may come one that reaches it."""
+    moved = [
+        Feedback(
+            f"q{n}", PRODUCTS[n], "ann", "like", 1.0, 1, "v0001", "f", opened.version.vectors[3]
+        )
+        for n in range(200, 210)
+    ]
+
+    def look(top_k: int) -> Answer:
+        index = FeedbackIndex(moved)
+        return ask(shelf, opened, top_k=top_k, min_score=0.1, user="ann", feedback_index=index)
+
+    whole = look(1000)
+    assert whole.total == len(whole.matches) < COUNT
+    assert {look(top_k).total for top_k in (1, 5, 20, 60)} <= {None, whole.total}
+
+
 def test_equal_scores_come_in_the_order_of_their_ids(
     opened: FaissIndex, shelf: IndexedCatalogue
 ) -> None:
