@@ -95,13 +95,26 @@ def translate(line: str, local: bool, settings: Settings) -> list[str]:
     arguments = [part for word in arguments for part in _spelled_now(word)]
     if name == "rebuild":
         name = "enqueue-rebuild"
-        if not any(not word.startswith("-") for word in arguments):
+        if not _names_folder(arguments):
             arguments = [str(settings.data_dir / "products"), *arguments]
     if name in WAITS and "--wait" not in arguments and "--help" not in arguments:
         arguments.append("--wait")
     if local and name in LOCAL and "--local" not in arguments:
         arguments.append("--local")
     return [name, *arguments]
+
+
+def _names_folder(arguments: list[str]) -> bool:
+    """Tell whether a word is neither an option of `rebuild` nor the value of one."""
+    from cli.rebuild import enqueue_rebuild
+
+    options = [each for each in enqueue_rebuild.params if isinstance(each, click.Option)]
+    valued = {name for each in options if not each.is_flag for name in each.opts}
+    before = ["", *arguments]
+    return any(
+        not word.startswith("-") and previous not in valued
+        for previous, word in zip(before, arguments, strict=False)
+    )
 
 
 def _spelled_now(word: str) -> list[str]:
