@@ -23,7 +23,7 @@ from cli.output import (
 )
 from cli.query_options import BoxParameter, QueryCommand, Score
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import TimedOut
+from pipeline.errors import NotFound, TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
 from pipeline.images.message_image import message_images
 from pipeline.search.query import Box, Query
@@ -197,7 +197,7 @@ def result(wiring: Wiring, query_id: str, wait: bool, timeout: float, as_json: b
     """Show the result of an earlier query or classification."""
     try:
         answer = query_client.wait_for(
-            wiring, query_id, timeout if wait else 0.0, needs_index=False
+            wiring, query_id, timeout if wait else 0.0, QUERY_IMAGE, needs_index=False
         )
     except TimedOut as error:
         raise TimedOut(
@@ -206,8 +206,10 @@ def result(wiring: Wiring, query_id: str, wait: bool, timeout: float, as_json: b
         ) from error
     if "category" in answer:
         show_classes(answer, as_json)
-    else:
+    elif "matches" in answer:
         _show(answer, as_json)
+    else:
+        raise NotFound(f"The ID {query_id} is not that of a query or a classification.")
 
 
 def _pictures(

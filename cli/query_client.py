@@ -61,7 +61,12 @@ class PendingQuery:
         if self._local:
             return self._wiring.local.answer(self._task, self.query_id, self._args)
         return wait_for(
-            self._wiring, self.query_id, self._timeout, self._send, needs_index=needs_index
+            self._wiring,
+            self.query_id,
+            self._timeout,
+            self._task,
+            self._send,
+            needs_index=needs_index,
         )
 
     def _require_agreement(self) -> None:
@@ -89,6 +94,7 @@ def wait_for(
     wiring: Wiring,
     query_id: str,
     timeout: float,
+    task: str,
     resend: Callable[[], object] | None = None,
     *,
     needs_index: bool = True,
@@ -99,7 +105,7 @@ def wait_for(
         TimedOut: no answer in time. ServerUnavailable: Redis is away, or no worker serves queries.
         ImgrecError: what the worker raised.
     """
-    wait = AnswerWait(query_id, timeout, resends=RESENDS if resend else 0)
+    wait = AnswerWait(query_id, timeout, task, resends=RESENDS if resend else 0)
     with celery_protocol.listening(query_id) as listener:
         while True:
             answer: dict[str, Any] | None = listener.wait(wait.pause())

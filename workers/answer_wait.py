@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from pipeline.errors import IndexMissing, ServerUnavailable, TimedOut
-from workers.routes import QUERY, nobody_listens
+from workers.routes import CLASSIFY_IMAGE, QUERY, QUERY_IMAGE, nobody_listens
 
 # A worker that was just started on a busy machine takes ten seconds to be there; one that loads its
 # model may be mute for a second.
@@ -17,6 +17,7 @@ LOOK_AGAIN_S = 5.0  # silence after which it is looked whether the query can sti
 # Sent again after 5 s, after 10 more, 20 more: a worker that still loads its model may take two of
 # them and be lost with both. No more: an image that ends its worker would end them all.
 RESENDS = 3
+SHOWN_LATER = (QUERY_IMAGE, CLASSIFY_IMAGE)  # the results that `imgrec result` shows
 
 
 class AnswerWait:
@@ -26,8 +27,10 @@ class AnswerWait:
     again if that is `due`.
     """
 
-    def __init__(self, query_id: str, timeout_s: float, *, resends: int = RESENDS) -> None:
-        self._query_id, self._timeout_s = query_id, timeout_s
+    def __init__(
+        self, query_id: str, timeout_s: float, task: str, *, resends: int = RESENDS
+    ) -> None:
+        self._query_id, self._timeout_s, self._task = query_id, timeout_s, task
         self._deadline = time.monotonic() + timeout_s
         self._resends, self._step_s = resends, LOOK_AGAIN_S
         self._again_at = time.monotonic() + self._step_s
@@ -55,6 +58,11 @@ class AnswerWait:
         self._again_at = time.monotonic() + self._step_s
 
     def timed_out(self) -> TimedOut:
+        if self._task not in SHOWN_LATER:
+            return TimedOut(
+                f"The query workers did not answer within {self._timeout_s:g} s: they are busy, or "
+                "still load their model. Try again."
+            )
         return TimedOut(
             f"No result for query {self._query_id} after {self._timeout_s:g} s. 'imgrec result "
             f"{self._query_id}' may show it later; results are kept for 1 hour."

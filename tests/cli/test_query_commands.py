@@ -326,6 +326,20 @@ def test_a_wait_that_ends_names_the_command_for_later(
     assert f"imgrec result {queue.sent[0]['task_id']}" in done.err
 
 
+def test_a_wait_whose_answer_no_command_shows_names_none(
+    inline_worker: InlineWorker, imgrec: Run, queue: Queue, photo: Path
+) -> None:
+    inline_worker.rebuild()
+    done = imgrec("add", photo, "--product", "shoe", "--timeout", "0")
+    assert done.code == 1
+    assert "did not answer within 0 s" in done.err
+    assert "imgrec result" not in done.err
+    queue.answers = iter([{"vector": "", "fingerprint": ""}])
+    done = imgrec("result", "the-id")
+    assert (done.code, done.out) == (2, "")
+    assert "not that of a query" in done.err
+
+
 def test_a_redis_that_is_away_is_exit_code_4(
     inline_worker: InlineWorker, imgrec: Run, photo: Path
 ) -> None:
