@@ -99,7 +99,11 @@ class CeleryDispatcher:
 
         with self._broker():
             replies = app().control.inspect(timeout=patience_s).active_queues() or {}
-        queues = {name: [queue["name"] for queue in queues] for name, queues in replies.items()}
+        queues = {
+            name: [queue["name"] for queue in reply]
+            for name, reply in replies.items()
+            if isinstance(reply, list)  # not an error
+        }
         # kombu writes the binding of a queue of replies once: a process that has outlived a Redis
         # that restarted empty may get no reply any more. What workers announce still arrives.
         if self.registry is not None:

@@ -70,6 +70,7 @@ def _is_time(text: str) -> str:
     return text
 
 
+_REPLIES = re.compile(r"[0-9a-f-]{36}\.reply\.celery\.pidbox")  # kombu.pidbox.Mailbox.reply_queue
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
 Id = Annotated[str, StringConstraints(pattern=re.compile(rf"^{_ID.pattern}$(?!\n)"))]
 Text = Annotated[str, StringConstraints(max_length=10_000)]
@@ -183,6 +184,22 @@ def check_control(message: Any) -> None:
     _require(kind == "inspect", f"the remote control command '{command}' is not accepted")
 
 
+def check_reply(message: Any) -> None:
+    """Let an answer of other workers through, for which this one asks before it ends a job.
+
+    Raises:
+        Refused: it is none.
+    """
+    try:
+        reply = json.loads(base64.b64decode(message["body"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Refused("it is not a reply of Celery's remote control") from error
+    _require(
+        isinstance(reply, dict) and "method" not in reply,
+        "it is not a reply of Celery's remote control",
+    )
+
+
 def check_body(task: str, body: Any) -> None:
     """Check that a decoded body calls a task, and does nothing else.
 
@@ -285,6 +302,8 @@ class Transport(redis.Transport):
             if queue in QUEUES:
                 check_envelope(message, queue)
                 self._expire_by_redis(message)
+            elif _REPLIES.fullmatch(queue):
+                check_reply(message)
             else:
                 check_control(message)
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]

@@ -70,9 +70,9 @@ def test_a_query_worker_that_leaked_is_replaced(stack: LiveStack) -> None:
 
 def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stack: LiveStack) -> None:
     draw_folder(stack.products, 4)
+    job_id = stack.answer("enqueue-rebuild", str(stack.products))["job_id"]
     # It may end before the job does: it uses more than its limit, too.
     stack.supervise("embed", WORKER_MAX_MEMORY="256MiB")
-    job_id = stack.answer("enqueue-rebuild", str(stack.products))["job_id"]
     until(lambda: not stack.jobs.get(job_id).open, "the job ends")
     job = stack.jobs.get(job_id)
     assert job.state == "failed"

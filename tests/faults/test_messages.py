@@ -142,6 +142,20 @@ def test_a_broadcast_shutdown_is_refused_and_inspection_answered(stack: LiveStac
         assert {queue["name"] for queues in replies.values() for queue in queues} >= {"query"}
 
 
+def test_a_worker_hears_what_other_workers_answer(
+    stack: LiveStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it ends a job that it cannot do, it asks who else is there."""
+    with workers(stack):
+        for scheme in ("redis", "rediss"):  # monkeypatch undoes what `install` does
+            monkeypatch.setitem(transport.transport.TRANSPORT_ALIASES, scheme, "")
+            monkeypatch.delitem(transport.transport._transport_cache, scheme, raising=False)
+        transport.install()
+        replies = stack.sender().control.inspect(timeout=5).active_queues()
+        assert {queue["name"] for queues in replies.values() for queue in queues} >= {"query"}
+        transport.transport._transport_cache.pop("redis", None)
+
+
 def test_a_message_whose_connection_was_lost_is_acknowledged_by_an_error_that_celery_knows(
     stack: LiveStack, caplog: pytest.LogCaptureFixture
 ) -> None:

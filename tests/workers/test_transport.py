@@ -96,6 +96,19 @@ def test_only_remote_control_that_inspects_is_accepted() -> None:
             transport.check_control({"body": body})
 
 
+def test_only_what_is_a_reply_comes_by_the_queue_of_replies() -> None:
+    def body(content: Any) -> dict[str, Any]:
+        return {"body": base64.b64encode(json.dumps(content).encode()).decode()}
+
+    transport.check_reply(body({"query@host": [{"name": "query"}]}))
+    for content in ([], "x", None, {"method": "shutdown"}):
+        with pytest.raises(transport.Refused):
+            transport.check_reply(body(content))
+    for broken in ({}, {"body": "not base64!"}, {"body": 3}):
+        with pytest.raises(transport.Refused):
+            transport.check_reply(broken)
+
+
 def test_a_command_that_a_monitor_repeats_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Flower asks each worker for task events every five seconds."""
     doorman = transport.Transport(SimpleNamespace(transport_options={}))
