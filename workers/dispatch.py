@@ -17,6 +17,7 @@ from workers.registry import EVERY_S, WorkerRegistry
 from workers.routes import FORM, FORM_HEADER, QUEUE_OF, QUEUES
 
 PAUSE_S = 3.0
+THIS_PROCESS = "this process"  # the name of a worker that is none
 
 
 class Dispatcher(Protocol):
@@ -154,7 +155,7 @@ class InlineDispatcher:
         return Counter(QUEUES)
 
     def worker_queues(self, patience_s: float = 1.0) -> dict[str, list[str]]:
-        return {"this process": list(QUEUES)}
+        return {THIS_PROCESS: list(QUEUES)}
 
     def pause_for_others(self, stopping: threading.Event) -> None:
         """There are none."""

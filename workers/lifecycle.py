@@ -103,6 +103,7 @@ def start_heartbeat(sender: Any, **_: Any) -> None:
 def announce(sender: Any, **_: Any) -> None:
     """Say from here on what this worker works with; commands compare before they send."""
     resources = process_resources()
+    resources.worker_name = sender.hostname
     registry = resources.dispatcher.registry
     if registry is not None:
         queues = sorted(sender.app.amqp.queues.consume_from)

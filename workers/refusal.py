@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,11 +24,13 @@ def refuse(resources: Resources, job_id: str, queue: str, reason: str) -> bool:
         ServerUnavailable: the database or Redis does not answer.
     """
     resources.watchdog.refusal = reason
-    worker = f"{HOST}:{os.getpid()}"
-    refusals = resources.jobs.add_refusal(job_id, worker, reason, REFUSAL_COUNTS_S)
-    if refusals.since_s < resources.dispatcher.join_s:
+    dispatcher = resources.dispatcher
+    refusals = resources.jobs.add_refusal(job_id, resources.worker_name, reason, REFUSAL_COUNTS_S)
+    if refusals.since_s < dispatcher.join_s:
         return False
-    nobody_left = refusals.workers >= resources.dispatcher.workers()[queue]
+    # By their names: one that is started again and again refuses under a new name each time.
+    present = {name for name, queues in dispatcher.worker_queues().items() if queue in queues}
+    nobody_left = present <= refusals.workers
     return nobody_left and resources.jobs.fail_refused(job_id, reason)
 
 

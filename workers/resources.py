@@ -68,7 +68,7 @@ from pipeline.store.refreshing import RevisionCache
 from pipeline.store.webhooks import Webhooks
 from workers.agreement import require_agreement
 from workers.consumer_watchdog import ConsumerWatchdog
-from workers.dispatch import CeleryDispatcher, Dispatcher
+from workers.dispatch import THIS_PROCESS, CeleryDispatcher, Dispatcher
 from workers.known_vectors import KnownTexts, KnownVectors
 from workers.lease import Leases
 from workers.memory_guard import MemoryGuard
@@ -134,6 +134,7 @@ class Resources:
         """
         self.settings = settings
         self.dispatcher = dispatcher
+        self.worker_name = THIS_PROCESS  # a worker's, as Celery knows it
         # Set when the process was asked to stop; long tasks look at it between two images.
         self.stopping = threading.Event()
         self.watchdog = Watchdog()

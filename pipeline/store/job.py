@@ -128,10 +128,10 @@ class PlanClaim:
 
 @dataclass(frozen=True)
 class Refusals:
-    """Seconds since a job was refused for the first time, and how many workers refuse it now."""
+    """Seconds since a job was refused for the first time, and the workers that refuse it now."""
 
     since_s: float
-    workers: int
+    workers: frozenset[str]
 
 
 @dataclass(frozen=True)

@@ -314,14 +314,18 @@ class Jobs:
         """Note that a worker cannot do a job, and tell those who watch.
 
         Args:
+            worker: its name, as Celery knows it.
             within_s: workers whose last refusal is older are not counted: they may have gone.
         """
         values = {"job_id": job_id, "worker": worker}
         with self._database.transaction() as tx:
             tx.rows(QUERIES["add_refusal"], values)
-            (row,) = tx.rows(QUERIES["get_refusals"], {"job_id": job_id, "within_s": within_s})
+            rows = tx.rows(QUERIES["get_refusals"], {"job_id": job_id, "within_s": within_s})
         self.set_waiting_reason(job_id, reason)
-        return Refusals(float(row["since_s"]), int(row["workers"]))
+        return Refusals(
+            max(float(row["since_s"]) for row in rows),
+            frozenset(row["worker"] for row in rows if row["counts"]),
+        )
 
     def fail_refused(self, job_id: str, error: str) -> bool:
         """End a job that no worker can do; False when one is at work on it, or it has ended."""

@@ -125,8 +125,7 @@ INSERT INTO refusals (job_id, worker, first_at, last_at) VALUES (:job_id, :worke
 ON CONFLICT (job_id, worker) DO UPDATE SET last_at = excluded.last_at;
 
 -- name: get_refusals
-SELECT now_s() - MIN(first_at) AS since_s,
-       SUM(CASE WHEN last_at >= now_s() - :within_s THEN 1 ELSE 0 END) AS workers
+SELECT worker, now_s() - first_at AS since_s, last_at >= now_s() - :within_s AS counts
 FROM refusals WHERE job_id = :job_id;
 
 -- name: delete_refusals

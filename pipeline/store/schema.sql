@@ -143,7 +143,7 @@ CREATE TABLE shard_timings (
 -- Workers that cannot do a job as they are set up; emptied when one of its shards is finished.
 CREATE TABLE refusals (
     job_id   TEXT NOT NULL REFERENCES jobs(id),
-    worker   TEXT NOT NULL,                   -- host:pid
+    worker   TEXT NOT NULL,                   -- its name in Celery
     first_at DOUBLE PRECISION NOT NULL,
     last_at  DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (job_id, worker)

@@ -10,6 +10,7 @@ from faults.fault_run import FaultRun
 from live_stack import LiveStack, draw_folder, until
 
 from pipeline.errors import ImageOutOfMemory
+from pipeline.store.database import Database
 
 # The tiny model takes 300 to 600 MiB, by the libraries that the CPU chooses.
 LIMIT = {"WORKER_MAX_MEMORY": "1280MiB"}
@@ -73,6 +74,13 @@ def test_a_limit_below_the_models_is_said_with_the_one_that_would_do(stack: Live
     job_id = stack.answer("enqueue-rebuild", str(stack.products))["job_id"]
     # It may end before the job does: it uses more than its limit, too.
     stack.supervise("embed", WORKER_MAX_MEMORY="256MiB")
+    database = Database(stack.environment["DATABASE_URL"])
+
+    def first_refusal_is_old() -> bool:  # workers that may still join are waited for
+        with database.transaction() as tx:
+            return bool(tx.rows("UPDATE refusals SET first_at = first_at - 60 RETURNING worker"))
+
+    until(first_refusal_is_old, "the worker refuses")
     until(lambda: not stack.jobs.get(job_id).open, "the job ends")
     job = stack.jobs.get(job_id)
     assert job.state == "failed"

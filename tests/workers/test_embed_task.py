@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from toy_pipeline import ToyPipeline
 from pipeline.errors import ServerUnavailable, SetupError, WrongUse
 from pipeline.images.decode import sha256
 from pipeline.store.heartbeat import HOST
+from workers.dispatch import THIS_PROCESS
 from workers.embed import MAX_CRASHES, embed
+from workers.routes import EMBED, INDEX
 
 
 class CountingEncoder:
@@ -287,11 +288,17 @@ def test_a_server_that_the_model_needs_is_waited_for_and_told(
     assert inline_worker.job(job_id).state == "published"
 
 
+def stand_beside(inline_worker: InlineWorker, *names: str) -> None:
+    """Have two workers on queue `embed`."""
+    queues = {name: [EMBED] for name in names or (THIS_PROCESS, "another")} | {"index": [INDEX]}
+    inline_worker.worker_queues = lambda patience_s=1.0: queues
+
+
 def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_is_unhealthy(
     inline_worker: InlineWorker, encoder: CountingEncoder
 ) -> None:
     job_id = inline_worker.toy.plan()
-    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    stand_beside(inline_worker)
     healthy = inline_worker.resources
     inline_worker.start_again(preprocess_size=(64, 64))
     misconfigured = inline_worker.resources
@@ -314,18 +321,24 @@ def test_a_misconfigured_worker_gives_its_shards_to_the_others_and_says_why_it_i
     assert healthy.watchdog.failures() == []
     assert all(shard["attempts"] == 1 for shard in shards(inline_worker, job_id).values())
     # What was refused before counts no more: the job has moved since.
-    assert inline_worker.toy.jobs.add_refusal(job_id, "another:1", "It cannot.", 60).workers == 1
+    assert inline_worker.toy.jobs.add_refusal(job_id, "another:1", "It cannot.", 60).workers == {
+        "another:1"
+    }
 
 
 def test_a_job_that_every_live_worker_refuses_fails_with_the_reason_of_the_last(
     inline_worker: InlineWorker,
 ) -> None:
     job_id = inline_worker.toy.plan()
-    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    stand_beside(inline_worker)
     inline_worker.start_again(preprocess_size=(64, 64))
-    embed(inline_worker.resources, job_id, 0)
+    for restart in range(3):  # a worker that ends and is started again is no other one
+        inline_worker.resources.worker_name = f"embed-{restart}@host"
+        names = inline_worker.resources.worker_name, "another"
+        stand_beside(inline_worker, *names)
+        embed(inline_worker.resources, job_id, 0)
     assert inline_worker.job(job_id).open
-    inline_worker.toy.jobs.add_refusal(job_id, "another:1", "It cannot.", 60)
+    inline_worker.toy.jobs.add_refusal(job_id, "another", "It cannot.", 60)
     inline_worker.join_s = 1000
     embed(inline_worker.resources, job_id, 0)
     assert inline_worker.job(job_id).open  # a third may still join
@@ -352,7 +365,7 @@ def test_a_refused_shard_is_sent_back_at_once_and_the_worker_pauses(
 ) -> None:
     job_id = inline_worker.toy.plan()
     inline_worker.start_again(preprocess_size=(64, 64))
-    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    stand_beside(inline_worker)
     sent: list[list[object]] = []
     monkeypatch.setattr(
         inline_worker, "pause_for_others", lambda stopping: sent.append([*inline_worker.messages])
@@ -365,7 +378,7 @@ def test_a_worker_that_can_do_the_next_job_is_healthy_again(
     inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     job_id = inline_worker.toy.plan()
-    inline_worker.workers = lambda patience_s=1.0: Counter(embed=2, index=1)
+    stand_beside(inline_worker)
     inline_worker.toy.root.rename(tmp_path / "elsewhere")  # a disk that is not mounted yet
     embed(inline_worker.resources, job_id, 0)
     assert str(inline_worker.toy.root) in "".join(inline_worker.resources.watchdog.failures())
