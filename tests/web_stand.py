@@ -16,7 +16,7 @@ from typing import Any
 
 import urllib3
 from live_stack import ROOT, LiveStack, draw_folder, until
-from preloaded import Process
+from preloaded import Process, start
 
 from web.context import Web
 from web.server import make_server
@@ -118,7 +118,7 @@ def start_web(stack: LiveStack, *options: str, **more: str) -> WebServer:
     log = stack.folder / f"web-{len(stack.processes)}.log"
     log.touch()
     command = ["imgrec", "web", "--port", "0", *options]
-    process = Process(command, cwd=ROOT, env=stack.env(**more), stdout=log, stderr=log)
+    process = start(command, cwd=ROOT, env=stack.env(**more), log=log)
     stack.processes.append(process)
 
     def port() -> int:

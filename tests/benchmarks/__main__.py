@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
+import preloaded  # noqa: E402
 from harness import Run, describe, load, machine  # noqa: E402
 from page import write_benchmarks  # noqa: E402
 
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep these ratios in quick.json")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
+    preloaded.PRELOAD = False
     if unknown := set(options.names) - set(known):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are: {known}")
     facts = machine()
