@@ -48,7 +48,7 @@ class Staging:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="imgrec-import-")
         self._connection = sqlite3.connect(
-            Path(self._folder.name) / "items.db", isolation_level=None
+            Path(self._folder.name) / "items.db", isolation_level=None, factory=_Connection
         )
         self._connection.executescript(SCHEMA)
         # One transaction that nobody commits: the file is only an extension of the memory.
@@ -92,10 +92,9 @@ class Staging:
 
     def finish(self) -> None:
         """Make what was added ready to be read."""
-        with _told():
-            self._flush()
-            self._connection.execute("CREATE INDEX by_product ON items (product, n)")
-            self._connection.execute("CREATE INDEX by_item ON items (item_id)")
+        self._flush()
+        self._connection.execute("CREATE INDEX by_product ON items (product, n)")
+        self._connection.execute("CREATE INDEX by_item ON items (item_id)")
 
     def count_items(self) -> int:
         """Return how many ids of items there are."""
@@ -218,15 +217,14 @@ class Staging:
         urls: Sequence[tuple[str, int, str]],
     ) -> None:
         """Note the rows of one product that are to be written."""
-        with _told():
-            execute = self._connection.execute
-            execute("INSERT INTO planned_products VALUES (?, ?)", (product_id, facts))
-            for variant in variants:
-                execute("INSERT INTO planned_variants VALUES (?, ?, ?, ?)", variant)
-            for path in paths:
-                execute("INSERT INTO planned_paths VALUES (?, ?)", path)
-            for url in urls:
-                execute("INSERT INTO planned_urls VALUES (?, ?, ?)", url)
+        execute = self._connection.execute
+        execute("INSERT INTO planned_products VALUES (?, ?)", (product_id, facts))
+        for variant in variants:
+            execute("INSERT INTO planned_variants VALUES (?, ?, ?, ?)", variant)
+        for path in paths:
+            execute("INSERT INTO planned_paths VALUES (?, ?)", path)
+        for url in urls:
+            execute("INSERT INTO planned_urls VALUES (?, ?, ?)", url)
 
     def planned(self, table: str) -> Iterator[list[tuple[Any, ...]]]:
         """Yield the rows that are to be written to a table, some at a time."""
@@ -245,12 +243,23 @@ class Staging:
         return {row[0] for row in self._connection.execute(f"{sql} ({marks})", values)}
 
     def _flush(self) -> None:
-        with _told():
-            self._connection.executemany(
-                "INSERT INTO items (line, item_id, product, alias, item) VALUES (?, ?, ?, ?, ?)",
-                self._batch,
-            )
+        self._connection.executemany(
+            "INSERT INTO items (line, item_id, product, alias, item) VALUES (?, ?, ?, ?, ?)",
+            self._batch,
+        )
         self._batch.clear()
+
+
+class _Connection(sqlite3.Connection):
+    """Its errors are told as the temporary folder's, within a transaction of the database, too."""
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        with _told():
+            return super().execute(*args)
+
+    def executemany(self, *args: Any) -> sqlite3.Cursor:
+        with _told():
+            return super().executemany(*args)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -87,12 +88,19 @@ def import_feed(
             )
         if dry_run:
             return outcome
-        with database.transaction() as tx:
-            if revision(tx, NAME) == planned_on:
-                _write(tx, feed, plan.stored_columns, replace, origin)
-                count_change(tx, NAME)
-                return outcome
+        with suppress(_PlanSpoiled), database.transaction() as tx:
+            # Counted first, which locks the row: two imports at once must not both find it as it
+            # was when they planned.
+            count_change(tx, NAME)
+            if revision(tx, NAME) != planned_on + 1:
+                raise _PlanSpoiled
+            _write(tx, feed, plan.stored_columns, replace, origin)
+            return outcome
     raise ImgrecError("Other imports keep changing the catalogue: try again when they have ended.")
+
+
+class _PlanSpoiled(Exception):
+    """Another import was written while this one was planned; rolls the transaction back."""
 
 
 class _Plan:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from catalogue_files import import_rows, import_text
 
 from pipeline.errors import ImgrecError, WrongUse
 from pipeline.feeds.columns import Type
+from pipeline.feeds.staging import Staging
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.store import catalogue_import
 from pipeline.store import database as database_module
@@ -201,6 +206,48 @@ def test_another_import_in_between_is_taken_into_account(
     monkeypatch.setattr(catalogue_import._Plan, "make", always)
     with pytest.raises(ImgrecError, match="Other imports keep changing the catalogue"):
         import_text(products, "product_id,price\na,6\n")
+
+
+def test_two_imports_at_once_lose_nothing(
+    products: Products, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, written = threading.Barrier(2), threading.Barrier(2)
+    make, write, times = catalogue_import._Plan.make, catalogue_import._write, []
+
+    def make_together(plan: Any) -> Any:
+        outcome = make(plan)
+        times.append(1)
+        if len(times) <= 2:
+            planned.wait(30)
+        return outcome
+
+    def write_together(*args: Any) -> None:
+        with suppress(threading.BrokenBarrierError):  # the other one waits for this transaction
+            written.wait(1.0)
+        write(*args)
+
+    monkeypatch.setattr(catalogue_import._Plan, "make", make_together)
+    monkeypatch.setattr(catalogue_import, "_write", write_together)
+    texts = ("product_id,title\na,Hat\n", "product_id,name\na,Lampe\n")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda text: import_text(products, text), texts))
+    assert facts(products) == {"a": {"title": "Hat", "name": "Lampe"}}
+    assert len(times) == 3
+
+
+def test_a_full_temporary_folder_is_not_the_databases_fault(
+    products: Products, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Staging.begin_plan
+
+    def full(staging: Staging) -> None:
+        staging._connection.execute("PRAGMA max_page_count = 1")
+        begin(staging)
+
+    monkeypatch.setattr(Staging, "begin_plan", full)
+    rows = "".join(f"p{n},{'x' * 1000}\n" for n in range(3000))
+    with pytest.raises(ImgrecError, match=f"cannot be written to {tempfile.gettempdir()}: .*full"):
+        import_text(products, f"product_id,title\n{rows}")
 
 
 def test_many_products_are_imported_in_batches(products: Products) -> None:
