@@ -19,7 +19,6 @@ from pipeline.engines.scores import TARGET_RECALL, deepening, scored, tune
 from pipeline.errors import IndexBroken
 from pipeline.failpoints import failpoint
 from pipeline.index.engine import (
-    PREFIX,
     Base,
     EngineState,
     Hits,
@@ -28,6 +27,7 @@ from pipeline.index.engine import (
     Vectors,
     age_s,
     first_hits,
+    is_own_name,
     new_name,
 )
 from pipeline.index.faiss_index import exact
@@ -232,7 +232,7 @@ class MilvusEngine:
         used = {version.manifest["index"].get("collection") for version in migration.versions}
         wanted = _description(self._owner(), migration.key)
         for name in sorted(client.list_collections(timeout=CALL_S), reverse=True):
-            if not name.startswith(PREFIX) or name in used:
+            if not is_own_name(name) or name in used:
                 continue
             if client.describe_collection(name, timeout=CALL_S).get("description") != wanted:
                 continue
@@ -279,7 +279,7 @@ class MilvusEngine:
         dropped, owner = [], _description(self._owner())
         with self.server.client() as client:
             for name in sorted(client.list_collections(timeout=CALL_S)):
-                if not name.startswith(PREFIX) or name in used or age_s(name) < min_age_s:
+                if not is_own_name(name) or name in used or age_s(name) < min_age_s:
                     continue
                 facts = client.describe_collection(name, timeout=CALL_S)
                 description = str(facts.get("description", ""))

@@ -8,6 +8,7 @@ a version names its engine, so versions of several engines lie side by side.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -243,6 +244,11 @@ def engine_of(version: Version) -> str:
 def new_name() -> str:
     """Return a name of a table or a collection that nothing has yet."""
     return f"{PREFIX}{int(time.time()):08x}{uuid.uuid4().hex[:8]}"
+
+
+def is_own_name(name: str) -> bool:
+    """Tell whether a table or collection can be one of ours, not somebody's copy of it."""
+    return re.fullmatch(f"{PREFIX}[0-9a-f]{{16}}", name) is not None
 
 
 def age_s(name: str) -> float:

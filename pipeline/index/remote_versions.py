@@ -113,8 +113,7 @@ class RemoteVersions(VersionStore):
             raise self._not_found(name)
         key = _key(name)
         try:
-            # A value of its own: files that were mapped before may have been given up.
-            version = replace(self._read(key, self._store.get(key, MAX_JSON_BYTES)))
+            version = self._read(key, self._store.get(key, MAX_JSON_BYTES))
         except ObjectMissing:
             raise self._not_found(name) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -198,19 +197,24 @@ class RemoteVersions(VersionStore):
     def _all(self) -> list[CopiedVersion]:
         """Return every version whose manifest can be read, oldest first."""
         versions = []
-        for name in sorted(self._names(), key=number):
-            key = _key(name)
+        keys = [_key(name) for name in sorted(self._names(), key=number)]
+        for key in keys:
             try:
                 versions.append(self._read(key, self._store.get(key, MAX_JSON_BYTES)))
             except (ObjectMissing, ValueError, KeyError, TypeError) as error:
                 log.info("The manifest %s is left out: %s", key, error)
+        for known in list(self._manifests):
+            if known[0] not in keys:
+                self._manifests.pop(known, None)
         return versions
 
     def _read(self, key: str, stored: StoredObject) -> CopiedVersion:
-        if (key, stored.etag) not in self._manifests:
+        version = self._manifests.get((key, stored.etag))
+        if version is None:
             name = key.removeprefix(f"{VERSIONS}/").removesuffix(".json")
-            self._manifests[key, stored.etag] = self._copies.version(name, stored.data)
-        return self._manifests[key, stored.etag]
+            version = self._manifests[key, stored.etag] = self._copies.version(name, stored.data)
+        # A value of its own: a version keeps the files that it maps, and they may be given up.
+        return replace(version)
 
     def _require_uploaded(self, version: CopiedVersion) -> None:
         prefix = f"{BUILDS}/{version.build}/"

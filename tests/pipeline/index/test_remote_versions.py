@@ -406,6 +406,12 @@ def test_copies_of_pruned_versions_are_deleted(host: Host) -> None:
     publish(publisher, "job3")
     copy = there.folder / first.manifest["build"]
     until(lambda: not copy.exists(), "the copy is deleted", 20)
+    until(lambda: there.followed()[0] == "v0003", "the new version is followed", 20)
+    # What a version maps is let go with it; a cached one would keep it for ever.
+    kept = there._manifests.values()
+    assert "v0001" not in {version.name for version in kept}
+    handed_out = [there.on_disk(), there.open("v0002"), *there.versions()]
+    assert not {id(version) for version in handed_out} & {id(version) for version in kept}
 
 
 @pytest.mark.parametrize(
