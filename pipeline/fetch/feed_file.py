@@ -17,7 +17,7 @@ from pipeline.access import writing_temporary
 from pipeline.allowed_hosts import AllowedHosts
 from pipeline.atomic_files import file_sha256
 from pipeline.errors import WrongUse
-from pipeline.fetch.image import retry_after_s
+from pipeline.fetch.image import retry_after_s, validators
 from pipeline.outbound import Client, FetchFailed
 from pipeline.settings import Settings
 
@@ -95,8 +95,12 @@ def download_feed(
     if last_modified:
         headers["If-Modified-Since"] = last_modified
     with tempfile.TemporaryDirectory(prefix="imgrec-feed-") as folder:
-        # By its suffix, JSON Lines are told from a table.
-        path = Path(folder) / (Path(client.check(url).path).name[-100:] or "feed")
+        # By its suffix, JSON Lines are told from a table. The rest may be no name of a file.
+        name = client.check(url).path.rpartition("/")[2].lower()
+        suffixes = ""
+        while suffix := next((each for each in SUFFIXES if name.endswith(each)), ""):
+            name, suffixes = name.removesuffix(suffix), f"{suffix}{suffixes}"
+        path = Path(folder) / f"feed{suffixes[-40:]}"
         with writing_temporary("The feed"), path.open("wb") as stream:
             response = client.request(url, headers, _FileBody(stream))
         if response.status == 304 and headers.keys() & {"If-None-Match", "If-Modified-Since"}:
@@ -106,10 +110,9 @@ def download_feed(
             wait_s = retry_after_s(response.headers)
             later = f" and asks to wait {wait_s:,.0f} s" if wait_s is not None else ""
             raise FetchFailed(f"The feed answers with status {response.status}{later}.")
-        tags = [response.headers.get(name, "") for name in ("etag", "last-modified")]
         digest = file_sha256(path)
         with unpacked(path, int(settings.feed_max_bytes)) as plain:
-            yield FeedFile(plain, digest, *tags)
+            yield FeedFile(plain, digest, *validators(response.headers))
 
 
 @contextmanager

@@ -91,8 +91,7 @@ def download(
         suffix = body.finish()
     except BadImage as error:
         raise ImageRefused(_plain(str(error), url)) from error
-    tags = (response.headers.get(name, "")[:1000] for name in ("etag", "last-modified"))
-    return Downloaded(bytes(body.data), suffix, *tags)
+    return Downloaded(bytes(body.data), suffix, *validators(response.headers))
 
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -102,9 +101,19 @@ def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float
         return float(text)
     try:
         at = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        wait_s = at.timestamp() - (time.time() if now is None else now)
+    except (TypeError, ValueError, OverflowError):  # a year of twenty digits
         return None
-    return max(0.0, at.timestamp() - (time.time() if now is None else now))
+    return max(0.0, wait_s)
+
+
+def validators(headers: Mapping[str, str]) -> tuple[str, str]:
+    """Return ETag and Last-Modified, or an empty string for one that no database could store."""
+    etag, last_modified = (
+        text if (text := headers.get(name, "")[:1000]).isprintable() else ""
+        for name in ("etag", "last-modified")
+    )
+    return etag, last_modified
 
 
 def _raise_for(response: Response) -> None:

@@ -6,6 +6,7 @@ import errno
 import gzip
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from feed_server import NETWORK, FeedServer, dripping, endless
@@ -45,7 +46,7 @@ def test_a_feed_keeps_the_suffix_that_tells_its_format(server: FeedServer) -> No
     url = server.put("/products.jsonl.gz", gzip.compress(b"{}\n"))
     with download_feed(f"{url}?key=secret", LOCAL) as feed:
         assert feed is not None
-        assert feed.path.name == "products.jsonl"
+        assert feed.path.name == "feed.jsonl"
         folder = feed.path.parent
     assert not folder.exists()
 
@@ -106,6 +107,15 @@ def test_a_full_temporary_folder_is_named(
     with pytest.raises(ImgrecError, match=f"written to {tempfile.gettempdir()}: No space left"):
         read(url)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("path", ["/feeds/..", "/" + "商" * 90, "/" + "a" * 300 + ".jsonl.gz"])
+def test_any_address_makes_a_file_name(server: FeedServer, path: str) -> None:
+    server.put(quote(path), gzip.compress(b"{}\n"))
+    with download_feed(server.url(path), LOCAL) as feed:
+        assert feed is not None
+        assert feed.path.name == ("feed.jsonl" if ".jsonl" in path else "feed")
+        assert feed.path.read_bytes() == b"{}\n"
 
 
 def test_an_address_that_is_none_is_one_sentence() -> None:

@@ -138,8 +138,21 @@ def test_retry_after_is_seconds_or_a_date_and_nothing_else() -> None:
     at = 1_800_000_000.0
     assert retry_after_s({"retry-after": "Fri, 15 Jan 2027 08:00:30 GMT"}, at) == 30
     assert retry_after_s({"retry-after": "Fri, 15 Jan 2021 08:00:30 GMT"}, at) == 0
-    for text in ("", "soon", "-1", "1e9", "9" * 400, "²"):
+    for text in (
+        "",
+        "soon",
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "-1",
+        "1e9",
+        "9" * 400,
+        "²",
+    ):
         assert retry_after_s({"retry-after": text}) is None
+
+
+def test_a_tag_that_no_database_stores_is_forgotten(server: FeedServer) -> None:
+    url = server.put("/a.png", picture(1), etag='"a\0b"')
+    assert ask(url) == Downloaded(picture(1), ".png", "", "")
 
 
 def test_a_known_image_is_asked_for_with_its_tags(server: FeedServer) -> None:
