@@ -94,6 +94,8 @@ def _try_again(
     asked_s, reason = error.after_s, str(error)
     if asked_s is not None and asked_s > MAX_PAUSE_S:
         reason += f", and asks to wait {asked_s:,.0f} s"
+        # It speaks for all of its addresses: to ask on would only have us shut out.
+        left += turns.leave(turn.host)
     elif turn.attempt < attempts.limit and not left:
         backoff_s = attempts.first_pause_s * 2 ** (turn.attempt - 1) * random.uniform(0.75, 1.25)
         pause_s = backoff_s if asked_s is None else max(asked_s, backoff_s)
@@ -104,5 +106,6 @@ def _try_again(
         reason += f" in {turn.attempt} attempts"
     give_up(turn.url, reason, True)
     for url in left:
-        give_up(url, f"its host did not answer to other addresses ({error})", True)
+        why = f"its host did not answer to other addresses ({error})"
+        give_up(url, f"its host answers {reason}" if asked_s is not None else why, True)
     return 1 + len(left)

@@ -86,8 +86,10 @@ class Turns:
         host = turn.host
         self._active[host] -= 1
         self._silent[host] = 0 if answered else self._silent[host] + 1
-        if self._silent[host] < SILENT_AFTER:
-            return []
+        return [] if self._silent[host] < SILENT_AFTER else self.leave(host)
+
+    def leave(self, host: str) -> list[str]:
+        """Give up the addresses of a host; return them."""
         left = [each.url for each in self._waiting.pop(host, ())]
         left += [each.url for _, _, each in self._delayed if each.host == host]
         self._delayed = [entry for entry in self._delayed if entry[2].host != host]

@@ -90,12 +90,18 @@ def test_retry_after_holds_back_the_whole_host(server: FeedServer) -> None:
     assert log.given_up == {first: ("status 429 in 2 attempts", True)}
 
 
-def test_a_host_that_asks_to_wait_too_long_is_not_waited_for(server: FeedServer) -> None:
+def test_a_host_that_asks_to_wait_too_long_is_neither_waited_for_nor_asked_on(
+    server: FeedServer,
+) -> None:
     url = server.put("/a.png", status=429, headers={"Retry-After": "86400"})
+    others = [server.put(f"/{n}.png", picture(n)) for n in range(3)]
     log = Log()
-    log.run([url])
-    assert log.given_up == {url: ("status 429, and asks to wait 86,400 s", True)}
-    assert server.counts()["/a.png"] == 1
+    log.run([url, *others], HostLimits(1, 1000))
+    reason = "status 429, and asks to wait 86,400 s"
+    assert log.given_up == {url: (reason, True)} | dict.fromkeys(
+        others, (f"its host answers {reason}", True)
+    )
+    assert server.counts() == {"/a.png": 1}
 
 
 def test_a_host_is_asked_on_no_more_connections_than_allowed(server: FeedServer) -> None:
