@@ -142,6 +142,25 @@ def _file_name(name: str, data: bytes) -> str:
     return "" if wrong or len(name.encode("utf-8", "surrogatepass")) > MAX_PART_BYTES else name
 
 
+def _listed(path: str) -> str:
+    """Return the path of an image that is there, if a rebuild finds it.
+
+    Raises:
+        WrongUse: it does not: the image would leave the index again.
+    """
+    *folders, name = path.split("/")
+    hidden = any(part.startswith(".") for part in (*folders, name))
+    if hidden or any(part.casefold() in SYSTEM_FOLDERS for part in folders):
+        raise WrongUse(f"A rebuild does not find {quote(path)}: its folder or name is left out.")
+    if os.path.splitext(name)[1].lower() not in SUFFIXES:
+        raise WrongUse(f"A rebuild does not find {quote(path)}: it has no suffix of an image.")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise WrongUse(f"The file name {quote(path)} is not UTF-8: rename the file.") from None
+    return path
+
+
 class NewFiles:
     """A folder of this host."""
 
@@ -156,9 +175,9 @@ class NewFiles:
         if is_address(photo):
             return None
         place = Path(photo).resolve()
-        return (
-            place.relative_to(self._root).as_posix() if place.is_relative_to(self._root) else None
-        )
+        if not place.is_relative_to(self._root):
+            return None
+        return _listed(place.relative_to(self._root).as_posix())
 
     def read(self, path: str, limits: Limits) -> bytes:
         return read_image(confined(self._root, path), limits)
@@ -231,7 +250,7 @@ class NewObjects:
         root, photo = f"{self._store.name}/", str(Address.parse(photo))
         if not photo.startswith(root):
             raise WrongUse(f"The photo {photo} is not below {root}, where the products are.")
-        return photo.removeprefix(root)
+        return _listed(photo.removeprefix(root))
 
     def read(self, path: str, limits: Limits) -> bytes:
         return self._source.read(path, limits)

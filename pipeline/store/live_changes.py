@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.index.live_changes import AddedImage, Changes, RemovedImage
+from pipeline.names import nfc
 from pipeline.store.backend import Row
 from pipeline.store.catalogue_import import NAME as PRODUCTS
 from pipeline.store.database import Database, count_change, revision
@@ -47,7 +48,7 @@ class LiveChanges:
             tx.rows(
                 "INSERT INTO product_images VALUES (?, ?)"
                 " ON CONFLICT (filename) DO UPDATE SET product_id = excluded.product_id",
-                (image.path, image.product_id),
+                (nfc(image.path), image.product_id),
             )
             count_change(tx, PRODUCTS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,33 @@ def test_an_added_photo_is_found_at_once_as_its_product(
     assert list(product_images.thumbnails(shop.resources, "v0001", ["lamp/one/photo.png"]))
     # A version that is asked for by its name is as it was published.
     assert ask(shop, photo, index_version="v0001")[0][0] == ask(shop, photo)[1][0]
+
+
+def test_a_photo_of_a_decomposed_name_is_found_as_its_product(
+    shop: InlineWorker, imgrec: Run
+) -> None:
+    """As a Mac writes it."""
+    folder = shop.toy.root / unicodedata.normalize("NFD", "zubehör")
+    folder.mkdir()
+    there = draw(folder / unicodedata.normalize("NFD", "é.png"), seed=501)
+    assert imgrec("add", there, "--product", "lamp").code == 0
+    assert ask(shop, there)[0][1] == "lamp"
+    shop.rebuild()
+    assert ask(shop, there)[0][1] == "lamp"
+
+
+@pytest.mark.parametrize(
+    "name", [".hidden.png", ".folder/a.png", "@eaDir/a.png", "photo", b"\xff.png"]
+)
+def test_a_photo_that_no_rebuild_finds_is_not_added(
+    shop: InlineWorker, imgrec: Run, photo: Path, name: str | bytes
+) -> None:
+    there = shop.toy.root / os.fsdecode(name)
+    there.parent.mkdir(exist_ok=True)
+    there.write_bytes(photo.read_bytes())
+    done = imgrec("add", there, "--product", "lamp")
+    assert done.code == 2, done.err
+    assert "rebuild does not find" in done.err or "is not UTF-8" in done.err
 
 
 def test_a_running_worker_sees_a_change(shop: InlineWorker, imgrec: Run, photo: Path) -> None:
