@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline.errors import ImgrecError, IndexBroken
 from pipeline.index.engine import FAISS, Engines, OpenIndex
 from pipeline.index.faiss_engine import FaissEngine
+from pipeline.index.version_copies import CopiedVersion
 from pipeline.index.versions import Stamp, Version, VersionStore
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,9 @@ class PublishedIndex:
             log.critical("%s", error)
             with self._lock:
                 if self._state is not None and self._state.index is index:
-                    self._state = Broken(index, stamp, str(error))
+                    # The next query opens a copy again, which fetches the file anew.
+                    is_copy = isinstance(index.version, CopiedVersion)
+                    self._state = None if is_copy else Broken(index, stamp, str(error))
         except OSError:
             log.info("Index %s was deleted while it was read.", index.version.name)
 

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable
 from weakref import WeakMethod
 
-from pipeline.errors import ImgrecError
+from pipeline.errors import ImgrecError, IndexBroken
 
 log = logging.getLogger(__name__)
+
+DAMAGED_PAUSE_S = 60.0  # each look fetches a damaged object whole, which may be gigabytes
 
 
 class Follower:
@@ -35,22 +37,26 @@ class Follower:
                 self._thread.start()
 
     def _run(self) -> None:
-        pause = threading.Event()
+        pause, pause_s = threading.Event(), self._every_s
         while (look := self._look()) is not None:
-            self._once(look)
+            damaged = self._once(look)
             del look
-            pause.wait(self._every_s)
+            pause_s = min(2 * pause_s, DAMAGED_PAUSE_S) if damaged else self._every_s
+            pause.wait(pause_s)
 
-    def _once(self, look: Callable[[], object]) -> None:
+    def _once(self, look: Callable[[], object]) -> bool:
+        """Look; tell whether what the store holds is damaged, so that it may be fetched rarely."""
         try:
             look()
         except (ImgrecError, OSError) as error:
             if str(error) != self._problem:  # told once
                 log.warning("%s What is here stays in use.", error)
             self._problem = str(error)
+            return isinstance(error, IndexBroken)
         except Exception:
             log.exception("The look at the store failed; it is repeated.")
         else:
             if self._problem:
                 log.info("The store can be read again.")
             self._problem = ""
+        return False

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from pipeline.index.version_pointer import VersionPointer
 from pipeline.index.versions import Version
 from pipeline.settings import Settings
 from pipeline.storage import download as downloading
+from pipeline.storage import follower as following
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
 
@@ -504,3 +506,63 @@ def test_a_shop_is_rebuilt_and_searched_by_hosts_that_share_only_the_store(
     assert len(live.current().version.paths) == 31
     shop.served.rollback()
     until(lambda: live.current().version.name == "v0001", "the old version serves again", 20)
+
+
+@pytest.mark.usefixtures("quick_followers")
+def test_a_damaged_copy_that_another_process_mended_is_served(
+    settings: Settings, tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Hosts(settings, tmp_path, store)
+    for number in range(10):
+        shop.draw(f"{number:02d}.png", seed=number)
+    shop.rebuild()
+    file = shop.served.current().file("vectors.npy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    verify, found = shop.served.verify, threading.Event()
+
+    def verify_then_another_opens(version: Version) -> None:
+        try:
+            verify(version)
+        except IndexBroken:
+            RemoteVersions(store, tmp_path / "server").current().file("vectors.npy")
+            found.set()
+            raise
+
+    monkeypatch.setattr(shop.served, "verify", verify_then_another_opens)
+    live = PublishedIndex(shop.served)
+    live.current()
+    assert found.wait(20)
+    until(lambda: live._state is None or not hasattr(live._state, "reason"), "it is let go", 20)
+    assert live.current().version.vectors.shape[0] == 10
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(IndexBroken("bad"), [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]), (IndexMissing(), [1.0] * 7)],
+)
+def test_a_damaged_object_is_fetched_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, expected: list[float]
+) -> None:
+    pauses: list[float] = []
+
+    class Ended(Exception):
+        pass
+
+    class Host:
+        def look(self) -> None:
+            raise error
+
+    class Pause:
+        def wait(self, seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == len(expected):
+                raise Ended
+
+    host = Host()
+    follower = following.Follower("t", host.look, 1.0)
+    monkeypatch.setattr(following, "threading", SimpleNamespace(Event=Pause))
+    with pytest.raises(Ended):
+        follower._run()
+    assert pauses == expected
