@@ -111,7 +111,7 @@ class _Fetcher:
         if (
             self._job.full
             or known.outcome not in ("fetched", "unchanged")
-            or known.age_s >= self._settings.fetch_recheck_s
+            or not 0 <= known.age_s < self._settings.fetch_recheck_s  # a clock may be set back
             or not self._files.has(known.sha256)
         ):
             return False

@@ -212,7 +212,7 @@ INSERT INTO webhooks (job_id, url) VALUES (:job_id, :url);
 -- name: take_due_webhooks
 -- Sent again if its worker does not record an attempt within `lease_s`.
 UPDATE webhooks SET next_at = now_s() + :lease_s
-WHERE state = 'pending' AND next_at < now_s()
+WHERE state = 'pending' AND (next_at < now_s() OR next_at > now_s() + 604800)
   AND job_id IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL)
 RETURNING job_id;
 
@@ -388,4 +388,5 @@ WHERE job_id = :job_id AND state = 'running' AND (lease_until < now_s() OR lease
 
 -- name: requeue_lost_shards
 UPDATE shards SET queued_at = now_s()
-WHERE job_id = :job_id AND state = 'queued' AND queued_at < now_s() - :older_than_s RETURNING n;
+WHERE job_id = :job_id AND state = 'queued'
+  AND (queued_at < now_s() - :older_than_s OR queued_at > now_s() + 60) RETURNING n;
