@@ -30,13 +30,15 @@ def to_srgb(image: Image.Image, profile: bytes, side: int) -> tuple[Image.Image,
         return image, IGNORED.format("is not one for gray, RGB or CMYK")
     if mode != {"RGBA": "RGB", "L": "RGB"}.get(image.mode, image.mode) and mode != image.mode:
         return image, IGNORED.format(f"is one for {mode}, but the image is {image.mode}")
+    from PIL import ImageCms  # takes milliseconds, and most images need none
+
     try:
         transform = _transform(profile, mode)
         if transform is None:
             return image, None
         image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
         colors = transform.apply(image if image.mode == mode else image.convert(mode))
-    except (OSError, ValueError):  # PyCMSError, too
+    except (OSError, ValueError, ImageCms.PyCMSError):
         return image, IGNORED.format("cannot be used")
     if image.mode == "RGBA":
         colors.putalpha(image.getchannel("A"))

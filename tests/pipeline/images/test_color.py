@@ -131,14 +131,21 @@ def test_a_gray_profile_and_one_of_rgb_on_a_gray_image_are_applied() -> None:
 
 @pytest.mark.parametrize(
     "icc",
-    [b"not a profile", SRGB[:200], GRAY, b"x" * 16 + b"Lab " + b"x" * 200, SRGB[:16] + b"CMYK"],
-    ids=["text", "cut", "gray", "lab", "cmyk"],
+    [
+        *(b"not a profile", SRGB[:200], SRGB[:300], GRAY, b"x" * 16 + b"Lab " + b"x" * 200),
+        *(SRGB[:16] + b"CMYK", SRGB.replace(b"rTRC", b"xTRC"), SRGB.replace(b"mntr", b"link")),
+    ],
+    ids=["text", "cut", "cut later", "gray", "lab", "cmyk", "without rTRC", "a link"],
 )
-def test_a_profile_that_cannot_be_used_is_a_warning_and_changes_no_pixel(icc: bytes) -> None:
-    decoded = decode_with_warnings(encoded(product(), "PNG", icc_profile=icc), LIMITS, WHITE)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_profile_that_cannot_be_used_is_a_warning_and_changes_no_pixel(
+    icc: bytes, kind: str
+) -> None:
+    decoded = decode_with_warnings(encoded(product(), kind, icc_profile=icc), LIMITS, WHITE)
     (warning,) = decoded.warnings
     assert "color profile" in warning
-    assert difference(decoded.image, product()) == 0
+    plain = decode(encoded(product(), kind), LIMITS, WHITE)
+    assert difference(decoded.image, plain) == 0
 
 
 def test_a_profile_of_srgb_changes_nothing_and_is_built_once(
