@@ -69,9 +69,11 @@ def _search(resources: Resources, search: Search, check: Check) -> SearchResult:
         raise NotFound(f"Index {name} was deleted: run 'imgrec duplicates' again.")
     rows, first_of = first_rows(version.sha256)
     candidates = find_candidates(index, rows, search.threshold, lambda done: check(done, len(rows)))
+    reader = open_reader(version.manifest["root"], settings)
+    reader.require()  # without the files, copies would be told as merely similar
     looks = Looks(
         version,
-        open_reader(version.manifest["root"], settings),
+        reader,
         resources.limits,
         settings.preprocess_bg_color,
         settings.threads,

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.embed.shards import ShardVectors
 from pipeline.embed.stage_times import STAGES, Observe, StageTimes
-from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError
+from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import WORK_SIDE, Limits, decode_with_warnings, sha256
 from pipeline.images.failure import Failure
@@ -37,6 +37,7 @@ from pipeline.settings import Settings
 Vector = NDArray[np.float32]
 T = TypeVar("T")
 
+PROBE_SIDE = 64  # pixels, of the gray square that any model embeds
 NICE = 10  # of the threads that read ahead; 19 is the last in the queue
 
 
@@ -358,7 +359,11 @@ def _embed_one_by_one(
     on_start: Callable[[int], bool],
     on_done: Callable[[int], None],
 ) -> Iterator[Embedded | Failure]:
-    """Embed each image alone; an error of any kind is a failure of its image."""
+    """Embed each image alone; an error of any kind is a failure of its image.
+
+    Raises:
+        SetupError: the model or background removal has stopped working for any image.
+    """
     for position, image in enumerate(images):
         check(position)
         if not on_start(position):
@@ -374,10 +379,32 @@ def _embed_one_by_one(
         except Exception as error:
             if reader.embedder.limits.budget.over_limit():
                 raise  # memory that the process had lost before
+            on_done(position)
+            _require_working(reader.embedder, error)
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            items = [Failure(image.path, "embed", reason)]
+            yield Failure(image.path, "embed", reason)
+            continue
         on_done(position)
         yield from items
+
+
+def _require_working(embedder: Embedder, met: Exception) -> None:
+    """Embed a gray square: where that fails, too, no image is to blame, as after an error of CUDA.
+
+    Raises:
+        SetupError: it fails.
+    """
+    try:
+        prepared = embedder.prepare(Image.new("RGB", (PROBE_SIDE, PROBE_SIDE), (128, 128, 128)))
+        embedder.encoder.embed_images([prepared.image])
+    except ImgrecError:
+        return  # it has judged the square, which it could not do if it were broken
+    except Exception as error:
+        raise SetupError(
+            "The model no longer embeds any image, not even a gray square "
+            f"({type(met).__name__}: {str(met).splitlines()[0][:300] if str(met) else ''}): start "
+            "this worker again."
+        ) from error
 
 
 def _look_ahead(

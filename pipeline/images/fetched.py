@@ -16,7 +16,7 @@ from pipeline.errors import BadImage, ImageTooLarge, ObjectMissing, SetupError
 from pipeline.images.decode import Limits, read_image, sha256
 from pipeline.images.fetch_ahead import fetch_ahead
 from pipeline.images.find import ImageFile
-from pipeline.images.source import Read
+from pipeline.images.source import Read, is_empty
 from pipeline.settings import Settings
 from pipeline.storage.artifacts import artifacts_address
 
@@ -110,6 +110,12 @@ class FetchedFiles:
             raise SetupError(
                 f"The folder {self.folder} does not exist on this host: workers on queues 'fetch' "
                 "and 'embed' must share DATA_DIR or ARTIFACTS_URL."
+            )
+        if is_empty(self.folder):
+            raise SetupError(
+                f"The folder {self.folder} is empty on this host, as if its disk or share were not "
+                "mounted: workers on queues 'fetch' and 'embed' must share DATA_DIR or "
+                "ARTIFACTS_URL."
             )
 
     def path(self, digest: str) -> Path:

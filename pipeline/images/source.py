@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import SetupError
+from pipeline.errors import BadImage, SetupError
 from pipeline.images.decode import Limits, read_image
 from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
@@ -96,7 +97,25 @@ class ImageFolder:
                 f"The folder {self.folder} does not exist on this host: every embed worker must "
                 "see the products folder under the same path."
             )
+        if is_empty(self.folder):
+            raise SetupError(
+                f"The folder {self.folder} is empty on this host, as if its disk or share were not "
+                "mounted: every embed worker must see the products in it."
+            )
 
     def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
-        folder = self.folder
-        return nullcontext(lambda image: read_image(confined(folder, image.path), limits))
+        def read(image: ImageFile) -> bytes:
+            try:
+                return read_image(confined(self.folder, image.path), limits)
+            except BadImage as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    self.require()  # a share that was unmounted is no fault of its images
+                raise
+
+        return nullcontext(read)
+
+
+def is_empty(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but hidden files, as where nothing is mounted."""
+    with os.scandir(folder) as entries:
+        return all(entry.name.startswith(".") for entry in entries)

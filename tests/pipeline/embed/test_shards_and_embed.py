@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.embed.embed_images import Embedder, embed_isolated, embed_shard
 from pipeline.embed.shards import cut, read_shard, write_shard
 from pipeline.embed.stage_times import STAGES
-from pipeline.errors import ImageOutOfMemory, IndexBroken
+from pipeline.errors import ImageOutOfMemory, IndexBroken, SetupError
 from pipeline.images.decode import Limits, sha256
 from pipeline.images.find import ImageFile, find_images
 from pipeline.images.source import ImageFolder
@@ -249,6 +249,46 @@ def test_an_image_that_the_model_cannot_take_is_one_failure_when_it_runs_alone(
     )
     assert [failure.path for failure in result.failures] == ["001.png"]
     assert len(result.vectors.positions) == 3
+
+
+def test_a_model_that_no_longer_works_is_not_its_images_fault(tmp_path: Path) -> None:
+    """As after an error of CUDA, which lasts as long as the process."""
+    images, done = draw(tmp_path, 4), list[int]()
+
+    class Dead(ColorEncoder):
+        def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+            raise RuntimeError("CUDA error: an illegal memory access")
+
+    with pytest.raises(SetupError, match=r"not even a gray square .*CUDA error"):
+        embed_isolated(
+            ImageFolder(tmp_path),
+            images,
+            tools(Dead()),
+            DictCache(),
+            check=go_on,
+            on_start=lambda _: True,
+            on_done=done.append,
+        )
+    assert done == [0]  # and so it is no suspect
+
+
+@pytest.mark.parametrize("left", [(), (".hidden",)])
+def test_a_folder_that_is_unmounted_is_not_its_images_fault(
+    tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "share"
+    folder.mkdir()
+    images = draw(folder, 3)
+    source = ImageFolder(folder)
+    source.require()
+    folder.rename(tmp_path / "elsewhere")
+    folder.mkdir()
+    for name in left:
+        (folder / name).touch()
+    with pytest.raises(SetupError, match="is empty on this host"):
+        source.require()
+    with pytest.raises(SetupError, match="is empty on this host"):
+        embed_shard(source, images, tools(ColorEncoder()), DictCache(), check=go_on)
 
 
 def test_an_image_that_memory_did_not_hold_beside_others_is_tried_alone(tmp_path: Path) -> None:
