@@ -134,6 +134,8 @@ def read_photos(table: Path) -> list[Photo]:
             return _photos(table, csv.DictReader(stream, skipinitialspace=True))
     except WrongUse as error:
         raise WrongUse(f"'{table}': {error}") from None
+    except csv.Error as error:  # a quotation mark that is never closed
+        raise WrongUse(f"'{table}' cannot be read as CSV: {error}.") from error
 
 
 def _photos(table: Path, rows: csv.DictReader[str]) -> list[Photo]:
@@ -152,12 +154,19 @@ def _photos(table: Path, rows: csv.DictReader[str]) -> list[Photo]:
         if not name or not product_id:
             raise WrongUse(f"{where} needs a photo and a product_id.")
         file = table.parent / name
-        if not file.is_file():
+        if not is_file(file):
             raise WrongUse(f"{where} names '{file}', which is no file.")
         photos.append(Photo(file, nfc(product_id), rows.line_num))
     if not photos:
         raise WrongUse("it names no photo.")
     return photos
+
+
+def is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def require_products(photos: Sequence[Photo], products: Sequence[str], table: Path) -> None:
@@ -241,7 +250,8 @@ def rank_products(
     names, number_of = np.unique(np.asarray(products), return_inverse=True)
     order = np.argsort(number_of, kind="stable")
     starts = np.searchsorted(number_of[order], np.arange(len(names)))
-    right = np.searchsorted(names, np.asarray(truth))
+    right = np.minimum(np.searchsorted(names, np.asarray(truth)), len(names) - 1)
+    has_image = names[right] == np.asarray(truth)  # not where none of its images could be read
     ranks = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, len(queries))
@@ -254,7 +264,7 @@ def rank_products(
         above = (best > own[:, None]).sum(axis=1)
         equal = (best == own[:, None]).sum(axis=1) - 1
         ranks[start:stop] = 1 + above + equal // 2
-        ranks[start:stop][own == -np.inf] = len(names) + 1
+        ranks[start:stop][(own == -np.inf) | ~has_image[start:stop]] = len(names) + 1
     return Ranks(ranks, np.asarray(truth))
 
 

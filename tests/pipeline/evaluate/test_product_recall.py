@@ -43,6 +43,12 @@ def test_to_find_the_very_file_again_is_no_feat() -> None:
     assert found.ranks.tolist() == [4, 1]  # the first has no other image to be found by
 
 
+def test_a_product_none_of_whose_images_could_be_read_comes_last() -> None:
+    catalogue, queries = np.eye(2, dtype=np.float32), np.ones((3, 2), np.float32)
+    found = rank_products(queries, ["b", "d", "0"], catalogue, ["a", "c"], [NONE] * 3)
+    assert found.ranks.tolist() == [3, 3, 3]
+
+
 def test_products_of_equal_score_favor_nobody() -> None:
     catalogue = np.ones((5, 2), np.float32)
     found = rank_products(
@@ -101,6 +107,8 @@ def test_a_table_is_read_relative_to_its_own_folder(tmp_path: Path) -> None:
         ("photo,product_id\na.jpg,1\ngone.jpg,2\n", "line 3 names '.*gone.jpg', which is no file"),
         ("photo,product_id\n", "names no photo"),
         ("", "no column 'photo'"),
+        (f"photo,product_id\n{'x' * 5000},1\n", "is no file"),
+        (f'photo,product_id\n"{"x" * 200_000},1\n', "cannot be read as CSV: field larger"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_told_with_its_line(
