@@ -129,7 +129,7 @@ class Stack:
         for child in self.children:
             if child.process is None:
                 if now >= child.next_start:
-                    self._spawn(child)
+                    self._try_to_spawn(child)
                 continue
             code = child.process.poll()
             if code is None:
@@ -156,7 +156,7 @@ class Stack:
             return  # whoever needs the database says so
         n_workers = sum(child.heartbeat is not None for child in self.children)
         child = self._worker_child(FETCH, FETCH, 1, n_workers, n_workers + 1)
-        self._spawn(child)
+        self._try_to_spawn(child)
         self.children.append(child)
 
     def _look_after(self, child: Child) -> None:
@@ -191,6 +191,22 @@ class Stack:
                     )
                     process.kill()
                     process.wait()
+
+    def _try_to_spawn(self, child: Child) -> None:
+        """Start a child; try again later where this machine has no memory or process left."""
+        try:
+            self._spawn(child)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no new thread
+            if child.process is not None:
+                child.process.kill()
+                child.process.wait()
+                child.process = None
+            child.pause_s = min(MAX_PAUSE_S, 2 * child.pause_s or 1.0)
+            child.next_start = time.monotonic() + child.pause_s
+            self.say(
+                f"{child.name} could not be started ({error}); trying again in "
+                f"{child.pause_s:.0f} s."
+            )
 
     def _spawn(self, child: Child) -> None:
         child.started = child.last_heartbeat = time.monotonic()

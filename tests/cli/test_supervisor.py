@@ -84,6 +84,29 @@ def test_a_child_that_died_is_started_again_after_a_pause_that_doubles(up: Up) -
     assert up.says("embed ended (exit code 3)")
 
 
+def test_a_machine_without_a_process_left_stops_nothing(
+    up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child, other = up.add("embed", [sys.executable, "-c", ""]), up.add("query", SLEEP)
+    until(lambda: ended(child), "it ends", 20)
+    up.stack.tend()
+    with monkeypatch.context() as patch:
+
+        def refuse(*args: object, **options: object) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        patch.setattr(stack_module.subprocess, "Popen", refuse)
+        child.next_start = 0
+        up.stack.tend()
+        assert child.process is None
+        assert child.pause_s == 2
+    assert up.says("embed could not be started ([Errno 11] Resource temporarily unavailable)")
+    assert other.process is not None
+    child.next_start = 0
+    up.stack.tend()
+    assert child.process is not None
+
+
 def test_a_child_that_lived_long_is_started_again_at_once(up: Up) -> None:
     child = up.add("query", SLEEP, pause_s=16.0)
     assert child.process is not None
