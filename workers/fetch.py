@@ -57,6 +57,7 @@ def _fetch_shard(resources: Resources, job: Job, n: int) -> None:
                 job.id, f"Shard {n} ended {claim.attempts - 1} fetch workers: see their logs."
             )
             return
+        resources.watchdog.refusal = ""
         failpoint("fetch.after_claim")
         with resources.leases.hold(claim) as lease:
             _Fetcher(resources, job, claim, lease).run()

@@ -57,6 +57,7 @@ def _merge(resources: Resources, claim: MergeClaim) -> None:
         resources.jobs.fail(claim.job.id, given_up.reason)
         return
     try:
+        resources.watchdog.refusal = ""
         with resources.leases.hold(claim) as lease:
             merged = _publish(resources, claim.job, lease)
         _record(resources, claim.job.id, merged)

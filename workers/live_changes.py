@@ -71,9 +71,12 @@ def remove_images(
     if not paths:
         raise NotFound(f"Index {version.name} has no product {quote(product_id)}.")
     if filename is not None:
-        if filename not in paths:
+        # The disk may have the name decomposed, as a Mac writes it.
+        named = [path for path in paths if path == filename]
+        named = named or [path for path in paths if nfc(path) == nfc(filename)]
+        if not named:
             raise NotFound(f"Product {quote(product_id)} has no image {quote(filename)}.")
-        paths = [filename]
+        paths = named[:1]
     resources.live_changes.remove(removed_images(version, paths, product_id))
     return version.name, paths
 

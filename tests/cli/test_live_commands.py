@@ -16,6 +16,7 @@ from PIL import Image
 from cli import query_client
 from pipeline.rebuild.retry import plan_retry
 from workers import product_images, query
+from workers.live_changes import remove_images
 
 Run = Callable[..., Any]
 
@@ -81,6 +82,10 @@ def test_a_photo_of_a_decomposed_name_is_found_as_its_product(
     assert ask(shop, there)[0][1] == "lamp"
     shop.rebuild()
     assert ask(shop, there)[0][1] == "lamp"
+    path = there.relative_to(shop.toy.root).as_posix()
+    typed = unicodedata.normalize("NFC", path)
+    assert typed != path
+    assert remove_images(shop.resources, "lamp", (path,), typed)[1] == [path]
 
 
 @pytest.mark.parametrize(
