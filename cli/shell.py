@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import click
@@ -110,10 +111,9 @@ def _names_folder(arguments: list[str]) -> bool:
 
     options = [each for each in enqueue_rebuild.params if isinstance(each, click.Option)]
     valued = {name for each in options if not each.is_flag for name in each.opts}
-    before = ["", *arguments]
     return any(
         not word.startswith("-") and previous not in valued
-        for previous, word in zip(before, arguments, strict=False)
+        for previous, word in pairwise(["", *arguments])
     )
 
 

@@ -182,7 +182,7 @@ class Client:
             try:
                 return self._ask(method, parts, host, port, address, body, headers, deadline, sink)
             except _SinkFailed as failed:
-                raise failed.error from None
+                raise failed.error from failed.error.__cause__
             except (
                 OSError,
                 http.client.HTTPException,  # a connection without a pool lets them through

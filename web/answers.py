@@ -201,13 +201,13 @@ class Answers:
             heard_at = time.monotonic()
             while True:
                 message = await pubsub.get_message(timeout=HEALTH_S)
-                if message is not None:  # which an answered ping is, too
-                    heard_at = time.monotonic()
                 if message is None:
                     if time.monotonic() - heard_at >= DEAD_S:
                         raise redis.ConnectionError(f"Nothing was heard for {DEAD_S:g} s.")
                     await pubsub.ping()
-                elif message["type"] == "psubscribe":
+                    continue
+                heard_at = time.monotonic()  # an answered ping is a message, too
+                if message["type"] == "psubscribe":
                     self._down_since = None
                     await self._catch_up()
                 elif message["type"] == "pmessage":

@@ -380,15 +380,15 @@ def _embed_one_by_one(
             if reader.embedder.limits.budget.over_limit():
                 raise  # memory that the process had lost before
             on_done(position)
-            _require_working(reader.embedder, error)
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            _require_working(reader.embedder, reason)
             yield Failure(image.path, "embed", reason)
             continue
         on_done(position)
         yield from items
 
 
-def _require_working(embedder: Embedder, met: Exception) -> None:
+def _require_working(embedder: Embedder, met: str) -> None:
     """Embed a gray square: where that fails, too, no image is to blame, as after an error of CUDA.
 
     Raises:
@@ -401,9 +401,8 @@ def _require_working(embedder: Embedder, met: Exception) -> None:
         return  # it has judged the square, which it could not do if it were broken
     except Exception as error:
         raise SetupError(
-            "The model no longer embeds any image, not even a gray square "
-            f"({type(met).__name__}: {str(met).splitlines()[0][:300] if str(met) else ''}): start "
-            "this worker again."
+            f"The model no longer embeds any image, not even a gray square ({met}): start this "
+            "worker again."
         ) from error
 
 

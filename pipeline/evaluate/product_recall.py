@@ -154,7 +154,7 @@ def _photos(table: Path, rows: csv.DictReader[str]) -> list[Photo]:
         if not name or not product_id:
             raise WrongUse(f"{where} needs a photo and a product_id.")
         file = table.parent / name
-        if not is_file(file):
+        if not _is_file(file):
             raise WrongUse(f"{where} names '{file}', which is no file.")
         photos.append(Photo(file, nfc(product_id), rows.line_num))
     if not photos:
@@ -162,7 +162,7 @@ def _photos(table: Path, rows: csv.DictReader[str]) -> list[Photo]:
     return photos
 
 
-def is_file(file: Path) -> bool:
+def _is_file(file: Path) -> bool:
     try:
         return file.is_file()
     except OSError:  # a name that no file system takes

@@ -11,7 +11,7 @@ from inline_worker import InlineWorker
 from PIL import Image
 
 from pipeline.duplicates.pairs import Kind
-from pipeline.errors import Conflict, NotFound
+from pipeline.errors import Conflict, NotFound, SetupError
 from pipeline.micro_batcher import Batcher
 from pipeline.store.duplicates import Search
 from workers import duplicates as task
@@ -112,6 +112,20 @@ def test_a_search_keeps_its_lease_while_one_batch_takes_longer(
     with pytest.raises(NotFound, match="enough"):
         task.find_duplicates(resources, planned.id)
     assert taken == [None] * 15
+
+
+def test_a_search_on_a_host_that_sees_no_photo_fails_and_the_next_one_finds_what_is_there(
+    shop: InlineWorker,
+) -> None:
+    root = shop.toy.root
+    away = root.rename(root.with_name("unmounted"))
+    root.mkdir()
+    with pytest.raises(SetupError, match="is empty on this host"):
+        search(shop, 0.9)
+    root.rmdir()
+    away.rename(root)
+    assert search(shop, 0.9).state == "done"
+    assert Kind.REENCODED in kinds(shop).values()
 
 
 def test_a_search_that_cannot_work_says_why(shop: InlineWorker) -> None:

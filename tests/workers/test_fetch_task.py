@@ -115,6 +115,10 @@ def test_what_was_asked_a_moment_ago_need_not_be_asked_again(
     job = inline_worker.rebuild_feed()
     assert server.requests == []
     assert inline_worker.progress(job.id).unchanged == 5
+    with inline_worker.resources.database.transaction() as tx:  # by a clock that was set back since
+        tx.rows("UPDATE fetched SET checked_at = checked_at + 7200")
+    inline_worker.rebuild_feed()
+    assert len(server.requests) == 5
 
 
 def test_each_failed_address_is_a_failure_with_its_status(

@@ -35,6 +35,16 @@ def test_a_merge_that_is_sent_twice_publishes_once(inline_worker: InlineWorker) 
     assert inline_worker.job(job_id).index_version == "v0001"
 
 
+def test_a_worker_that_refused_a_job_is_healthy_again_with_the_next_merge(
+    inline_worker: InlineWorker,
+) -> None:
+    job_id = embedded(inline_worker)
+    inline_worker.resources.watchdog.refusal = "It cannot do another job."
+    merge_shards(inline_worker.resources, job_id)
+    assert inline_worker.job(job_id).state == "published"
+    assert inline_worker.resources.watchdog.failures() == []
+
+
 def test_a_merge_that_comes_too_early_does_nothing(inline_worker: InlineWorker) -> None:
     job_id = inline_worker.toy.plan()
     merge_shards(inline_worker.resources, job_id)

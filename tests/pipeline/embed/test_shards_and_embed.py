@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.embed.embed_images import Embedder, embed_isolated, embed_shard
+from pipeline.embed.embed_images import Embedder, ShardResult, embed_isolated, embed_shard
 from pipeline.embed.shards import cut, read_shard, write_shard
 from pipeline.embed.stage_times import STAGES
 from pipeline.errors import ImageOutOfMemory, IndexBroken, SetupError
@@ -227,6 +227,21 @@ def test_images_that_ran_alone_and_killed_their_worker_are_left_out(tmp_path: Pa
     assert ended == [0, 1, 3, 4]
 
 
+def embed_alone(
+    folder: Path, images: Sequence[ImageFile], encoder: ColorEncoder, done: list[int] | None = None
+) -> ShardResult:
+    """Embed each image alone; `done` takes the positions of those that ended."""
+    return embed_isolated(
+        ImageFolder(folder),
+        images,
+        tools(encoder),
+        DictCache(),
+        check=go_on,
+        on_start=lambda _: True,
+        on_done=(lambda _: None) if done is None else done.append,
+    )
+
+
 def test_an_image_that_the_model_cannot_take_is_one_failure_when_it_runs_alone(
     tmp_path: Path,
 ) -> None:
@@ -238,15 +253,7 @@ def test_an_image_that_the_model_cannot_take_is_one_failure_when_it_runs_alone(
                 raise RuntimeError("out of memory")
             return super().embed_images(images)
 
-    result = embed_isolated(
-        ImageFolder(tmp_path),
-        images,
-        tools(Picky()),
-        DictCache(),
-        check=go_on,
-        on_start=lambda _: True,
-        on_done=lambda _: None,
-    )
+    result = embed_alone(tmp_path, images, Picky())
     assert [failure.path for failure in result.failures] == ["001.png"]
     assert len(result.vectors.positions) == 3
 
@@ -260,15 +267,7 @@ def test_a_model_that_no_longer_works_is_not_its_images_fault(tmp_path: Path) ->
             raise RuntimeError("CUDA error: an illegal memory access")
 
     with pytest.raises(SetupError, match=r"not even a gray square .*CUDA error"):
-        embed_isolated(
-            ImageFolder(tmp_path),
-            images,
-            tools(Dead()),
-            DictCache(),
-            check=go_on,
-            on_start=lambda _: True,
-            on_done=done.append,
-        )
+        embed_alone(tmp_path, images, Dead(), done)
     assert done == [0]  # and so it is no suspect
 
 

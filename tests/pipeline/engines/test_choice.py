@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.engines.choice import engines
 from pipeline.engines.milvus_server import MilvusServer, NotLoaded
 from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse
-from pipeline.index.engine import age_s, new_name
+from pipeline.index.engine import age_s, is_own_name, new_name
 from pipeline.settings import Settings
 from pipeline.urls import vector_addresses
 
@@ -87,3 +87,11 @@ def test_an_error_of_milvus_is_a_sentence_of_its_kind(
     assert text in str(error)
     assert "milvus://h/shop" in str(error)
     assert "secret" not in str(error)
+
+
+def test_somebodys_copy_of_a_collection_is_not_ours() -> None:
+    name = new_name()
+    assert is_own_name(name)
+    assert age_s(name) < 60
+    for other in (f"{name}_old", "imgrec_index_backup", f"my_{name}", ""):
+        assert not is_own_name(other)
