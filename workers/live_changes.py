@@ -47,7 +47,8 @@ def add_image(
             file.sha256,
             answer["fingerprint"],
             from_base64(answer["vector"]),
-        )
+        ),
+        resources.versions.current(),
     )
 
 
@@ -77,7 +78,7 @@ def remove_images(
         if not named:
             raise NotFound(f"Product {quote(product_id)} has no image {quote(filename)}.")
         paths = named[:1]
-    resources.live_changes.remove(removed_images(version, paths, product_id))
+    resources.live_changes.remove(removed_images(version, paths, product_id), version)
     return version.name, paths
 
 

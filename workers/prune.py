@@ -112,8 +112,7 @@ def prune_versions(resources: Resources, *, dry_run: bool = False) -> list[str]:
 def _forget_added(resources: Resources) -> None:
     """Forget the images that were added before the published version's rebuild."""
     if resources.versions.current_name() is not None:
-        manifest = resources.versions.current().manifest
-        resources.live_changes.forget_added(manifest["job_created_at"])
+        resources.live_changes.forget_added(resources.versions.current())
 
 
 def prune_after_publishing(resources: Resources) -> None:

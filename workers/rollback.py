@@ -16,4 +16,4 @@ def roll_back(resources: Resources, name: str | None) -> tuple[str | None, Versi
         IndexMissing, Conflict, IndexBroken: see `VersionStore.rollback`.
     """
     old, new = resources.versions.rollback(name, resources.engines.verify)
-    return old, new, resources.live_changes.undo(new.manifest["job_created_at"])
+    return old, new, resources.live_changes.undo(new)

@@ -23,7 +23,13 @@ from pipeline.index.versions import Version
 
 @dataclass(frozen=True)
 class AddedImage:
-    """An image that is searched beside the version; `vector` is (d,) float32 of unit length."""
+    """An image that is searched beside the version.
+
+    Attributes:
+        vector: (d,) float32 of unit length.
+        changed_at: seconds since the epoch, by the database's clock.
+        n: the revision of all changes, with this one; 0 before it is stored.
+    """
 
     path: str
     product_id: str
@@ -33,6 +39,7 @@ class AddedImage:
     fingerprint: str
     vector: Vectors
     changed_at: float = 0.0
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class RemovedImage:
     size: int
     mtime_ns: int
     changed_at: float = 0.0
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,8 @@ class Changes:
 
     def since(self, version: Version) -> Changes:
         """Return the changes that a version's rebuild may not have seen, of its kind of vectors."""
-        planned_at = version.manifest["job_created_at"]
-        later = (each for each in self.images if each.changed_at > planned_at)
+        is_later = later_changes(version)
+        later = (each for each in self.images if is_later(each))
         return Changes(
             self.revision,
             tuple(
@@ -73,6 +81,23 @@ class Changes:
                 if isinstance(each, RemovedImage) or each.fingerprint == version.fingerprint
             ),
         )
+
+
+def changes_seen(version: Version) -> int:
+    """Return the last change that a version's rebuild knew; -1 where only its time is known."""
+    return int(version.manifest.get("changes_seen", -1))
+
+
+def later_changes(version: Version) -> Callable[[AddedImage | RemovedImage], bool]:
+    """Return what tells the changes that a version's rebuild may not have seen.
+
+    By their order, as the database's clock may have been set back; by their time where the
+    version is of the last release.
+    """
+    seen, planned_at = changes_seen(version), version.manifest["job_created_at"]
+    if seen < 0:
+        return lambda change: change.changed_at > planned_at
+    return lambda change: change.n > seen
 
 
 def with_changes(index: OpenIndex, changes: Changes) -> OpenIndex:

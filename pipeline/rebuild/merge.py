@@ -157,6 +157,7 @@ def _facts(job: Job, contents: IndexRows, versions: VersionStore) -> dict[str, A
     return {
         "job_id": job.id,
         "job_created_at": job.created_at,
+        "changes_seen": job.changes_seen,
         "created_at": time.time(),
         "root": job.root,
         "images": len(contents.paths),

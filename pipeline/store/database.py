@@ -82,11 +82,17 @@ def _begin_anew() -> None:
 os.register_at_fork(after_in_child=_begin_anew)
 
 
-def count_change(tx: Transaction, name: str) -> None:
-    """Tell readers, within a transaction that changes something, that it changed."""
+def count_change(tx: Transaction, name: str, *, after: int = 0) -> None:
+    """Tell readers, within a transaction that changes something, that it changed.
+
+    Args:
+        after: a revision that somebody remembers; the new one is larger, in a database that was
+            restored from an older backup, too.
+    """
     tx.rows(
-        "INSERT INTO revisions VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET n = revisions.n + 1",
-        (name,),
+        "INSERT INTO revisions VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET "
+        "n = CASE WHEN revisions.n < excluded.n THEN excluded.n ELSE revisions.n + 1 END",
+        (name, after + 1),
     )
 
 

@@ -34,6 +34,7 @@ class Job:
     index_version: str | None
     error: str | None
     created_at: float
+    changes_seen: int  # the last change of the published index that its plan knows; -1: unknown
     finished_at: float | None
     seconds: float  # from its creation to its end, or until now
 
@@ -56,6 +57,7 @@ class Job:
             index_version=row["index_version"],
             error=row["error"],
             created_at=row["created_at"],
+            changes_seen=row["changes_seen"],
             finished_at=row["finished_at"],
             seconds=max(0.0, row["seconds"]),  # the clock may have been set back meanwhile
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.index.live_changes import AddedImage, Changes, RemovedImage
+from pipeline.index.live_changes import AddedImage, Changes, RemovedImage, changes_seen
+from pipeline.index.versions import Version
 from pipeline.names import nfc
 from pipeline.store.backend import Row
 from pipeline.store.catalogue_import import NAME as PRODUCTS
@@ -31,11 +32,11 @@ class LiveChanges:
             rows = tx.rows("SELECT * FROM live_changes ORDER BY n")
         return Changes(n_changes, tuple(map(_change, rows)))
 
-    def add(self, image: AddedImage) -> None:
-        """Add an image to the index, and to its product."""
+    def add(self, image: AddedImage, version: Version) -> None:
+        """Add an image to a published version, and to its product."""
         vector = to_bytes(image.vector)
         with self._database.transaction() as tx:
-            count_change(tx, NAME)
+            count_change(tx, NAME, after=changes_seen(version))
             tx.rows("DELETE FROM live_changes WHERE path = ?", (image.path,))
             tx.rows(
                 "INSERT INTO live_changes VALUES (?, (SELECT n FROM revisions WHERE name = ?),"
@@ -52,10 +53,10 @@ class LiveChanges:
             )
             count_change(tx, PRODUCTS)
 
-    def remove(self, images: Sequence[RemovedImage]) -> None:
-        """Remove images from the index, all at once."""
+    def remove(self, images: Sequence[RemovedImage], version: Version) -> None:
+        """Remove images from a published version, all at once."""
         with self._database.transaction() as tx:
-            count_change(tx, NAME)
+            count_change(tx, NAME, after=changes_seen(version))
             tx.many("DELETE FROM live_changes WHERE path = ?", [(each.path,) for each in images])
             tx.many(
                 "INSERT INTO live_changes VALUES (?, (SELECT n FROM revisions WHERE name = ?),"
@@ -63,26 +64,33 @@ class LiveChanges:
                 [(each.path, NAME, each.product_id, each.size, each.mtime_ns) for each in images],
             )
 
-    def undo(self, since: float) -> int:
-        """Forget the changes after a time; return how many they were."""
+    def undo(self, version: Version) -> int:
+        """Forget the changes that a version's rebuild has not seen; return how many they were."""
+        column, last = _last_seen(version)
         with self._database.transaction() as tx:
-            rows = tx.rows("DELETE FROM live_changes WHERE changed_at > ? RETURNING path", (since,))
+            rows = tx.rows(f"DELETE FROM live_changes WHERE {column} > ? RETURNING path", (last,))
             if rows:
                 count_change(tx, NAME)
         return len(rows)
 
-    def forget_added(self, before: float) -> None:
-        """Forget the images that were added before a time: a rebuild has taken them in since."""
+    def forget_added(self, version: Version) -> None:
+        """Forget the images that were added before a version's rebuild, which has taken them in."""
+        column, last = _last_seen(version)
         with self._database.transaction() as tx:
-            tx.rows(
-                "DELETE FROM live_changes WHERE changed_at < ? AND vector IS NOT NULL", (before,)
-            )
+            tx.rows(f"DELETE FROM live_changes WHERE {column} <= ? AND vector IS NOT NULL", (last,))
+
+
+def _last_seen(version: Version) -> tuple[str, float]:
+    """Return the column and the last value of the changes that a version's rebuild has seen."""
+    seen = changes_seen(version)
+    return ("n", seen) if seen >= 0 else ("changed_at", version.manifest["job_created_at"])
 
 
 def _change(row: Row) -> AddedImage | RemovedImage:
     if row["vector"] is None:
         return RemovedImage(
-            row["path"], row["product_id"], row["bytes"], row["mtime_ns"], row["changed_at"]
+            *(row["path"], row["product_id"], row["bytes"], row["mtime_ns"]),
+            *(row["changed_at"], row["n"]),
         )
     return AddedImage(
         row["path"],
@@ -93,4 +101,5 @@ def _change(row: Row) -> AddedImage | RemovedImage:
         row["fingerprint"],
         from_bytes(row["vector"]),
         row["changed_at"],
+        row["n"],
     )

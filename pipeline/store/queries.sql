@@ -14,9 +14,10 @@ RETURNING n AS sequence, now_s() AS now;
 
 -- name: create_job
 INSERT INTO jobs (id, sequence, root, state, options, fingerprint, fingerprint_summary,
-                  base_version, lease_until, created_at)
+                  base_version, lease_until, created_at, changes_seen)
 VALUES (:id, :sequence, :root, 'planned', :options, :fingerprint, :fingerprint_summary,
-        :base_version, :now + :lease_s, :now);
+        :base_version, :now + :lease_s, :now,
+        COALESCE((SELECT n FROM revisions WHERE name = 'live changes'), 0));
 
 -- name: renew_plan_lease
 UPDATE jobs SET lease_until = now_s() + :lease_s

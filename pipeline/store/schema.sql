@@ -293,3 +293,9 @@ CREATE TABLE live_changes (
     fingerprint TEXT NOT NULL,
     vector      BYTEA                         -- float32, little-endian; NULL: removed
 );
+
+-- version 11, only adds
+-- The last live change that a job's plan takes into account: clocks may be set back.
+ALTER TABLE jobs ADD COLUMN changes_seen INTEGER NOT NULL DEFAULT -1;  -- -1: by the last release
+
+ALTER TABLE duplicate_searches ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;  -- claims

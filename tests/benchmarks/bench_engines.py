@@ -298,10 +298,11 @@ def under_changes(run: Run, stand: Stand, vectors: np.ndarray, queries: np.ndarr
             row = 100 * number
             path = base.version.paths[row]
             if number % 2:
-                changes.remove([RemovedImage(path, path, 0, 0)])
+                changes.remove([RemovedImage(path, path, 0, 0)], base.version)
             else:
                 path = f"new/{number}.jpg"
-                changes.add(AddedImage(path, path, 1, 1, "0" * 64, "f", vectors[row]))
+                added = AddedImage(path, path, 1, 1, "0" * 64, "f", vectors[row])
+                changes.add(added, base.version)
             at = time.perf_counter()
             while (path in find(vectors[row])) == bool(number % 2):
                 time.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,49 @@ def test_a_rollback_from_a_later_rebuild_undoes_them_too(shop: InlineWorker, img
     shop.rebuild()
     assert imgrec("index", "rollback").code == 0
     assert ask(shop, shop.toy.root / "kind0/04.png")[0][1] == "kind0/04"
+
+
+def set_back(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
+    """Set the clock of SQLite back."""
+    right = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: right(clock) - by_s)
+
+
+def test_the_order_of_changes_and_rebuilds_counts_not_the_clock(
+    shop: InlineWorker, imgrec: Run, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = shop.toy.root / "kind0/04.png"
+    with monkeypatch.context() as patch:
+        set_back(patch, 7200)  # since the rebuild
+        imgrec("add", photo, "--product", "lamp")
+        imgrec("remove", "kind0/04")
+    assert ask(shop, photo)[0][1] == "lamp"
+    assert "kind0/04" not in [product for _, product in ask(shop, file)]
+    with monkeypatch.context() as patch:
+        set_back(patch, 14_400)
+        shop.rebuild()
+    draw(shop.toy.root / "lamp/photo.png", seed=503)
+    shop.rebuild()
+    # The change is in the rebuild: it no longer hides what the file shows now.
+    assert ask(shop, photo)[0][1] != "lamp"
+    assert imgrec("index", "rollback", "v0001").code == 0
+    assert ask(shop, file)[0][1] == "kind0/04"
+
+
+def test_changes_are_found_after_the_database_was_restored_from_an_older_backup(
+    shop: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    for seed in (504, 505):
+        imgrec("add", draw(photo.with_name(f"{seed}.png"), seed), "--product", "lamp")
+    shop.rebuild()
+    with shop.resources.database.transaction() as tx:
+        tx.rows("DELETE FROM live_changes")
+        tx.rows("DELETE FROM revisions WHERE name = 'live changes'")
+    imgrec("add", photo, "--product", "lamp")
+    imgrec("remove", "kind0/04")
+    assert ask(shop, photo)[0] == ("lamp/photo.png", "lamp")
+    file = shop.toy.root / "kind0/04.png"
+    assert "kind0/04" not in [product for _, product in ask(shop, file)]
 
 
 @pytest.mark.parametrize("product", ["../lamp", "a/../../b", "/etc", ".hidden/x", "..", ""])

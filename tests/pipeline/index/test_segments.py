@@ -273,10 +273,9 @@ def test_live_changes_lie_beside_both_segments(
     toy.rebuild()
     index = opened(toy)
     version, vectors = index.version, np.asarray(index.version.vectors)
-    later = version.manifest["job_created_at"] + 1
     new = -vectors[3]
-    added = AddedImage("a.png", "a", 1, 1, "0" * 64, version.fingerprint, new, later)
-    removed = RemovedImage(version.paths[7], "gone", 1, 1, later)
+    added = AddedImage("a.png", "a", 1, 1, "0" * 64, version.fingerprint, new, n=1)
+    removed = RemovedImage(version.paths[7], "gone", 1, 1, n=2)
     changed = with_changes(index, Changes(1, (added, removed)))
 
     def refuse(*_: object, **__: object) -> None:
