@@ -19,6 +19,7 @@ from workers.error_policy import (
     decide,
     unforeseen,
 )
+from workers.outage import wait_out
 from workers.reconcile import advance
 from workers.refusal import refuse
 from workers.resources import Resources
@@ -74,14 +75,19 @@ def carry_out(
 
     Args:
         work: its name in the log, e.g. "Shard 3 of job J".
-        release: gives the claim back; has the argument `count_attempt`.
+        release: gives the claim back; has the argument `count_attempt`. It is called until the
+            database is there: this process has not died of the work.
     """
     jobs = resources.jobs
+
+    def give_back(*, count_attempt: bool) -> None:
+        wait_out(resources.stopping, lambda: release(count_attempt=count_attempt))
+
     match decision:
         case Drop():
             log.info("%s is no longer ours.", work)
         case Release():
-            release(count_attempt=decision.count_attempt)
+            give_back(count_attempt=decision.count_attempt)
             if decision.at_once:
                 log.info("%s goes back to the queue: this worker ends.", work)
                 advance(resources, job_id)
@@ -94,7 +100,7 @@ def carry_out(
                 jobs.set_waiting_reason(job_id, decision.reason)
         case Wait():
             log.error("%s waits: %s", work, decision.reason)
-            release(count_attempt=False)
+            give_back(count_attempt=False)
             jobs.set_waiting_reason(job_id, decision.reason)
         case Fail() | Refuse():
             log.error("%s failed: %s", work, decision.reason, exc_info=unforeseen(error))

@@ -11,18 +11,20 @@ import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
 from pipeline.duplicates.candidates import find_candidates, first_rows
 from pipeline.duplicates.result import SearchResult
-from pipeline.errors import ImgrecError, NotFound, ServerUnavailable
+from pipeline.errors import ImgrecError, JobFailed, NotFound, ServerUnavailable
 from pipeline.images.roots import open_reader
 from pipeline.store.duplicates import Search
 from pipeline.store.heartbeat import HOST
 from workers.dispatch import require_names
 from workers.error_policy import describe
 from workers.lease import LeaseLost, Stopped
+from workers.outage import wait_out
 from workers.resources import Resources
 
 log = logging.getLogger(__name__)
@@ -41,15 +43,18 @@ def find_duplicates(resources: Resources, search_id: str) -> None:
     if search is None:
         return
     try:
+        _require_few_attempts(search, resources.settings.shard_max_attempts)
         with _renewing(resources, search_id, owner) as check:
             result = _search(resources, search, check)
-        resources.duplicates.finish(search_id, owner, result)
+            finish = partial(resources.duplicates.finish, search_id, owner, result)
+            wait_out(resources.stopping, finish)
         log.info("Search %s found %d pairs.", search_id, len(result.pairs))
     except LeaseLost:
         log.info("Search %s is no longer ours.", search_id)
     except (Stopped, ServerUnavailable) as error:
         log.warning("Search %s goes back to the queue: %s", search_id, describe(error))
-        resources.duplicates.release(search_id, owner)
+        release = partial(resources.duplicates.release, search_id, owner)
+        wait_out(resources.stopping, release)
     except ImgrecError as error:
         resources.duplicates.fail(search_id, owner, str(error))
         raise
@@ -57,6 +62,19 @@ def find_duplicates(resources: Resources, search_id: str) -> None:
         reason = f"Worker index@{HOST} failed unexpectedly: {describe(error)}"
         resources.duplicates.fail(search_id, owner, reason)
         raise
+
+
+def _require_few_attempts(search: Search, limit: int) -> None:
+    """Give up a search whose worker dies of it each time.
+
+    Raises:
+        JobFailed: it was begun too often.
+    """
+    if search.attempts > limit + 1:
+        raise JobFailed(
+            f"The search was begun {search.attempts - 1} times and never ended: its worker died "
+            "each time. See the log of the index worker; it may need more memory."
+        )
 
 
 def _search(resources: Resources, search: Search, check: Check) -> SearchResult:
@@ -94,7 +112,11 @@ def _renewing(resources: Resources, search_id: str, owner: str) -> Iterator[Chec
     progress = (0, 0)
 
     def renew() -> bool:
-        return resources.duplicates.renew(search_id, owner, LEASE_S, *progress)
+        try:
+            return resources.duplicates.renew(search_id, owner, LEASE_S, *progress)
+        except ServerUnavailable as error:  # a short outage, which the lease may outlive
+            log.warning("The lease of search %s could not be renewed: %s", search_id, error)
+            return True
 
     def check(done: int, total: int) -> None:
         nonlocal progress
@@ -106,10 +128,7 @@ def _renewing(resources: Resources, search_id: str, owner: str) -> Iterator[Chec
 
     def run() -> None:
         while not ended.wait(RENEW_S):
-            try:
-                renew()
-            except ImgrecError as error:  # a short outage of the database
-                log.warning("The lease of search %s could not be renewed: %s", search_id, error)
+            renew()
 
     thread = threading.Thread(target=run, name="duplicates", daemon=True)
     thread.start()

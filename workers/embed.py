@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.atomic_files import write_atomic
 from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
-from pipeline.errors import BadImage, FingerprintMismatch, ServerUnavailable
+from pipeline.errors import BadImage, FingerprintMismatch
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.roots import open_reader
@@ -25,6 +25,7 @@ from pipeline.store.shards import Claim, StageTimings
 from workers.after_error import after_shard_error
 from workers.dispatch import require_names
 from workers.lease import Lease
+from workers.outage import wait_out
 from workers.reconcile import advance
 from workers.refusal import outside_claim
 from workers.resources import Resources
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 MAX_CRASHES = 2  # an image that ran alone in so many dying workers is left out
 PREPROCESSED = "preprocessed"  # below DATA_DIR, or in the store
-RETRY_S = 1.0  # between two tries to reach the database
 
 
 def embed(resources: Resources, job_id: str, n: int) -> None:
@@ -158,13 +158,7 @@ def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:
     """Clear an image of suspicion, however long the database is away: this process lives."""
     if resources.memory_guard.shutting_down.is_set():
         return  # this image may be why
-    while True:
-        try:
-            resources.jobs.shards.clear_suspect(claim, position)
-            return
-        except ServerUnavailable:
-            if resources.stopping.wait(RETRY_S):
-                raise
+    wait_out(resources.stopping, lambda: resources.jobs.shards.clear_suspect(claim, position))
 
 
 def _saver(resources: Resources) -> Callable[[str, Image.Image], None]:

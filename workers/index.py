@@ -9,7 +9,7 @@ import logging
 import uuid
 from functools import partial
 
-from pipeline.errors import ObjectConflict, ServerUnavailable, SetupError
+from pipeline.errors import ObjectConflict, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
 from pipeline.store.heartbeat import HOST
@@ -26,7 +26,6 @@ from workers.routes import INDEX
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0  # between two tries to reach the database
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
@@ -68,7 +67,7 @@ def _merge(resources: Resources, claim: MergeClaim) -> None:
             error,
             claim.job.id,
             f"The merge of job {claim.job.id}",
-            partial(_release, resources, claim),
+            partial(resources.jobs.release_merge, claim),
         )
     else:  # outside of what counts as an attempt: the job is done
         if merged.version:
@@ -126,14 +125,3 @@ def _attempt(resources: Resources, claim: MergeClaim) -> Attempt:
         number=claim.attempts,
         limit=resources.settings.shard_max_attempts,
     )
-
-
-def _release(resources: Resources, claim: MergeClaim, *, count_attempt: bool) -> None:
-    """Give a merge back, however long the database is away: this process has not died of it."""
-    while True:
-        try:
-            resources.jobs.release_merge(claim, count_attempt=count_attempt)
-            return
-        except ServerUnavailable:
-            if resources.stopping.wait(RETRY_S):
-                raise

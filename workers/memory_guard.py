@@ -73,13 +73,17 @@ class MemoryGuard:
         thread.start()
         self._watchdog.register_thread(thread)
 
+    @property
+    def is_worker(self) -> bool:
+        return self._is_worker.is_set()
+
     def apply_limit(self, queue: str) -> None:
         """Set the ceiling and the images' budget, once the models of a queue are loaded.
 
         Raises:
             SetupError: WORKER_MAX_MEMORY is less than the models take.
         """
-        if not self._is_worker.is_set() or queue in self._queues:
+        if not self.is_worker or queue in self._queues:
             return
         with self._lock:
             if queue not in self._queues:
@@ -122,7 +126,7 @@ class MemoryGuard:
             JobFailed: it cannot. Where the limit was left to us, everything is tried.
         """
         limit, base = self._settings.worker_max_memory, data_segment_bytes()
-        if not limit or base is None or not self._is_worker.is_set():
+        if not limit or base is None or not self.is_worker:
             return
         needed = base + int(BUILD_FACTOR * vector_bytes)
         if needed > limit:

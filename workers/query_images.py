@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.errors import BadImage, ImageOutOfMemory, WrongUse
+from pipeline.embed.embed_images import require_working
+from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError, SetupError, WrongUse
 from pipeline.images.decode import crop, decode_with_warnings, sha256
 from pipeline.preprocess.prepare import PreparedImage
 from pipeline.search.query import AUTO, Box
 from pipeline.search.query_vector import embed_image, mean_vector
+from workers.error_policy import describe
 from workers.known_vectors import KnownVectors
 from workers.resources import Resources
 from workers.routes import QUERY
@@ -67,13 +70,36 @@ def vector_of_image(
     box: Box | str | None = None,
 ) -> tuple[NDArray[np.float32], str | None]:
     """Return the image's (d,) unit vector, a known one or the model's, and a warning."""
-    return embed_image(
-        data,
-        digest,
-        vectors,
-        lambda image_file: prepare_image(resources, image_file, box),
-        lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
-    )
+    try:
+        return embed_image(
+            data,
+            digest,
+            vectors,
+            lambda image_file: prepare_image(resources, image_file, box),
+            lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
+        )
+    except ImgrecError:
+        raise
+    except Exception as error:
+        _require_working(resources, describe(error))
+        raise
+
+
+def _require_working(resources: Resources, met: str) -> None:
+    """Check that it was the image's fault; else end this worker, which can answer no query.
+
+    Raises:
+        SetupError: it was not.
+    """
+
+    def embed(images: list[Image.Image]) -> object:
+        return resources.batcher.embed(images[0], EMBED_TIMEOUT_S)
+
+    try:
+        require_working(resources.query_prepare, embed, met)
+    except SetupError as error:
+        resources.end_worker(str(error))
+        raise
 
 
 def prepare_image(resources: Resources, data: bytes, box: Box | str | None) -> PreparedImage:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -147,6 +149,12 @@ class Resources:
             vars(self)["cache"] = cache
         if clip is not None:
             vars(self)["clip"] = clip
+
+    def end_worker(self, reason: str) -> None:
+        """End this process gently if it is a worker: who watches over it starts another."""
+        if self.memory_guard.is_worker:
+            log.critical("This worker ends: %s", reason)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     # What outlives the process
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,6 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.access import writing_temporary
 from pipeline.duplicates.appearance import Appearance, appearance, compare
 from pipeline.duplicates.candidates import Candidates
 from pipeline.duplicates.pairs import Facts, Kind, Pair, group_pairs
@@ -33,7 +37,8 @@ Check = Callable[[int, int], None]
 class Looks:
     """How the images of some rows look; those that cannot be read, or have changed, are left out.
 
-    `facts` has those of the images that were read, by path.
+    `facts` has those of the images that were read, by path. The looks lie in a temporary file:
+    those of a million images have 15 GB.
     """
 
     def __init__(
@@ -46,7 +51,8 @@ class Looks:
     ) -> None:
         self._version, self._source, self._limits = version, source, limits
         self._background, self._threads = background, threads
-        self._looks: dict[str, Appearance] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it goes with this object)
+        self._places: dict[str, tuple[int, int]] = {}  # (offset, bytes) of a look, by path
         self.facts: dict[str, Facts] = {}
 
     def read(self, rows: NDArray[np.int64], check: Check) -> None:
@@ -59,7 +65,8 @@ class Looks:
                     results = list(pool.map(partial(self._look, read), files, batch))
                 for file, result in zip(files, results, strict=True):
                     if result is not None:
-                        self._looks[file.path], self.facts[file.path] = result
+                        look, self.facts[file.path] = result
+                        self._places[file.path] = self._write(look)
                 check(start + len(batch), len(rows))
 
     def _look(self, read: Read, file: ImageFile, row: int) -> tuple[Appearance, Facts] | None:
@@ -75,6 +82,21 @@ class Looks:
         look = appearance(decoded)
         return look, Facts(look.width, look.height, len(data), look.sharpness)
 
+    def _write(self, look: Appearance) -> tuple[int, int]:
+        data, offset = pickle.dumps(look), self._file.tell()
+        with writing_temporary("How the images look"):
+            self._file.write(data)
+            self._file.flush()  # `_read` goes past the buffer
+        return offset, len(data)
+
+    def _read(self, path: str) -> Appearance | None:
+        place = self._places.get(path)
+        if place is None:
+            return None
+        offset, n_bytes = place
+        look: Appearance = pickle.loads(os.pread(self._file.fileno(), n_bytes, offset))
+        return look
+
     def copies(self, first_of: NDArray[np.int64]) -> list[Pair]:
         """Pair each row of a content that several have with the first one.
 
@@ -86,7 +108,7 @@ class Looks:
             first, path = paths[int(first_of[row])], paths[row]
             pairs.append(Pair(first, path, Kind.IDENTICAL, 1.0))
             if first in self.facts:  # the same bytes
-                self._looks[path], self.facts[path] = self._looks[first], self.facts[first]
+                self._places[path], self.facts[path] = self._places[first], self.facts[first]
         return pairs
 
     def compare(self, candidates: Candidates, check: Check) -> list[Pair]:
@@ -128,5 +150,5 @@ class Looks:
         return more
 
     def _kind(self, path: str, other: str) -> Kind | None:
-        one, two = self._looks.get(path), self._looks.get(other)
+        one, two = self._read(path), self._read(other)
         return None if one is None or two is None else compare(one, two)

@@ -381,22 +381,30 @@ def _embed_one_by_one(
                 raise  # memory that the process had lost before
             on_done(position)
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            _require_working(reader.embedder, reason)
+            embedder = reader.embedder
+            require_working(embedder.prepare, embedder.encoder.embed_images, reason)
             yield Failure(image.path, "embed", reason)
             continue
         on_done(position)
         yield from items
 
 
-def _require_working(embedder: Embedder, met: str) -> None:
+def require_working(
+    prepare: Callable[[Image.Image], PreparedImage],
+    embed: Callable[[list[Image.Image]], object],
+    met: str,
+) -> None:
     """Embed a gray square: where that fails, too, no image is to blame, as after an error of CUDA.
+
+    Args:
+        met: the error of an image that is the reason to ask.
 
     Raises:
         SetupError: it fails.
     """
     try:
-        prepared = embedder.prepare(Image.new("RGB", (PROBE_SIDE, PROBE_SIDE), (128, 128, 128)))
-        embedder.encoder.embed_images([prepared.image])
+        prepared = prepare(Image.new("RGB", (PROBE_SIDE, PROBE_SIDE), (128, 128, 128)))
+        embed([prepared.image])
     except ImgrecError:
         return  # it has judged the square, which it could not do if it were broken
     except Exception as error:

@@ -14,7 +14,12 @@ from pipeline.store.database import Database, count_change, revision
 NAME = "duplicates"  # of the revision
 KEEP = 5  # finished searches
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
-FACTS = "id, index_version, threshold, state, images, looked_at, error, created_at, finished_at"
+FACTS = (
+    "id, index_version, threshold, state, images, looked_at, error, created_at, finished_at, "
+    "attempts"
+)
+# The lease has ended, or is from before the database's clock was set back; see queries.sql.
+LEFT = "(lease_until < now_s() OR lease_until > now_s() + 7200)"
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Search:
         index_version: the identity of the version, see `Version.identity`.
         threshold: lowest cosine of a pair; None: auto.
         images, looked_at: of the step that it is at.
+        attempts: how often it was begun without being given back, with this time.
         is_stale: nobody works at it, so it must be sent again.
     """
 
@@ -37,6 +43,7 @@ class Search:
     error: str | None
     created_at: float
     finished_at: float | None
+    attempts: int
     is_stale: bool
 
     @classmethod
@@ -108,8 +115,9 @@ class Duplicates:
         with self._database.transaction() as tx:
             rows = tx.rows(
                 "UPDATE duplicate_searches SET state = 'running', owner = ?, looked_at = 0, "
-                "lease_until = now_s() + ? WHERE id = ? AND (state = 'planned' OR "
-                f"(state = 'running' AND lease_until < now_s())) RETURNING {_columns()}",
+                "attempts = attempts + 1, lease_until = now_s() + ? WHERE id = ? "
+                f"AND (state = 'planned' OR (state = 'running' AND {LEFT})) "
+                f"RETURNING {_columns()}",
                 (owner, lease_s, search_id),
             )
         return Search.from_row(rows[0]) if rows else None
@@ -154,11 +162,11 @@ class Duplicates:
             )
 
     def release(self, search_id: str, owner: str) -> None:
-        """Give a search back, for another worker to begin it anew."""
+        """Give a search back, for another worker to begin it anew; the attempt does not count."""
         with self._database.transaction() as tx:
             tx.rows(
-                "UPDATE duplicate_searches SET state = 'planned', lease_until = 0 "
-                "WHERE id = ? AND owner = ? AND state = 'running'",
+                "UPDATE duplicate_searches SET state = 'planned', lease_until = 0, "
+                "attempts = attempts - 1 WHERE id = ? AND owner = ? AND state = 'running'",
                 (search_id, owner),
             )
 
@@ -200,6 +208,6 @@ class Duplicates:
 
 def _columns() -> str:
     return (
-        f"{FACTS}, CASE WHEN state = 'planned' OR (state = 'running' AND lease_until < now_s()) "
+        f"{FACTS}, CASE WHEN state = 'planned' OR (state = 'running' AND {LEFT}) "
         "THEN 1 ELSE 0 END AS is_stale"
     )

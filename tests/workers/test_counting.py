@@ -305,6 +305,39 @@ def test_what_fails_when_a_shard_is_recorded_is_counted(
     assert "failed in 4 attempts" in str(job.error)
 
 
+@pytest.mark.parametrize("step", ["shards.finish", "shards.done"])
+def test_a_database_that_is_away_counts_no_attempt_of_a_shard_or_a_merge(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr("workers.outage.RETRY_S", 0.0)
+    jobs, away = inline_worker.resources.jobs, ServerUnavailable("It is away.")
+    work = embed if step == "shards.finish" else lambda resources, *_: merge_shards(resources, job)
+    job = inline_worker.toy.plan() if step == "shards.finish" else embedded(inline_worker)
+    for _ in range(2 * inline_worker.resources.settings.shard_max_attempts):
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs.shards, step.removeprefix("shards."), failing(away))
+            for target, name in ((jobs.shards, "release"), (jobs, "release_merge")):
+                fail_at_first(patch, target, name, [away, away])
+            work(inline_worker.resources, job, 0)
+        assert inline_worker.job(job).error == "It is away."
+    inline_worker.advance(job)
+    inline_worker.work()
+    assert inline_worker.job(job).state == "published"
+
+
+def fail_at_first(
+    monkeypatch: pytest.MonkeyPatch, target: Any, name: str, errors: list[Exception]
+) -> None:
+    call = getattr(target, name)
+
+    def run(*args: object, **options: object) -> object:
+        if errors:
+            raise errors.pop()
+        return call(*args, **options)
+
+    monkeypatch.setattr(target, name, run)
+
+
 def test_a_job_that_cannot_be_looked_after_ends_and_keeps_none_from_another(
     inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import time
 from typing import Any
 
@@ -11,7 +14,14 @@ from inline_worker import InlineWorker
 from PIL import Image
 
 from pipeline.duplicates.pairs import Kind
-from pipeline.errors import Conflict, NotFound, SetupError
+from pipeline.errors import (
+    Conflict,
+    ImgrecError,
+    JobFailed,
+    NotFound,
+    ServerUnavailable,
+    SetupError,
+)
 from pipeline.micro_batcher import Batcher
 from pipeline.store.duplicates import Search
 from workers import duplicates as task
@@ -136,6 +146,70 @@ def test_a_search_that_cannot_work_says_why(shop: InlineWorker) -> None:
     failed = resources.duplicates.get(planned.id)
     assert failed.state == "failed"
     assert "imgrec duplicates" in str(failed.error)
+
+
+def test_a_search_whose_worker_dies_of_it_each_time_is_given_up(shop: InlineWorker) -> None:
+    resources = shop.resources
+    planned = resources.duplicates.plan(resources.versions.current().identity, 0.9)
+    for _ in range(resources.settings.shard_max_attempts):
+        assert resources.duplicates.claim(planned.id, "a worker that dies", -1.0)
+        resources.stopping.set()  # to be given back counts no attempt
+        task.find_duplicates(resources, planned.id)
+        resources.stopping.clear()
+        with resources.database.transaction() as tx:
+            tx.rows("UPDATE duplicate_searches SET state = 'running'")
+    assert resources.duplicates.claim(planned.id, "a worker that dies", -1.0)
+    with pytest.raises(JobFailed, match="begun 4 times and never ended"):
+        task.find_duplicates(resources, planned.id)
+    failed = resources.duplicates.get(planned.id)
+    assert failed.state == "failed"
+    assert "more memory" in str(failed.error)
+
+
+def test_a_search_outlives_a_database_that_is_away_for_a_while(
+    shop: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.outage.RETRY_S", 0.0)
+    for name in ("renew", "finish"):
+        fail_at_first(monkeypatch, shop.resources.duplicates, name)
+    assert search(shop, 0.9).state == "done"
+    assert kinds(shop)
+
+
+def fail_at_first(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> None:
+    call, outages = getattr(target, name), [ServerUnavailable("It is away.")] * 2
+
+    def run(*args: object) -> object:
+        if outages:
+            raise outages.pop()
+        return call(*args)
+
+    monkeypatch.setattr(target, name, run)
+
+
+def test_a_search_of_a_worker_that_died_before_the_clock_was_set_back_is_taken(
+    shop: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duplicates = shop.resources.duplicates
+    planned = duplicates.plan(shop.resources.versions.current().identity, 0.9)
+    duplicates.claim(planned.id, "a worker that dies", 60.0)
+    right = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: right(clock) - 86_400)
+    assert duplicates.get(planned.id).is_stale
+    task.find_duplicates(shop.resources, planned.id)
+    assert duplicates.get(planned.id).state == "done"
+
+
+def test_a_search_without_room_for_its_temporary_file_says_where(
+    shop: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.duplicates.looks.tempfile.TemporaryFile", Full)
+    with pytest.raises(ImgrecError, match=r"No space left on device.*TMPDIR"):
+        search(shop, 0.9)
 
 
 def test_the_message_reaches_the_task(shop: InlineWorker) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +70,35 @@ def jpeg(color: str, *, blank: bool = False) -> bytes:
         image.paste("black", (0, 0, 4, 4))
     image.save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_worker_whose_model_stops_working_ends_and_one_of_a_bad_image_does_not(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    inline_worker.rebuild()
+    ends: list[tuple[int, int]] = []
+    monkeypatch.setattr("workers.resources.os.kill", lambda *args: ends.append(args))
+    monkeypatch.setattr(inline_worker.resources.memory_guard, "_is_worker", threading.Event())
+    failing = True
+
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        gray = images[0].getpixel((0, 0)) == (128, 128, 128)
+        if failing and (broken or not gray):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return inline_worker.toy.embed_images(list(images))
+
+    inline_worker.resources.batcher = Batcher(embed, 8)
+    sentence = "no longer embeds any image" if broken else "illegal memory access"
+    with pytest.raises((SetupError, RuntimeError), match=sentence):
+        query_image(inline_worker, jpeg("red"), 3)
+    assert ends == []  # a command that does it itself
+    inline_worker.resources.memory_guard._is_worker.set()
+    with pytest.raises((SetupError, RuntimeError), match=sentence):
+        query_image(inline_worker, jpeg("red"), 3)
+    assert ends == ([(os.getpid(), signal.SIGTERM)] if broken else [])
+    failing = False
+    assert query_image(inline_worker, jpeg("red"), 3)["matches"]
 
 
 def test_a_product_finds_itself_and_the_answer_has_the_shape_of_the_contract(
