@@ -21,6 +21,7 @@ from cli.progress import image_bar
 from cli.query_options import Score
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, NotFound, ServerUnavailable, TimedOut, WrongUse
+from pipeline.names import nfc
 from pipeline.search.query import AUTO
 from workers.routes import FIND_DUPLICATES, INDEX, nobody_listens
 
@@ -134,6 +135,10 @@ def _decide(
     def path_of(name: str) -> str:
         if indexed.version.has_path(name):
             return name
+        if not name.isascii():  # the disk may have it decomposed, as a Mac writes it
+            for path in indexed.version.paths:
+                if nfc(path) == nfc(name):
+                    return path
         names = indexed.filenames_of(name)
         if len(names) == 1:
             return names[0]

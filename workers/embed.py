@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
 from pipeline.errors import BadImage, FingerprintMismatch
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
+from pipeline.images.formats import SUFFIXES
 from pipeline.images.roots import open_reader
 from pipeline.store.heartbeat import HOST
 from pipeline.store.job import Job
@@ -161,12 +163,21 @@ def _clear_suspect(resources: Resources, claim: Claim, position: int) -> None:
     wait_out(resources.stopping, lambda: resources.jobs.shards.clear_suspect(claim, position))
 
 
+def _preprocessed_name(path: str) -> str:
+    """Return the name of an image that is saved as JPEG; no two images share one.
+
+    shoe.jpg and shoe.png are two products, and so are shoe.png and shoe.png.jpg.
+    """
+    stem, suffix = os.path.splitext(path)
+    is_kept = suffix == ".jpg" and os.path.splitext(stem)[1].lower() not in SUFFIXES
+    return path if is_kept else f"{path}.jpg"
+
+
 def _saver(resources: Resources) -> Callable[[str, Image.Image], None]:
     folder, store = resources.settings.data_dir / PREPROCESSED, resources.artifacts
 
     def save(path: str, image: Image.Image) -> None:
-        # The suffix is kept unless it is .jpg: shoe.jpg and shoe.png are two products.
-        name = path if path.endswith(".jpg") else f"{path}.jpg"
+        name = _preprocessed_name(path)
         if store is not None:
             store.put(f"{PREPROCESSED}/{name}", encode_jpeg(image, quality=95))
             return

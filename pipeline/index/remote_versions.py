@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -25,6 +26,7 @@ from pipeline.errors import (
     ObjectMissing,
 )
 from pipeline.failpoints import failpoint
+from pipeline.index.engine import ABANDONED_S
 from pipeline.index.version_copies import BUILDS, CopiedVersion, VersionCopies
 from pipeline.index.version_pointer import MAX_JSON_BYTES, VersionPointer, put_once
 from pipeline.index.versions import (
@@ -299,10 +301,23 @@ class RemoteVersions(VersionStore):
         prefixes, _ = self._store.first_level(f"{BUILDS}/")
         builds = [prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes]
         jobs = open_jobs()
-        named = {version.build for version in self._all()}
-        return [
-            build for build in builds if build not in named and build.rpartition(".")[0] not in jobs
-        ]
+        versions = self._all()
+        named = {version.build for version in versions}
+        # A migration that uploads now builds anew what an ended job has published.
+        published = {version.manifest["job_id"] for version in versions}
+
+        def is_abandoned(build: str) -> bool:
+            job = build.rpartition(".")[0]
+            if build in named or job in jobs:
+                return False
+            return job not in published or self._idle_s(build) > ABANDONED_S
+
+        return [build for build in builds if is_abandoned(build)]
+
+    def _idle_s(self, build: str) -> float:
+        """Return how long ago the last file of a build was put."""
+        ages = self._store.ages(f"{BUILDS}/{build}/")
+        return time.time() - max((at for _, at in ages), default=0.0)
 
     def delete_build(self, build: str) -> None:
         self._store.delete([each.key for each in self._store.objects(f"{BUILDS}/{build}/")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,16 @@ def test_what_is_not_the_same_is_remembered_and_can_be_forgotten(
     assert {frozenset(group) for group in before} == {
         frozenset(group) for group in groups(imgrec(*args).object)
     }
+
+
+def test_an_image_may_be_named_composed_where_the_disk_has_it_decomposed(
+    shop: InlineWorker, imgrec: Run
+) -> None:
+    on_disk = unicodedata.normalize("NFD", "café.png")
+    shop.toy.draw(on_disk, seed=900)
+    shop.rebuild()
+    decision = imgrec("duplicates", "--not-same", "café.png", "bag.png", "--json").object
+    assert {decision["image"], decision["other"]} == {on_disk, "bag.png"}
 
 
 @pytest.mark.parametrize(

@@ -426,16 +426,17 @@ def test_a_worker_of_another_model_mixes_nothing_and_names_both_sides(
 
 
 def test_what_the_model_saw_is_kept_for_each_product(inline_worker: InlineWorker) -> None:
-    for name in ("shoe.jpg", "shoe.png", "shoe.JPG"):  # three products
-        inline_worker.toy.draw(name, seed=len(name) + ord(name[-1]))
+    names = ("shoe.jpg", "shoe.png", "shoe.JPG", "shoe.png.jpg")  # four products
+    for seed, name in enumerate(names):
+        inline_worker.toy.draw(name, seed=700 + seed)
     job_id = inline_worker.toy.plan(save_preprocessed=True)
     inline_worker.advance(job_id)
     inline_worker.work()
     assert inline_worker.job(job_id).state == "published"
     folder = inline_worker.resources.settings.data_dir / "preprocessed"
     kept = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.jpg"))
-    assert len(kept) == 23
-    assert {"shoe.jpg", "shoe.png.jpg", "shoe.JPG.jpg"} <= set(kept)
+    assert len(kept) == 24
+    assert {"shoe.jpg", "shoe.png.jpg", "shoe.JPG.jpg", "shoe.png.jpg.jpg"} <= set(kept)
     with Image.open(folder / "shoe.png.jpg") as image:
         assert image.size == (224, 224)
 

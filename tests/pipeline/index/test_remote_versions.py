@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,20 @@ def test_a_version_is_named_only_when_all_its_files_are_there(
     (build_name,) = versions.abandoned_builds(set)
     versions.delete_build(build_name)
     assert keys(store, "builds") == []
+
+
+def test_an_upload_of_a_migration_is_abandoned_only_after_a_day(
+    host: Host, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It builds anew what an ended job has published."""
+    versions = host("a")
+    publish(versions, "job1")
+    store.put("builds/job1.migrated/vectors.npy", b"half")
+    store.put("builds/job2.killed/vectors.npy", b"half")
+    assert versions.abandoned_builds(set) == ["job2.killed"]
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 90_000)
+    assert versions.abandoned_builds(set) == ["job1.migrated", "job2.killed"]
 
 
 def test_the_lease_is_checked_during_an_upload_and_ends_it(
