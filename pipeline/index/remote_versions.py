@@ -30,6 +30,7 @@ from pipeline.index.engine import ABANDONED_S
 from pipeline.index.version_copies import BUILDS, CopiedVersion, VersionCopies
 from pipeline.index.version_pointer import MAX_JSON_BYTES, VersionPointer, put_once
 from pipeline.index.versions import (
+    MIGRATED_FROM,
     NAME,
     PUBLISHING,
     Stamp,
@@ -46,6 +47,7 @@ from pipeline.storage.object_store import ObjectStore, StoredObject
 log = logging.getLogger(__name__)
 
 VERSIONS = "versions"
+MIGRATION = "migration"  # in the names of its builds, in place of a job's id
 FOLLOW_S = 1.0  # between two looks at the pointer
 UPLOADERS = 4  # files at the same time
 CHECK_S = 1.0
@@ -144,7 +146,8 @@ class RemoteVersions(VersionStore):
         shared: Mapping[str, str] | None = None,
     ) -> Version:
         """Upload a workspace, then give it the next free number; does not publish it."""
-        build = f"{manifest['job_id']}.{uuid.uuid4().hex[:8]}"
+        job = MIGRATION if MIGRATED_FROM in manifest else manifest["job_id"]
+        build = f"{job}.{uuid.uuid4().hex[:8]}"
         manifest = sealed(workspace, {**manifest, "build": build})
         self._upload(workspace, build, manifest["files"], check)
         data = manifest_bytes(manifest)
@@ -293,7 +296,9 @@ class RemoteVersions(VersionStore):
         return names
 
     def abandoned_builds(self, open_jobs: Callable[[], Collection[str]]) -> list[str]:
-        """Return the builds of ended jobs that no version names: of publishers that were killed.
+        """Return the builds that no version names and nobody writes: their publisher was killed.
+
+        A job says that it has ended. A migration has no job, so its build has a day.
 
         Args:
             open_jobs: called after the builds were listed, so that a new one is left out.
@@ -301,16 +306,13 @@ class RemoteVersions(VersionStore):
         prefixes, _ = self._store.first_level(f"{BUILDS}/")
         builds = [prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes]
         jobs = open_jobs()
-        versions = self._all()
-        named = {version.build for version in versions}
-        # A migration that uploads now builds anew what an ended job has published.
-        published = {version.manifest["job_id"] for version in versions}
+        named = {version.build for version in self._all()}
 
         def is_abandoned(build: str) -> bool:
             job = build.rpartition(".")[0]
             if build in named or job in jobs:
                 return False
-            return job not in published or self._idle_s(build) > ABANDONED_S
+            return job != MIGRATION or self._idle_s(build) > ABANDONED_S
 
         return [build for build in builds if is_abandoned(build)]
 

@@ -58,6 +58,7 @@ from pipeline.index.segments import (
 
 NAME = re.compile(r"v(\d{4,9})")
 MANIFEST = "manifest.json"
+MIGRATED_FROM = "migrated_from"  # in the manifest of a version that no job has built: its source
 # The files that identify the rows. They are small beside the vectors, so their digests are checked
 # whenever a version is opened: 0.2 s for a million images. PublishedIndex checks the large files in
 # the background.

@@ -13,7 +13,7 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import sha256
 from pipeline.index.engine import Engines, Migration, drop_unused, engine_of
 from pipeline.index.segments import INDEX_FILES, SEGMENT_FILES, VECTORS, as_segmented
-from pipeline.index.versions import Version, VersionStore
+from pipeline.index.versions import MIGRATED_FROM, Version, VersionStore
 
 
 def migrate(
@@ -58,7 +58,8 @@ def migrate(
         kept = {
             name: value for name, value in old.manifest.items() if name not in ("seal", "build")
         }
-        new = versions.commit(workspace, {**kept, "index": index, "created_at": time.time()}, check)
+        facts = {"index": index, "created_at": time.time(), MIGRATED_FROM: old.name}
+        new = versions.commit(workspace, {**kept, **facts}, check)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     versions.point_to(new, seen)

@@ -324,6 +324,13 @@ def compare(run: Run, title: str, before: list[float], within: list[float]) -> N
         better="lower",
         target=3.0,
     )
+    run.ratio(
+        f"{title.format('slowest query while')} / p99 of the same time",
+        [max(within) / float(np.quantile(within, 0.99))],
+        what=f"{len(within)} queries; before, {max(before) / np.quantile(before, 0.99):.2f}",
+        better="lower",
+        target=3.0,
+    )
 
 
 def under_publishing(run: Run, stand: Stand, queries: np.ndarray) -> None:
