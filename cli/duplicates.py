@@ -192,7 +192,8 @@ def _answer(resources: Resources, search: Search, keep: bool) -> dict[str, Any]:
     published = resources.duplicates.published(search.id)
     version = resources.versions.current()
     product_of = resources.products.catalogue().product_of
-    groups = published.groups(version, product_of)
+    changed = resources.live_changes.all().since(version).paths
+    groups = published.groups(version, product_of, changed)
     answer: dict[str, Any] = {
         "index_version": published.version_name,
         "threshold": AUTO if search.threshold is None else search.threshold,

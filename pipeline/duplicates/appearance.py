@@ -54,11 +54,6 @@ class Appearance:
     def colors(self) -> NDArray[np.float32]:
         return color_grid(Image.fromarray(self.thumb))
 
-    @property
-    def quality(self) -> tuple[int, float]:
-        """Order images by what is worth keeping: more pixels first, then the sharper one."""
-        return self.width * self.height, self.sharpness
-
 
 def appearance(decoded: Decoded) -> Appearance:
     """Describe a decoded image."""

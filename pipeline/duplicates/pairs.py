@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 
 class Kind(StrEnum):
@@ -39,14 +38,6 @@ class Pair:
     def rank(self) -> tuple[int, float]:
         return self.kind.strength, self.score
 
-    def object(self) -> dict[str, Any]:
-        return {
-            "image": self.path,
-            "other": self.other,
-            "kind": self.kind.value,
-            "score": self.score,
-        }
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -75,10 +66,6 @@ class Group:
     @property
     def paths(self) -> list[str]:
         return [self.best, *(other_of(pair, self.best) for pair in self.others)]
-
-    @property
-    def kinds(self) -> list[Kind]:
-        return sorted({pair.kind for pair in self.others}, key=lambda kind: -kind.strength)
 
 
 def pair_key(path: str, other: str) -> tuple[str, str]:

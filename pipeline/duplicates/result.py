@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
@@ -56,16 +56,25 @@ class Published:
     def version_name(self) -> str:
         return self.index_version.partition("/")[0]
 
-    def groups(self, version: Version, product_of: Callable[[str], str]) -> list[Group]:
+    def groups(
+        self,
+        version: Version,
+        product_of: Callable[[str], str],
+        changed: Collection[str] = (),
+    ) -> list[Group]:
         """Return the groups of images that a version has, unchanged since the search.
 
         Images of one product that are merely similar are no duplicates: it was photographed from
         several sides.
+
+        Args:
+            changed: paths that were added or removed since the version was built, where the version
+                does not know it itself.
         """
-        facts, rows = self.result.facts, {}
+        facts, rows, kept = self.result.facts, {}, version.kept
         for path in {path for pair in self.result.pairs for path in pair.key}:
             row = version.row_of_path(path)
-            if row is not None:
+            if row is not None and path not in changed and (kept is None or kept[row]):
                 known = facts.get(path)
                 same_search = version.published_identity == self.index_version
                 if same_search or known is None or known.bytes == version.files[row, 0]:

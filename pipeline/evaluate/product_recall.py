@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.embed.embed_images import Embedder, embed_shard
 from pipeline.embed.shards import ShardVectors
 from pipeline.errors import WrongUse, quote
-from pipeline.evaluate.retrieval import RESAMPLES, ROWS_AT_ONCE, NoCache
+from pipeline.evaluate.retrieval import RESAMPLES, ROWS_AT_ONCE, NoCache, rounded
 from pipeline.feeds.encoding import open_text, valid_text
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
@@ -34,11 +34,15 @@ class Photo:
     line: int
 
 
+NOT_FOUND = np.iinfo(np.int64).max
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Where the right product stood, from 1, for each photo.
 
-    ranks: (q,) int64. products: (q,) the right product, by which photos are resampled.
+    ranks: (q,) int64, NOT_FOUND beyond any. products: (q,) the right product, by which photos are
+    resampled.
     """
 
     ranks: NDArray[np.int64]
@@ -64,9 +68,7 @@ class Variant:
     def report(self, ks: Sequence[int]) -> dict[str, Any]:
         """Return the recall at each k with its 95 % interval, as --json shows it."""
         recall = {str(k): round(float(self.ranks.hits(k).mean()), 4) for k in ks}
-        intervals = {
-            str(k): _rounded(interval(self.ranks.hits(k), self.ranks.products)) for k in ks
-        }
+        intervals = {str(k): rounded(interval(self.ranks.hits(k), self.ranks.products)) for k in ks}
         return {
             "model": self.model,
             "bg_removal": self.bg_removal,
@@ -99,7 +101,7 @@ class Advice:
             "model": self.best.model,
             "bg_removal": self.best.bg_removal,
             "difference": round(self.difference, 4),
-            "interval": _rounded(self.bounds),
+            "interval": rounded(self.bounds),
             "clear": self.is_clear,
         }
 
@@ -264,7 +266,7 @@ def rank_products(
         above = (best > own[:, None]).sum(axis=1)
         equal = (best == own[:, None]).sum(axis=1) - 1
         ranks[start:stop] = 1 + above + equal // 2
-        ranks[start:stop][(own == -np.inf) | ~has_image[start:stop]] = len(names) + 1
+        ranks[start:stop][(own == -np.inf) | ~has_image[start:stop]] = NOT_FOUND
     return Ranks(ranks, np.asarray(truth))
 
 
@@ -297,7 +299,3 @@ def advise(variants: Sequence[Variant]) -> Advice:
     difference = best.ranks.hits(1) - others[0].ranks.hits(1)
     bounds = interval(difference, best.ranks.products)
     return Advice(best, others[0], float(difference.mean()), bounds)
-
-
-def _rounded(bounds: tuple[float, float]) -> list[float]:
-    return [round(bound, 4) for bound in bounds]

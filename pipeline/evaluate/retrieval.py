@@ -201,12 +201,12 @@ def confusion(names: list[str], truth: Labels, predicted: Labels) -> NDArray[np.
     return matrix
 
 
-def interval(scores: Scores, seed: int = 0) -> tuple[float, float]:
+def interval(scores: Scores) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of the mean (Efron 1979), over the queries."""
     finite = scores[~np.isnan(scores)]
     if not len(finite):
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = [finite[rng.integers(0, len(finite), len(finite))].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
@@ -217,7 +217,7 @@ def report(queries: Labelled, retrieval: Retrieval, shot: ZeroShot | None) -> di
     right = None if shot is None else (shot.predicted == queries.labels).astype(float)
     figures: dict[str, Any] = {
         "queries": len(queries.labels),
-        "skipped": len(queries.failures),
+        "skipped": sum(not failure.warning for failure in queries.failures),
         "precision": _by_k(retrieval.precision),
         "recall": _by_k(retrieval.recall),
         "map": _mean(retrieval.average_precision),
@@ -293,5 +293,9 @@ def intervals_by_k(scores: dict[int, Scores]) -> dict[str, list[float] | None]:
 
 def rounded_interval(scores: Scores) -> list[float] | None:
     """Return the 95 % interval of the mean, for a report; None if all scores are undefined."""
-    low, high = interval(scores)
-    return None if np.isnan(low) else [round(low, 4), round(high, 4)]
+    bounds = interval(scores)
+    return None if np.isnan(bounds[0]) else rounded(bounds)
+
+
+def rounded(bounds: tuple[float, float]) -> list[float]:
+    return [round(bound, 4) for bound in bounds]

@@ -61,6 +61,10 @@ class Changes:
     revision: int = 0
     images: tuple[AddedImage | RemovedImage, ...] = ()
 
+    @property
+    def paths(self) -> set[str]:
+        return {each.path for each in self.images}
+
     def removed(self) -> dict[str, tuple[int, int]]:
         """Return (bytes, mtime in ns) of the removed files, by path."""
         return {

@@ -55,11 +55,16 @@ class DuplicateRows:
             if key not in self._cache:
                 groups = published.groups(version, catalogue.product_of)
                 warning = ""
-                if published.index_version != version.identity:
+                if published.index_version != version.published_identity:
                     warning = (
                         f"Duplicates were last searched for in index {published.version_name}: "
                         f"images that are new in {version.name} are not collapsed. Run 'imgrec "
                         "duplicates'."
+                    )
+                elif len(version.paths) > version.manifest["images"]:
+                    warning = (
+                        f"Images that were added since {version.name} was built are not collapsed. "
+                        "Run 'imgrec duplicates' after the next rebuild."
                     )
                 self._cache[key] = RowGroups(rows_by_group(groups, version), key, warning)
             return self._cache[key]

@@ -210,7 +210,8 @@ def report(
         best = by_query.setdefault(entry.query_id, {})
         if GAINS[entry.action] >= GAINS[best.get(entry.product_id, DISLIKE)]:
             best[entry.product_id] = entry.action
-    depth = max((query.first_rank - 1 + len(query.matches) for query in queries), default=0)
+    lasts = (query.first_rank - 1 + len(query.matches) for query in queries if query.matches)
+    depth = max(lasts, default=0)
     n_shown, n_taken = np.zeros(depth, int), np.zeros(depth, int)
     before, after = [], []
     for query in queries:
@@ -240,6 +241,7 @@ def report(
             for rank, (candidate, chosen) in enumerate(
                 zip(n_shown.tolist(), n_taken.tolist(), strict=True), start=1
             )
+            if candidate  # of two pages that somebody opened, one between them was not shown
         ],
         "ndcg": {
             "queries": len(before),

@@ -22,10 +22,13 @@ from pipeline.errors import (
     ServerUnavailable,
     SetupError,
 )
+from pipeline.images.find import ImageFile
+from pipeline.index.live_changes import removed_images
 from pipeline.micro_batcher import Batcher
 from pipeline.store.duplicates import Search
 from workers import duplicates as task
 from workers import query
+from workers.live_changes import add_image
 from workers.routes import FIND_DUPLICATES
 
 
@@ -253,6 +256,27 @@ def test_a_decision_and_a_new_search_count_at_once_in_spite_of_the_cache(
     after = ids(ask(shop, collapse="duplicates"))
     assert set(after) - set(before) == {"0", "0-copy"} - set(before)
     assert len(after) == len(before) + 1
+
+
+def test_an_image_that_was_removed_or_added_since_belongs_to_no_group(
+    shop: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
+    resources = shop.resources
+    search(shop, 0.9)
+    version = resources.versions.current()
+    resources.live_changes.remove(removed_images(version, ["0.png"], "0"), version)
+    answer = ask(shop, collapse="duplicates")
+    assert "0-copy" in ids(answer)
+    assert "warnings" not in answer  # to search again would find nothing else
+    changed = resources.live_changes.all().since(version).paths
+    groups = resources.duplicates.published().groups(version, str, changed)
+    assert [sorted(group.paths) for group in groups] == [["1-small.jpg", "1.png"]]
+    data = query.image_vector(resources, (shop.toy.root / "0.png").read_bytes())
+    file = ImageFile("again.png", 1, 1, "0" * 64)
+    add_image(resources, "again", file, data)
+    (warning,) = ask(shop, collapse="duplicates")["warnings"]
+    assert "added since v0001 was built are not collapsed" in warning
 
 
 def test_without_a_search_the_sentence_says_what_to_do(shop: InlineWorker) -> None:

@@ -41,7 +41,8 @@ def _shown(web: Web, offset: int) -> dict[str, Any]:
         return {"version": None}
     published = resources.duplicates.published()
     product_of = resources.catalogue.get().product_of
-    groups = published.groups(version, product_of)
+    changed = resources.live_changes.all().since(version).paths
+    groups = published.groups(version, product_of, changed)
     facts = published.result.facts
     return {
         "version": version.name,

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import WrongUse
 from pipeline.evaluate.product_recall import (
+    NOT_FOUND,
     Photo,
     Ranks,
     Variant,
@@ -40,13 +41,14 @@ def test_to_find_the_very_file_again_is_no_feat() -> None:
     queries = np.array([[1, 0], [1, 0]], np.float32)
     same = [np.array([0]), np.array([0])]
     found = rank_products(queries, ["a", "c"], catalogue, ["a", "b", "c"], same)
-    assert found.ranks.tolist() == [4, 1]  # the first has no other image to be found by
+    assert found.ranks.tolist() == [NOT_FOUND, 1]  # the first has no other image to be found by
+    assert found.hits(10).tolist() == [0, 1]  # of a catalogue of three, too
 
 
 def test_a_product_none_of_whose_images_could_be_read_comes_last() -> None:
     catalogue, queries = np.eye(2, dtype=np.float32), np.ones((3, 2), np.float32)
     found = rank_products(queries, ["b", "d", "0"], catalogue, ["a", "c"], [NONE] * 3)
-    assert found.ranks.tolist() == [3, 3, 3]
+    assert found.ranks.tolist() == [NOT_FOUND] * 3
 
 
 def test_products_of_equal_score_favor_nobody() -> None:

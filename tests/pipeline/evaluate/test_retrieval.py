@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.evaluate.retrieval import (
     retrieve,
     zero_shot,
 )
+from pipeline.images.failure import Failure
 
 
 def labelled(labels: list[str], vectors: list[list[float]]) -> Labelled:
@@ -53,6 +55,15 @@ def test_a_class_that_the_catalogue_lacks_has_no_recall_and_no_precision() -> No
     assert figures["map"] is None
     assert figures["intervals"]["map"] is None
     assert figures["zero_shot_accuracy"] is None
+
+
+def test_an_image_that_was_measured_with_a_warning_was_not_skipped() -> None:
+    failures = [
+        Failure("a.jpg", "decode", "corrupt"),
+        Failure("0.jpg", "preprocess", "blank", True),
+    ]
+    queries = replace(QUERY, failures=failures)
+    assert report(queries, retrieve(queries, CATALOGUE, (5,)), None)["skipped"] == 1
 
 
 def test_a_short_catalogue_cannot_lift_precision_at_a_greater_k() -> None:

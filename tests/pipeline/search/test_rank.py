@@ -14,11 +14,12 @@ import pytest
 from pipeline.errors import WrongUse
 from pipeline.index import faiss_index
 from pipeline.index.faiss_engine import FaissIndex
+from pipeline.search import rank
 from pipeline.search.catalogue_filter import IndexedCatalogue, IndexedCatalogues
 from pipeline.search.product_catalogue import Catalogue, Condition
 from pipeline.search.query import Query
 from pipeline.search.query_vector import compose
-from pipeline.search.rank import Answer, recommend, rerank
+from pipeline.search.rank import Answer, diversify, recommend, rerank
 from pipeline.search.relevance_feedback import Feedback, FeedbackIndex, LoggedQuery
 
 COUNT, DIM = 400, 16
@@ -269,6 +270,28 @@ def test_diversity_takes_the_best_first_and_then_what_is_unlike_it() -> None:
         parts = dict(match["explain"])
         assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=1e-5)
         assert match["score"] == pytest.approx(parts["image"], abs=1e-5)  # still the cosine
+
+
+def test_only_the_places_up_to_the_page_are_ordered_for_diversity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A page behind match 6,250 ordered 25,000 candidates, which took minutes."""
+    rows = units(np.random.default_rng(7).normal(size=(400, DIM)))
+    opened = open_index(rows, [f"{n:03d}.jpg" for n in range(400)])
+    shelf = IndexedCatalogue(opened.version, Catalogue())
+    steps: list[tuple[int, int]] = []
+
+    def counted(candidates: Any, vectors: Any, strength: float, count: int) -> Any:
+        steps.append((len(candidates), count))
+        return diversify(candidates, vectors, strength, count)
+
+    monkeypatch.setattr(rank, "diversify", counted)
+    monkeypatch.setattr(rank, "DIVERSIFIED", 60)
+    page = ids(ask(opened, shelf, rows[0], top_k=10, offset=120, diverse=0.5))
+    assert steps == [(50, 130), (60, 80), (60, 20)]
+    pages = [ids(ask(opened, shelf, rows[0], top_k=65, offset=o, diverse=0.5)) for o in (0, 65)]
+    assert [*pages[0], *pages[1]][120:] == page
+    assert len({*pages[0], *pages[1]}) == 130
 
 
 def given(query: np.ndarray, product: str, action: str, who: str = "", at: float = 1.0) -> Feedback:

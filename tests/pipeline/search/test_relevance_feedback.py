@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,15 @@ def test_the_report_counts_by_rank_and_never_uses_feedback_on_its_own_query() ->
     assert answer["ndcg"]["queries"] == 2
     assert answer["ndcg"]["before"] == pytest.approx(third, abs=1e-4)
     assert answer["ndcg"]["after"] == pytest.approx((third + 1) / 2, abs=1e-4)
+
+
+def test_a_rank_that_was_never_shown_has_no_rate() -> None:
+    """Somebody opened the first page and the third, and one beyond the last match."""
+    pages = [logged("q1", 10), replace(logged("q2", 20), first_rank=7)]
+    beyond = replace(logged("q3", 30), first_rank=10_001, matches=())
+    answer = report([*pages, beyond], [feedback(pages[1], "a", "like", at=21)], lambda query: [])
+    ranks = [(row["rank"], row["shown"], row["taken"]) for row in answer["by_rank"]]
+    assert ranks == [(1, 1, 0), (2, 1, 0), (3, 1, 0), (7, 1, 1), (8, 1, 0), (9, 1, 0)]
 
 
 def test_an_empty_log_is_a_report_of_nothing() -> None:
