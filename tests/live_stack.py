@@ -58,11 +58,12 @@ def free_ports(count: int) -> int:
 def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """Wait for a condition; fail with its name when it does not come true."""
     deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
+    while (start := time.monotonic()) < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.05)
+        # One that starts a command takes cores from what it waits for.
+        time.sleep(min(0.5, max(0.05, 3 * (time.monotonic() - start))))
     raise AssertionError(f"not within {patience_s:.0f} s: {what}")
 
 

@@ -463,7 +463,7 @@ def test_of_eight_publishers_that_race_one_wins_and_readers_see_whole_versions(
 
     def read(n: int) -> None:
         reader = host(f"reader{n}")
-        while not ended.is_set():
+        while not ended.wait(0.005):
             try:
                 version = reader.current()
                 index, vectors = version.file("index.bin"), version.file("vectors.npy")

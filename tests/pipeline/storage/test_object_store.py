@@ -193,7 +193,7 @@ def test_eight_racing_publishers_have_one_winner_in_each_round(
     ended = threading.Event()
 
     def read() -> None:
-        while not ended.is_set():
+        while not ended.wait(0.005):
             seen.append(store.get("CURRENT").data)
 
     def publish(etag: str, content: bytes) -> str | None:
