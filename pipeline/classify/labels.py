@@ -144,7 +144,7 @@ def load_labels(labels_file: str = "") -> Labels:
     """
     file = Path(labels_file).expanduser() if labels_file else PACKAGED
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # Notepad begins UTF-8 with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise WrongUse(f"The labels file {file} cannot be read: {reason}.") from error

@@ -37,6 +37,12 @@ def test_the_file_that_comes_with_imgrec_covers_what_its_model_knows() -> None:
     assert labels.attributes["style"].classes == STYLES
 
 
+def test_a_file_that_notepad_saved_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "labels.toml"
+    file.write_text(GOOD, encoding="utf-8-sig")
+    assert list(load_labels(str(file)).categories) == ["shoe", "lamp", "bag"]
+
+
 def test_prompts_are_every_template_with_every_word(tmp_path: Path) -> None:
     (tmp_path / "labels.toml").write_text(GOOD)
     labels = load_labels(str(tmp_path / "labels.toml"))
