@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -210,7 +209,7 @@ class _Conversion:
     def _identifier(self, name: str, text: str, line: int) -> str | None:
         if name in self._floats:
             return text.removesuffix(".0")
-        if not LOST_DIGITS.fullmatch(text) and not re.fullmatch(r"[0-9][.,][0-9]{4,}E[0-9]+", text):
+        if not LOST_DIGITS.fullmatch(text):
             return text
         mantissa, exponent = text.replace(",", ".").replace("+", "").split("E")
         whole, decimals = mantissa.split(".")

@@ -15,7 +15,8 @@ from pipeline.feeds.records import Item, Problems, Row
 
 _PATH_COLUMN = re.compile(r"images?(_?[0-9]{1,2})?")  # after normalize(): image, image.2, images
 _URL_WORD = re.compile(r"(^|_)(urls?|links?|src)(_|$)")
-LOST_DIGITS = re.compile(r"[0-9][.,][0-9]+E\+[0-9]+")
+# 2.1E+11 and 2.000000001036E12. The largest number of a spreadsheet is about 1E+308.
+LOST_DIGITS = re.compile(r"[0-9][.,](?:[0-9]+E\+|[0-9]{4,}E)[0-9]{1,3}")
 
 
 def id_column(columns: Iterable[str], chosen: str = "") -> str:

@@ -208,6 +208,22 @@ def test_digits_that_a_spreadsheet_lost_are_told(tmp_path: Path) -> None:
     assert sorted(line for line, _ in reasons(feed.problems.warnings)) == [2, 3, 4]
 
 
+def test_an_exponent_that_no_spreadsheet_writes_is_text(tmp_path: Path) -> None:
+    text = "1.5E+" + "9" * 5000
+    products, feed = facts(write(tmp_path, f"sku,gtin\na,{text}\nb,7\n1.5E+1000,8\n"))
+    assert products == {"a": {"gtin": text}, "b": {"gtin": "7"}, "1.5E+1000": {"gtin": "8"}}
+    assert feed.problems.bad == []
+
+
+def test_ids_and_other_identifiers_lose_their_digits_in_the_same_forms(tmp_path: Path) -> None:
+    forms = ["2.1E+11", "2,1E+11", "2.10000E12"]
+    text = "".join(f'"{form}",1\nx{n},"{form}"\n' for n, form in enumerate(forms))
+    products, feed = facts(write(tmp_path, f"sku,gtin\n{text}"))
+    assert products == {"x0": {}, "x1": {}, "x2": {}}
+    assert [problem.line for problem in feed.problems.bad] == [2, 4, 6]
+    assert [problem.line for problem in feed.problems.warnings] == [3, 5, 7]
+
+
 def test_several_images_stand_in_several_rows_or_in_one_cell(tmp_path: Path) -> None:
     cdn = "https://cdn.example.com"
     text = (
