@@ -14,8 +14,59 @@ from pipeline.feeds.records import Problems, Row
 CHUNK = 1 << 16
 GOOGLE = "http://base.google.com/ns/1.0"
 ITEMS = ("item", "entry")  # RSS, Atom
+# HTML within a text: what separates no words, and what does.
+_INLINE = (
+    "a abbr b bdi bdo big cite code del em font i ins kbd mark q s small span strike strong sub "
+    "sup tt u var wbr"
+)
+INLINE = frozenset(_INLINE.split())
+_BLOCKS = (
+    "article blockquote br center dd div dl dt h1 h2 h3 h4 h5 h6 hr img li ol p pre section table "
+    "tbody td th thead tr ul"
+)
+BLOCKS = frozenset(_BLOCKS.split())
 MAX_ITEM = 1 << 20  # characters
 MAX_DEPTH = 50
+
+
+class _Value:
+    """The text of one element of an item, with that of the elements within it."""
+
+    def __init__(self, name: str, text: str = "") -> None:
+        self.name = _local(name)
+        self.space = _space(name)
+        self._depth = 0
+        self._own_text = bool(text)
+        # Without a namespace a feed means Google's attributes all the same.
+        self._may_have_parts = self.space in (GOOGLE, "")
+        # Each text with the tag before it, and whether that begins an element.
+        self._pieces: list[tuple[str, bool, str]] = [("", False, text)]
+
+    def begin(self, name: str) -> None:
+        self._depth += 1
+        self._may_have_parts &= _space(name) == self.space and not _is_html(name)
+        self._pieces.append((_local(name), True, ""))
+
+    def end(self, name: str) -> None:
+        self._depth -= 1
+        self._pieces.append((_local(name), False, ""))
+
+    def add(self, text: str) -> None:
+        self._own_text |= not self._depth and bool(text.strip())
+        name, begins, before = self._pieces[-1]
+        self._pieces[-1] = name, begins, before + text
+
+    def text(self) -> str:
+        """Return the text without tags; parts as a table has them: `US:14.95 USD`."""
+        if len(self._pieces) > 1 and self._may_have_parts and not self._own_text:
+            parts = (":" * begins + text.strip() for _, begins, text in self._pieces)
+            return "".join(parts).strip(":")
+        joined = ""
+        for name, _, text in self._pieces:
+            if name and name not in INLINE and not joined.endswith("\n"):
+                joined += "\n"
+            joined += text
+        return joined
 
 
 class _Reader:
@@ -34,7 +85,7 @@ class _Reader:
         self._depth = self._item_depth = self._line = self._size = 0
         self._google: dict[str, list[str]] = {}
         self._other: dict[str, list[str]] = {}
-        self._parts: list[str] = []
+        self._value = _Value("")
 
     def feed(self, data: bytes) -> None:
         self._parser.Parse(data, not data)
@@ -49,9 +100,9 @@ class _Reader:
                 self._google, self._other, self._size = {}, {}, 0
         elif self._depth == self._item_depth + 1:
             # Atom: <link href="..."/>
-            self._parts = [attributes["href"]] if "href" in attributes else []
-        elif self._parts:
-            self._parts.append(":")  # the parts of g:shipping, as in a table: US:14.95 USD
+            self._value = _Value(name, attributes.get("href", ""))
+        else:
+            self._value.begin(name)
 
     def _text(self, text: str) -> None:
         if self._item_depth and self._depth > self._item_depth:
@@ -60,16 +111,16 @@ class _Reader:
                 raise WrongUse(
                     f"the item in line {self._line} has more than {MAX_ITEM:,} characters."
                 )
-            if self._depth == self._item_depth + 1 or text.strip():
-                self._parts.append(text)
+            self._value.add(text)
 
     def _end(self, name: str) -> None:
         if self._item_depth and self._depth == self._item_depth + 1:
-            space = name.rpartition(" ")[0]
-            cells = self._google if space == GOOGLE else self._other
-            text = clean("".join(self._parts), _local(name), self._line, self._problems)
-            cells.setdefault(_local(name), []).append(text.strip(": \n"))
-            self._parts = []
+            value = self._value
+            cells = self._google if value.space == GOOGLE else self._other
+            text = clean(value.text(), value.name, self._line, self._problems)
+            cells.setdefault(value.name, []).append(text)
+        elif self._item_depth and self._depth > self._item_depth:
+            self._value.end(name)
         elif self._depth == self._item_depth:
             cells = {**self._other, **self._google}
             self.items.append(
@@ -109,6 +160,14 @@ def xml_rows(file: Path, problems: Problems) -> Iterator[Row]:
 
 def _local(name: str) -> str:
     return name.rpartition(" ")[2]
+
+
+def _space(name: str) -> str:
+    return name.rpartition(" ")[0]
+
+
+def _is_html(name: str) -> bool:
+    return _local(name) in INLINE or _local(name) in BLOCKS
 
 
 def _refuse(*declaration: Any) -> None:

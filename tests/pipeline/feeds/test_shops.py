@@ -150,6 +150,51 @@ def test_an_atom_feed_and_a_table_say_the_same_as_rss(tmp_path: Path) -> None:
     assert one[0][0].facts["price_currency"] == "EUR"
 
 
+@pytest.mark.parametrize(
+    ("element", "text"),
+    [
+        ("<description>Nice <b>red</b> shoe</description>", "Nice red shoe"),
+        ("<description><b>Red</b> <i>s</i>hoe</description>", "Red shoe"),
+        ("<description>Nice<br/>shoe</description>", "Nice\nshoe"),
+        ("<description><p>One</p><p>Two: <b>2</b></p></description>", "One\nTwo: 2"),
+        ("<g:description>Nice <g:b>red</g:b> shoe</g:description>", "Nice red shoe"),
+        ("<description>Sale: </description>", "Sale:"),
+        ("<description>: new</description>", ": new"),
+        ("<g:description>Sale:</g:description>", "Sale:"),
+        ('<a:description xmlns:a="a"><a:x>One</a:x><a:y>Two</a:y></a:description>', "One\nTwo"),
+    ],
+)
+def test_markup_within_a_value_leaves_its_text_as_it_is(
+    tmp_path: Path, element: str, text: str
+) -> None:
+    feed = GOOGLE.replace("<g:id>0</g:id>", f"<g:id>0</g:id>{element}")
+    products, _, _ = read(write(tmp_path, "a.xml", feed))
+    assert products[0].facts["description"] == text
+
+
+@pytest.mark.parametrize(
+    ("element", "text"),
+    [
+        (
+            "<g:shipping>\n<g:country>US</g:country>\n<g:region/>\n<g:price>5 USD</g:price>\n"
+            "</g:shipping>",
+            "US::5 USD",
+        ),
+        ("<g:tax><g:country/><g:rate>5</g:rate></g:tax>", "5"),
+        ("<g:installment><g:months>6</g:months><g:amount>9</g:amount></g:installment>", "6:9"),
+        ("<shipping><country>US</country><price>5 USD</price></shipping>", "US:5 USD"),
+        ("<g:shipping>US:::5 USD</g:shipping>", "US:::5 USD"),
+    ],
+)
+def test_parts_of_a_google_attribute_are_joined_as_in_a_table(
+    tmp_path: Path, element: str, text: str
+) -> None:
+    feed = GOOGLE.replace("<g:id>0</g:id>", f"<g:id>0</g:id>{element}")
+    products, _, _ = read(write(tmp_path, "a.xml", feed))
+    name = element.partition(">")[0].strip("<").removeprefix("g:")
+    assert str(products[0].facts[name]) == text
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso-8859-1", "windows-1252"])
 def test_xml_is_read_in_the_encoding_that_it_declares(tmp_path: Path, encoding: str) -> None:
     text = f'<?xml version="1.0" encoding="{encoding}"?>'
