@@ -34,18 +34,19 @@ def parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
             for batch in table.iter_batches(BATCH):
                 for row in batch.to_pylist():
                     number += 1
-                    cells = {name: _text(value) for name, value in row.items()}
+                    cells = {name: json_value(value) for name, value in row.items()}
                     yield Row(number, cells_of(cells, number, problems))
     except pyarrow.ArrowException as error:
         raise WrongUse(f"it is not a valid Parquet file ({one_line(error)}).") from error
 
 
-def _text(value: Any) -> Any:
-    """Write numbers and dates as a JSON Lines file has them."""
+def json_value(value: Any) -> Any:
+    """Return a value as a JSON Lines file has it: numbers and dates are text."""
     if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
         return None if value != value else NotFinite(value)  # pandas writes a gap as NaN
     if value is None or isinstance(value, bool | str | list | dict):
         return value
     if isinstance(value, float):
-        return format(value, "f") if value == int(value) else repr(value)
+        # pandas stores whole numbers with gaps as floats: a CSV file has them as 12.0, too.
+        return f"{value:.1f}" if value.is_integer() else repr(value)
     return str(value)  # whole numbers, decimals, dates

@@ -1,0 +1,57 @@
+"""Values of a Parquet file are read as those of a CSV or JSON Lines file are."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from catalogue_files import read
+
+from pipeline.feeds.feed import Feed
+from pipeline.feeds.parquet import json_value
+
+
+def read_table(tmp_path: Path, columns: Any) -> tuple[dict[str, dict[str, Any]], Feed]:
+    """Write columns to a file and read it: the facts of each product, and the feed."""
+    reason = "the extra 'parquet' is not installed"
+    pyarrow = pytest.importorskip("pyarrow", reason=reason)
+    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    products, _, feed = read(tmp_path / "a.parquet")
+    return {product.product_id: product.facts for product in products}, feed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12, "12"),
+        (12.0, "12.0"),
+        (4006381333931.0, "4006381333931.0"),
+        (1e16, "10000000000000000.0"),
+        (9.5, "9.5"),
+        (float("nan"), None),
+        (Decimal("12.90"), "12.90"),
+        (datetime.date(2026, 1, 31), "2026-01-31"),
+        (datetime.datetime(2026, 1, 31, 12, 0, 0, 5), "2026-01-31 12:00:00.000005"),
+        (True, True),
+        (None, None),
+        ("lamp", "lamp"),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_a_value_is_written_as_a_json_lines_file_has_it(value: object, text: object) -> None:
+    assert json_value(value) == text
+
+
+def test_whole_numbers_that_pandas_stored_as_floats_stay_identifiers(tmp_path: Path) -> None:
+    products, feed = read_table(
+        tmp_path, {"product_id": [12.0, 13.0, None], "gtin": [4006381333931.0, None, 1.0]}
+    )
+    assert products == {"12": {"gtin": "4006381333931"}, "13": {"gtin": None}}
+    assert [(problem.line, problem.reason) for problem in feed.problems.bad] == [
+        (3, "has no product_id")
+    ]
+    assert "Ids such as 12.0 were read as 12" in feed.problems.notes[0]
