@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from pipeline.errors import WrongUse, one_line
 from pipeline.feeds.cells import clean, scalar
-from pipeline.feeds.records import Problems, Row
+from pipeline.feeds.records import Problems, Row, Unusable
 
 MAX_LINE = 4 << 20  # characters
 MAX_EXPONENT = 40  # a number of more digits stays as it is written
@@ -60,6 +60,9 @@ def cells_of(row: dict[str, Any], line: int, problems: Problems) -> dict[str, st
         name = unicodedata.normalize("NFC", clean(key, "the name of a column", line, problems))
         if isinstance(value, NotFinite):
             problems.warn(line, f"'{name}' is {value}, not a number; it was left out")
+            continue
+        if isinstance(value, Unusable):
+            problems.warn(line, f"'{name}' {value.reason}; it was left out")
             continue
         text = scalar(value, name, line, problems)
         if text is not None and name:

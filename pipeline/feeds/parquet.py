@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import SetupError, WrongUse, one_line
 from pipeline.feeds.json_lines import NotFinite, cells_of
-from pipeline.feeds.records import Problems, Row
+from pipeline.feeds.records import Problems, Row, Unusable
 
 BATCH = 1000
 
@@ -41,12 +41,28 @@ def parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
 
 
 def json_value(value: Any) -> Any:
-    """Return a value as a JSON Lines file has it: numbers and dates are text."""
+    """Return a value as a JSON Lines file has it: numbers, dates and bytes in UTF-8 are text.
+
+    What cannot be a fact is `Unusable`, or of a type that `cells.scalar` reports.
+    """
+    if isinstance(value, bytes):
+        return _decoded(value)
+    if isinstance(value, list):
+        parts = [json_value(part) if isinstance(part, bytes) else part for part in value]
+        return next((part for part in parts if isinstance(part, Unusable)), parts)
     if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
         return None if value != value else NotFinite(value)  # pandas writes a gap as NaN
-    if value is None or isinstance(value, bool | str | list | dict):
+    if value is None or isinstance(value, bool | str | dict):
         return value
     if isinstance(value, float):
         # pandas stores whole numbers with gaps as floats: a CSV file has them as 12.0, too.
         return f"{value:.1f}" if value.is_integer() else repr(value)
     return str(value)  # whole numbers, decimals, dates
+
+
+def _decoded(value: bytes) -> str | Unusable:
+    """Read text that Impala and Hive store as bytes, without saying that it is UTF-8."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return Unusable("is not text in UTF-8")

@@ -51,6 +51,13 @@ class Problems:
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A value that cannot be a fact, and why: "is not text in UTF-8"."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of a file: a text for each column; "" where a cell is empty."""
 

@@ -11,7 +11,9 @@ import pytest
 from catalogue_files import read
 
 from pipeline.feeds.feed import Feed
+from pipeline.feeds.json_lines import cells_of
 from pipeline.feeds.parquet import json_value
+from pipeline.feeds.records import Problems, Unusable
 
 
 def read_table(tmp_path: Path, columns: Any) -> tuple[dict[str, dict[str, Any]], Feed]:
@@ -40,6 +42,10 @@ def read_table(tmp_path: Path, columns: Any) -> tuple[dict[str, dict[str, Any]],
         (None, None),
         ("lamp", "lamp"),
         (["a", "b"], ["a", "b"]),
+        ("größe".encode(), "größe"),
+        ([b"a", b"b"], ["a", "b"]),
+        (b"\xff", Unusable("is not text in UTF-8")),
+        ([b"a", b"\xff"], Unusable("is not text in UTF-8")),
     ],
 )
 def test_a_value_is_written_as_a_json_lines_file_has_it(value: object, text: object) -> None:
@@ -55,3 +61,26 @@ def test_whole_numbers_that_pandas_stored_as_floats_stay_identifiers(tmp_path: P
         (3, "has no product_id")
     ]
     assert "Ids such as 12.0 were read as 12" in feed.problems.notes[0]
+
+
+def test_bytes_are_text_in_utf8_or_left_out_with_a_warning(tmp_path: Path) -> None:
+    products, feed = read_table(
+        tmp_path,
+        {"product_id": [b"a", b"b", b"\xff"], "title": ["Lämp".encode(), b"\xff\xfe", b"x"]},
+    )
+    assert products == {"a": {"title": "Lämp"}, "b": {}}
+    assert [(problem.line, problem.reason) for problem in feed.problems.warnings] == [
+        (2, "'title' is not text in UTF-8; it was left out"),
+        (3, "'product_id' is not text in UTF-8; it was left out"),
+    ]
+    assert [(problem.line, problem.reason) for problem in feed.problems.bad] == [
+        (3, "has no product_id")
+    ]
+
+
+def test_a_value_that_cannot_be_used_is_named_and_leaves_the_others() -> None:
+    problems = Problems()
+    cells = {"title": Unusable("is not text in UTF-8"), "price": "5"}
+    assert cells_of(cells, 7, problems) == {"price": "5"}
+    (warning,) = problems.warnings
+    assert (warning.line, warning.reason) == (7, "'title' is not text in UTF-8; it was left out")
