@@ -11,6 +11,7 @@ from pipeline.feeds.json_lines import NotFinite, cells_of
 from pipeline.feeds.records import Problems, Row, Unusable
 
 BATCH = 1000
+NOT_UTF8 = "is not text in UTF-8"
 
 
 def parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
@@ -20,6 +21,21 @@ def parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
         SetupError: pyarrow is not installed.
         WrongUse: the file is not valid.
     """
+    number = 0
+    for batch in _batches(file):
+        names = batch.schema.names
+        columns = [
+            _values(_in_microseconds(column, name, problems))
+            for name, column in zip(names, batch.columns, strict=True)
+        ]
+        for values in zip(*columns, strict=True):
+            number += 1
+            cells = {name: json_value(value) for name, value in zip(names, values, strict=True)}
+            yield Row(number, cells_of(cells, number, problems))
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    """Yield some rows at a time."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -28,16 +44,50 @@ def parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
             "pyarrow, which reads Parquet files, is not installed. Install it with 'pip install "
             "imgrec[parquet]', or export the table as CSV or JSON Lines."
         ) from error
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    cells = {name: json_value(value) for name, value in row.items()}
-                    yield Row(number, cells_of(cells, number, problems))
-    except pyarrow.ArrowException as error:
+            yield from table.iter_batches(BATCH)
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:  # of the disk; Arrow's own have none
+            raise
         raise WrongUse(f"it is not a valid Parquet file ({one_line(error)}).") from error
+
+
+def _in_microseconds(column: Any, name: str, problems: Problems) -> Any:
+    """Return times that count nanoseconds in microseconds: Python has nothing finer."""
+    import pyarrow
+
+    kind, types = column.type, pyarrow.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        coarser = pyarrow.timestamp("us", kind.tz)
+    elif types.is_time64(kind) and kind.unit == "ns":
+        coarser = pyarrow.time64("us")
+    elif types.is_duration(kind) and kind.unit == "ns":
+        coarser = pyarrow.duration("us")
+    else:
+        return column
+    try:
+        return column.cast(coarser)
+    except pyarrow.ArrowInvalid:
+        problems.note(f"Times in '{name}' were cut off after microseconds.")
+        return column.cast(coarser, safe=False)
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):
+        return [python_value(each) for each in column]
+
+
+def python_value(scalar: Any) -> Any:
+    """Return a value of Arrow as Python has it, `Unusable` for one that Python does not have."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return Unusable(NOT_UTF8)
+    except (ValueError, OverflowError) as error:  # the year 36812
+        return Unusable(f"cannot be read ({one_line(error)})")
 
 
 def json_value(value: Any) -> Any:
@@ -52,7 +102,7 @@ def json_value(value: Any) -> Any:
         return next((part for part in parts if isinstance(part, Unusable)), parts)
     if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
         return None if value != value else NotFinite(value)  # pandas writes a gap as NaN
-    if value is None or isinstance(value, bool | str | dict):
+    if value is None or isinstance(value, bool | str | dict | Unusable):
         return value
     if isinstance(value, float):
         # pandas stores whole numbers with gaps as floats: a CSV file has them as 12.0, too.
@@ -65,4 +115,4 @@ def _decoded(value: bytes) -> str | Unusable:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        return Unusable("is not text in UTF-8")
+        return Unusable(NOT_UTF8)

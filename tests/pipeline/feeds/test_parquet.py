@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from catalogue_files import read
 
+from pipeline.errors import WrongUse
+from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.json_lines import cells_of
-from pipeline.feeds.parquet import json_value
+from pipeline.feeds.parquet import json_value, python_value
 from pipeline.feeds.records import Problems, Unusable
 
 
@@ -42,6 +44,7 @@ def read_table(tmp_path: Path, columns: Any) -> tuple[dict[str, dict[str, Any]],
         (None, None),
         ("lamp", "lamp"),
         (["a", "b"], ["a", "b"]),
+        (Unusable("cannot be read"), Unusable("cannot be read")),
         ("größe".encode(), "größe"),
         ([b"a", b"b"], ["a", "b"]),
         (b"\xff", Unusable("is not text in UTF-8")),
@@ -84,3 +87,85 @@ def test_a_value_that_cannot_be_used_is_named_and_leaves_the_others() -> None:
     assert cells_of(cells, 7, problems) == {"price": "5"}
     (warning,) = problems.warnings
     assert (warning.line, warning.reason) == (7, "'title' is not text in UTF-8; it was left out")
+
+
+class Scalar:
+    """A value of Arrow, which Python may not have."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def as_py(self) -> object:
+        if isinstance(self._value, Exception):
+            raise self._value
+        return self._value
+
+
+@pytest.mark.parametrize(
+    ("value", "reading"),
+    [
+        ("a", "a"),
+        (OverflowError("date value out of range"), "cannot be read (date value out of range)"),
+        (ValueError("not convertible"), "cannot be read (not convertible)"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "is not text in UTF-8"),
+    ],
+)
+def test_a_value_that_python_does_not_have_is_left_out(value: object, reading: str) -> None:
+    expected = Unusable(reading) if isinstance(value, Exception) else reading
+    assert python_value(Scalar(value)) == expected
+
+
+def test_nanoseconds_are_cut_off_and_told(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+    moments = [1_700_000_000_123_456_789, None]
+    exact = [1_700_000_000_000_000_000, None]
+    products, feed = read_table(
+        tmp_path,
+        {
+            "product_id": ["a", "b"],
+            "added": pyarrow.array(moments, pyarrow.timestamp("ns")),
+            "changed": pyarrow.array(exact, pyarrow.timestamp("ns", "UTC")),
+            "opens": pyarrow.array([1, None], pyarrow.time64("ns")),
+        },
+    )
+    assert products == {
+        "a": {
+            "added": "2023-11-14 22:13:20.123456",
+            "changed": "2023-11-14 22:13:20+00:00",
+            "opens": "00:00:00",
+        },
+        "b": {"added": None, "changed": None, "opens": None},
+    }
+    assert feed.finders["added"].column().type == Type.DATE
+    assert feed.problems.notes == [
+        "Times in 'added' were cut off after microseconds.",
+        "Times in 'opens' were cut off after microseconds.",
+    ]
+
+
+def test_a_date_that_python_does_not_have_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+    letters = pyarrow.py_buffer(b"x\xff")
+    offsets = pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0")
+    products, feed = read_table(
+        tmp_path,
+        {
+            "product_id": ["a", "b"],
+            "added": pyarrow.array([1 << 60, 0], pyarrow.timestamp("us")),
+            "title": pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, letters]),
+        },
+    )
+    assert products == {"a": {"title": "x"}, "b": {"added": "1970-01-01 00:00:00"}}
+    assert [(problem.line, problem.reason) for problem in feed.problems.warnings] == [
+        (1, "'added' cannot be read (date value out of range); it was left out"),
+        (2, "'title' is not text in UTF-8; it was left out"),
+    ]
+
+
+def test_a_damaged_parquet_file_is_a_sentence(tmp_path: Path) -> None:
+    read_table(tmp_path, {"product_id": [f"{n}" * 20 for n in range(100)]})
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[20:35] = b"\xff" * 15
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(WrongUse, match="cannot be imported: it is not a valid Parquet file"):
+        read(tmp_path / "a.parquet")
