@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from pipeline.allowed_hosts import Network
@@ -13,7 +13,7 @@ from pipeline.feeds.encoding import encoding_name, open_text, valid_text
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.google_xml import xml_rows
 from pipeline.feeds.json_lines import json_rows
-from pipeline.feeds.names import PRODUCT_ID
+from pipeline.feeds.names import ID_NAMES, PRODUCT_ID, normalize
 from pipeline.feeds.parquet import parquet_rows
 from pipeline.feeds.plain import id_column, plain_items
 from pipeline.feeds.records import Problems, Row
@@ -29,6 +29,7 @@ from pipeline.feeds.staging import Staging
 from pipeline.feeds.table import Table
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
+FIRST_ROWS = 100  # which show the columns of a file without a header
 
 
 def read_feed(
@@ -152,14 +153,29 @@ def _read_plain(
     feed: Feed, rows: Iterator[Row], identified_by: str, columns: Iterable[str] = ()
 ) -> None:
     if not columns:
-        first = next(rows, None)
-        if first is None:
+        first = _first_rows(rows, identified_by)
+        if not first:
             return
-        columns, rows = first.cells, chain([first], rows)
+        columns = dict.fromkeys(name for row in first for name in row.cells)
+        rows = chain(first, rows)
     name = id_column(columns, identified_by)
     if name != PRODUCT_ID:
         feed.problems.note(f"Products are identified by the column '{name}'.")
     feed.read(plain_items(rows, name, feed.problems))
+
+
+def _first_rows(rows: Iterator[Row], identified_by: str) -> list[Row]:
+    """Take rows up to one with an id: that of the first may be missing, or have been left out."""
+    first = list[Row]()
+    for row in islice(rows, FIRST_ROWS):
+        first.append(row)
+        if identified_by:
+            has_id = identified_by in row.cells
+        else:
+            has_id = any(normalize(name) in ID_NAMES for name in row.cells)
+        if has_id:
+            break
+    return first
 
 
 def _join_variations(feed: Feed) -> None:

@@ -329,6 +329,19 @@ def test_json_lines_keep_numbers_and_truth_and_name_what_is_none(tmp_path: Path)
     assert (misfits.count, misfits.lines) == (2, [4, 5])
 
 
+@pytest.mark.parametrize("first", ["[{}]", "NaN"])
+def test_a_first_line_without_a_usable_id_loses_no_other_line(tmp_path: Path, first: str) -> None:
+    text = f'{{"product_id": {first}, "price": 1}}\n{{"product_id": "b", "price": 2}}\n'
+    products, feed = facts(write(tmp_path, text, "p.jsonl"))
+    assert products == {"b": {"price": 2}}
+    assert reasons(feed.problems.bad) == [(1, "has no product_id")]
+    assert [problem.line for problem in feed.problems.warnings] == [1]
+    chosen = text.replace("product_id", "number").replace("price", "ean")
+    products, feed = facts(write(tmp_path, chosen, "p.jsonl"), identified_by="number")
+    assert products == {"b": {"ean": "2"}}
+    assert reasons(feed.problems.bad) == [(1, "has no number")]
+
+
 def test_a_line_without_end_is_refused_before_it_fills_the_memory() -> None:
     with pytest.raises(WrongUse, match="more than 1,048,576 characters"):
         Table(io.StringIO("a" * (MAX_LINE + 1)), Problems())
