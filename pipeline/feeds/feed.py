@@ -40,8 +40,6 @@ class Feed:
     def read(self, items: Iterable[Item]) -> None:
         """Stage items, and look at their values."""
         for item in items:
-            if item.images:
-                item = replace(item, images=self._claimed(item))
             self.staging.add(item)
             self._ids.add(item.item_id)
             if item.parent:
@@ -69,6 +67,7 @@ class Feed:
         if self._ids.has_float_identifiers:
             self.staging.strip_float_zeros()
             self.problems.note("Ids such as 12.0 were read as 12: all are whole numbers.")
+        self._refuse_contradictions()
 
     @cached_property
     def n_items(self) -> int:
@@ -82,7 +81,8 @@ class Feed:
     def products(self, columns: Mapping[str, Column]) -> Iterator[Product]:
         """Yield the products with their values read by the types of the columns."""
         convert = _Conversion(self, columns, self._currencies(columns))
-        for items in self.staging.products():
+        for rows in self.staging.products():
+            items = [self._without_others_images(item) for item in rows]
             product = (
                 self._grouped(items, convert) if _is_group(items) else self._one(items, convert)
             )
@@ -125,42 +125,53 @@ class Feed:
 
     def _merged(self, items: list[Item]) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
         """Join the rows of one item: later ones add images, and facts that the first lacks."""
-        first, *others = items
-        facts, images, urls = dict(first.facts), list(first.images), list(first.urls)
-        for item in others:
-            conflict = next(
-                (
-                    name
-                    for name, text in item.facts.items()
-                    if text and facts.get(name, "") not in ("", text)
-                ),
-                None,
-            )
-            if not item.images and not item.urls and (self.format not in JOINING or conflict):
-                self.problems.refuse(
-                    item.line,
-                    f"{quote(first.item_id)} is listed twice, first in line {first.line}",
-                )
-            elif conflict is not None:
-                self.problems.refuse(
-                    item.line,
-                    f"{quote(conflict)} of product {quote(first.item_id)} is "
-                    f"{quote(item.facts[conflict])}, before {quote(facts[conflict])}",
-                )
-            else:
-                facts |= {
-                    name: text for name, text in item.facts.items() if text or name not in facts
-                }
-                images += item.images
-                urls += item.urls
+        facts, images, urls = dict[str, str](), list[str](), list[str]()
+        for item in items:
+            _add_facts(facts, item)
+            images += item.images
+            urls += item.urls
         return facts, unique(images), unique(urls)
 
-    def _claimed(self, item: Item) -> tuple[str, ...]:
-        """Return the images of an item that no other product of the file has claimed before."""
+    def _refuse_contradictions(self) -> None:
+        """Refuse rows that say something else of an item than earlier ones, or nothing new."""
+        refused = list[int]()
+        for rows in self.staging.repeated():
+            first, *_ = rows.values()
+            facts = dict[str, str]()
+            for number, item in rows.items():
+                reason = self._contradiction(item, first, facts) if item is not first else ""
+                if reason:
+                    self.problems.refuse(item.line, reason)
+                    refused.append(number)
+                else:
+                    _add_facts(facts, item)
+        self.staging.remove(refused)
+
+    def _contradiction(self, item: Item, first: Item, facts: Mapping[str, str]) -> str:
+        """Say why a row cannot be joined with the earlier ones of its item, or ""."""
+        conflict = next(
+            (
+                name
+                for name, text in item.facts.items()
+                if text and facts.get(name, "") not in ("", text)
+            ),
+            None,
+        )
+        if not item.images and not item.urls and (self.format not in JOINING or conflict):
+            return f"{quote(first.item_id)} is listed twice, first in line {first.line}"
+        if conflict is None:
+            return ""
+        return (
+            f"{quote(conflict)} of product {quote(first.item_id)} is "
+            f"{quote(item.facts[conflict])}, before {quote(facts[conflict])}"
+        )
+
+    def _without_others_images(self, item: Item) -> Item:
+        """Take away the images that an earlier row gives to another product."""
         product_id = item.parent or item.item_id
         paths = []
         for path in item.images:
-            owner = self.staging.claim_image(path, product_id)
+            owner = self.staging.owner(path)
             if owner == product_id:
                 paths.append(path)
                 continue
@@ -169,7 +180,11 @@ class Feed:
                 f"{quote(path)} is already an image of product {quote(owner)}; product "
                 f"{quote(product_id)} does not get it",
             )
-        return tuple(paths)
+        return replace(item, images=tuple(paths))
+
+
+def _add_facts(facts: dict[str, str], item: Item) -> None:
+    facts |= {name: text for name, text in item.facts.items() if text or name not in facts}
 
 
 def _is_group(items: list[Item]) -> bool:

@@ -30,7 +30,8 @@ CREATE TABLE items (
     alias   TEXT NOT NULL,
     item    TEXT NOT NULL    -- JSON: facts, images, urls, parent
 );
-CREATE TABLE images (path TEXT PRIMARY KEY, product TEXT NOT NULL) WITHOUT ROWID;
+-- The items that name an image.
+CREATE TABLE claims (path TEXT, n INTEGER, PRIMARY KEY (path, n)) WITHOUT ROWID;
 CREATE TABLE indexed (product TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 # What is to be written to the catalogue; `n` keeps the order.
@@ -53,7 +54,9 @@ class Staging:
         self._connection.executescript(SCHEMA)
         # One transaction that nobody commits: the file is only an extension of the memory.
         self._connection.execute("BEGIN")
-        self._batch: list[tuple[int, str, str, str, str]] = []
+        self._batch: list[tuple[int, int, str, str, str, str]] = []
+        self._claims: list[tuple[str, int]] = []
+        self._count = 0
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +89,11 @@ class Staging:
         """Add an item; ids and paths in the one form in which names are compared."""
         item_id, parent, images = nfc(item.item_id), nfc(item.parent), list(map(nfc, item.images))
         packed = json.dumps([item.facts, images, item.urls, parent], ensure_ascii=False)
-        self._batch.append((item.line, item_id, parent or item_id, nfc(item.alias), packed))
+        self._count += 1
+        self._batch.append(
+            (self._count, item.line, item_id, parent or item_id, nfc(item.alias), packed)
+        )
+        self._claims += ((path, self._count) for path in images)
         if len(self._batch) >= BATCH:
             self._flush()
 
@@ -144,30 +151,38 @@ class Staging:
         yield from rows
         self._connection.execute(f"DELETE FROM items WHERE {where}")
 
+    def repeated(self) -> Iterator[dict[int, Item]]:
+        """Yield the rows of each item that has several, by their number in the file's order."""
+        rows = self._connection.execute(
+            "SELECT n, line, item_id, product, alias, item FROM items WHERE item_id IN"
+            " (SELECT item_id FROM items GROUP BY item_id HAVING COUNT(*) > 1) ORDER BY item_id, n"
+        )
+        for _, group in groupby(rows, key=lambda row: str(row[2])):
+            yield {row[0]: _unpacked(*row[1:]) for row in group}
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Take away rows, by their numbers."""
+        self._connection.executemany("DELETE FROM items WHERE n = ?", ((n,) for n in numbers))
+
     def products(self) -> Iterator[list[Item]]:
         """Yield the items of one product after the other, each in the order of the file."""
         rows = self._connection.execute(
             "SELECT line, item_id, product, alias, item FROM items ORDER BY product, n"
         )
-        for product, group in groupby(rows, key=lambda row: str(row[2])):
-            items = []
-            for line, item_id, _, alias, packed in group:
-                facts, images, urls, parent = json.loads(packed)
-                parent = product if parent or product != item_id else ""
-                items.append(Item(line, item_id, facts, tuple(images), tuple(urls), parent, alias))
-            yield items
+        for _, group in groupby(rows, key=lambda row: str(row[2])):
+            yield [_unpacked(*row) for row in group]
 
     def holds(self, product_ids: Sequence[str]) -> set[str]:
         """Return those of some ids that are products of this file."""
         return self._select("SELECT DISTINCT product FROM items WHERE product IN", product_ids)
 
-    def claim_image(self, path: str, product_id: str) -> str:
-        """Note whose an image is; return its owner, who may have claimed it before."""
-        self._connection.execute("INSERT OR IGNORE INTO images VALUES (?, ?)", (path, product_id))
-        (owner,) = self._connection.execute(
-            "SELECT product FROM images WHERE path = ?", (path,)
+    def owner(self, path: str) -> str:
+        """Return the product of the first item that names an image."""
+        (product,) = self._connection.execute(
+            "SELECT product FROM claims JOIN items USING (n) WHERE path = ? ORDER BY n LIMIT 1",
+            (path,),
         ).fetchone()
-        return str(owner)
+        return str(product)
 
     def mark_indexed(self, product_ids: Iterable[str]) -> None:
         """Note products that have an image in the index."""
@@ -243,11 +258,16 @@ class Staging:
         return {row[0] for row in self._connection.execute(f"{sql} ({marks})", values)}
 
     def _flush(self) -> None:
-        self._connection.executemany(
-            "INSERT INTO items (line, item_id, product, alias, item) VALUES (?, ?, ?, ?, ?)",
-            self._batch,
-        )
+        self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", self._batch)
+        self._connection.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?)", self._claims)
         self._batch.clear()
+        self._claims.clear()
+
+
+def _unpacked(line: int, item_id: str, product: str, alias: str, packed: str) -> Item:
+    facts, images, urls, parent = json.loads(packed)
+    parent = product if parent or product != item_id else ""
+    return Item(line, item_id, facts, tuple(images), tuple(urls), parent, alias)
 
 
 class _Connection(sqlite3.Connection):

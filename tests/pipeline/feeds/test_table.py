@@ -18,6 +18,7 @@ from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.records import Problem, Problems
 from pipeline.feeds.table import MAX_LINE, Table
+from pipeline.names import nfc
 
 
 def write(folder: Path, text: str | bytes, name: str = "products.csv") -> Path:
@@ -355,6 +356,52 @@ def test_ids_and_images_have_one_form_whichever_way_accents_are_written(tmp_path
     (product,) = products
     assert (product.product_id, product.facts["title"]) == (whole, "one")
     assert product.images == (f"{whole}.jpg", f"{whole}-2.jpg")
+
+
+PARTS, WHOLE = "e\u0301te\u0301", "\u00e9t\u00e9"
+
+
+def owners(file: Path) -> tuple[dict[str, tuple[str, ...]], Feed]:
+    products, _, feed = read(file)
+    return {product.product_id: product.images for product in products}, feed
+
+
+@pytest.mark.parametrize(("first", "second"), [(PARTS, WHOLE), (WHOLE, PARTS)])
+def test_an_image_stays_with_its_first_product_whichever_way_accents_are_written(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    text = f"product_id,image\nb,{first}.jpg\na,{second}.jpg\n"
+    images, feed = owners(write(tmp_path, text))
+    assert images == {"a": (), "b": (f"{WHOLE}.jpg",)}
+    assert reasons(feed.problems.warnings) == [
+        (3, f"'{WHOLE}.jpg' is already an image of product 'b'; product 'a' does not get it")
+    ]
+
+
+@pytest.mark.parametrize(("first", "second"), [(PARTS, WHOLE), ("12.0", "12")])
+def test_a_product_whose_id_is_written_in_two_ways_shares_its_images_with_itself(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    images, feed = owners(write(tmp_path, f"product_id,image\n{first},1.jpg\n{second},1.jpg\n"))
+    assert images == {nfc(second): ("1.jpg",)}
+    assert (feed.problems.warnings, feed.problems.bad) == ([], [])
+
+
+@pytest.mark.parametrize("refused", ["a,z.jpg,B", "a,z.jpg,B\na,z.jpg,C"])
+def test_a_row_that_is_refused_takes_no_image(tmp_path: Path, refused: str) -> None:
+    text = f"product_id,image,title\na,x.jpg,A\n{refused}\nb,z.jpg,C\n"
+    images, feed = owners(write(tmp_path, text))
+    assert images == {"a": ("x.jpg",), "b": ("z.jpg",)}
+    assert feed.problems.warnings == []
+    assert feed.problems.bad_rows == len(refused.splitlines())
+
+
+def test_a_row_whose_only_image_is_anothers_is_not_refused(tmp_path: Path) -> None:
+    text = "product_id,image,title\nb,x.jpg,B\na,y.jpg,\na,x.jpg,A\n"
+    products, feed = facts(write(tmp_path, text))
+    assert products == {"a": {"title": "A"}, "b": {"title": "B"}}
+    assert feed.problems.bad == []
+    assert [problem.line for problem in feed.problems.warnings] == [4]
 
 
 @pytest.mark.parametrize("name", ["feed", "feed.jsonl"])
