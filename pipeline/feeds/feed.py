@@ -8,7 +8,7 @@ from functools import cached_property
 
 from pipeline.errors import quote
 from pipeline.feeds.columns import Column, Type, TypeFinder, Value, is_huge
-from pipeline.feeds.plain import LOST_DIGITS, unique
+from pipeline.feeds.plain import LOST_DIGITS, PathColumns, unique
 from pipeline.feeds.records import Item, Problems, Product, Variant
 from pipeline.feeds.staging import Staging
 
@@ -21,7 +21,8 @@ class Feed:
 
     Attributes:
         finders: what was seen of each column.
-        has_images, has_urls: whether the file names images below the products folder, or addresses.
+        path_columns: those that name images below the products folder.
+        has_urls: whether the file names addresses of images.
         decimal_comma: it is of a kind that writes 12,99.
     """
 
@@ -31,7 +32,8 @@ class Feed:
         self.finders: dict[str, TypeFinder] = {}
         self.format = "csv"
         self.encoding = ""
-        self.has_images = self.has_urls = False
+        self.path_columns = PathColumns()
+        self.has_urls = False
         self.decimal_comma = False
         self.whole = False  # each item is all that is known of it: what it lacks is removed
         self.update_only = False  # its rows are about products that are known already
@@ -44,7 +46,6 @@ class Feed:
             self._ids.add(item.item_id)
             if item.parent:
                 self._ids.add(item.parent)
-            self.has_images |= bool(item.images)
             self.has_urls |= bool(item.urls)
             for name, text in item.facts.items():
                 finder = self.finders.get(name)
@@ -68,6 +69,11 @@ class Feed:
             self.staging.strip_float_zeros()
             self.problems.note("Ids such as 12.0 were read as 12: all are whole numbers.")
         self._refuse_contradictions()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the file says which images below the products folder its products have."""
+        return bool(self.path_columns)
 
     @cached_property
     def n_items(self) -> int:

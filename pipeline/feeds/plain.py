@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pipeline.errors import WrongUse, quote
@@ -17,6 +18,26 @@ _PATH_COLUMN = re.compile(r"images?(_?[0-9]{1,2})?")  # after normalize(): image
 _URL_WORD = re.compile(r"(^|_)(urls?|links?|src)(_|$)")
 # 2.1E+11 and 2.000000001036E12. The largest number of a spreadsheet is about 1E+308.
 LOST_DIGITS = re.compile(r"[0-9][.,](?:[0-9]+E\+|[0-9]{4,}E)[0-9]{1,3}")
+
+
+@dataclass
+class PathColumns:
+    """The columns that name images below the products folder, by what their cells hold.
+
+    Attributes:
+        addresses: a column `image` may hold addresses instead.
+    """
+
+    paths: set[str] = field(default_factory=set)
+    empty: set[str] = field(default_factory=set)
+    addresses: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        """Tell whether the file says which images its products have, if only that they have none.
+
+        Empty cells of a column of addresses say nothing of images below the folder.
+        """
+        return bool(self.paths or self.empty - self.addresses)
 
 
 def id_column(columns: Iterable[str], chosen: str = "") -> str:
@@ -40,11 +61,14 @@ def id_column(columns: Iterable[str], chosen: str = "") -> str:
     )
 
 
-def plain_items(rows: Iterable[Row], name: str, problems: Problems) -> Iterator[Item]:
+def plain_items(
+    rows: Iterable[Row], name: str, path_columns: PathColumns, problems: Problems
+) -> Iterator[Item]:
     """Make an item of each row.
 
     Args:
         name: the column that identifies a product.
+        path_columns: those of the rows are added.
     """
     for row in rows:
         product_id = product_id_of(row, name, problems)
@@ -55,7 +79,7 @@ def plain_items(rows: Iterable[Row], name: str, problems: Problems) -> Iterator[
             if column == name:
                 continue
             if is_picture_column(column) and holds_pictures(
-                column, text, row.line, images, urls, problems
+                column, text, row.line, images, urls, path_columns, problems
             ):
                 continue
             facts[column] = text
@@ -80,16 +104,25 @@ def product_id_of(row: Row, name: str, problems: Problems) -> str:
 
 
 def holds_pictures(
-    column: str, text: str, line: int, images: list[str], urls: list[str], problems: Problems
+    column: str,
+    text: str,
+    line: int,
+    images: list[str],
+    urls: list[str],
+    path_columns: PathColumns,
+    problems: Problems,
 ) -> bool:
     """Add the pictures of a cell; return False where the column holds other things."""
     name = normalize(column)
     has_address = "//" in text and any(is_address(part) for part in split_pictures(text))
     if has_address or _URL_WORD.search(name):
         add_urls(column, text, line, urls, problems)
+        path_columns.addresses.add(column)
         return True
     if not _PATH_COLUMN.fullmatch(name):
         return False
+    if not text or text.casefold() in PLACEHOLDERS:
+        path_columns.empty.add(column)
     for part in [text] if name == "image" else split_pictures(text):
         if not part:
             continue
@@ -100,6 +133,7 @@ def holds_pictures(
             reason = "it names no image"
         else:
             images.append(str(path))
+            path_columns.paths.add(column)
             continue
         problems.warn(line, f"the image {quote(part)} was left out: {reason}")
     return True

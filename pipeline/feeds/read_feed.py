@@ -161,7 +161,7 @@ def _read_plain(
     name = id_column(columns, identified_by)
     if name != PRODUCT_ID:
         feed.problems.note(f"Products are identified by the column '{name}'.")
-    feed.read(plain_items(rows, name, feed.problems))
+    feed.read(plain_items(rows, name, feed.path_columns, feed.problems))
 
 
 def _first_rows(rows: Iterator[Row], identified_by: str) -> list[Row]:

@@ -177,12 +177,12 @@ class Staging:
         return self._select("SELECT DISTINCT product FROM items WHERE product IN", product_ids)
 
     def owner(self, path: str) -> str:
-        """Return the product of the first item that names an image."""
-        (product,) = self._connection.execute(
+        """Return the product of the first item that names an image, "" for an image of none."""
+        row = self._connection.execute(
             "SELECT product FROM claims JOIN items USING (n) WHERE path = ? ORDER BY n LIMIT 1",
             (path,),
         ).fetchone()
-        return str(product)
+        return str(row[0]) if row else ""
 
     def mark_indexed(self, product_ids: Iterable[str]) -> None:
         """Note products that have an image in the index."""

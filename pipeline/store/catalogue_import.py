@@ -13,6 +13,7 @@ from itertools import islice
 from pipeline.errors import ImgrecError, WrongUse, quote
 from pipeline.feeds.columns import Column, Type, Value
 from pipeline.feeds.feed import Feed
+from pipeline.feeds.names import IMAGE
 from pipeline.feeds.records import MAX_LISTED, Product, Variant
 from pipeline.store.backend import Transaction, placeholders
 from pipeline.store.catalogue_columns import (
@@ -164,6 +165,8 @@ class _Plan:
         old = {} if self._replace else known
         variants = {} if self._replace else _variants(self._tx, ids)
         owners = self._image_owners(products)
+        if n_emptied := self._count_emptied_images(products):
+            outcome.emptied[IMAGE] += n_emptied
         for product in products:
             name = product.product_id
             if self._feed.update_only and name not in old:
@@ -247,6 +250,16 @@ class _Plan:
         for ids in _batches(list(set(owners.values()))):
             in_file |= self._feed.staging.holds(ids)
         return {path: owner for path, owner in owners.items() if owner not in in_file}
+
+    def _count_emptied_images(self, products: list[Product]) -> int:
+        """Count the images that the import takes from products for which the file has none."""
+        ids = [product.product_id for product in products if not product.images]
+        if self._replace or not self._feed.has_images or not ids:
+            return 0
+        rows = self._tx.rows(
+            f"SELECT filename FROM product_images WHERE product_id IN ({placeholders(ids)})", ids
+        )
+        return sum(not self._feed.staging.owner(row["filename"]) for row in rows)
 
     def _images(self, product: Product, owners: Mapping[str, str]) -> list[str]:
         images = []

@@ -68,6 +68,52 @@ def test_images_of_a_file_take_the_place_of_those_before(products: Products) -> 
     assert products.catalogue().by_image == {"2.jpg": "a", "4.jpg": "a", "3.jpg": "b"}
 
 
+IMAGES = "product_id,title,image\na,Hat,1.jpg\na,,2.jpg\nb,Bag,3.jpg\nc,Cap,4.jpg\n"
+
+
+@pytest.mark.parametrize("text", ["product_id,image\na,\nb,\n", "product_id,images\na,n/a\nb,\n"])
+def test_an_emptied_column_of_images_removes_them_and_says_so(
+    products: Products, text: str
+) -> None:
+    import_text(products, IMAGES)
+    outcome, _ = import_text(products, text)
+    assert products.catalogue().by_image == {"4.jpg": "c"}
+    assert outcome.emptied == {"image": 3}
+    assert facts(products)["a"] == {"title": "Hat"}
+
+
+def test_null_removes_the_images_of_a_product(products: Products) -> None:
+    import_text(products, IMAGES)
+    import_rows(products, [{"product_id": "b", "image": None}])
+    assert products.catalogue().by_image == {"1.jpg": "a", "2.jpg": "a", "4.jpg": "c"}
+
+
+def test_an_image_that_changes_its_product_is_not_counted_as_removed(products: Products) -> None:
+    import_text(products, IMAGES)
+    outcome, _ = import_text(products, "product_id,image\nb,\nc,3.jpg\n")
+    assert products.catalogue().by_image == {"1.jpg": "a", "2.jpg": "a", "3.jpg": "c"}
+    assert outcome.emptied == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "product_id,price\na,5\n",
+        "product_id,picture_url\na,\n",
+        "product_id,image\na,https://x.example/1.jpg\nb,\n",  # a column of addresses
+        "product_id,image\na,/srv/1.jpg\n",  # left out with a warning
+    ],
+)
+def test_a_file_that_says_nothing_of_images_below_the_folder_leaves_them(
+    products: Products, text: str
+) -> None:
+    import_text(products, IMAGES)
+    before = products.catalogue().by_image
+    outcome, _ = import_text(products, text)
+    assert products.catalogue().by_image == before
+    assert outcome.emptied == {}
+
+
 def test_an_image_changes_its_owner_only_where_both_are_in_the_file(products: Products) -> None:
     import_text(products, "product_id,image\na,1.jpg\nb,2.jpg\n")
     _, feed = import_text(products, "product_id,image\nc,1.jpg\nc,3.jpg\n")
