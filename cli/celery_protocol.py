@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from pipeline.settings import load_settings
-from pipeline.store.redis_client import connect, refuses, server_time, trouble
+from pipeline.store.redis_client import ServerClock, connect, refuses, server_time, trouble
 from workers import registry
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
 from workers.registry import Announcement
@@ -29,6 +29,7 @@ ANSWER_S = 5.0  # to one command: half a MiB may have to travel
 AWAY_S = 10.0  # a server that comes back within so long, as after a restart, was never away
 RETRY_S = 0.2
 OUTAGES = (redis.ConnectionError, redis.TimeoutError)
+_clock = ServerClock()
 _idle: deque[PubSub] = deque()  # subscribed to nothing
 
 
@@ -44,7 +45,10 @@ def send(
         ServerUnavailable: Redis does not answer, refuses us, or takes nothing more.
     """
     with _server():
-        message = query_message(task, query_id, args, expires_s, server_time(_client()))
+        now_s = _clock.now()
+        if now_s is None:
+            now_s = _clock.set(server_time(_client()))
+        message = query_message(task, query_id, args, expires_s, now_s)
         pipe = _client().pipeline(transaction=False)
         if ask_workers:
             registry.queue_read(pipe)

@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from pipeline.errors import ImgrecError, Overloaded, ServerUnavailable
-from pipeline.store.redis_client import PREFIX, trouble
+from pipeline.store.redis_client import PREFIX, ServerClock, trouble
 from web.shared_call import SharedCall
 from workers.answer_wait import LAST_LOOK_S, AnswerWait, nobody_answers
 from workers.query_messages import QUEUE_KEY, open_result, query_message, read_result, result_key
@@ -66,6 +66,7 @@ class Answers:
         self._has_index = has_index
         self._most = most
         self._observe = observe
+        self._clock = ServerClock()
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # by channel
         self._down_since: float | None = time.monotonic()
         self._quick_look = SharedCall(partial(look, LOOK_S), LOOK_KEPT_S)
@@ -128,11 +129,12 @@ class Answers:
         self._waiting[channel] = future
         try:
             wait = AnswerWait(query_id, timeout_s, task)
-            seconds, _ = await self._command(self._client.time())
+            now_s = self._clock.now()
+            if now_s is None:
+                seconds, _ = await self._command(self._client.time())
+                now_s = self._clock.set(float(seconds))
             expires_s = max(timeout_s, 60.0) + KEPT_S
-            message = await asyncio.to_thread(
-                query_message, task, query_id, args, expires_s, float(seconds)
-            )
+            message = await asyncio.to_thread(query_message, task, query_id, args, expires_s, now_s)
             await self._command(self._client.lpush(QUEUE_KEY, message))
             while True:
                 done, _ = await asyncio.wait({future}, timeout=wait.pause())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import ssl
@@ -22,6 +23,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OLDEST = (6, 2)  # kombu 5.7 sends ZRANGE with BYSCORE and REV
 CLUSTER_ERRORS = (redis.exceptions.ClusterError, redis.exceptions.ClusterCrossSlotError)
 PREFIX = "imgrec:"  # of every key in Redis, so that a user of its ACL can be held to them
+ASK_TIME_S = 10.0  # between two questions for its time by who sends many messages
 NOT_NOW = (9, 10)  # x509_vfy.h: X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 ANOTHER_NAME = (62, 64)  # x509_vfy.h: X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
@@ -109,6 +111,37 @@ def server_time(client: Any) -> float:
     """Return Redis's time in seconds since the epoch: hosts need not agree on theirs."""
     seconds, micros = client.time()
     return float(seconds + micros / 1e6)
+
+
+class ServerClock:
+    """Redis's time between two questions for it, which cost a round trip each.
+
+    It goes on by a clock that counts the time in which the machine sleeps, too. Where the system
+    has none, nothing is known.
+    """
+
+    def __init__(self) -> None:
+        self._set_at = -math.inf
+        self._offset = 0.0
+
+    def now(self) -> float | None:
+        """Return the time in seconds since the epoch; None where Redis must be asked."""
+        here = _since_boot()
+        if here is None or not 0 <= here - self._set_at < ASK_TIME_S:
+            return None
+        return here + self._offset
+
+    def set(self, server_s: float) -> float:
+        """Remember what Redis has said just now, and return it."""
+        here = _since_boot()
+        if here is not None:
+            self._set_at, self._offset = here, server_s - here
+        return server_s
+
+
+def _since_boot() -> float | None:
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return None if clock is None else time.clock_gettime(clock)
 
 
 def can_start_here(url: str) -> bool:

@@ -20,6 +20,7 @@ from pipeline.store.database import Database
 from pipeline.store.feedback import FeedbackLog
 from pipeline.store.heartbeat import STALE_S, Heartbeat, HeartbeatStatus, read_heartbeats
 from pipeline.store.jobs import Jobs
+from pipeline.store.redis_client import ASK_TIME_S, ServerClock
 from workers.query_messages import query_message
 from workers.transport import Transport
 
@@ -52,6 +53,22 @@ def test_a_query_expires_by_redis_s_clock_on_a_worker_of_any_clock(
 def test_a_message_says_its_end_by_the_time_that_it_is_given() -> None:
     message = query_message("imgrec.query_image", "id", (), 60.0, 1_000_000.0)
     assert '"expires": "1970-01-12T13:47:40+00:00"' in message
+
+
+def test_redis_s_time_goes_on_between_two_questions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ServerClock()
+    assert clock.now() is None
+    assert clock.set(1_000_000.0) == 1_000_000.0
+    set_clock(monkeypatch, 7200.0)  # of this host
+    now = clock.now()
+    assert now is not None
+    assert 0 <= now - 1_000_000.0 < ASK_TIME_S
+    right = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: right(which) + 3600)  # it slept
+    assert clock.now() is None
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME")
+    clock.set(1_000_000.0)
+    assert clock.now() is None
 
 
 def logged(query_id: str) -> LoggedQuery:
