@@ -13,7 +13,6 @@ from pipeline.errors import BadImage, ServerUnavailable
 from pipeline.images.decode import Limits, read_image
 from pipeline.images.message_image import message_image
 from pipeline.settings import Settings
-from pipeline.store.identity import Identifier
 from workers.agreement import parts_of_query, require_agreement
 from workers.answer_wait import LAST_LOOK_S, RESENDS, AnswerWait, nobody_answers
 from workers.registry import Announcement, WorkerRegistry, serving
@@ -80,7 +79,7 @@ class PendingQuery:
         if serving(present, [QUERY]):
             # The addresses of stores are compared, not their ids: a question asks no store.
             read = ["database"] if settings.artifacts_url else parts
-            mine = Identifier(settings, None).read(*read)
+            mine = self._wiring.folders.read(*read)
             require_agreement(WorkerRegistry(settings.redis_url), mine, [QUERY], parts, present)
 
     def _send(self, *, ask_workers: bool = False) -> list[Announcement]:

@@ -10,6 +10,7 @@ import click
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from pipeline.store.identity import Identifier
     from workers.dispatch import Dispatcher
     from workers.local import LocalWorker
     from workers.resources import Resources
@@ -44,6 +45,13 @@ class Wiring:
         from workers.resources import Resources
 
         return Resources(self.settings, self.dispatcher)
+
+    @cached_property
+    def folders(self) -> Identifier:
+        """What tells this process's folders from those of others; it asks no database."""
+        from pipeline.store.identity import Identifier
+
+        return Identifier(self.settings, None)
 
     @cached_property
     def local(self) -> LocalWorker:
