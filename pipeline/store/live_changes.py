@@ -36,7 +36,7 @@ class LiveChanges:
         """Add an image to a published version, and to its product."""
         vector = to_bytes(image.vector)
         with self._database.transaction() as tx:
-            count_change(tx, NAME, after=changes_seen(version))
+            count_change(tx, NAME, after=max(0, changes_seen(version)))
             tx.rows("DELETE FROM live_changes WHERE path = ?", (image.path,))
             tx.rows(
                 "INSERT INTO live_changes VALUES (?, (SELECT n FROM revisions WHERE name = ?),"
@@ -56,7 +56,7 @@ class LiveChanges:
     def remove(self, images: Sequence[RemovedImage], version: Version) -> None:
         """Remove images from a published version, all at once."""
         with self._database.transaction() as tx:
-            count_change(tx, NAME, after=changes_seen(version))
+            count_change(tx, NAME, after=max(0, changes_seen(version)))
             tx.many("DELETE FROM live_changes WHERE path = ?", [(each.path,) for each in images])
             tx.many(
                 "INSERT INTO live_changes VALUES (?, (SELECT n FROM revisions WHERE name = ?),"

@@ -253,6 +253,24 @@ def test_the_order_of_changes_and_rebuilds_counts_not_the_clock(
     assert ask(shop, file)[0][1] == "kind0/04"
 
 
+def test_changes_to_a_version_of_the_last_release_are_found(
+    shop: InlineWorker, imgrec: Run, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest does not say which changes its rebuild knew; their times do."""
+    monkeypatch.setattr("pipeline.store.refreshing.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.index.live_changes.changes_seen", lambda version: -1)
+    monkeypatch.setattr("pipeline.store.live_changes.changes_seen", lambda version: -1)
+    before = query.query_image(shop.resources, photo.read_bytes(), 3, {})
+    imgrec("add", photo, "--product", "lamp")  # the first one of this database
+    after = query.query_image(shop.resources, photo.read_bytes(), 3, {})
+    assert "lamp" not in {match["product_id"] for match in before["matches"]}
+    assert after["matches"][0]["product_id"] == "lamp"
+    imgrec("remove", "lamp")
+    gone = query.query_image(shop.resources, photo.read_bytes(), 3, {})
+    assert gone["matches"] == before["matches"]
+    assert imgrec("index", "rollback", "v0001").code == 0
+
+
 def test_changes_are_found_after_the_database_was_restored_from_an_older_backup(
     shop: InlineWorker, imgrec: Run, photo: Path
 ) -> None:
