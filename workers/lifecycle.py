@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 TURN_S = 1.0
 BROKER_S = 2.0
+INDEX_S = 0.25  # between two looks at which version is published
 
 
 class WatchConsumer(bootsteps.StartStopStep):
@@ -118,7 +119,7 @@ def warm_up(sender: Any, **_: Any) -> None:
     """Load what queries need, in two threads, while Celery still connects."""
     if QUERY in sender.app.amqp.queues.consume_from:
         _thread("warm-up", _load_model, process_resources())
-        _thread("warm-up-index", _open_index, process_resources())
+        _thread("index", _follow_index, process_resources())
 
 
 @signals.after_setup_logger.connect
@@ -232,11 +233,17 @@ def _load_model(resources: Resources) -> None:
         log.error("%s", error)  # each query will say it, too
 
 
-def _open_index(resources: Resources) -> None:
-    """Read the model's digest and the index while the other thread imports torch."""
-    with contextlib.suppress(ImgrecError):  # each query will say it
+def _follow_index(resources: Resources) -> None:
+    """Read the model's digest and the index while the other thread imports torch; follow the index.
+
+    So most queries find a new version loaded, and a server's is used soon after its publication.
+    """
+    with contextlib.suppress(Exception):  # each query will say it, here and below
         find_fingerprint(resources.settings)
         resources.indexed_catalogues.of(resources.live_index.current().version)
+    while not resources.stopping.wait(INDEX_S):
+        with contextlib.suppress(Exception):
+            resources.live_index.current()
 
 
 def _reconcile(resources: Resources) -> None:

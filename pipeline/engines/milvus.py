@@ -36,7 +36,7 @@ from pipeline.index.versions import ADVICE, Version
 M, EF_CONSTRUCTION = 16, 200  # https://milvus.io/docs/index.md recommends 8 to 64, and up from 100
 EF_SEARCH = (64, 100, 160, 250, 400, 640, 1000)
 MIGRATED = " vectors "  # in a description; no owner holds a space
-BATCH_BYTES = 8 << 20  # of one insert; Milvus takes messages of 64 MB
+BATCH_BYTES = 1 << 20  # of one insert; Milvus takes messages of 64 MB
 MAX_LIMIT = 16_384  # rows of one answer
 MAX_NAMED = 4096  # allowed rows that are named one by one
 # An answer of so many rows, filtered afterwards, costs less than to name rows: of 30,000 x 512 with

@@ -120,7 +120,7 @@ def patch(
         is_there: tells whether the server has the index of a version.
         check: called between queries; raises to stop.
     """
-    if base is None or engine_of(base.version) != engine:
+    if base is None or engine_of(base.version.manifest) != engine:
         return None
     ids = _ids_after(base)
     if ids is None or not is_there(base.version):

@@ -213,7 +213,7 @@ class Engines:
         Raises:
             SetupError: this process does not know where it is.
         """
-        name = engine_of(version)
+        name = engine_of(version.manifest)
         if name not in self._engines:
             raise SetupError(
                 f"Index {version.name} is in {name}, and VECTOR_URL does not name one: set it, or "
@@ -231,14 +231,14 @@ class Engines:
         """Delete what no version uses, see `Engine.keep_only`."""
         dropped = []
         for engine in self._engines.values():
-            own = [version for version in versions if engine_of(version) == engine.name]
+            own = [version for version in versions if engine_of(version.manifest) == engine.name]
             dropped += engine.keep_only(own, min_age_s)
         return dropped
 
 
-def engine_of(version: Version) -> str:
+def engine_of(manifest: Mapping[str, Any]) -> str:
     """Return the name of the engine that a version was built in."""
-    return str(version.manifest["index"].get("engine", FAISS))
+    return str(manifest["index"].get("engine", FAISS))
 
 
 def new_name() -> str:

@@ -234,7 +234,8 @@ def _kind(version: Version) -> IndexSpec:
 
 def has_lists(version: Version) -> bool:
     """Tell whether a version has inverted lists of FAISS, which a later one may go on with."""
-    return engine_of(version) == FAISS and bool(IndexSpec.of(version.manifest["index"]).nlist)
+    manifest = version.manifest
+    return engine_of(manifest) == FAISS and bool(IndexSpec.of(manifest["index"]).nlist)
 
 
 def _trained(base: Base) -> faiss_index.Trained | None:

@@ -9,20 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.errors import ImgrecError, IndexBroken
-from pipeline.index.engine import FAISS, Engines, OpenIndex
+from pipeline.index.engine import FAISS, Engines, OpenIndex, engine_of
 from pipeline.index.faiss_engine import FaissEngine
 from pipeline.index.version_copies import CopiedVersion
 from pipeline.index.versions import Stamp, Version, VersionStore
 
 log = logging.getLogger(__name__)
 
-LOAD_AT_ONCE = 64 << 20  # bytes of vectors whose index a query can wait for: some 10 ms
+LOAD_AT_ONCE = 64 << 20  # bytes of vectors that FAISS opens while a query waits: some 10 ms
 RETRY_S = 10.0  # after a large version could not be loaded
 
 
 @dataclass(frozen=True)
 class Serving:
-    """This index answers; a large newer one that failed to load is tried again at `retry_at`."""
+    """This index answers; a newer one that failed to load is tried again at `retry_at`."""
 
     index: OpenIndex
     retry_at: float = 0.0
@@ -30,7 +30,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Loading:
-    """This index answers while a thread loads a large newer one."""
+    """This index answers while a thread loads a newer one."""
 
     index: OpenIndex
 
@@ -50,8 +50,9 @@ class Broken:
 class PublishedIndex:
     """Follow the pointer file.
 
-    The first query that sees a small new version loads it. A large one is loaded in the background:
-    queries use the one before until it is ready, and none waits.
+    The first query that sees a small new version of FAISS loads it. A large one, and one of a
+    server, which a connection has to be made for, is loaded in the background: queries use the one
+    before until it is ready, and none waits.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class PublishedIndex:
         """Follow `versions`.
 
         Args:
-            warm: called with a large version before it serves, to make ready what else belongs to
-                it.
+            warm: called with a version that is loaded in the background before it serves, to make
+                ready what else belongs to it.
             engines: open the versions; None: FAISS alone.
         """
         self._versions = versions
@@ -77,7 +78,7 @@ class PublishedIndex:
         self._state: Serving | Loading | Broken | None = None
 
     def current(self) -> OpenIndex:
-        """Return the published index, or the one before while a large one is being loaded.
+        """Return the published index, or the one before while it is being loaded.
 
         A version that cannot be loaded is reported in the log and the one before goes on serving.
 
@@ -88,7 +89,7 @@ class PublishedIndex:
         index = self._usable(stamp)
         if index and index.version.name == name and index.version.is_current:
             return index
-        if index and name and self._is_large(name):
+        if index and name and self._takes_long(name):
             self._start_loading(name, index, stamp)
             return index
         with self._lock:
@@ -165,11 +166,13 @@ class PublishedIndex:
         except OSError:
             log.info("Index %s was deleted while it was read.", index.version.name)
 
-    def _is_large(self, name: str) -> bool:
+    def _takes_long(self, name: str) -> bool:
         try:
-            return self._versions.vector_bytes(name) > LOAD_AT_ONCE
+            manifest = self._versions.manifest(name)
         except (OSError, ValueError, ImgrecError):
             return False  # loading it says what is wrong
+        n_bytes = 4 * int(manifest["images"]) * int(manifest["dimension"])
+        return n_bytes > LOAD_AT_ONCE or engine_of(manifest) != FAISS
 
     def _start_loading(self, name: str, index: OpenIndex, stamp: Stamp) -> None:
         with self._lock:

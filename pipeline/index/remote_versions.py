@@ -39,7 +39,6 @@ from pipeline.index.versions import (
     manifest_bytes,
     number,
     sealed,
-    vector_bytes,
 )
 from pipeline.storage.follower import Follower
 from pipeline.storage.object_store import ObjectStore, StoredObject
@@ -181,10 +180,10 @@ class RemoteVersions(VersionStore):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def vector_bytes(self, name: str) -> int:
+    def manifest(self, name: str) -> dict[str, Any]:
         followed = self._followed
         version = followed if followed and followed.name == name else self.open(name)
-        return vector_bytes(version.manifest)
+        return version.manifest
 
     def _verify_target(self, version: Version) -> None:
         """Leave it to `point_to`, which asks the store: digests are compared by those who fetch."""

@@ -299,9 +299,9 @@ class VersionStore:
         """
         return self.current()
 
-    def vector_bytes(self, name: str) -> int:
-        """Return the size of all vectors of a version."""
-        return vector_bytes(_manifest(self.folder / name))
+    def manifest(self, name: str) -> dict[str, Any]:
+        """Read the manifest of a version."""
+        return _manifest(self.folder / name)
 
     def current(self) -> Version:
         """Open the published version.
@@ -521,11 +521,6 @@ def sealed(
     manifest["seal"] = seal(manifest)
     write_atomic(workspace / MANIFEST, manifest_bytes(manifest))
     return manifest
-
-
-def vector_bytes(manifest: dict[str, Any]) -> int:
-    """Return the size of all vectors of a version."""
-    return 4 * int(manifest["images"]) * int(manifest["dimension"])
 
 
 def manifest_bytes(manifest: dict[str, Any]) -> bytes:

@@ -246,7 +246,7 @@ def _unchanged(
         if (
             current.name == job.base_version
             and current.fingerprint == job.fingerprint
-            and engine_of(current) == engines.current.name
+            and engine_of(current.manifest) == engines.current.name
             and np.array_equal(np.sort(np.array(rows)), np.arange(current.manifest["images"]))
         ):
             versions.verify(current)
@@ -269,7 +269,7 @@ def _same(job: Job, contents: IndexRows, versions: VersionStore, engines: Engine
         if (
             current.fingerprint == job.fingerprint
             and current.manifest["root"] == job.root
-            and engine_of(current) == engines.current.name
+            and engine_of(current.manifest) == engines.current.name
             and np.array_equal(current.files, contents.files)  # first what is compared soonest
             and np.array_equal(current.sha256, contents.sha256)
             and current.paths == contents.paths

@@ -41,7 +41,7 @@ def migrate(
     engine = engines.named(to)
     seen = versions.pointer_stamp()
     old = versions.current()
-    if engine_of(old) == to:
+    if engine_of(old.manifest) == to:
         return old, old
     versions.verify(old)
     migration = Migration(_key(old), versions.versions(), report)

@@ -69,7 +69,7 @@ def test_a_second_host_queries_rolls_back_and_migrates_what_the_first_has_built(
     shop.rebuild()
     second = host("second")
     assert ask(second, photo) == ("v0001", "kind0/04.png")
-    assert engine_of(second.versions.current()) == "pgvector"
+    assert engine_of(second.versions.current().manifest) == "pgvector"
     assert not list((tmp_path / "second").rglob("index.bin"))
 
     shop.toy.draw("kind0/new.png", seed=99)
@@ -87,7 +87,7 @@ def test_a_second_host_queries_rolls_back_and_migrates_what_the_first_has_built(
 
     with second.versions.lock():
         _, moved = migrate(second.versions, second.engines, "faiss")
-    assert engine_of(moved) == "faiss"
+    assert engine_of(moved.manifest) == "faiss"
     for resources in (shop.resources, second, host("fifth")):
         wait_for(resources, new, (moved.name, "kind0/new.png"))
     assert roll_back(shop.resources, "v0001")[1].name == "v0001"  # its table is still there

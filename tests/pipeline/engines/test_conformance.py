@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from index_stand import clustered, publish, store_in
+from live_stack import until
 
 from pipeline.engines.choice import engines
 from pipeline.errors import IndexBroken
@@ -109,7 +110,7 @@ def test_many_queries_are_answered_at_once(shelf: Shelf) -> None:
 
 def test_the_manifest_keeps_the_engine_and_the_measured_recall(shelf: Shelf) -> None:
     facts = shelf.opened.version.manifest["index"]
-    assert engine_of(shelf.opened.version) == shelf.engines.current.name
+    assert engine_of(shelf.opened.version.manifest) == shelf.engines.current.name
     assert 0.97 <= facts["recall_at_10"] <= 1
     assert facts["memory"] > COUNT * DIM
     assert shelf.opened.n_vectors == COUNT
@@ -127,9 +128,10 @@ def test_versions_are_published_rolled_back_and_dropped(shelf: Shelf, tmp_path: 
     old = publish(store, made.current, first)
     assert published.current().n_vectors == 600
     new = publish(store, made.current, second)
-    assert published.current().n_vectors == 700
+    until(lambda: published.current().n_vectors == 700, "the new version is loaded", 20)
     made.verify(old)
     store.rollback(verify=made.verify)
+    until(lambda: published.current().n_vectors == 600, "the old version is loaded", 20)
     scores, rows = published.current().search(first[5:6], 1)
     assert (rows[0, 0], round(float(scores[0, 0]), 3)) == (5, 1)
     assert drop_unused(made, store) == []

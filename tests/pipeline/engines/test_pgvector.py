@@ -57,8 +57,11 @@ def shop(inline_worker: InlineWorker, vector_url: str) -> Iterator[InlineWorker]
 
 
 def ask(inline_worker: InlineWorker, name: str, **options: Any) -> dict[str, Any]:
-    data = (inline_worker.toy.root / name).read_bytes()
-    return query.query_image(inline_worker.resources, data, 3, options)
+    """Ask for an image once the published version is loaded, which no query waits for."""
+    resources, data = inline_worker.resources, (inline_worker.toy.root / name).read_bytes()
+    published = resources.versions.current_name()
+    until(lambda: resources.live_index.current().version.name == published, "it is loaded", 20)
+    return query.query_image(resources, data, 3, options)
 
 
 def test_a_rebuild_is_searched_in_postgresql_from_end_to_end(

@@ -283,6 +283,23 @@ def test_a_large_version_is_loaded_beside_the_queries_which_go_on_with_the_one_b
     assert warmed == ["v0002"]  # once, however many asked
 
 
+def test_a_version_of_a_server_is_loaded_beside_the_queries_however_small(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open it takes round trips: a query waited 0.3 s for Milvus."""
+    toy.rebuild()
+    index = PublishedIndex(toy.versions)
+    index.current()
+    toy.draw("new.png", seed=300)
+    toy.rebuild()
+    may_end, load = threading.Event(), index._load
+    monkeypatch.setattr(index, "_load", lambda name: (may_end.wait(30), load(name))[1])
+    monkeypatch.setattr(live_index, "engine_of", lambda manifest: "milvus")
+    assert {index.current().version.name for _ in range(20)} == {"v0001"}
+    may_end.set()
+    until(lambda: index.current().version.name == "v0002")
+
+
 def test_a_large_version_that_could_not_be_prepared_is_served_all_the_same(
     toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
