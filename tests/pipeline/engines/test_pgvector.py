@@ -17,7 +17,7 @@ from inline_worker import InlineWorker
 from live_stack import FAILPOINTS, ROOT, until
 from postgres_server import Postgres
 
-from pipeline.engines import patched, pgvector_server
+from pipeline.engines import patched, pgvector, pgvector_server
 from pipeline.engines.pgvector import PgvectorEngine
 from pipeline.engines.pgvector_index import PgvectorIndex
 from pipeline.engines.pgvector_server import PgvectorServer
@@ -62,6 +62,31 @@ def ask(inline_worker: InlineWorker, name: str, **options: Any) -> dict[str, Any
     published = resources.versions.current_name()
     until(lambda: resources.live_index.current().version.name == published, "it is loaded", 20)
     return query.query_image(resources, data, 3, options)
+
+
+@pytest.mark.parametrize(("chosen", "used"), [("", "1"), ("3", "3")])
+def test_a_graph_is_built_by_two_processes_unless_the_servers_owner_says_how_many(
+    shop: InlineWorker,
+    vector_server: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str,
+    used: str,
+) -> None:
+    build, seen = pgvector._build_graph, list[str]()
+
+    def look(tx: Any, name: str) -> None:
+        (row,) = tx.rows("SELECT current_setting('max_parallel_maintenance_workers') AS n")
+        seen.append(row["n"])
+        build(tx, name)
+
+    monkeypatch.setattr(pgvector, "_build_graph", look)
+    if chosen:
+        vector_server.admin(f"ALTER ROLE shop SET max_parallel_maintenance_workers = {chosen}")
+    try:
+        assert shop.job(shop.rebuild()).state == "published"
+    finally:
+        vector_server.admin("ALTER ROLE shop RESET max_parallel_maintenance_workers")
+    assert seen == [used]
 
 
 def test_a_rebuild_is_searched_in_postgresql_from_end_to_end(
