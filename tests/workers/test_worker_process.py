@@ -393,3 +393,27 @@ def test_a_name_in_a_worker_s_log_does_not_steer_a_terminal() -> None:
         "Traceback (most recent call last):",
         "ValueError: a\\x1b[31m\\x9b.jpg",
     )
+
+
+def test_a_query_worker_loads_what_is_published_before_a_query_asks(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "INDEX_S", 0.01)
+    resources = inline_worker.resources
+    thread = threading.Thread(target=lifecycle._follow_index, args=(resources,))
+    thread.start()  # before anything is published
+    try:
+        for name in ("v0001", "v0002"):
+            inline_worker.toy.draw(f"{name}.png", seed=int(name[1:]))
+            inline_worker.rebuild()
+            until(lambda name=name: loaded_of(resources) == name, f"{name} is loaded", 20)
+    finally:
+        resources.stopping.set()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def loaded_of(resources: Resources) -> str:
+    """Return the version that answers, without a look at which one is published."""
+    state = resources.live_index._state
+    return state.index.version.name if state else ""
