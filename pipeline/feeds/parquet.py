@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import SetupError, WrongUse, one_line
 from pipeline.feeds.json_lines import NotFinite, cells_of
 from pipeline.feeds.records import Problems, Row, Unusable
@@ -74,10 +76,18 @@ def _in_microseconds(column: Any, name: str, problems: Problems) -> Any:
 
 
 def _values(column: Any) -> list[Any]:
+    import pyarrow
+
     try:
-        return list(column.to_pylist())
+        values = list(column.to_pylist())
     except (ValueError, OverflowError):
         return [python_value(each) for each in column]
+    return list(map(written, values)) if pyarrow.types.is_float32(column.type) else values
+
+
+def written(value: float | None) -> float | None:
+    """Return a float32 as people wrote it: 9.99, not 9.989999771118164."""
+    return None if value is None else float(str(np.float32(value)))
 
 
 def python_value(scalar: Any) -> Any:

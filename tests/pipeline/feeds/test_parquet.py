@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from catalogue_files import read
 
@@ -14,7 +15,7 @@ from pipeline.errors import WrongUse
 from pipeline.feeds.columns import Type
 from pipeline.feeds.feed import Feed
 from pipeline.feeds.json_lines import cells_of
-from pipeline.feeds.parquet import json_value, python_value
+from pipeline.feeds.parquet import json_value, python_value, written
 from pipeline.feeds.records import Problems, Unusable
 
 
@@ -169,3 +170,20 @@ def test_a_damaged_parquet_file_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(WrongUse, match="cannot be imported: it is not a valid Parquet file"):
         read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("price", [9.99, 0.1, 129.0, 1e-3, 16_777_217.0])
+def test_a_float32_is_read_as_it_was_written(price: float) -> None:
+    stored = float(np.float32(price))
+    found = written(stored)
+    assert found == pytest.approx(price, rel=1e-7)
+    assert len(repr(found)) <= len(repr(price))
+    assert written(None) is None
+    assert str(written(float("nan"))) == "nan"
+
+
+def test_prices_of_32_bits_are_those_of_the_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+    prices = pyarrow.array([9.99], "float32")
+    facts, _ = read_table(tmp_path, {"product_id": ["a"], "price": prices})
+    assert facts == {"a": {"price": 9.99}}
