@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import Counter
@@ -134,14 +135,39 @@ class _Walk:
             raise _unreadable(self._root, error) from error
         while self._way:
             entries = self._way[-1].entries
-            while entries:
-                path = entries.pop()
-                if path[-1] == "/":
-                    yield from self._enter(path[:-1])
-                    break
-                yield self._file(path)
-            else:
+            if not entries:
                 self._way.pop()
+            elif entries[-1].endswith("/"):
+                yield from self._enter(entries.pop()[:-1])
+            else:
+                yield from self._files(entries)
+
+    def _files(self, entries: list[str]) -> Iterator[ImageFile | Failure]:
+        """Yield a folder's images up to the next folder in it.
+
+        From their folder, files are found a sixth sooner than by their whole paths.
+        """
+        start = entries[-1].rfind("/") + 1
+        folder: int | None = None
+        try:
+            with contextlib.suppress(OSError):  # then each file says what is wrong
+                folder = os.open(self._prefix + entries[-1][:start], os.O_RDONLY | os.O_DIRECTORY)
+            skipped, prefix = (0, self._prefix) if folder is None else (start, "")
+            while entries and entries[-1][-1] != "/":
+                path = entries.pop()
+                try:
+                    path.isascii() or path.encode()
+                    stat = os.stat(prefix + path[skipped:], dir_fd=folder)
+                except (UnicodeEncodeError, OSError) as error:
+                    yield self._wrong_file(path, error)
+                    continue
+                if S_ISREG(stat.st_mode):
+                    yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+                else:  # reading a pipe would never end
+                    yield Failure(path, "find", "this is not a regular file")
+        finally:
+            if folder is not None:
+                os.close(folder)
 
     def _enter(self, path: str) -> Iterator[Failure]:
         """Go on with a folder's entries; yield what is wrong with it."""
@@ -187,7 +213,11 @@ class _Walk:
         with os.scandir(folder) as found:
             for entry in found:
                 name = entry.name
-                if name.startswith("."):
+                hidden = name[0] == "."
+                is_image = name[name.rfind(".") :].lower() in SUFFIXES
+                if is_image and not hidden and entry.is_file(follow_symlinks=False):
+                    entries.append(prefix + name)  # as most are
+                elif hidden:
                     if name == EXCLUDE_FILE:
                         exclude = FolderExclude(prefix, read_exclude_file(folder), exclude)
                     else:
@@ -197,7 +227,7 @@ class _Walk:
                         self._left_out.add(f"system folder {name}")
                     else:
                         entries.append(f"{prefix}{name}/")
-                elif name[name.rfind(".") :].lower() in SUFFIXES or _is_broken(entry):
+                elif is_image or _is_broken(entry):
                     entries.append(prefix + name)
                 elif name.casefold() in SYSTEM_FILES:
                     self._left_out.add(f"system file {name}")
@@ -208,25 +238,24 @@ class _Walk:
         entries.sort(reverse=True)
         return _Folder(entries, real, exclude)
 
-    def _file(self, path: str) -> ImageFile | Failure:
-        try:
-            path.isascii() or path.encode()
-            stat = os.stat(self._prefix + path)
-        except UnicodeEncodeError:
+    def _wrong_file(self, path: str, error: UnicodeEncodeError | OSError) -> Failure:
+        """Say what is wrong with a file.
+
+        Raises:
+            WrongUse: a disk fails.
+        """
+        if isinstance(error, UnicodeEncodeError):
             shown = os.fsencode(path).decode("utf-8", "backslashreplace")
             return Failure(shown, "find", "the file name is not UTF-8: rename the file")
-        except FileNotFoundError:
+        if isinstance(error, FileNotFoundError):
             link = os.path.islink(self._prefix + path)
             return Failure(
                 path, "find", "the link leads to nothing" if link else "the file has gone"
             )
-        except OSError as error:
-            if error.errno not in ONE_PLACE:
-                raise _unreadable(self._prefix + path, error) from error
-            return Failure(path, "find", f"the file cannot be read: {error.strerror}")
-        if not S_ISREG(stat.st_mode):  # reading a pipe would never end
-            return Failure(path, "find", "this is not a regular file")
-        return ImageFile(path, stat.st_size, stat.st_mtime_ns)
+        if error.errno not in ONE_PLACE:
+            error.filename = self._prefix + path
+            raise _unreadable(error.filename, error) from error
+        return Failure(path, "find", f"the file cannot be read: {error.strerror}")
 
     def _is_excluded(self, path: str, exclude: FolderExclude | None) -> bool:
         if self._exclude.matches(path):
