@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 TURN_S = 1.0
 BROKER_S = 2.0
 INDEX_S = 0.25  # between two looks at which version is published
+MISSING_S = 1.0  # the same while there is none: each look may ask a store
 
 
 class WatchConsumer(bootsteps.StartStopStep):
@@ -241,9 +242,12 @@ def _follow_index(resources: Resources) -> None:
     with contextlib.suppress(Exception):  # each query will say it, here and below
         find_fingerprint(resources.settings)
         resources.indexed_catalogues.of(resources.live_index.current().version)
-    while not resources.stopping.wait(INDEX_S):
+    pause_s = INDEX_S
+    while not resources.stopping.wait(pause_s):
+        pause_s = MISSING_S
         with contextlib.suppress(Exception):
             resources.live_index.current()
+            pause_s = INDEX_S
 
 
 def _reconcile(resources: Resources) -> None:
