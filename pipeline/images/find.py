@@ -145,7 +145,7 @@ class _Walk:
     def _files(self, entries: list[str]) -> Iterator[ImageFile | Failure]:
         """Yield a folder's images up to the next folder in it.
 
-        From their folder, files are found a sixth sooner than by their whole paths.
+        From their folder, a file is found a seventh sooner than by its whole path.
         """
         start = entries[-1].rfind("/") + 1
         folder: int | None = None

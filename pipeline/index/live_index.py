@@ -16,7 +16,7 @@ from pipeline.index.versions import Stamp, Version, VersionStore
 
 log = logging.getLogger(__name__)
 
-LOAD_AT_ONCE = 4 << 20  # bytes of vectors whose index a query can wait for: some ms; 64 MB take 40
+LOAD_AT_ONCE = 4 << 20  # bytes of vectors; a query waits 10 ms for it, 45 for 61 MB
 RETRY_S = 10.0  # after a large version could not be loaded
 
 

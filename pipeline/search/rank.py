@@ -22,8 +22,8 @@ from pipeline.search.relevance_feedback import Adjustment, FeedbackIndex, Logged
 VERSION = 4
 
 SORTED = 1000  # `sort` orders so many of the best matches
-# So many are ordered for diversity among themselves: the time grows with the square, 0.3 s for so
-# many of 512 dimensions, 150 s for the 25,000 of a late page's block.
+# So many are ordered for diversity among themselves: the time grows with the square, 0.1 s for so
+# many of 512 dimensions (one core), minutes for the 25,000 of a late page's block.
 DIVERSIFIED = 1250
 # For --min-score auto: the share of random pairs that a match must be more similar than. Measured
 # with an earlier imgrec-mini on 200 drawn products and on 341 photos of clothing: of images of the
