@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import noop_task
+import numpy as np
 import psutil
 from base_clip import base_clip
 from harness import ROOT, Run
 from live_stack import LiveStack, until
 from published import publish_random, settings_of
 
+from pipeline.index.live_changes import AddedImage, RemovedImage
 from pipeline.index.versions import VersionStore
+from pipeline.store.database import Database
+from pipeline.store.live_changes import LiveChanges
 
 TITLE = "Query: the round trip, 32 clients, the cache, the shell"
 ROWS, DIM = 20_000, 512
 CLIENTS = 32
+CHANGE_S = 0.25  # between two changes of the index
 AFTER_S = 2.0  # the new version is loaded beside, the old one let go
 
 
@@ -37,6 +42,7 @@ def measure(run: Run) -> None:
         one_client(run, stack, worker)
         many_clients(run, stack, worker)
         publishing(run, stack)
+        changing(run, stack)
         shell(run, stack)
     finally:
         stack.close()
@@ -164,6 +170,37 @@ def publishing(run: Run, stack: LiveStack) -> None:
     run.fact("queries while a version is published", len(within))
     run.fact("slowest of them, ms", round(1000 * max(within), 1))
     run.fact("p99 of the others, ms", round(1000 * p99, 1))
+
+
+def changing(run: Run, stack: LiveStack) -> None:
+    """Add and remove images without a pause while one client asks."""
+    settings, rng = settings_of(stack), np.random.default_rng(0)
+    version = VersionStore(settings.index_dir).current()
+    changes = LiveChanges(Database(settings.database_url))
+    ready, seconds, n_changes = run.folder / "asking too", 10.0 if run.quick else 30.0, 0
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(client, run, stack, "steady", seconds=seconds, ready=str(ready))
+        until(lambda: ready.exists() or asking.done(), "the client asks")
+        while not asking.done():
+            path = version.paths[10 * n_changes]
+            if n_changes % 2:
+                changes.remove([RemovedImage(path, path, 0, 0)], version)
+            else:
+                vector = rng.normal(size=DIM).astype(np.float32)
+                vector /= np.linalg.norm(vector)
+                place = (f"new/{n_changes}.jpg", "new", 1, 1, "0" * 64, version.fingerprint)
+                changes.add(AddedImage(*place, vector), version)
+            n_changes += 1
+            time.sleep(CHANGE_S)
+        times = [took for _, took, _ in asking.result()["rows"]]
+    run.ratio(
+        "slowest query while images are added and removed / p99 of the same time",
+        [max(times) / quantile(times, 0.99)],
+        what=f"{len(times)} round trips of one client, new pictures; {n_changes} changes",
+        target=3.0,
+        better="lower",
+    )
+    run.fact("slowest of them, ms, with changes", round(1000 * max(times), 1))
 
 
 def shell(run: Run, stack: LiveStack) -> None:
