@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import tempfile
@@ -25,27 +26,44 @@ from pipeline.settings import Settings
 from pipeline.storage.follower import Follower
 from pipeline.store.database import Database
 
-LONG = {"faults", "integration", "web"}
+# Collecting imports a million objects that stay; looking for garbage among them took a fifth of it.
+gc.disable()
+
+WAITING, LONG = {"faults"}, {"integration", "web"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let every process of pytest-xdist begin with tests that start servers and workers.
+    """Have a third of the processes of pytest-xdist begin with tests that mostly wait.
 
-    `--dist worksteal` hands each process one contiguous part of the list at first. Long tests at
-    the end of it would keep one core busy while the others are idle.
+    The others meanwhile use the cores. `--dist worksteal` hands each process one contiguous part
+    of the list at first, and moves tests from its end: the longest are first and short ones last,
+    so that all processes end together.
     """
     n_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    files: dict[bool, list[list[pytest.Item]]] = {True: [], False: []}
+    n_waiting = max(1, n_processes // 3)
+    waiting, long, short = list[list[pytest.Item]](), list[list[pytest.Item]](), list[pytest.Item]()
     for file, tests in itertools.groupby(items, key=lambda item: item.path):
-        files[file.parent.name in LONG].append(list(tests))
-    parts = [list(itertools.chain(*files[True][n::n_processes])) for n in range(n_processes)]
-    short = list(itertools.chain(*files[False]))
+        folder = file.parent.name
+        if folder in WAITING or folder in LONG:
+            (waiting if folder in WAITING else long).append(list(tests))
+        else:
+            short += tests
+    for files in (waiting, long):
+        files.sort(key=lambda tests: tests[0].get_closest_marker("long") is None)
+    parts = [list(itertools.chain(*waiting[n::n_waiting])) for n in range(n_waiting)]
+    n_busy = max(1, n_processes - n_waiting)
+    parts += [list(itertools.chain(*long[n::n_busy])) for n in range(n_busy)]
     size = -(-len(items) // n_processes)
     for part in parts:
         n_short = max(0, size - len(part))
         part += short[:n_short]
         del short[:n_short]
     items[:] = [*itertools.chain(*parts), *short]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from pipeline.index.remote_versions import RemoteVersions
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
 
+pytestmark = pytest.mark.long
+
 ADDRESS = "s3://shop/imgrec"
 AWAY_S = 20
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from live_stack import LiveStack, draw_folder, draw_product, until
 
+pytestmark = pytest.mark.long
+
 
 def health(stack: LiveStack, *args: str) -> tuple[int, dict[str, Any]]:
     done = stack.imgrec("health", *args, "--json")

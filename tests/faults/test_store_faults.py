@@ -17,6 +17,8 @@ from s3_server import SECRET, S3Server
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
 
+pytestmark = pytest.mark.long
+
 SMALL = {"SHARD_SIZE": "20"}
 
 

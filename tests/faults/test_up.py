@@ -9,6 +9,8 @@ import pytest
 import redis
 from live_stack import LiveStack, draw_folder, until
 
+pytestmark = pytest.mark.long
+
 
 def processes_below(folder: Path) -> list[int]:
     """Return the processes whose environment names this test's folder."""

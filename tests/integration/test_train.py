@@ -12,6 +12,8 @@ from sample_images import MINI
 from tools.drawing import Product, draw
 from tools.drawing.catalogue import write_training
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def trained(stack: LiveStack) -> LiveStack:

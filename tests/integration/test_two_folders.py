@@ -11,6 +11,8 @@ from live_stack import LiveStack, draw_folder, until
 
 from workers.registry import WorkerRegistry
 
+pytestmark = pytest.mark.long
+
 ELSEWHERE = "DATABASE_URL is sqlite:///"
 
 

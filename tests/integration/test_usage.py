@@ -25,6 +25,8 @@ from preloaded import Process
 from cli.main import COMMANDS
 from tools.drawing.catalogue import write_training
 
+pytestmark = pytest.mark.long
+
 USAGE = ROOT / "docs" / "usage.md"
 # A terminal of this width without colours: tables fold, as they do for a reader.
 TERMINAL = {"COLUMNS": "100", "LINES": "40", "TERM": "dumb", "TTY_COMPATIBLE": "1"}

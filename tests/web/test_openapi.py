@@ -11,6 +11,8 @@ import pytest
 from live_stack import LiveStack
 from web_stand import WebServer, start_web
 
+pytestmark = pytest.mark.long
+
 # What a tool of fuzzing cannot know: an id may be valid and name nothing, a body may fit its schema
 # and contradict itself ("name an image"). `use_after_free` and such concern what is created.
 CHECKS = (
