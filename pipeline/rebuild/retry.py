@@ -44,7 +44,8 @@ def plan_retry(
 
     Raises:
         NotFound: there is no such job.
-        Conflict: it has not ended, has left out nothing, or is no longer the published one.
+        Conflict: it has not ended, has left out nothing, or is no longer the published one; or
+            an older job is open, which may index what the retry does not know.
         WrongUse: its folder cannot be used any more.
     """
     job = jobs.get(job_id)
@@ -73,6 +74,7 @@ def plan_retry(
     failures = [failure for failure in jobs.failures(job.id) if not failure.warning]
     if not failures:
         raise Conflict(f"Job {job.id} left out no images: there is nothing to try again.")
+    _require_alone(jobs)
     base = _base(job, settings, versions)
     lease_s = PLAN_LEASES * settings.lease_s
     retry_id = jobs.create(
@@ -87,6 +89,9 @@ def plan_retry(
     missing = {failure.path for failure in failures if not base.has_path(failure.path)}
     changes = LiveChanges(jobs.database).all().since(base)
     try:
+        # Again: from here on, what an older job publishes replaces the base of this one.
+        _require_alone(jobs, retry_id)
+        _base(job, settings, versions)
         alive = PlanWriter(jobs, retry_id, lease_s).renew
         images, unusable = _list_again(job, settings, missing, alive)
         images += _added(changes, images)
@@ -122,6 +127,21 @@ def _list_again(
         missing.remove(item.path)
     gone = "the file is not there any more"
     return images, unusable + [Failure(path, "find", gone) for path in sorted(missing)]
+
+
+def _require_alone(jobs: Jobs, retry_id: str = "") -> None:
+    """Refuse a retry while an older job is open: the retry would replace what that publishes.
+
+    Raises:
+        Conflict: there is one.
+    """
+    for job in jobs.open_jobs():  # oldest first
+        if job.id == retry_id:
+            return
+        raise Conflict(
+            f"Job {job.id} is open and may publish other images: wait for its end or cancel it, "
+            "then try again."
+        )
 
 
 def _base(job: Job, settings: Settings, versions: VersionStore) -> Version:
