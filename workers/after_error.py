@@ -56,9 +56,10 @@ def after_shard_error(
             resources.dispatcher.pause_for_others(resources.stopping)
         return
 
-    def release(*, count_attempt: bool) -> None:
-        if claim is not None:
-            resources.jobs.shards.release(claim, count_attempt=count_attempt)
+    def release(*, count_attempt: bool) -> bool:
+        if claim is None:
+            return True
+        return resources.jobs.shards.release(claim, count_attempt=count_attempt)
 
     carry_out(resources, decision, error, job_id, shard, release)
 
@@ -69,19 +70,20 @@ def carry_out(
     error: Exception,
     job_id: str,
     work: str,
-    release: Callable[..., None],
+    release: Callable[..., bool],
 ) -> None:
     """Do with claimed work what was decided.
 
     Args:
         work: its name in the log, e.g. "Shard 3 of job J".
-        release: gives the claim back; has the argument `count_attempt`. It is called until the
-            database is there: this process has not died of the work.
+        release: gives the claim back; has the argument `count_attempt`, and returns whether the
+            work was still this process's. It is called until the database is there: this process
+            has not died of the work.
     """
     jobs = resources.jobs
 
-    def give_back(*, count_attempt: bool) -> None:
-        wait_out(resources.stopping, lambda: release(count_attempt=count_attempt))
+    def give_back(*, count_attempt: bool) -> bool:
+        return wait_out(resources.stopping, lambda: release(count_attempt=count_attempt))
 
     match decision:
         case Drop():
@@ -104,4 +106,7 @@ def carry_out(
             jobs.set_waiting_reason(job_id, decision.reason)
         case Fail() | Refuse():
             log.error("%s failed: %s", work, decision.reason, exc_info=unforeseen(error))
-            jobs.fail(job_id, decision.reason)
+            if give_back(count_attempt=True):
+                jobs.fail(job_id, decision.reason)
+            else:  # the lease ended, and another worker may be doing it well
+                log.info("%s is no longer ours.", work)

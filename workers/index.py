@@ -59,7 +59,7 @@ def _merge(resources: Resources, claim: MergeClaim) -> None:
         resources.watchdog.refusal = ""
         with resources.leases.hold(claim) as lease:
             merged = _publish(resources, claim.job, lease)
-        _record(resources, claim.job.id, merged)
+        _record(resources, claim, merged)
     except Exception as error:
         carry_out(
             resources,
@@ -99,11 +99,15 @@ def _publish(resources: Resources, job: Job, lease: Lease) -> Merged:
                 lease.check()
 
 
-def _record(resources: Resources, job_id: str, merged: Merged) -> None:
-    for n in merged.broken:
-        log.warning("Job %s: the file of shard %d is gone or changed; doing it again.", job_id, n)
-        resources.jobs.shards.reopen(job_id, n)
+def _record(resources: Resources, claim: MergeClaim, merged: Merged) -> None:
+    job_id = claim.job.id
     if not merged.version:
+        if resources.jobs.reopen_shards(claim, merged.broken):
+            log.warning(
+                "Job %s: the files of shards %s are gone or changed; doing them again.",
+                job_id,
+                merged.broken,
+            )
         advance(resources, job_id)
         return
     failpoint("index.before_record")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -169,12 +170,12 @@ class Jobs:
         job = Job.from_row(rows[0])
         return PlanClaim(job, owner, int(row["count"]), rows[0]["merge_attempts"])
 
-    def release_plan(self, claim: PlanClaim, *, count_attempt: bool) -> None:
-        """Give the planning back unfinished."""
+    def release_plan(self, claim: PlanClaim, *, count_attempt: bool) -> bool:
+        """Give the planning back unfinished; False when it is not ours any more."""
         uncounted = 0 if count_attempt else 1
         values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
         with self._database.transaction() as tx:
-            tx.rows(QUERIES["release_plan"], values)
+            return bool(tx.rows(QUERIES["release_plan"], values))
 
     def set_base_version(self, claim: PlanClaim, version: str) -> None:
         """Name the version whose vectors the plan reuses.
@@ -366,20 +367,33 @@ class Jobs:
 
     def claim_merge(self, job_id: str, owner: str, lease_s: float) -> MergeClaim | None:
         """Take the merge of a job whose shards are all done; None when there is nothing to do."""
-        with self._database.transaction() as tx:
-            rows = tx.rows(
-                QUERIES["claim_merge"], {"job_id": job_id, "owner": owner, "lease_s": lease_s}
-            )
-        if not rows:
-            return None
-        return MergeClaim(Job.from_row(rows[0]), owner, rows[0]["merge_attempts"])
+        values = {"job_id": job_id, "owner": owner, "lease_s": lease_s}
+        with suppress(_ShardReopened), self._database.transaction() as tx:
+            rows = tx.rows(QUERIES["claim_merge"], values)
+            if rows and tx.rows(QUERIES["any_shard_undone"], {"job_id": job_id}):
+                raise _ShardReopened  # nothing is claimed
+            if rows:
+                return MergeClaim(Job.from_row(rows[0]), owner, rows[0]["merge_attempts"])
+        return None
 
-    def release_merge(self, claim: MergeClaim, *, count_attempt: bool) -> None:
-        """Give a merge back unfinished."""
+    def release_merge(self, claim: MergeClaim, *, count_attempt: bool) -> bool:
+        """Give a merge back unfinished; False when it is not ours any more."""
         uncounted = 0 if count_attempt else 1
         values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
         with self._database.transaction() as tx:
-            tx.rows(QUERIES["release_merge"], values)
+            return bool(tx.rows(QUERIES["release_merge"], values))
+
+    def reopen_shards(self, claim: MergeClaim, numbers: Sequence[int]) -> bool:
+        """Have shards done again whose files did not survive; the job goes back to running.
+
+        False, and nothing is done, when the merge is not ours any more.
+        """
+        job_id = claim.job.id
+        with self._database.transaction() as tx:
+            ours = tx.rows(QUERIES["reopen_job"], {"job_id": job_id, "owner": claim.owner})
+            if ours:
+                tx.many(QUERIES["reopen_shard"], [{"job_id": job_id, "n": n} for n in numbers])
+        return bool(ours)
 
     # -- end -------------------------------------------------------------------------------------
 
@@ -444,6 +458,10 @@ class Jobs:
             tx.rows(QUERIES["delete_request_of_job"], values)
             tx.rows(QUERIES["delete_webhook_of_job"], values)
             tx.rows(QUERIES["delete_job"], values)
+
+
+class _ShardReopened(Exception):
+    """A shard has to be done again since the statement that claims began; rolls it back."""
 
 
 def _with_any_text(write: Callable[[str], Written], text: str) -> Written:

@@ -242,9 +242,15 @@ WHERE id = :job_id AND plan_done = 1 AND finished_at IS NULL AND (lease_until < 
                   WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running'))
 RETURNING *, now_s() - created_at AS seconds;
 
+-- name: any_shard_undone
+-- In a statement of its own: in PostgreSQL, one that has waited for the row of a job sees the
+-- shards as they were before.
+SELECT 1 AS one FROM shards
+WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running') LIMIT 1;
+
 -- name: release_merge
 UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
-WHERE id = :job_id AND owner = :owner AND state = 'merging';
+WHERE id = :job_id AND owner = :owner AND state = 'merging' AND finished_at IS NULL RETURNING id;
 
 -- name: renew_merge_leases
 UPDATE jobs SET lease_until = now_s() + :lease_s
@@ -283,7 +289,7 @@ WHERE id = :job_id AND owner = :owner AND stage = 'fetching' AND finished_at IS 
 
 -- name: release_plan
 UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
-WHERE id = :job_id AND owner = :owner AND stage = 'fetching';
+WHERE id = :job_id AND owner = :owner AND stage = 'fetching' AND finished_at IS NULL RETURNING id;
 
 -- name: any_open_feed
 SELECT 1 AS one FROM jobs WHERE finished_at IS NULL AND root LIKE 'feed:%' LIMIT 1;
@@ -358,7 +364,7 @@ UPDATE jobs SET error = NULL WHERE id = :job_id AND error IS NOT NULL;
 -- name: release_shard
 UPDATE shards SET state = 'pending', lease_until = 0, progress = 0,
                   attempts = attempts - :uncounted
-WHERE job_id = :job_id AND n = :n AND owner = :owner AND state = 'running';
+WHERE job_id = :job_id AND n = :n AND owner = :owner AND state = 'running' RETURNING n;
 
 -- name: reopen_shard
 UPDATE shards SET state = 'pending', file = NULL, sha256 = NULL, progress = 0, embedded = 0,
@@ -366,7 +372,8 @@ UPDATE shards SET state = 'pending', file = NULL, sha256 = NULL, progress = 0, e
 WHERE job_id = :job_id AND n = :n AND kind = 'embed' AND state = 'done';
 
 -- name: reopen_job
-UPDATE jobs SET state = 'running', lease_until = 0 WHERE id = :job_id AND state = 'merging';
+UPDATE jobs SET state = 'running', lease_until = 0
+WHERE id = :job_id AND owner = :owner AND state = 'merging' AND finished_at IS NULL RETURNING id;
 
 -- name: mark_started
 INSERT INTO suspects (job_id, n, position, starts) VALUES (:job_id, :n, :position, 1)

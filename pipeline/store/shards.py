@@ -186,24 +186,16 @@ class Shards:
                     tx.rows(QUERIES["store_timings"], {**shard, **asdict(timings)})
         return bool(won)
 
-    def release(self, claim: Claim, *, count_attempt: bool) -> None:
-        """Give a shard back unfinished, as a worker does that is asked to stop."""
+    def release(self, claim: Claim, *, count_attempt: bool) -> bool:
+        """Give a shard back unfinished; False when it is not ours any more."""
+        values = {
+            "job_id": claim.job_id,
+            "n": claim.n,
+            "owner": claim.owner,
+            "uncounted": 0 if count_attempt else 1,
+        }
         with self._database.transaction() as tx:
-            tx.rows(
-                QUERIES["release_shard"],
-                {
-                    "job_id": claim.job_id,
-                    "n": claim.n,
-                    "owner": claim.owner,
-                    "uncounted": 0 if count_attempt else 1,
-                },
-            )
-
-    def reopen(self, job_id: str, n: int) -> None:
-        """Have a shard done again whose file did not survive; the job goes back to running."""
-        with self._database.transaction() as tx:
-            tx.rows(QUERIES["reopen_shard"], {"job_id": job_id, "n": n})
-            tx.rows(QUERIES["reopen_job"], {"job_id": job_id})
+            return bool(tx.rows(QUERIES["release_shard"], values))
 
     def mark_started(self, claim: Claim, position: int) -> int:
         """Note that one image of a suspicious shard runs alone now; return its starts so far."""

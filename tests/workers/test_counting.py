@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +25,14 @@ from pipeline.store.feedback import FeedbackLog
 from pipeline.store.jobs import Jobs
 from pipeline.store.postgresql import OUTAGES, is_outage
 from workers import reconcile as reconcile_module
+from workers.after_error import after_shard_error
 from workers.embed import embed
 from workers.error_policy import Attempt, Fail, Stage, Wait, decide
 from workers.index import merge_shards
 from workers.local import run_next
 from workers.query_log import QueryLog
 from workers.reconcile import reconcile
-from workers.routes import MERGE_SHARDS
+from workers.routes import EMBED_SHARD, MERGE_SHARDS
 from workers.watchdog import Watchdog
 
 # Every class of error that psycopg has for a SQLSTATE of PostgreSQL.
@@ -323,6 +325,33 @@ def test_a_database_that_is_away_counts_no_attempt_of_a_shard_or_a_merge(
     inline_worker.advance(job)
     inline_worker.work()
     assert inline_worker.job(job).state == "published"
+
+
+def test_a_worker_that_has_lost_its_shard_ends_no_job_with_its_error(
+    inline_worker: InlineWorker,
+) -> None:
+    resources, job_id = inline_worker.resources, inline_worker.toy.plan()
+    claims = [resources.jobs.shards.claim(job_id, 0, f"frozen-{n}", 0.0) for n in range(9)]
+    assert resources.jobs.shards.claim(job_id, 0, "other", 600.0) is not None
+    error = OSError(errno.ESTALE, "Stale file handle")
+    after_shard_error(resources, EMBED_SHARD, job_id, 0, claims[-1], error)
+    assert inline_worker.job(job_id).open
+
+
+def test_an_indexer_that_has_lost_its_merge_ends_no_job_with_its_error(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = embedded(inline_worker)
+
+    def frozen(*args: object, **options: object) -> None:
+        with inline_worker.resources.database.transaction() as tx:
+            tx.rows("UPDATE jobs SET lease_until = 0")
+        assert inline_worker.resources.jobs.claim_merge(job_id, "other", 600.0) is not None
+        raise ValueError("a broken row")
+
+    monkeypatch.setattr("workers.index.merge", frozen)
+    merge_shards(inline_worker.resources, job_id)
+    assert inline_worker.job(job_id).open
 
 
 def fail_at_first(

@@ -17,7 +17,9 @@ from pipeline.images.failure import Failure
 from pipeline.store import jobs as jobs_module
 from pipeline.store import postgresql
 from pipeline.store.database import Database
+from pipeline.store.job import MergeClaim
 from pipeline.store.jobs import Jobs
+from pipeline.store.queries import QUERIES
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,9 @@ def test_a_process_with_a_pool_ends_at_once_and_says_nothing(
     script = f"""
 import sys
 from pipeline.store.database import Database
+from pipeline.store.job import MergeClaim
 from pipeline.store.jobs import Jobs
+from pipeline.store.queries import QUERIES
 database = Database(sys.argv[1])
 Jobs(database).open_jobs()
 {end}
@@ -287,3 +291,30 @@ def test_statements_of_one_round_trip_are_one_transaction(url: str, server: Post
         assert not tx.table_exists("half")
     server.admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'")
     assert database.read_at_once(("SELECT 1 AS n", ())) == [{"n": 1}]
+
+
+def test_a_merge_that_is_claimed_while_a_shard_is_reopened_is_not_begun(
+    server: Postgres, url: str
+) -> None:
+    jobs = Jobs(Database(url))
+    job_id = create(jobs.database)
+    jobs.shards.add(job_id, [(0, "embed", [["a.jpg", 1, 2]])], [], 600)
+    jobs.finish_plan(job_id)
+    shard = jobs.shards.claim(job_id, 0, "worker", 600)
+    assert shard is not None
+    jobs.shards.finish(shard, file="f", sha256="0", embedded=1, reused=0, failures=[])
+    frozen = jobs.claim_merge(job_id, "frozen", 0.0)
+    assert frozen is not None
+    claims = list[MergeClaim | None]()
+    claiming = threading.Thread(
+        target=lambda: claims.append(jobs.claim_merge(job_id, "other", 600))
+    )
+    with jobs.database.transaction() as tx:  # as `reopen_shards`, which the other one waits for
+        tx.rows(QUERIES["reopen_job"], {"job_id": job_id, "owner": "frozen"})
+        tx.rows(QUERIES["reopen_shard"], {"job_id": job_id, "n": 0})
+        claiming.start()
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        until(lambda: server.admin(waiting), "the claim waits for the row of the job")
+    claiming.join()
+    assert claims == [None]
+    assert jobs.get(job_id).state == "running"

@@ -132,7 +132,8 @@ def test_a_shard_given_back_costs_no_attempt_and_a_failed_one_does(jobs: Jobs) -
     assert claim(jobs, job_id, 0).attempts == 1
     assert jobs.shards.claim(job_id, 0, "another", LONG_S) is None
     taken = Claim(job_id, 0, "worker-0", 1, [])
-    jobs.shards.release(taken, count_attempt=True)
+    assert jobs.shards.release(taken, count_attempt=True)
+    assert not jobs.shards.release(taken, count_attempt=True)
     assert claim(jobs, job_id, 0).attempts == 2
 
 
@@ -280,9 +281,26 @@ def test_the_time_of_finished_shards_is_summed_by_stage(jobs: Jobs) -> None:
     jobs.shards.finish(claim(jobs, job_id, 1), **result, timings=StageTimings(embed_s=1))
     jobs.shards.finish(claim(jobs, job_id, 2), **result)  # by a worker that measures nothing
     assert jobs.timings(job_id) == StageTimings(1, 2, 3, 5, 0.5)
-    jobs.shards.reopen(job_id, 0)
+    merge = jobs.claim_merge(job_id, "indexer", LONG_S)
+    assert merge is not None
+    assert jobs.reopen_shards(merge, [0])
     jobs.shards.finish(claim(jobs, job_id, 0), **result, timings=StageTimings(read_s=7))
     assert jobs.timings(job_id) == StageTimings(read_s=7, embed_s=1)
+
+
+def test_an_indexer_that_has_lost_its_merge_reopens_no_shard_of_it(jobs: Jobs) -> None:
+    job_id = plan(jobs)
+    for n in range(3):
+        finish(jobs, claim(jobs, job_id, n))
+    frozen = jobs.claim_merge(job_id, "frozen", 0.0)
+    other = jobs.claim_merge(job_id, "other", LONG_S)
+    assert frozen is not None
+    assert other is not None
+    assert not jobs.reopen_shards(frozen, [1, 2])
+    assert [shard.n for shard in jobs.shards.done(job_id)] == [0, 1, 2]
+    assert jobs.reopen_shards(other, [1, 2])
+    assert [shard.n for shard in jobs.shards.done(job_id)] == [0]
+    assert jobs.get(job_id).state == "running"
 
 
 def test_images_that_run_alone_are_counted_until_they_end(jobs: Jobs) -> None:
