@@ -6,8 +6,11 @@ Read downward: claim -> publish (lock, merge) -> record -> prune.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from functools import partial
+
+from filelock import Timeout
 
 from pipeline.errors import ObjectConflict, SetupError
 from pipeline.failpoints import failpoint
@@ -16,7 +19,7 @@ from pipeline.store.heartbeat import HOST
 from pipeline.store.job import Job, MergeClaim
 from workers.after_error import carry_out
 from workers.dispatch import require_names
-from workers.error_policy import Attempt, Stage, decide, give_up
+from workers.error_policy import Attempt, Stage, Wait, decide, give_up
 from workers.lease import Lease
 from workers.prune import prune_after_publishing
 from workers.reconcile import advance
@@ -26,6 +29,10 @@ from workers.routes import INDEX
 
 log = logging.getLogger(__name__)
 
+# A merge that waits for somebody to mend a store or a disk builds the whole index each time: it
+# pauses so many times as long as it took.
+PAUSE = 4.0
+MAX_PAUSE_S = 600.0
 LOCK_WAIT_S = 600.0  # another merge or a rollback holds the index; then this one is tried again
 
 
@@ -55,19 +62,24 @@ def _merge(resources: Resources, claim: MergeClaim) -> None:
         log.error("Job %s: %s", claim.job.id, given_up.reason)
         resources.jobs.fail(claim.job.id, given_up.reason)
         return
+    began = time.monotonic()
     try:
         resources.watchdog.refusal = ""
         with resources.leases.hold(claim) as lease:
             merged = _publish(resources, claim.job, lease)
         _record(resources, claim, merged)
     except Exception as error:
+        decision = decide(error, _attempt(resources, claim))
+        # While another process held the lock, nothing was built.
+        paused = isinstance(decision, Wait) and not isinstance(error, Timeout)
+        pause_s = min(MAX_PAUSE_S, PAUSE * (time.monotonic() - began)) if paused else 0.0
         carry_out(
             resources,
-            decide(error, _attempt(resources, claim)),
+            decision,
             error,
             claim.job.id,
             f"The merge of job {claim.job.id}",
-            partial(resources.jobs.release_merge, claim),
+            partial(resources.jobs.release_merge, claim, pause_s=pause_s),
         )
     else:  # outside of what counts as an attempt: the job is done
         if merged.version:

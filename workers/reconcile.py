@@ -36,7 +36,11 @@ log = logging.getLogger(__name__)
 
 MAX_FAILED_LOOKS = 10  # one after the other, by one process
 WEBHOOK_LEASE_S = 60.0  # a webhook whose worker recorded no attempt is sent again
-LOST_AFTER_S = 5.0  # a queued shard without a message: the queue is empty and it was not taken
+# A queued shard that was not taken for so long has lost its message: where the queue is empty, and
+# where it has fewer messages than shards wait for one. Which of them are lost cannot be told then,
+# so all are sent again: a second message of a shard does nothing.
+LOST_AFTER_S = 5.0
+LOST_BESIDE_OTHERS_AFTER_S = 60.0
 
 
 def advance(resources: Resources, job_id: str) -> None:
@@ -79,8 +83,12 @@ def _look_after(resources: Resources, job: Job) -> None:
     freed = shards.free_expired(job_id)
     if freed:
         log.warning("Job %s: the workers of shards %s are gone; sending again.", job_id, freed)
-    if resources.dispatcher.queue_length(QUEUE_OF[task]) == 0:
+    n_messages = resources.dispatcher.queue_length(QUEUE_OF[task])
+    if n_messages == 0:
         _send_shards(resources, task, job_id, shards.requeue_lost(job_id, LOST_AFTER_S))
+    elif n_messages < shards.count_queued("fetch" if task == FETCH_SHARD else "embed"):
+        lost = shards.requeue_lost(job_id, LOST_BESIDE_OTHERS_AFTER_S)
+        _send_shards(resources, task, job_id, lost)
     advance(resources, job_id)
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore as Library
 
 KEYS_A_PAGE = 1000
+# A file is uploaded in parts of obstore's default size, or of larger ones: S3 takes 10,000.
+PART_BYTES, MAX_PARTS = 5 * 2**20, 10_000
 CONNECT_S, SILENCE_S, TRANSFER_S = 5, 30, 300
 # After that the caller is told; its work waits in the job table, not in a thread.
 RETRIES = 6
@@ -137,8 +139,10 @@ class ObjectStore:
 
     def put(self, key: str, data: bytes | Path) -> None:
         """Store an object, whatever was there before."""
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+        part = max(PART_BYTES, -(-size // MAX_PARTS))
         with _mapped(self.name, key):
-            self._library.put(key, data)
+            self._library.put(key, data, chunk_size=part)
 
     def put_if(self, key: str, data: bytes, etag: str | None) -> str:
         """Store an object if its present tag is `etag`, or if it is new; return its new tag.

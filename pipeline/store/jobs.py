@@ -376,10 +376,17 @@ class Jobs:
                 return MergeClaim(Job.from_row(rows[0]), owner, rows[0]["merge_attempts"])
         return None
 
-    def release_merge(self, claim: MergeClaim, *, count_attempt: bool) -> bool:
-        """Give a merge back unfinished; False when it is not ours any more."""
+    def release_merge(
+        self, claim: MergeClaim, *, count_attempt: bool, pause_s: float = 0.0
+    ) -> bool:
+        """Give a merge back unfinished; False when it is not ours any more.
+
+        Args:
+            pause_s: nobody can claim it for so long.
+        """
         uncounted = 0 if count_attempt else 1
         values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
+        values["pause_s"] = pause_s
         with self._database.transaction() as tx:
             return bool(tx.rows(QUERIES["release_merge"], values))
 

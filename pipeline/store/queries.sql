@@ -249,7 +249,7 @@ SELECT 1 AS one FROM shards
 WHERE job_id = :job_id AND state IN ('pending', 'queued', 'running') LIMIT 1;
 
 -- name: release_merge
-UPDATE jobs SET lease_until = 0, merge_attempts = merge_attempts - :uncounted
+UPDATE jobs SET lease_until = now_s() + :pause_s, merge_attempts = merge_attempts - :uncounted
 WHERE id = :job_id AND owner = :owner AND state = 'merging' AND finished_at IS NULL RETURNING id;
 
 -- name: renew_merge_leases
@@ -393,6 +393,11 @@ ORDER BY n LIMIT :limit;
 -- name: free_expired_shards
 UPDATE shards SET state = 'pending', progress = 0
 WHERE job_id = :job_id AND state = 'running' AND (lease_until < now_s() OR lease_until > now_s() + 7200) RETURNING n;
+
+-- name: count_queued_shards
+-- Of all open jobs: each should have a message.
+SELECT COUNT(*) AS count FROM shards JOIN jobs ON jobs.id = shards.job_id
+WHERE jobs.finished_at IS NULL AND shards.state = 'queued' AND shards.kind = :kind;
 
 -- name: requeue_lost_shards
 UPDATE shards SET queued_at = now_s()

@@ -238,6 +238,12 @@ class Shards:
                 count_change(tx, LEASE_EXPIRIES)
         return freed
 
+    def count_queued(self, kind: Literal["embed", "fetch"]) -> int:
+        """Return how many shards of a kind, of all open jobs, wait in the queue."""
+        with self._database.transaction(read_only=True) as tx:
+            (row,) = tx.rows(QUERIES["count_queued_shards"], {"kind": kind})
+        return int(row["count"])
+
     def requeue_lost(self, job_id: str, older_than_s: float) -> list[int]:
         """Queue shards anew whose message nobody took for so long; return their numbers."""
         values = {"job_id": job_id, "older_than_s": older_than_s}

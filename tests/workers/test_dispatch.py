@@ -54,6 +54,23 @@ def test_the_shard_of_a_dead_worker_is_sent_again(inline_worker: InlineWorker) -
     assert sent(inline_worker) == [("imgrec.embed_shard", (job_id, 1))]
 
 
+def test_a_lost_message_is_sent_again_beside_those_of_another_job(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the other job publishes first, and the older one fails."""
+    monkeypatch.setattr(reconcile_module, "LOST_BESIDE_OTHERS_AFTER_S", -1.0)
+    older, later = inline_worker.toy.plan(), inline_worker.toy.plan()
+    inline_worker.advance(older)
+    inline_worker.advance(later)
+    reconcile(inline_worker.resources)  # each shard has its message
+    assert len(inline_worker.messages) == 4
+    inline_worker.messages.popleft()
+    reconcile(inline_worker.resources)
+    assert set(sent(inline_worker)) == {
+        ("imgrec.embed_shard", (job_id, n)) for job_id in (older, later) for n in (0, 1)
+    }
+
+
 def test_lost_messages_are_sent_again_only_when_the_queue_is_empty(
     inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,24 @@ def test_a_full_disk_publishes_nothing_and_the_merge_is_tried_again(
     assert inline_worker.job(job_id).state == "published"
 
 
+def test_a_merge_that_waits_for_a_disk_is_not_built_again_at_once(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, builds = embedded(inline_worker), []
+
+    def disk_full(*_: object) -> None:
+        builds.append(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index, "PAUSE", 1e9)
+    monkeypatch.setattr("pipeline.index.faiss_index.save", disk_full)
+    for _ in range(3):
+        merge_shards(inline_worker.resources, job_id)
+        assert not inline_worker.toy.jobs.ready_to_merge(job_id)
+    assert len(builds) == 1
+    assert "Free space" in str(inline_worker.job(job_id).error)
+
+
 def test_a_held_lock_leaves_the_job_to_the_next_look_and_says_so(
     inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +165,7 @@ def test_a_held_lock_leaves_the_job_to_the_next_look_and_says_so(
     )
     assert note.endswith("The merge is retried automatically.")
     assert "space" not in note
+    assert inline_worker.toy.jobs.ready_to_merge(job_id)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +72,23 @@ def test_a_part_is_read_and_what_is_too_large_is_not(store: ObjectStore) -> None
     with pytest.raises(TooLarge):
         store.get("a", max_bytes=9)
     assert store.get("a", max_bytes=10).data == b"0123456789"
+
+
+@pytest.mark.parametrize(("size", "n_parts"), [(2**20, 1), (49 * 2**30, 10_000)])
+def test_a_file_of_any_size_has_no_more_parts_than_s3_takes(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, n_parts: int
+) -> None:
+    file = tmp_path / "vectors"
+    with file.open("wb") as stream:
+        stream.truncate(size)
+    parts = []
+
+    def put(key: str, data: Path, chunk_size: int) -> None:
+        parts.append(math.ceil(data.stat().st_size / chunk_size))
+
+    monkeypatch.setattr(store, "_library", SimpleNamespace(put=put))
+    store.put("vectors", file)
+    assert parts == [n_parts]
 
 
 def test_of_two_conditional_puts_one_wins(store: ObjectStore) -> None:
