@@ -36,6 +36,9 @@ class LiveChanges:
         """Add an image to a published version, and to its product."""
         vector = to_bytes(image.vector)
         with self._database.transaction() as tx:
+            # First, as an import does: in PostgreSQL, two that lock the same rows in another order
+            # end each other. And who waits for an import has nobody wait for themselves.
+            count_change(tx, PRODUCTS)
             count_change(tx, NAME, after=max(0, changes_seen(version)))
             tx.rows("DELETE FROM live_changes WHERE path = ?", (image.path,))
             tx.rows(
@@ -51,7 +54,6 @@ class LiveChanges:
                 " ON CONFLICT (filename) DO UPDATE SET product_id = excluded.product_id",
                 (nfc(image.path), image.product_id),
             )
-            count_change(tx, PRODUCTS)
 
     def remove(self, images: Sequence[RemovedImage], version: Version) -> None:
         """Remove images from a published version, all at once."""

@@ -7,18 +7,25 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from catalogue_files import import_text
 from live_stack import free_port, until
 from postgres_server import Postgres
 
 from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse
 from pipeline.images.failure import Failure
+from pipeline.index.live_changes import AddedImage
+from pipeline.index.versions import Version
+from pipeline.store import catalogue_import, postgresql
 from pipeline.store import jobs as jobs_module
-from pipeline.store import postgresql
 from pipeline.store.database import Database
 from pipeline.store.job import MergeClaim
 from pipeline.store.jobs import Jobs
+from pipeline.store.live_changes import LiveChanges
+from pipeline.store.products import Products
 from pipeline.store.queries import QUERIES
 
 
@@ -209,6 +216,8 @@ import sys
 from pipeline.store.database import Database
 from pipeline.store.job import MergeClaim
 from pipeline.store.jobs import Jobs
+from pipeline.store.live_changes import LiveChanges
+from pipeline.store.products import Products
 from pipeline.store.queries import QUERIES
 database = Database(sys.argv[1])
 Jobs(database).open_jobs()
@@ -318,3 +327,29 @@ def test_a_merge_that_is_claimed_while_a_shard_is_reopened_is_not_begun(
     claiming.join()
     assert claims == [None]
     assert jobs.get(job_id).state == "running"
+
+
+def test_an_image_that_is_added_while_an_import_writes_its_product_ends_neither(
+    server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = AddedImage("lamp/a.jpg", "lamp", 10, 1, "ab" * 32, "f1", np.ones(8, np.float32))
+    version = Version(Path("/nowhere"), {"changes_seen": 0}, 0)
+    added = list[str]()
+
+    def add() -> None:
+        LiveChanges(Database(url)).add(image, version)
+        added.append("lamp")
+
+    adding, write = threading.Thread(target=add), catalogue_import._write
+
+    def write_beside(*args: Any) -> None:
+        adding.start()
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        until(lambda: server.admin(waiting), "the other one waits")
+        write(*args)
+
+    monkeypatch.setattr(catalogue_import, "_write", write_beside)
+    import_text(Products(Database(url)), "product_id,title,image\nlamp,Lamp,lamp/a.jpg\n")
+    adding.join()
+    assert added == ["lamp"]
+    assert [each.path for each in LiveChanges(Database(url)).all().images] == ["lamp/a.jpg"]
