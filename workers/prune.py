@@ -7,6 +7,7 @@ rollback needs is never deleted.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,11 +20,16 @@ from pipeline.images.fetched import feed_name, fetched_store, prune_fetched
 from pipeline.index.engine import drop_unused
 from pipeline.index.remote_versions import RemoteVersions
 from pipeline.preprocess.cutout_cache import shrink_cache
+from pipeline.store.identity import shown_database
 
 if TYPE_CHECKING:
     from workers.resources import Resources
 
 log = logging.getLogger(__name__)
+
+# For so long, files of jobs that the database does not know are kept: they may be of jobs of
+# another one that run now.
+UNKNOWN_JOB_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -42,30 +48,65 @@ class Pruned:
 def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
     """Delete what is beyond the settings' bounds.
 
+    What another database's jobs need is not known here: while one of its versions is kept, no
+    files are deleted but those of this database's jobs.
+
     Raises:
-        WrongUse: an index is being published, which prunes by itself.
+        WrongUse: an index is being published, which prunes by itself; or another database has
+            published.
     """
     jobs, settings = resources.jobs, resources.settings
+    _require_own_index(resources)
     versions = prune_versions(resources, dry_run=dry_run)
     # An open job learns from these rows which of the versions on disk are newer than itself.
     on_disk = {version.manifest["job_id"] for version in resources.versions.versions()}
+    shared = jobs.known(on_disk) != on_disk
     if not dry_run:
         _forget_added(resources)
     ended = jobs.prunable(settings.keep_jobs, settings.keep_job_rows, on_disk)
     # The folders first: a job that is created meanwhile is then open, or its folder is not listed.
     files = resources.shard_files.jobs()
     open_jobs = {job.id for job in jobs.open_jobs()}
-    folders = [job_id for job_id in files if job_id not in open_jobs]
+    known, long_ago = jobs.known(files), _job_id_of(time.time() - UNKNOWN_JOB_S)
+    folders = [
+        job_id
+        for job_id in files
+        if job_id not in open_jobs and (job_id in known or (job_id < long_ago and not shared))
+    ]
     if not dry_run:
         jobs.drop_items()
         for job_id in ended:
             jobs.delete(job_id)
         for job_id in folders:
             resources.shard_files.delete(job_id)
-        _delete_abandoned_builds(resources)
+        if not shared:
+            _delete_abandoned_builds(resources)
     n_bytes = shrink_cache(settings.cutout_dir, settings.cutout_cache_bytes, dry_run=dry_run)
-    fetched = _prune_fetched(resources, dry_run=dry_run)
+    fetched = (0, 0) if shared else _prune_fetched(resources, dry_run=dry_run)
     return Pruned(versions, list(ended), sum(ended.values()), folders, n_bytes, *fetched)
+
+
+def _require_own_index(resources: Resources) -> None:
+    """Refuse to delete anything beside an index whose job is unknown here.
+
+    Raises:
+        WrongUse: another database has published it.
+    """
+    name = resources.versions.current_name()
+    if name is None:
+        return
+    job_id = resources.versions.open(name).manifest["job_id"]
+    if not resources.jobs.known([job_id]):
+        raise WrongUse(
+            f"Nothing was deleted: the database {shown_database(resources.settings.database_url)} "
+            f"does not have job {job_id}, which published {name}. Name the database of the "
+            "rebuilds in DATABASE_URL; if it is lost, run a rebuild first."
+        )
+
+
+def _job_id_of(seconds: float) -> str:
+    """Return what the id of a job created at a time since the epoch begins with."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(seconds))
 
 
 def _prune_fetched(resources: Resources, *, dry_run: bool) -> tuple[int, int]:

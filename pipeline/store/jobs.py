@@ -19,7 +19,7 @@ from typing import TypeVar
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.errors import Conflict, ServerUnavailable, UnknownJob, WrongUse
 from pipeline.images.failure import Failure
-from pipeline.store.backend import Row
+from pipeline.store.backend import Row, placeholders
 from pipeline.store.database import UNICODE, Database
 from pipeline.store.job import (
     FOLDER_FORM,
@@ -259,6 +259,15 @@ class Jobs:
         with self._database.transaction(read_only=True) as tx:
             (row,) = tx.rows(QUERIES["sum_timings"], {"job_id": job_id})
         return StageTimings.from_row(row)
+
+    def known(self, job_ids: Collection[str]) -> set[str]:
+        """Return those of some ids that are jobs of this database."""
+        ids = list(job_ids)
+        if not ids:
+            return set()
+        with self._database.transaction(read_only=True) as tx:
+            rows = tx.rows(f"SELECT id FROM jobs WHERE id IN ({placeholders(ids)})", ids)
+        return {row["id"] for row in rows}
 
     def created_after(self, job_id: str) -> dict[str, str | None]:
         """Return the jobs that were created after this one: id, and the version it published."""

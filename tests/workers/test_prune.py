@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from inline_worker import InlineWorker
 
+from pipeline.errors import WrongUse
 from pipeline.images.failure import Failure
 from pipeline.store.shards import UNLISTED, _add_failures
+from workers.dispatch import InlineDispatcher
 from workers.prune import prune
 from workers.reconcile import advance
+from workers.resources import Resources
 
 TABLES = ("jobs", "shards", "failures", "suspects", "shard_timings", "refusals")
 
@@ -154,3 +157,39 @@ def test_a_job_that_a_worker_still_holds_stays(inline_worker: InlineWorker) -> N
         inline_worker.rebuild()
     assert job_id not in inline_worker.resources.jobs.prunable(1, 1, set())
     assert inline_worker.resources.jobs.prunable(1, 1, set())
+
+
+def test_a_command_with_another_database_deletes_nothing_of_a_running_rebuild(
+    inline_worker: InlineWorker, tmp_path: Path
+) -> None:
+    shop = inline_worker.toy
+    for seed in range(5):
+        shop.draw("kind0/00.png", seed=2000 + seed)
+        inline_worker.rebuild()
+    shop.draw("kind0/00.png", seed=3000)
+    running = shop.plan()
+    shop.embed(running)
+    files = sorted(shop.settings.data_dir.rglob("*"))
+    elsewhere = shop.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/other.db"})
+    other = Resources(elsewhere, InlineDispatcher())
+    with pytest.raises(WrongUse, match=r"other\.db does not have job .* published v0005"):
+        prune(other)
+    assert sorted(shop.settings.data_dir.rglob("*")) == files
+    assert shop.merge(running).version == "v0006"
+
+
+def test_after_another_database_has_published_its_jobs_keep_their_files(
+    inline_worker: InlineWorker, tmp_path: Path
+) -> None:
+    shop = inline_worker.toy
+    inline_worker.rebuild()
+    shop.draw("kind0/00.png", seed=3000)
+    running = shop.plan()
+    shop.embed(running)
+    elsewhere = shop.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/other.db"})
+    inline_worker.resources = inline_worker._made(elsewhere, shop)
+    inline_worker.toy.jobs = inline_worker.resources.jobs
+    published = inline_worker.rebuild()
+    assert inline_worker.job(published).state == "published"
+    assert list((shop.settings.jobs_dir / running).iterdir())
+    assert not (shop.settings.jobs_dir / published).exists()
