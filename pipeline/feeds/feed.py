@@ -22,7 +22,6 @@ class Feed:
     Attributes:
         finders: what was seen of each column.
         path_columns: those that name images below the products folder.
-        has_urls: whether the file names addresses of images.
         decimal_comma: it is of a kind that writes 12,99.
     """
 
@@ -33,7 +32,7 @@ class Feed:
         self.format = "csv"
         self.encoding = ""
         self.path_columns = PathColumns()
-        self.has_urls = False
+        self._any_url = False
         self.decimal_comma = False
         self.whole = False  # each item is all that is known of it: what it lacks is removed
         self.update_only = False  # its rows are about products that are known already
@@ -46,7 +45,7 @@ class Feed:
             self._ids.add(item.item_id)
             if item.parent:
                 self._ids.add(item.parent)
-            self.has_urls |= bool(item.urls)
+            self._any_url |= bool(item.urls)
             for name, text in item.facts.items():
                 finder = self.finders.get(name)
                 if finder is None:
@@ -74,6 +73,11 @@ class Feed:
     def has_images(self) -> bool:
         """Whether the file says which images below the products folder its products have."""
         return bool(self.path_columns)
+
+    @property
+    def has_urls(self) -> bool:
+        """Whether the file says which addresses of images its products have, if only none."""
+        return self._any_url or bool(self.path_columns.addresses)
 
     @cached_property
     def n_items(self) -> int:

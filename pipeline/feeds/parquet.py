@@ -11,6 +11,8 @@ import numpy as np
 from pipeline.errors import SetupError, WrongUse, one_line
 from pipeline.feeds.json_lines import NotFinite, cells_of
 from pipeline.feeds.records import Problems, Row, Unusable
+from pipeline.feeds.table import unique_names
+from pipeline.names import nfc
 
 BATCH = 1000
 NOT_UTF8 = "is not text in UTF-8"
@@ -21,11 +23,11 @@ def parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
 
     Raises:
         SetupError: pyarrow is not installed.
-        WrongUse: the file is not valid.
+        WrongUse: the file is not valid, or two columns identify a product.
     """
-    number = 0
+    number, names = 0, list[str]()
     for batch in _batches(file):
-        names = batch.schema.names
+        names = names or unique_names([nfc(name) for name in batch.schema.names], problems)
         columns = [
             _values(_in_microseconds(column, name, problems))
             for name, column in zip(names, batch.columns, strict=True)

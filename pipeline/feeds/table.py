@@ -88,7 +88,7 @@ class Table:
         header = next((record for record in self._records if _has_text(record)), None)
         if header is None:
             raise WrongUse("it is empty.")
-        self._names = _unique(
+        self._names = unique_names(
             [_name(cell, header.line, problems) for cell in header.cells], problems
         )
         self.columns = [name for name in self._names if name]
@@ -223,8 +223,12 @@ def _name(cell: str, line: int, problems: Problems) -> str:
     return "" if _NAMELESS.fullmatch(name) else name
 
 
-def _unique(names: list[str], problems: Problems) -> list[str]:
-    """Number the names that stand twice: price, price -> price, price.2."""
+def unique_names(names: list[str], problems: Problems) -> list[str]:
+    """Number the names that stand twice: price, price -> price, price.2.
+
+    Raises:
+        WrongUse: it is the one that identifies a product.
+    """
     unique: list[str] = []
     for n, name in enumerate(names, start=1):
         if name and name in unique:

@@ -165,8 +165,11 @@ class _Plan:
         old = {} if self._replace else known
         variants = {} if self._replace else _variants(self._tx, ids)
         owners = self._image_owners(products)
-        if n_emptied := self._count_emptied_images(products):
-            outcome.emptied[IMAGE] += n_emptied
+        emptied = {
+            IMAGE: self._count_emptied_images(products),
+            "image address": self._count_emptied_urls(products),
+        }
+        outcome.emptied.update({name: count for name, count in emptied.items() if count})
         for product in products:
             name = product.product_id
             if self._feed.update_only and name not in old:
@@ -260,6 +263,17 @@ class _Plan:
             f"SELECT filename FROM product_images WHERE product_id IN ({placeholders(ids)})", ids
         )
         return sum(not self._feed.staging.owner(row["filename"]) for row in rows)
+
+    def _count_emptied_urls(self, products: list[Product]) -> int:
+        """Count the addresses that the import takes from products for which the file has none."""
+        ids = [product.product_id for product in products if not product.urls]
+        if self._replace or not self._feed.has_urls or not ids:
+            return 0
+        (row,) = self._tx.rows(
+            f"SELECT COUNT(*) AS count FROM product_urls WHERE product_id IN ({placeholders(ids)})",
+            ids,
+        )
+        return int(row["count"])
 
     def _images(self, product: Product, owners: Mapping[str, str]) -> list[str]:
         images = []

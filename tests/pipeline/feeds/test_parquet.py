@@ -24,7 +24,8 @@ def read_table(tmp_path: Path, columns: Any) -> tuple[dict[str, dict[str, Any]],
     reason = "the extra 'parquet' is not installed"
     pyarrow = pytest.importorskip("pyarrow", reason=reason)
     parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
-    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    table = columns if isinstance(columns, pyarrow.Table) else pyarrow.table(columns)
+    parquet.write_table(table, tmp_path / "a.parquet")
     products, _, feed = read(tmp_path / "a.parquet")
     return {product.product_id: product.facts for product in products}, feed
 
@@ -161,6 +162,15 @@ def test_a_date_that_python_does_not_have_is_named_and_the_others_are_read(tmp_p
         (1, "'added' cannot be read (date value out of range); it was left out"),
         (2, "'title' is not text in UTF-8; it was left out"),
     ]
+
+
+def test_two_columns_of_one_name_are_both_imported_as_from_a_csv_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+    columns = [pyarrow.array(values) for values in (["lamp"], ["red"], ["blue"])]
+    table = pyarrow.Table.from_arrays(columns, names=["product_id", "color", "color"])
+    products, feed = read_table(tmp_path, table)
+    assert products == {"lamp": {"color": "red", "color.2": "blue"}}
+    assert "stands twice in the header" in feed.problems.notes[0]
 
 
 def test_a_damaged_parquet_file_is_a_sentence(tmp_path: Path) -> None:

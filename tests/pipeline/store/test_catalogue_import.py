@@ -82,6 +82,33 @@ def test_an_emptied_column_of_images_removes_them_and_says_so(
     assert facts(products)["a"] == {"title": "Hat"}
 
 
+def addresses(products: Products) -> list[tuple[str, str]]:
+    with products._database.transaction(read_only=True) as tx:
+        rows = tx.rows("SELECT product_id, url FROM product_urls ORDER BY product_id, position")
+    return [(row["product_id"], row["url"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("product_id,image_url\na,\nb,\n", ["c"]),
+        ("product_id,image_url\na,\nb,https://x.example/9.jpg\n", ["b", "c"]),
+        ("product_id,title\na,Hat\n", ["a", "a", "b", "c"]),
+    ],
+)
+def test_emptied_cells_of_addresses_remove_them_and_say_so(
+    products: Products, text: str, left: list[str]
+) -> None:
+    urls = "https://x.example/1.jpg https://x.example/2.jpg"
+    rows = f"a,{urls}\nb,https://x.example/3.jpg\nc,https://x.example/4.jpg\n"
+    import_text(products, f"product_id,image_url\n{rows}")
+    assert len(addresses(products)) == 4
+    outcome, _ = import_text(products, text)
+    assert [product_id for product_id, _ in addresses(products)] == left
+    removed = 4 - len(left)
+    assert outcome.emptied == ({"image address": removed} if removed else {})
+
+
 def test_null_removes_the_images_of_a_product(products: Products) -> None:
     import_text(products, IMAGES)
     import_rows(products, [{"product_id": "b", "image": None}])
