@@ -15,13 +15,13 @@ from feed_desk import FeedDesk
 from feed_server import FeedServer, picture
 from toy_pipeline import ToyPipeline
 
-from pipeline.errors import NotFound, WrongUse
+from pipeline.errors import NotFound, ServerUnavailable, WrongUse
 from pipeline.images.fetched import FetchedFiles
 from pipeline.rebuild.retry import plan_retry
 from pipeline.settings import Settings
-from pipeline.store.job import Job
+from pipeline.store.job import Job, PlanClaim
 from pipeline.store.shards import PlanLost
-from workers import duplicates, fetch, product_images
+from workers import duplicates, fetch, plan_fetched, product_images
 from workers.live_changes import remove_images
 from workers.local import run_next
 from workers.prune import prune
@@ -355,6 +355,38 @@ def test_a_planner_that_died_leaves_nothing_that_is_indexed_twice(
     inline_worker.work()
     assert inline_worker.job(job_id).state == "published"
     assert len(inline_worker.indexed()) == 40
+
+
+def test_a_database_that_is_away_counts_no_attempt_of_a_plan(
+    inline_worker: FeedDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inline_worker.import_products(inline_worker.draw_products(5))
+    job_id = inline_worker.plan_feed()
+    inline_worker.advance(job_id)
+    while inline_worker.messages[0][0] == FETCH_SHARD:
+        run_next(inline_worker.resources, inline_worker)
+    jobs, away = inline_worker.resources.jobs, ServerUnavailable("It is away.")
+    release, n_released = jobs.release_plan, 0
+
+    def fail(*args: object, **options: object) -> None:
+        raise away
+
+    def release_in_the_end(claim: PlanClaim, *, count_attempt: bool) -> bool:
+        nonlocal n_released
+        n_released += 1
+        if n_released % 3:
+            raise away
+        return release(claim, count_attempt=count_attempt)
+
+    monkeypatch.setattr("workers.outage.RETRY_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "finish_plan", fail)
+        patch.setattr(jobs, "release_plan", release_in_the_end)
+        for _ in range(2 * inline_worker.resources.settings.shard_max_attempts):
+            plan_fetched.plan(inline_worker.resources, job_id)
+            assert inline_worker.job(job_id).error == "It is away."
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
 
 
 def test_a_file_that_vanished_is_fetched_again(inline_worker: FeedDesk, server: FeedServer) -> None:
