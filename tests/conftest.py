@@ -17,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from inline_worker import InlineWorker
+from preloaded import start_server
 from s3_server import S3Server
 from tiny_clip import make_tiny_clip
 
@@ -30,6 +31,12 @@ from pipeline.store.database import Database
 gc.disable()
 
 WAITING, LONG = {"faults"}, {"integration", "web"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork server that all processes of pytest-xdist share."""
+    if config.getoption("numprocesses", None):
+        start_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

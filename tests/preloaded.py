@@ -1,52 +1,56 @@
 """Child processes with their libraries imported beforehand: torch alone takes seconds each time.
 
-A fork server imports third-party packages once for each test process, and no thread runs in it.
-Nothing of imgrec is imported before the fork: settings, failpoints and state are the child's own,
-as is its session. What a real start by its command line adds is tested by test_up.py,
-test_usage.py and test_local.py.
+All processes of pytest-xdist share one fork server, see `fork_server.py`. What a real start by its
+command line adds is tested by test_up.py, test_usage.py and test_local.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
+import contextlib
+import json
 import os
-import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
-LIBRARIES = (
-    *("torch", "faiss", "scipy.ndimage", "safetensors.torch", "huggingface_hub.errors"),
-    *("transformers.models.auto", "transformers.models.clip.modeling_clip"),
-    *("transformers.models.clip.image_processing_pil_clip", "PIL.JpegImagePlugin"),
-    *("transformers.models.clip.tokenization_clip", "PIL.PngImagePlugin", "PIL.GifImagePlugin"),
-    *("PIL.BmpImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
-    *("PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps"),
-    *("celery.bin.celery", "celery.bin.worker", "celery.apps.worker", "celery.app.log"),
-    *("celery.worker.consumer", "celery.worker.components", "celery.worker.strategy"),
-    *("celery.worker.autoscale", "celery.concurrency.thread", "celery.events.receiver"),
-    *("celery.loaders.default", "celery.backends.redis", "celery.app.control"),
-    *("celery.app.events", "celery.app.amqp", "kombu.transport.redis", "kombu.matcher"),
-    *("kombu.mixins", "kombu.pidbox", "prompt_toolkit", "click_repl", "psycopg", "sqlite3"),
-    *("pydantic_settings", "pydantic.networks", "filelock", "rich.table", "rich.progress"),
-    *("rich.console", "tomllib", "encodings.idna", "redis", "msgpack", "http.client"),
-    *("urllib3", "cachetools", "pi_heif", "fastapi.openapi.docs", "uvicorn.main", "jinja2"),
-    *("uvicorn.protocols.http.h11_impl", "prometheus_client", "python_multipart.multipart"),
-)
-
 # The benchmarks set it to False: they measure what starts as its users start it.
 PRELOAD = True
+SERVER = "IMGREC_FORK_SERVER"  # its socket, in the environment of the processes of pytest-xdist
+START_S = 120.0  # to import everything
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(list(LIBRARIES))
-# Two threads that read the exit code of a child at the same time would make it 255.
-_lock = threading.Lock()
+
+@cache
+def start_server() -> str:
+    """Start the fork server, unless this process was given one; return its socket.
+
+    It ends with this process.
+    """
+    if SERVER not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="imgrec-fork-")
+        path = Path(folder.name) / "socket"
+        server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "fork_server.py"), str(path)],
+            stdin=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + START_S
+        while not path.exists():
+            assert server.poll() is None, "the fork server has ended"
+            assert time.monotonic() < deadline, "the fork server does not listen"
+            time.sleep(0.01)
+        _kept.extend((folder, server))
+        os.environ[SERVER] = str(path)
+    return os.environ[SERVER]
+
+
+_kept: list[object] = []  # until the end of this process
 
 
 class Process:
@@ -69,19 +73,31 @@ class Process:
             bare: bound by the rights of files, as root is not.
         """
         self.args = list(args)
-        self._process = _context.Process(
-            target=_main,
-            args=(self.args, str(cwd), dict(env), str(stdin), str(stdout), str(stderr), bare),
-            daemon=True,
-        )
-        with _lock:  # starting a process polls the others
-            self._process.start()
-        assert self._process.pid is not None
-        self.pid: int = self._process.pid
+        self._code: int | None = None
+        self._lock = threading.Lock()
+        request = {
+            "args": self.args,
+            "cwd": str(cwd),
+            "env": dict(env),
+            "stdin": str(stdin),
+            "stdout": str(stdout),
+            "stderr": str(stderr),
+            "bare": bare,
+        }
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.settimeout(START_S)
+        self._connection.connect(start_server())
+        self._connection.sendall(f"{json.dumps(request)}\n".encode())
+        self._answers = self._connection.makefile("rb")
+        self.pid = int(self._answers.readline())
 
     def poll(self) -> int | None:
-        with _lock:
-            return self._process.exitcode
+        with self._lock:
+            if self._code is None and wait([self._connection], 0):
+                self._code = int(self._answers.readline())
+                self._answers.close()
+                self._connection.close()
+            return self._code
 
     @property
     def returncode(self) -> int | None:
@@ -89,7 +105,8 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.poll() is None:
-            wait([self._process.sentinel], timeout)
+            with contextlib.suppress(OSError, ValueError):  # another thread has read the code
+                wait([self._connection], timeout)
         code = self.poll()
         if code is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
@@ -149,50 +166,3 @@ def run(
         finally:
             process.kill()
         return subprocess.CompletedProcess(list(args), code, stdout.read_text(), stderr.read_text())
-
-
-def _main(
-    args: list[str],
-    cwd: str,
-    env: dict[str, str],
-    stdin: str,
-    stdout: str,
-    stderr: str,
-    bare: bool = False,
-) -> None:
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(env)
-    os.chdir(cwd)
-    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for number, file, flags in ((0, stdin, os.O_RDONLY), (1, stdout, write), (2, stderr, write)):
-        descriptor = os.open(file, flags)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    if bare:
-        _drop_capabilities()
-    sys.stdin = os.fdopen(0)
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    # What Python would do at its start with this environment.
-    sys.path[:0] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    if "IMGREC_FAILPOINT" in env:
-        runpy.run_module("sitecustomize", run_name="sitecustomize")
-    sys.argv = args
-    if args[0] == "celery":
-        from celery.__main__ import main
-    else:
-        from cli.main import main
-    main()
-
-
-def _drop_capabilities() -> None:
-    """Give up what root may and other users may not, for this process and its children.
-
-    The numbers are of capabilities(7): PR_CAPBSET_DROP, and the version of capset's structures.
-    """
-    libc = ctypes.CDLL(None)
-    for capability in range(64):  # those that the kernel does not know are refused
-        libc.prctl(24, capability, 0, 0, 0)
-    version, thread = 0x20080522, 0
-    libc.capset((ctypes.c_uint32 * 2)(version, thread), (ctypes.c_uint32 * 6)())
