@@ -174,23 +174,23 @@ class _Walk:
         here, name = self._way[-1], os.path.basename(path)
         folder = self._prefix + path
         if os.path.splitext(name)[1].lower() in SUFFIXES:
-            yield Failure(path, "find", "this is a folder with the name of an image", warning=True)
+            yield _failure(path, "this is a folder with the name of an image", warning=True)
         real = os.path.join(here.real, name)
         if os.path.islink(folder):
             real = os.path.realpath(folder)
             problem = self._wrong_link(real)
             if problem:
-                yield Failure(path, "find", problem)
+                yield _failure(path, problem)
                 return
             self._links[real] = path
         try:
             self._way.append(self._open(folder, f"{path}/", real, here.exclude))
         except WrongUse as error:  # its exclude file
-            yield Failure(path, "find", f"the folder was left out: {error}")
+            yield _failure(path, f"the folder was left out: {error}")
         except OSError as error:
             if error.errno not in ONE_PLACE:
                 raise _unreadable(folder, error) from error
-            yield Failure(path, "find", f"the folder cannot be read: {error.strerror}")
+            yield _failure(path, f"the folder cannot be read: {error.strerror}")
 
     def _wrong_link(self, real: str) -> str | None:
         """Say why a link to this folder is not followed."""
@@ -245,8 +245,7 @@ class _Walk:
             WrongUse: a disk fails.
         """
         if isinstance(error, UnicodeEncodeError):
-            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-            return Failure(shown, "find", "the file name is not UTF-8: rename the file")
+            return _failure(path, "the file name is not UTF-8: rename the file")
         if isinstance(error, FileNotFoundError):
             link = os.path.islink(self._prefix + path)
             return Failure(
@@ -265,6 +264,14 @@ class _Walk:
         else:
             return False
         return True
+
+
+def _failure(path: str, reason: str, *, warning: bool = False) -> Failure:
+    """Say what is wrong with a path; bytes in names that are not UTF-8 are escaped."""
+    path, reason = (
+        os.fsencode(text).decode("utf-8", "backslashreplace") for text in (path, reason)
+    )
+    return Failure(path, "find", reason, warning)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -260,12 +260,20 @@ def _add_failures(tx: Transaction, job_id: str, n: int, failures: Sequence[Failu
         {
             "job_id": job_id,
             "n": n,
-            "path": failure.path,
+            "path": _storable(failure.path),
             "stage": failure.stage,
-            # PostgreSQL text cannot hold a NUL, which a broken file can bring into a message.
-            "reason": failure.reason.replace("\0", ""),
+            "reason": _storable(failure.reason),
             "warning": int(failure.warning),
         }
         for failure in failures
     ]
     tx.many(QUERIES["add_failure"], rows)
+
+
+def _storable(text: str) -> str:
+    """Return a text that any database takes.
+
+    PostgreSQL text cannot hold a NUL, which a broken file can bring into a message; no database
+    holds half of a surrogate pair, which stands for a byte in a name that is not UTF-8.
+    """
+    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()

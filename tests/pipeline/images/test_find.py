@@ -142,6 +142,19 @@ def test_a_link_out_of_the_root_is_a_failure_with_its_target(tmp_path: Path) -> 
     assert str(tmp_path / "else") in told["summer"].reason
 
 
+def test_what_is_wrong_with_a_folder_is_told_in_utf_8_whatever_its_name(tmp_path: Path) -> None:
+    """No database takes the bytes of another encoding."""
+    make(tmp_path, "root/a.jpg", "root/\udce9.jpg/b.jpg", "out-\udce4/c.jpg")
+    (tmp_path / "root" / "link-\udce9").symlink_to("../out-\udce4")
+    (tmp_path / "root" / "one-\udce9").symlink_to("\udce9.jpg")
+    (tmp_path / "root" / "two").symlink_to("\udce9.jpg")
+    told = failures(tmp_path / "root")
+    assert "".join(f"{item.path}{item.reason}" for item in told.values()).encode()
+    assert str(tmp_path / "out-\\xe4") in told["link-\\xe9"].reason
+    assert told["two"].reason == "the link leads to the same folder as 'one-\\xe9'"
+    assert told["\\xe9.jpg"].warning
+
+
 @pytest.mark.parametrize("name", ["gone", "gone.jpg", "gone.txt"])
 def test_a_link_to_nothing_is_a_failure_whatever_its_name(tmp_path: Path, name: str) -> None:
     """It may have been a folder's, on a disk that is not mounted."""

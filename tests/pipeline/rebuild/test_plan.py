@@ -134,6 +134,18 @@ def test_what_the_listing_could_not_take_is_in_the_ledger_and_counted(toy: ToyPi
     assert toy.merge(job_id).version == "v0001"
 
 
+def test_a_folder_and_a_link_whose_names_are_not_utf_8_end_no_rebuild(
+    toy: ToyPipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "out-\udce4").mkdir()
+    (toy.root / "link-\udce4").symlink_to(tmp_path / "out-\udce4")
+    (toy.root / "caf\udce9.jpg").mkdir()
+    job_id = toy.plan()
+    assert {failure.path for failure in toy.jobs.failures(job_id)} == {"link-\\xe4", "caf\\xe9.jpg"}
+    toy.embed(job_id)
+    assert toy.merge(job_id).version == "v0001"
+
+
 def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(toy: ToyPipeline) -> None:
     for file in toy.root.rglob("*.png"):
         file.unlink()

@@ -263,11 +263,14 @@ def test_failures_and_warnings_are_counted_apart_and_hold_any_text(jobs: Jobs) -
     rows = [
         Failure("0-0.jpg", "decode", "broken\0 100% 'quoted' ?"),
         Failure("0-1.jpg", "preprocess", "uncut", warning=True),
+        Failure("caf\udce9/2.jpg", "decode", "broken in caf\udce9"),
     ]
     finish(jobs, claim(jobs, job_id, 0), rows)
     progress = jobs.progress(job_id)
-    assert (progress.skipped, progress.warnings) == (1, 1)
-    assert jobs.failures(job_id)[0].reason == "broken 100% 'quoted' ?"
+    assert (progress.skipped, progress.warnings) == (2, 1)
+    stored = {failure.path: failure.reason for failure in jobs.failures(job_id)}
+    assert stored["0-0.jpg"] == "broken 100% 'quoted' ?"
+    assert stored["caf\\udce9/2.jpg"] == "broken in caf\\udce9"
 
 
 def test_the_time_of_finished_shards_is_summed_by_stage(jobs: Jobs) -> None:
