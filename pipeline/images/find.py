@@ -37,6 +37,7 @@ ONE_PLACE = (
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG),
 )
+MIN_TIME_NS, MAX_TIME_NS = -(2**63), 2**63 - 1  # from 1677 to 2262
 
 
 class ImageFile(NamedTuple):
@@ -162,7 +163,7 @@ class _Walk:
                     yield self._wrong_file(path, error)
                     continue
                 if S_ISREG(stat.st_mode):
-                    yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+                    yield ImageFile(path, stat.st_size, mtime_ns(stat))
                 else:  # reading a pipe would never end
                     yield Failure(path, "find", "this is not a regular file")
         finally:
@@ -264,6 +265,17 @@ class _Walk:
         else:
             return False
         return True
+
+
+def mtime_ns(stat: os.stat_result) -> int:
+    """Return a file's modification time in ns, or the nearest that 64 bits hold.
+
+    A camera's broken clock may be centuries off, and no array and no database holds more.
+    """
+    time_ns = stat.st_mtime_ns
+    if MIN_TIME_NS <= time_ns <= MAX_TIME_NS:
+        return time_ns
+    return MIN_TIME_NS if time_ns < 0 else MAX_TIME_NS
 
 
 def _failure(path: str, reason: str, *, warning: bool = False) -> Failure:

@@ -24,7 +24,7 @@ from pipeline.errors import (
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import Limits, read_image, sha256
 from pipeline.images.fetched import feed_name
-from pipeline.images.find import SYSTEM_FOLDERS, ImageFile, confined
+from pipeline.images.find import SYSTEM_FOLDERS, ImageFile, confined, mtime_ns
 from pipeline.images.formats import SUFFIXES, suffix_of
 from pipeline.images.object_source import ObjectSource, tag_number
 from pipeline.images.roots import open_source, parse_root
@@ -199,7 +199,7 @@ class NewFiles:
                     "photo where it has that right."
                 ) from error
             raise
-        return ImageFile(path, facts.st_size, facts.st_mtime_ns, sha256(data))
+        return ImageFile(path, facts.st_size, mtime_ns(facts), sha256(data))
 
     def _write(self, place: Path, path: str, data: bytes) -> None:
         """Write a file that is whole from the first moment on, and never over another one."""

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import WrongUse
 from pipeline.images.exclude import MAX_BYTES, Exclude
 from pipeline.images.failure import Failure
-from pipeline.images.find import MAX_SUFFIXES, ImageFile, LeftOut, find_images
+from pipeline.images.find import MAX_SUFFIXES, ImageFile, LeftOut, find_images, mtime_ns
 
 
 def make(root: Path, *names: str) -> None:
@@ -258,6 +258,14 @@ def test_an_exclude_file_that_cannot_be_read_excludes_nothing_in_silence(
 def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
     with pytest.raises(WrongUse, match="--exclude"):
         Exclude([pattern])
+
+
+@pytest.mark.parametrize("time_ns", [-(2**70), -(2**63), -1, 0, 2**63 - 1, 2**63, 2**70])
+def test_a_time_beyond_64_bits_is_the_nearest_one_within(time_ns: int) -> None:
+    class Stat:
+        st_mtime_ns = time_ns
+
+    assert mtime_ns(Stat()) == max(-(2**63), min(time_ns, 2**63 - 1))  # type: ignore[arg-type]
 
 
 def test_no_file_is_opened_while_a_folder_is_listed(

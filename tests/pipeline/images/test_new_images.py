@@ -90,6 +90,16 @@ def test_the_same_image_again_changes_nothing_and_another_one_is_refused(
     assert len(listed(root)) == 1
 
 
+def test_an_image_whose_time_no_database_holds_has_the_one_that_a_rebuild_lists(
+    tmp_path: Path,
+) -> None:
+    images = NewFiles(tmp_path)
+    images.put("lamp/a.png", png_of(1))
+    os.utime(tmp_path / "lamp/a.png", (2**34, 2**34))  # in the year 2514
+    file = images.put("lamp/a.png", png_of(1))
+    assert file.mtime_ns == listed(tmp_path)[0].mtime_ns < 2**63
+
+
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
 def test_of_two_that_write_one_path_at_once_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool

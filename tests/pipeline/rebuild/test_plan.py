@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +154,19 @@ def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(toy: ToyPi
     job_id = toy.plan()
     assert rows(toy, job_id) == []
     assert toy.jobs.ready_to_merge(job_id)
+
+
+def test_a_file_of_a_time_beyond_64_bits_of_nanoseconds_is_indexed_as_any_other(
+    toy: ToyPipeline,
+) -> None:
+    """A camera's broken clock; no database and no array holds such a time."""
+    far = next(toy.root.rglob("*.png"))
+    seconds = int(datetime(2300, 1, 1, tzinfo=UTC).timestamp())
+    os.utime(far, (seconds, seconds))
+    assert toy.rebuild() == ("v0001", 30, 0)
+    assert toy.versions.current().has_path(far.relative_to(toy.root).as_posix())
+    toy.draw("new.png", 99)
+    assert toy.rebuild() == ("v0002", 1, 30)
 
 
 @pytest.mark.parametrize("error", [WrongUse("The folder x cannot be read."), KeyboardInterrupt()])
