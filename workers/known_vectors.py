@@ -7,6 +7,7 @@ from collections.abc import Container
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.embed.embed_images import usable
 from pipeline.index.versions import Version
 from pipeline.store.cache import Cache, NoCache
 
@@ -37,8 +38,11 @@ class KnownVectors:
         self._version = version if version and version.fingerprint == fingerprint_id else None
 
     def get(self, digest: str) -> NDArray[np.float32] | None:
-        if not self._reuse:
-            return None
+        vector = self._get(digest) if self._reuse else None
+        # Earlier releases kept what the model gave, whatever it was.
+        return vector if vector is not None and usable(vector) else None
+
+    def _get(self, digest: str) -> NDArray[np.float32] | None:
         if self._version is not None:
             row = self._version.row_of_hash(digest)
             if row is not None and self._version.paths[row] in self._warned:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.embed.embed_images import require_working
+from pipeline.embed.embed_images import NO_VECTOR, require_working, usable
 from pipeline.errors import BadImage, ImageOutOfMemory, ImgrecError, SetupError, WrongUse
 from pipeline.images.decode import crop, decode_with_warnings, sha256
 from pipeline.preprocess.prepare import PreparedImage
@@ -69,14 +69,26 @@ def vector_of_image(
     vectors: KnownVectors,
     box: Box | str | None = None,
 ) -> tuple[NDArray[np.float32], str | None]:
-    """Return the image's (d,) unit vector, a known one or the model's, and a warning."""
+    """Return the image's (d,) unit vector, a known one or the model's, and a warning.
+
+    Raises:
+        BadImage: it cannot be used, or the model gives no usable vector for it.
+    """
+
+    def embed(image: Image.Image) -> NDArray[np.float32]:
+        vector = resources.batcher.embed(image, EMBED_TIMEOUT_S)
+        if not usable(vector):
+            _require_working(resources, NO_VECTOR)
+            raise BadImage(NO_VECTOR, "embed")
+        return vector
+
     try:
         return embed_image(
             data,
             digest,
             vectors,
             lambda image_file: prepare_image(resources, image_file, box),
-            lambda image: resources.batcher.embed(image, EMBED_TIMEOUT_S),
+            embed,
         )
     except ImgrecError:
         raise
@@ -92,7 +104,7 @@ def _require_working(resources: Resources, met: str) -> None:
         SetupError: it was not.
     """
 
-    def embed(images: list[Image.Image]) -> object:
+    def embed(images: list[Image.Image]) -> NDArray[np.float32]:
         return resources.batcher.embed(images[0], EMBED_TIMEOUT_S)
 
     try:

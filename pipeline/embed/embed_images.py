@@ -37,6 +37,10 @@ from pipeline.settings import Settings
 Vector = NDArray[np.float32]
 T = TypeVar("T")
 
+NO_VECTOR = (
+    "the model gives no usable vector for this image, as its numbers are not finite or all zero: "
+    "save the image anew, or try MODEL_PRECISION=fp32"
+)
 PROBE_SIDE = 64  # pixels, of the gray square that any model embeds
 NICE = 10  # of the threads that read ahead; 19 is the last in the queue
 
@@ -112,6 +116,7 @@ class ReadImage:
     """
 
     position: int
+    path: str
     digest: str
     image: Image.Image
     warned: bool = False
@@ -264,7 +269,8 @@ class Reader:
         if vector is not None:
             items.append(Embedded(position, digest, vector, reused=True))
         else:
-            items.append(ReadImage(position, digest, prepared.image, bool(prepared.warning)))
+            warned = bool(prepared.warning)
+            items.append(ReadImage(position, image.path, digest, prepared.image, warned))
         return items
 
     def _preprocess(self, data: bytes, digest: str) -> PreparedImage:
@@ -338,17 +344,29 @@ def collect(
     )
 
 
+def usable(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell of (..., d) vectors which have a direction: those that are finite, and not zero."""
+    lengths = np.linalg.norm(vectors, axis=-1)
+    found: NDArray[np.bool_] = np.isfinite(lengths) & (lengths > 0)
+    return found
+
+
 def _embed_batch(
     batch: Sequence[ReadImage], embedder: Embedder, cache: VectorCache, times: StageTimes
-) -> list[Embedded]:
+) -> list[Embedded | Failure]:
     with times.measure("embed"):
         vectors = embedder.encoder.embed_images([item.image for item in batch])
-    pairs = zip(batch, vectors, strict=True)
+    good = usable(vectors)
+    if not good.all():
+        require_working(embedder.prepare, embedder.encoder.embed_images, NO_VECTOR)
+    rows = list(zip(batch, vectors, good.tolist(), strict=True))
     with times.measure("write"):
-        cache.put({item.digest: vector for item, vector in pairs if not item.warned})
+        cache.put({item.digest: vector for item, vector, ok in rows if ok and not item.warned})
     return [
         Embedded(item.position, item.digest, vector)
-        for item, vector in zip(batch, vectors, strict=True)
+        if ok
+        else Failure(item.path, "embed", NO_VECTOR)
+        for item, vector, ok in rows
     ]
 
 
@@ -391,10 +409,13 @@ def _embed_one_by_one(
 
 def require_working(
     prepare: Callable[[Image.Image], PreparedImage],
-    embed: Callable[[list[Image.Image]], object],
+    embed: Callable[[list[Image.Image]], NDArray[np.float32]],
     met: str,
 ) -> None:
     """Embed a gray square: where that fails, too, no image is to blame, as after an error of CUDA.
+
+    It fails without a usable vector, too: else a model that computes nothing but NaN would make a
+    failure of each image.
 
     Args:
         met: the error of an image that is the reason to ask.
@@ -404,7 +425,8 @@ def require_working(
     """
     try:
         prepared = prepare(Image.new("RGB", (PROBE_SIDE, PROBE_SIDE), (128, 128, 128)))
-        embed([prepared.image])
+        if not usable(embed([prepared.image])).all():
+            raise ValueError(NO_VECTOR)
     except ImgrecError:
         return  # it has judged the square, which it could not do if it were broken
     except Exception as error:

@@ -101,6 +101,34 @@ def test_a_worker_whose_model_stops_working_ends_and_one_of_a_bad_image_does_not
     assert query_image(inline_worker, jpeg("red"), 3)["matches"]
 
 
+@pytest.mark.parametrize("broken", [True, False])
+def test_an_image_without_a_usable_vector_is_refused_by_whatever_asks_for_it(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """Its scores would be no numbers, and its order any; it would be kept for others, too."""
+    inline_worker.rebuild()
+
+    def embed(images: Sequence[Image.Image]) -> np.ndarray:
+        vectors = inline_worker.toy.embed_images(list(images))
+        for vector, image in zip(vectors, images, strict=True):
+            if broken or image.getpixel((0, 0)) != (128, 128, 128):
+                vector[:] = np.nan
+        return vectors
+
+    resources = inline_worker.resources
+    resources.batcher = Batcher(embed, 8)
+    kind, sentence = (SetupError, "gray square") if broken else (BadImage, "no usable vector")
+    for ask in (
+        lambda: query_image(inline_worker, jpeg("red"), 3),
+        lambda: query.image_vector(resources, jpeg("red")),
+        lambda: classify_image(resources, jpeg("red")),
+    ):
+        with pytest.raises(kind, match=sentence):
+            ask()
+    resources.batcher = Batcher(lambda images: inline_worker.toy.embed_images(list(images)), 8)
+    assert query_image(inline_worker, jpeg("red"), 3)["matches"]
+
+
 def test_a_product_finds_itself_and_the_answer_has_the_shape_of_the_contract(
     inline_worker: InlineWorker, asked: list[int]
 ) -> None:

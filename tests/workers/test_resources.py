@@ -120,6 +120,13 @@ def test_vectors_of_the_published_version_are_known_by_content(inline_worker: In
     assert known(inline_worker, reuse=False).get(digest) is None
 
 
+def test_a_vector_that_is_not_finite_is_not_known(inline_worker: InlineWorker) -> None:
+    """An earlier release kept them."""
+    vectors = known(inline_worker)
+    vectors.put({"digest": VECTOR * np.float32(np.nan)})
+    assert vectors.get("digest") is None
+
+
 def test_vectors_of_another_kind_are_not_known(inline_worker: InlineWorker) -> None:
     inline_worker.rebuild()
     digest = sha256((inline_worker.toy.root / "kind0/04.png").read_bytes())

@@ -271,6 +271,50 @@ def test_a_model_that_no_longer_works_is_not_its_images_fault(tmp_path: Path) ->
     assert done == [0]  # and so it is no suspect
 
 
+class Gapped(ColorEncoder):
+    """Gives no usable vector for some images: those of a green of 13, or all."""
+
+    def __init__(self, number: float, *, for_all: bool = False) -> None:
+        super().__init__()
+        self.number = number
+        self.for_all = for_all
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        vectors = super().embed_images(images)
+        for vector, image in zip(vectors, images, strict=True):
+            if self.for_all or image.getpixel((0, 0))[1] == 13:
+                vector[:] = self.number
+        return vectors
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_image_without_a_usable_vector_is_a_failure_and_in_no_cache(
+    tmp_path: Path, number: float, alone: bool
+) -> None:
+    """Published, no query would ever find it."""
+    images, cache, encoder = draw(tmp_path, 4), DictCache(), Gapped(number)
+    if alone:
+        result = embed_alone(tmp_path, images, encoder)
+    else:
+        result = embed_shard(ImageFolder(tmp_path), images, tools(encoder), cache, check=go_on)
+        assert len(cache.known) == 3
+    assert result.vectors.positions.tolist() == [0, 2, 3]
+    assert np.isfinite(result.vectors.vectors).all()
+    assert [(failure.path, failure.stage) for failure in result.failures] == [("001.png", "embed")]
+    assert (result.embedded, result.reused) == (3, 0)
+
+
+def test_a_model_without_a_usable_vector_for_any_image_makes_no_failures_of_them(
+    tmp_path: Path,
+) -> None:
+    images, encoder = draw(tmp_path, 4), Gapped(np.nan, for_all=True)
+    with pytest.raises(SetupError, match="not even a gray square"):
+        embed_shard(ImageFolder(tmp_path), images, tools(encoder), DictCache(), check=go_on)
+    with pytest.raises(SetupError, match="not even a gray square"):
+        embed_alone(tmp_path, images, encoder)
+
+
 @pytest.mark.parametrize("left", [(), (".hidden",)])
 def test_a_folder_that_is_unmounted_is_not_its_images_fault(
     tmp_path: Path, left: tuple[str, ...]
