@@ -109,7 +109,7 @@ def find_images(
 
     Args:
         left_out: counts what is left out on purpose: hidden files, other names, ...
-        alive: called for each folder, which may hold no image.
+        alive: called for each folder, which may hold no image, and for each name in it.
 
     Raises:
         WrongUse: `root` cannot be read, or a disk fails.
@@ -213,6 +213,7 @@ class _Walk:
         entries: list[str] = []
         with os.scandir(folder) as found:
             for entry in found:
+                self._alive()  # a folder of millions, or on a slow disk, takes minutes
                 name = entry.name
                 hidden = name[0] == "."
                 is_image = name[name.rfind(".") :].lower() in SUFFIXES

@@ -6,9 +6,9 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.errors import WrongUse
 from pipeline.images import source
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, find_images
+from pipeline.images.source import ImageFolder
 from pipeline.rebuild import plan
 from pipeline.rebuild.plan import ChangeDetector, plan_rebuild
 from pipeline.store import shards
@@ -210,6 +211,41 @@ def test_a_long_listing_renews_its_lease_though_nothing_has_changed(
     job_id = toy.plan()
     assert toy.jobs.progress(job_id).reused == 30
     assert renewals.count(job_id) >= 3  # for each folder, and some images
+
+
+def test_a_planner_that_reads_one_folder_for_long_keeps_its_lease(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network's file system takes ten seconds for each name, and the folder has one level."""
+    for number in range(200):
+        (toy.root / f"{number}.txt").touch()
+    now, leases = [0.0], list[float]()
+    scandir = os.scandir
+
+    @contextmanager
+    def slow(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        def entries() -> Iterator[os.DirEntry[str]]:
+            for entry in found:
+                now[0] += 10
+                yield entry
+
+        with scandir(folder) as found:
+            yield entries()
+
+    add = toy.jobs.shards.add
+
+    def spy(job_id: str, *more: Any) -> None:
+        leases.append(now[0])
+        add(job_id, *more)
+
+    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(toy.jobs.shards, "add", spy)
+    monkeypatch.setattr("pipeline.rebuild.plan.check_source", lambda *_: ImageFolder(toy.root))
+    monkeypatch.setattr("pipeline.images.find.os.scandir", slow)
+    toy.plan()
+    assert now[0] > 2000
+    lease_s = plan.PLAN_LEASES * toy.settings.lease_s
+    assert max(later - earlier for earlier, later in pairwise(leases)) < lease_s
 
 
 def test_a_plan_whose_job_was_ended_is_written_no_further(
