@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.atomic_files import write_atomic
 from pipeline.embed.embed_images import ShardResult, embed_isolated, embed_shard
-from pipeline.errors import BadImage, FingerprintMismatch
+from pipeline.errors import BadImage, FingerprintMismatch, WrongUse
 from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.formats import SUFFIXES
@@ -179,7 +179,10 @@ def _saver(resources: Resources) -> Callable[[str, Image.Image], None]:
     def save(path: str, image: Image.Image) -> None:
         name = _preprocessed_name(path)
         if store is not None:
-            store.put(f"{PREPROCESSED}/{name}", encode_jpeg(image, quality=95))
+            try:
+                store.put(f"{PREPROCESSED}/{name}", encode_jpeg(image, quality=95))
+            except WrongUse as error:  # a product's id may hold what no key does
+                raise BadImage(str(error).rstrip("."), "save") from error
             return
         target = folder / name
         if not target.resolve().is_relative_to(folder.resolve()):

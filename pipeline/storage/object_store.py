@@ -22,6 +22,7 @@ from pipeline.errors import (
     ServerUnavailable,
     StoreRefused,
     WrongUse,
+    quote,
 )
 from pipeline.storage.address import Address
 from pipeline.storage.credentials import aws_profile
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 KEYS_A_PAGE = 1000
 # A file is uploaded in parts of obstore's default size, or of larger ones: S3 takes 10,000.
 PART_BYTES, MAX_PARTS = 5 * 2**20, 10_000
+MAX_KEY_BYTES = 1024  # of S3 and Google, with the address's prefix; Azure takes no fewer
 CONNECT_S, SILENCE_S, TRANSFER_S = 5, 30, 300
 # After that the caller is told; its work waits in the job table, not in a thread.
 RETRIES = 6
@@ -79,6 +81,7 @@ class ObjectStore:
             library: in place of what the address names.
         """
         self.name = str(address)
+        self._prefix_bytes = len(f"{address.prefix}/".encode()) if address.prefix else 0
         self._library = library if library is not None else _open(address)
         # What a conditional put compares: Google compares generations, the others ETags.
         self._condition = "version" if address.scheme == "gs" else "e_tag"
@@ -138,7 +141,12 @@ class ObjectStore:
             return bytes(self._library.get_range(key, start=start, length=length))
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Store an object, whatever was there before."""
+        """Store an object, whatever was there before.
+
+        Raises:
+            WrongUse: no object can have this key.
+        """
+        self._require_short(key)
         size = data.stat().st_size if isinstance(data, Path) else len(data)
         part = max(PART_BYTES, -(-size // MAX_PARTS))
         with _mapped(self.name, key):
@@ -149,10 +157,20 @@ class ObjectStore:
 
         Raises:
             ObjectConflict: it is another, or there is none.
+            WrongUse: no object can have this key.
         """
+        self._require_short(key)
         mode: Any = "create" if etag is None else {self._condition: etag}
         with _mapped(self.name, key):
             return self._tag(self._library.put(key, data, mode=mode))
+
+    def _require_short(self, key: str) -> None:
+        size = self._prefix_bytes + len(key.encode("utf-8", "surrogatepass"))
+        if size > MAX_KEY_BYTES:
+            raise WrongUse(
+                f"A key of the store {self.name} cannot be used, {quote(key)}: it has {size:,} "
+                f"bytes with its prefix, and {MAX_KEY_BYTES:,} bytes are allowed."
+            )
 
     def _tag(self, facts: Any) -> str:
         return str(facts[self._condition] or "")
@@ -271,7 +289,7 @@ def _translated(error: Exception, store: str, key: str) -> Exception:
     if isinstance(error, ValueError | exceptions.InvalidPathError):
         return WrongUse(
             f"A key of the store {store} cannot be used{f', {key!r}' if key else ''}: no part of "
-            "its path may be empty, '.' or '..'."
+            "its path may be empty, '.' or '..', or hold a control character."
         )
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return ObjectConflict(f"The object {key!r} of the store {store} was changed meanwhile.")

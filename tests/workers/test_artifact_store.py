@@ -114,6 +114,20 @@ def test_a_store_that_takes_no_shard_makes_the_job_wait_and_costs_no_attempt(
     assert inline_worker.job(job_id).error is None
 
 
+def test_a_name_that_no_key_can_hold_is_a_failure_of_the_image_that_is_kept(
+    inline_worker: InlineWorker,
+) -> None:
+    """The whole job failed."""
+    inline_worker.toy.draw("a\x01.png", seed=1)
+    job_id = inline_worker.toy.plan(save_preprocessed=True)
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    (failure,) = inline_worker.toy.jobs.failures(job_id)
+    assert (failure.path, failure.stage) == ("a\x01.png", "save")
+    assert "control character" in failure.reason
+
+
 def test_a_shard_object_that_was_lost_is_made_again(
     inline_worker: InlineWorker, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from feed_server import FeedServer, picture
 from obstore.store import MemoryStore
 
 from pipeline.errors import ServerUnavailable
+from pipeline.rebuild.plan_feed import plan_fetch
 from pipeline.settings import Settings
 from pipeline.storage.address import Address
 from pipeline.storage.object_store import ObjectStore
@@ -130,3 +131,25 @@ def test_objects_that_neither_a_feed_nor_a_version_leads_to_are_pruned(
     assert prune(other, dry_run=True).fetched_files == 1
     assert prune(other).fetched_files == 1
     assert len(fetched(store)) == 4  # the version has them
+
+
+def test_a_product_s_id_that_no_key_can_hold_is_a_failure_of_the_images_that_are_kept(
+    inline_worker: FeedDesk, store: ObjectStore
+) -> None:
+    """The whole job failed."""
+    good = ["lamp", "e" * 988]  # with imgrec/preprocessed/ and /image-1.png.jpg: 1,024 bytes
+    bad = ["a//b", "../lamp", "./c", "f" * 989]
+    addresses = [urls for _, urls in inline_worker.draw_products(len(good + bad))]
+    inline_worker.import_products(list(zip(good + bad, addresses, strict=True)))
+    resources = inline_worker.resources
+    job_id = plan_fetch(
+        "feed:shop", resources.settings, resources.jobs, resources.feeds, save_preprocessed=True
+    )
+    inline_worker.advance(job_id)
+    inline_worker.work()
+    assert inline_worker.job(job_id).state == "published"
+    failures = {each.path: each for each in resources.jobs.failures(job_id)}
+    assert set(failures) == {f"{product}/image-1.png" for product in bad}
+    assert {each.stage for each in failures.values()} == {"save"}
+    assert "1,024 bytes" in failures[f"{bad[-1]}/image-1.png"].reason
+    assert len(list(store.objects("preprocessed/"))) == len(good)
