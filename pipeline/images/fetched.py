@@ -57,7 +57,7 @@ class FetchedStore(Protocol):
         """Tell whether a content is there."""
 
     def put(self, data: bytes) -> str:
-        """Store a content; return its hash. Storing it again only makes it new."""
+        """Store a content; return its hash. Storing it again makes it new, and whole if damaged."""
 
     def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
         """See `ImageReader.reading`."""
@@ -127,10 +127,11 @@ class FetchedFiles:
     def put(self, data: bytes) -> str:
         digest = sha256(data)
         path = self.path(digest)
-        try:
-            os.utime(path)
-        except FileNotFoundError:
-            write_atomic(path, data)
+        with suppress(OSError):  # it is not there, or cannot be read: then it is written
+            if path.stat().st_size == len(data) and path.read_bytes() == data:
+                os.utime(path)
+                return digest
+        write_atomic(path, data)
         return digest
 
     def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:

@@ -403,6 +403,17 @@ def test_a_file_that_vanished_is_fetched_again(inline_worker: FeedDesk, server: 
     assert Counter(conditional) == {True: 2, False: 1}
 
 
+def test_a_file_that_was_damaged_is_mended_by_a_full_rebuild(inline_worker: FeedDesk) -> None:
+    inline_worker.import_products(inline_worker.draw_products(3))
+    inline_worker.rebuild_feed()
+    damaged, *_ = inline_worker.resources.settings.fetched_dir.glob("??/??/*")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-9])
+    job = inline_worker.rebuild_feed(full=True)
+    assert inline_worker.progress(job.id).skipped == 0
+    assert damaged.read_bytes() == content
+
+
 def test_a_retry_asks_again_and_indexes_what_has_come_since(
     inline_worker: FeedDesk, server: FeedServer
 ) -> None:

@@ -49,6 +49,20 @@ def test_a_content_is_kept_once_under_its_hash(store: FetchedStore) -> None:
         assert not store.has(unknown)
 
 
+@pytest.mark.parametrize("damaged", [b"", b"on", b"0ne", b"one and more"])
+def test_a_damaged_content_that_is_stored_again_is_whole(
+    store: FetchedStore, damaged: bytes
+) -> None:
+    digest = store.put(b"one")
+    if isinstance(store, FetchedFiles):
+        store.path(digest).write_bytes(damaged)
+    else:
+        assert isinstance(store, FetchedObjects)
+        store._store.put(f"fetched/{digest[:2]}/{digest}", damaged)
+    assert store.put(b"one") == digest
+    assert read(store, digest) == [b"one"]
+
+
 @pytest.mark.parametrize("digest", [sha256(b"three"), "", "../secret"])
 def test_what_is_not_there_is_a_bad_image(store: FetchedStore, digest: str) -> None:
     with pytest.raises(BadImage, match="does not exist any more"):
