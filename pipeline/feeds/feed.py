@@ -11,6 +11,7 @@ from pipeline.feeds.columns import Column, Type, TypeFinder, Value, is_huge
 from pipeline.feeds.plain import LOST_DIGITS, PathColumns, unique
 from pipeline.feeds.records import Item, Problems, Product, Variant
 from pipeline.feeds.staging import Staging
+from pipeline.images.path_length import too_long
 
 JOINING = ("shopify",)  # formats in which several rows make one product as a matter of course
 CURRENCY = "{}_currency"  # the column beside one of money
@@ -41,6 +42,9 @@ class Feed:
     def read(self, items: Iterable[Item]) -> None:
         """Stage items, and look at their values."""
         for item in items:
+            if size := too_long(item.item_id) or too_long(item.parent):
+                self.problems.refuse(item.line, f"its id has {size}")
+                continue
             self.staging.add(item)
             self._ids.add(item.item_id)
             if item.parent:

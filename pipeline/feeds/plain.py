@@ -13,6 +13,7 @@ from pipeline.feeds.columns import PLACEHOLDERS
 from pipeline.feeds.names import ID_ORDER, is_picture_column, normalize
 from pipeline.feeds.picture_urls import canonical_url, is_address, split_pictures
 from pipeline.feeds.records import Item, Problems, Row
+from pipeline.images.path_length import too_long
 
 _PATH_COLUMN = re.compile(r"images?(_?[0-9]{1,2})?")  # after normalize(): image, image.2, images
 _URL_WORD = re.compile(r"(^|_)(urls?|links?|src)(_|$)")
@@ -131,6 +132,8 @@ def holds_pictures(
             reason = "it is not below the products folder"
         elif part.casefold() in PLACEHOLDERS:
             reason = "it names no image"
+        elif size := too_long(str(path)):
+            reason = f"its path has {size}"
         else:
             images.append(str(path))
             path_columns.paths.add(column)

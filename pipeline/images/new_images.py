@@ -27,6 +27,7 @@ from pipeline.images.fetched import feed_name
 from pipeline.images.find import SYSTEM_FOLDERS, ImageFile, confined, mtime_ns
 from pipeline.images.formats import SUFFIXES, suffix_of
 from pipeline.images.object_source import ObjectSource, tag_number
+from pipeline.images.path_length import too_long
 from pipeline.images.roots import open_source, parse_root
 from pipeline.names import CONTROL, nfc
 from pipeline.settings import Settings
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.storage.object_store import ObjectStore
 
 MAX_PART_BYTES = 200  # of a folder's or a file's name; a file system allows 255, a suffix follows
-MAX_PATH_BYTES = 900  # a key of S3 has up to 1,024
+MAX_NEW_PATH_BYTES = 900  # a key of S3 has up to 1,024
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -106,7 +107,7 @@ def image_path(product: str, name: str, data: bytes) -> str:
     if not file:
         raise WrongUse(f"No image can be named {quote(name)}: rename it.")
     path = "/".join((*parts, file))
-    if len(path.encode()) > MAX_PATH_BYTES:
+    if len(path.encode()) > MAX_NEW_PATH_BYTES:
         raise WrongUse(f"The name of the product {quote(product)} is too long for a folder.")
     return path
 
@@ -158,6 +159,8 @@ def _listed(path: str) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise WrongUse(f"The file name {quote(path)} is not UTF-8: rename the file.") from None
+    if size := too_long(path):
+        raise WrongUse(f"The path {quote(path)} has {size}: shorten the names of its folders.")
     return path
 
 

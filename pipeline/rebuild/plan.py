@@ -17,6 +17,7 @@ from pipeline.images.exclude import Exclude
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile, LeftOut
 from pipeline.images.formats import COMMON
+from pipeline.images.path_length import without_long_paths
 from pipeline.images.roots import open_source, parse_root
 from pipeline.images.source import ImageFolder, ImageLister, ImageSource
 from pipeline.index.versions import Version, VersionStore
@@ -254,7 +255,7 @@ class ChangeDetector:
         are sorted by path, so one pass over both is enough. Most images are unchanged, so some are
         compared at once.
         """
-        found = self._source.find(self._exclude, self.left_out, alive)
+        found = without_long_paths(self._source.find(self._exclude, self.left_out, alive))
         base, row = _BaseImages(self._base), 0
         while images := list(islice(found, COMPARED_AT_ONCE)):
             alive()

@@ -11,6 +11,7 @@ from pipeline.errors import Conflict
 from pipeline.images.failure import Failure
 from pipeline.images.fetched import feed_name
 from pipeline.images.find import ImageFile
+from pipeline.images.path_length import without_long_paths
 from pipeline.index.live_changes import AddedImage, Changes
 from pipeline.index.versions import Version, VersionStore
 from pipeline.rebuild.plan import (
@@ -114,7 +115,7 @@ def _list_again(
     images: list[ImageFile] = []
     unusable: list[Failure] = []
     missing = set(paths)
-    for item in check_source(job.root, settings).find(alive=alive):
+    for item in without_long_paths(check_source(job.root, settings).find(alive=alive)):
         alive()
         if item.path not in missing:
             continue

@@ -24,7 +24,11 @@ from pipeline.images.find import ImageFile, find_images
 from pipeline.images.source import ImageFolder
 from pipeline.rebuild import plan
 from pipeline.rebuild.plan import ChangeDetector, plan_rebuild
+from pipeline.rebuild.retry import plan_retry
+from pipeline.settings import Settings
 from pipeline.store import shards
+from pipeline.store.database import Database
+from pipeline.store.feeds import Feeds
 from pipeline.store.shards import PlanLost
 
 
@@ -146,6 +150,28 @@ def test_a_folder_and_a_link_whose_names_are_not_utf_8_end_no_rebuild(
     assert {failure.path for failure in toy.jobs.failures(job_id)} == {"link-\\xe4", "caf\\xe9.jpg"}
     toy.embed(job_id)
     assert toy.merge(job_id).version == "v0001"
+
+
+def test_a_path_that_no_index_of_a_database_holds_is_a_failure_of_that_image_alone(
+    settings: Settings, tmp_path: Path, database_url: str
+) -> None:
+    toy = ToyPipeline(settings.model_copy(update={"database_url": database_url}), tmp_path)
+    toy.draw("a.png", 1)
+    letters = "".join(chr(0x4E00 + number) for number in range(960))  # of three bytes each
+    long = "/".join(letters[start : start + 80] for start in range(0, len(letters), 80))
+    toy.draw(f"{long}/b.png", 2)
+    (toy.root / long / "c.png").symlink_to("nothing")
+    assert toy.rebuild() == ("v0001", 1, 0)
+    ((job, progress),) = toy.jobs.list_with_progress()
+    assert progress.skipped == 2
+    failures = {failure.path: failure.reason for failure in toy.jobs.failures(job.id)}
+    assert all(long.startswith(path[:300]) for path in failures)
+    toy.draw("d.png", 3)
+    retry_id = plan_retry(
+        job.id, toy.settings, toy.jobs, toy.versions, Feeds(Database(database_url))
+    )
+    again = {failure.path: failure.reason for failure in toy.jobs.failures(retry_id)}
+    assert again == failures
 
 
 def test_a_folder_of_nothing_but_unusable_names_is_a_job_that_can_end(toy: ToyPipeline) -> None:
