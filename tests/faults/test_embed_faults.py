@@ -163,7 +163,7 @@ def test_a_shard_file_that_rots_is_made_again(fault_run: FaultRun, how: str) -> 
     fault_run.hit()
     stack.worker("index")
     fault_run.publishes(job_id)
-    assert "doing it again" in stack.log("index")
+    assert "doing them again" in stack.log("index")
 
 
 @pytest.mark.fault(19, "a disk that is full while a shard is written")

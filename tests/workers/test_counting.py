@@ -312,6 +312,7 @@ def test_a_database_that_is_away_counts_no_attempt_of_a_shard_or_a_merge(
     inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     monkeypatch.setattr("workers.outage.RETRY_S", 0.0)
+    monkeypatch.setattr("workers.index.PAUSE", 0.0)
     jobs, away = inline_worker.resources.jobs, ServerUnavailable("It is away.")
     work = embed if step == "shards.finish" else lambda resources, *_: merge_shards(resources, job)
     job = inline_worker.toy.plan() if step == "shards.finish" else embedded(inline_worker)

@@ -116,10 +116,12 @@ def test_a_plan_that_is_still_written_is_left_alone_and_a_dead_one_ended(
 def test_one_job_s_leftovers_do_not_take_another_s(inline_worker: InlineWorker) -> None:
     done, going = inline_worker.rebuild(), inline_worker.toy.plan()
     folder = inline_worker.toy.settings.jobs_dir
-    for name in (done, going, "stranger"):
+    # Of jobs that the database does not know: another one may be at work on the recent one.
+    long_ago, recent = "20200101-120000-0123abcd", f"{going[:15]}-0123abcd"
+    for name in (done, going, long_ago, recent):
         (folder / name).mkdir(parents=True, exist_ok=True)
     prune(inline_worker.resources)
-    assert [child.name for child in folder.iterdir()] == [going]
+    assert {child.name for child in folder.iterdir()} == {going, recent}
 
 
 def test_the_files_of_a_job_that_is_created_meanwhile_stay(
