@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_MS = 60_000
@@ -34,14 +34,12 @@ def open_browser() -> Iterator[Browser]:
         browser.close()
 
 
-@contextlib.contextmanager
-def open_page(
-    browser: Browser, url: str, *, width: int = 1280, errors: str = "", phone: bool = False
-) -> Iterator[Page]:
-    """Open a page; fail when a script fails, the console holds an error or another host is asked.
+def new_context(
+    browser: Browser, url: str, *, width: int = 1280, phone: bool = False
+) -> BrowserContext:
+    """Return a browser without cookies.
 
     Args:
-        errors: a text that errors on the console may contain, e.g. the status of a refusal.
         phone: with a touch screen and without a mouse.
     """
     context = browser.new_context(
@@ -51,6 +49,27 @@ def open_page(
         is_mobile=phone,
     )
     context.set_default_timeout(PATIENCE_MS)
+    return context
+
+
+@contextlib.contextmanager
+def open_page(
+    browser: Browser, url: str, *, width: int = 1280, errors: str = "", phone: bool = False
+) -> Iterator[Page]:
+    """Open a page in a browser without cookies, see `watch`."""
+    context = new_context(browser, url, width=width, phone=phone)
+    with watch(context, url, errors=errors) as page:
+        yield page
+    context.close()
+
+
+@contextlib.contextmanager
+def watch(context: BrowserContext, url: str, *, errors: str = "") -> Iterator[Page]:
+    """Open a page; fail when a script fails, the console holds an error or another host is asked.
+
+    Args:
+        errors: a text that errors on the console may contain, e.g. the status of a refusal.
+    """
     page = context.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()
@@ -58,7 +77,7 @@ def open_page(
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     yield page
-    context.close()
+    page.close()
     assert hosts <= {urlsplit(url).netloc, ""}, hosts  # "" is an image of the page's own, a blob
     bad = [each for each in complaints if each.startswith(("error", "warning"))]
     assert [each for each in bad if not errors or errors not in each] == []

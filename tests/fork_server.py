@@ -4,8 +4,8 @@
 is one child: it is asked for with a line of JSON, and answered with its process id, then with its
 exit code. A child whose connection is closed is killed, as are all when the standard input ends.
 
-Nothing of imgrec is imported before the fork: settings, failpoints and state are the child's own,
-as is its session. No thread runs here.
+Of imgrec, what acts when it is imported is left to the children: settings, failpoints and state are
+the child's own, as is its session. No thread runs here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ctypes
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import selectors
 import signal
@@ -23,12 +24,21 @@ import socket
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
+
+# As where a command of pip's begins; here stand `pipeline` and others of the tests.
+sys.path[0] = os.path.dirname(sys.executable)
+
+import imgrec  # noqa: E402
 
 LIBRARIES = (
     *("torch", "faiss", "scipy.ndimage", "safetensors.torch", "huggingface_hub.errors"),
     *("transformers.models.auto", "transformers.models.clip.modeling_clip"),
     *("transformers.models.clip.image_processing_pil_clip", "PIL.JpegImagePlugin"),
+    *("transformers.models.mobilenet_v2.modeling_mobilenet_v2",),
+    *("transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder",),
+    *("transformers.models.bert.modeling_bert",),
     *("transformers.models.clip.tokenization_clip", "PIL.PngImagePlugin", "PIL.GifImagePlugin"),
     *("PIL.BmpImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
     *("PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps"),
@@ -45,6 +55,30 @@ LIBRARIES = (
 )
 
 
+OWN = ("pipeline", "cli", "web", "workers")
+# They read settings, need Celery's app, or end with their parent.
+LATE = (
+    *("workers.celery_app", "workers.lifecycle", "workers.tasks"),
+    *("cli.die_with_parent", "cli.demo"),
+)
+
+
+def import_everything() -> None:
+    """Import what the children need, and have done what a library does once when first used."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for package in OWN:
+        folder = str(Path(__file__).parent.parent / package)
+        for module in pkgutil.walk_packages([folder], f"{package}."):
+            if module.name not in LATE:
+                importlib.import_module(module.name)
+    from transformers import conversion_mapping
+
+    # The first model that is loaded compiles a thousand regular expressions.
+    conversion_mapping.get_checkpoint_conversion_mapping("clip")
+    assert len(os.listdir("/proc/self/task")) == 1, "a library has started a thread"
+
+
 def serve(path: str) -> dict[str, Any]:
     """Fork a child for each connection until the standard input ends; return in the children.
 
@@ -54,8 +88,7 @@ def serve(path: str) -> dict[str, Any]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
-    for name in LIBRARIES:
-        importlib.import_module(name)
+    import_everything()
     woken, wake = socket.socketpair()
     wake.setblocking(False)
     woken.setblocking(False)
@@ -145,7 +178,8 @@ def run_command(
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     # What Python would do at its start with this environment.
-    sys.path[:1] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[1:1] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    imgrec.use_own_packages()  # again: the working folder is another
     if "IMGREC_FAILPOINT" in env:
         runpy.run_module("sitecustomize", run_name="sitecustomize")
     sys.argv = args

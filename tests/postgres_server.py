@@ -8,13 +8,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import psycopg
 from live_stack import free_port, until
 
 HBA = "local all all trust\nlocal replication all trust\nhost all all {network} scram-sha-256\n"
+_first_cluster: list[tempfile.TemporaryDirectory[str]] = []  # until the end of this process
 MODES = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
@@ -60,7 +62,7 @@ class Postgres:
             shutil.chown(self._folder, self._user)
         options = ["--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync"]
         if primary is None:
-            initdb(options, pgdata=self._folder, user=self._user)
+            self._make_cluster(partial(initdb, options, user=self._user))
             (self._folder / "pg_hba.conf").write_text(HBA.format(network=network))
         else:
             source = ["-h", str(primary._folder), "-p", str(primary.port), "-U", "postgres"]
@@ -74,6 +76,20 @@ class Postgres:
             self._user = None
         self._server: subprocess.Popen[bytes] | None = None
         self.start()
+
+    def _make_cluster(self, initdb: Callable[..., object]) -> None:
+        """Copy the cluster that this process has made first: to make one takes a second."""
+        if not _first_cluster:
+            kept = tempfile.TemporaryDirectory(prefix="imgrec-pg-")
+            folder = Path(kept.name) / "data"
+            if self._user is not None:
+                Path(kept.name).chmod(0o755)
+                folder.mkdir()
+                shutil.chown(folder, self._user)
+            initdb(pgdata=folder)
+            _first_cluster.append(kept)
+        source = Path(_first_cluster[0].name) / "data"
+        subprocess.run(["cp", "-a", f"{source}/.", str(self._folder)], check=True)
 
     def start(self) -> None:
         command = [*self._launcher, str(self._program), "-D", str(self._folder)]

@@ -60,13 +60,21 @@ class MemoryGuard:
         self._is_worker = threading.Event()
         self._busy = threading.Lock()  # held by work whose memory is no leak
         self._lock = threading.Lock()  # for what follows
-        self._queues: set[str] = set()  # whose models are within the limit
+        self._loaded: set[str] = set()  # queues whose models are loaded
+        self._queues: set[str] = set()  # those whose models are within the limit
         # The limit and the high watermark in bytes, once the models are loaded.
         self._limits: tuple[int, int] | None = None
 
     def start(self) -> None:
         """Watch over this process from here on: it is a worker."""
-        self._is_worker.set()
+        with self._lock:
+            self._is_worker.set()
+            loaded = sorted(self._loaded)
+        for queue in loaded:  # before the worker was ready
+            try:
+                self.apply_limit(queue)
+            except SetupError as error:
+                log.error("%s", error)  # its first task will say it, too
         if self._settings.worker_max_memory == 0 or used_bytes() is None:
             return
         thread = threading.Thread(target=self._watch, name="memory", daemon=True)
@@ -83,10 +91,11 @@ class MemoryGuard:
         Raises:
             SetupError: WORKER_MAX_MEMORY is less than the models take.
         """
-        if not self.is_worker or queue in self._queues:
+        if queue in self._queues:
             return
         with self._lock:
-            if queue not in self._queues:
+            self._loaded.add(queue)
+            if self.is_worker and queue not in self._queues:
                 self._apply_limit(queue)
 
     def _apply_limit(self, queue: str) -> None:

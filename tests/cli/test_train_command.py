@@ -13,6 +13,7 @@ from inline_worker import InlineWorker
 from PIL import Image
 
 from cli import query_client
+from pipeline.train import train_head
 
 Run = Callable[..., Any]
 
@@ -37,6 +38,12 @@ def training(inline_worker: InlineWorker) -> Path:
                 pixels = np.array(COLORS[color]) + rng.integers(-30, 30, (16, 16, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
     return root
+
+
+@pytest.fixture
+def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not about how good a head is: --auto looks at fewer epochs."""
+    monkeypatch.setattr(train_head, "MAX_EPOCHS", 20)
 
 
 def test_the_object_has_the_contract_s_keys_and_its_files_exist(
@@ -87,6 +94,7 @@ def test_defaults_that_leave_accuracy_on_the_table_are_told_so_with_the_measured
     assert f"{answer['accuracy']:.2f}: train again with --auto." in done.err
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_people_see_tables_of_the_figures(imgrec: Run, training: Path) -> None:
     done = imgrec("train", "--category", "shoe", "--attribute", "color")
     assert done.code == 0
@@ -94,6 +102,7 @@ def test_people_see_tables_of_the_figures(imgrec: Run, training: Path) -> None:
         assert words in done.out
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_the_category_head_has_no_category_of_its_own(
     imgrec: Run, training: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +113,7 @@ def test_the_category_head_has_no_category_of_its_own(
     assert answer["model"] == str(tmp_path / "models" / "category_head" / "model.pt")
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_a_picture_is_embedded_once_for_all_trainings(
     inline_worker: InlineWorker, imgrec: Run, training: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +127,7 @@ def test_a_picture_is_embedded_once_for_all_trainings(
     assert imgrec("train", "--category", "shoe", "--attribute", "color", "--json").code == 0
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_pictures_that_were_left_out_are_named_and_counted(imgrec: Run, training: Path) -> None:
     broken = training / "shoe" / "color" / "red" / "0.png"
     broken.write_bytes(b"no picture")
@@ -153,6 +164,7 @@ def test_wrong_use_is_a_sentence_and_writes_nothing(
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_a_contradiction_leaves_the_head_that_was_there(
     imgrec: Run, training: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +178,7 @@ def test_a_contradiction_leaves_the_head_that_was_there(
     assert model.read_bytes() == before
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_heads_are_listed_and_a_broken_one_is_a_sentence_beside_the_others(
     imgrec: Run, training: Path, tmp_path: Path
 ) -> None:

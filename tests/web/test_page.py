@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import open_browser, open_page
+from browser import new_context, open_browser, open_page, watch
 from live_stack import LiveStack, draw_folder, draw_product, until
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from web_stand import WebServer, start_web
 
 from pipeline.store.database import Database
@@ -57,9 +57,18 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser, web: WebServer) -> Iterator[BrowserContext]:
+    context = new_context(browser, web.url)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(browser: Browser, web: WebServer) -> Iterator[Page]:
-    with open_page(browser, web.url) as page:
+def page(context: BrowserContext, web: WebServer) -> Iterator[Page]:
+    """A page of a browser that has seen others, without their cookies."""
+    context.clear_cookies()
+    with watch(context, web.url) as page:
         yield page
         assert page.evaluate("window.ran") is None
 

@@ -59,6 +59,21 @@ def watched(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wat
             thread.join(20)
 
 
+def test_models_that_are_loaded_before_the_worker_is_ready_are_within_the_limit(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else would set the limit of a worker whose queries are all in the cache."""
+    watched.used = [0]
+    monkeypatch.setattr(memory_guard, "data_segment_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr(memory_guard, "_on_cuda", lambda: True)  # no ceiling for the tests
+    guard, limits = watched.guard(), list[int]()
+    monkeypatch.setattr(guard.budget, "set_limit", lambda size, line: limits.append(size))
+    guard.apply_limit("query")
+    assert limits == []  # it may be a command that does a worker's work
+    guard.start()
+    assert limits == [450 * MIB]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_memory_watch_outlives_an_error_of_its_own(
     watched: Watched, caplog: pytest.LogCaptureFixture

@@ -19,6 +19,7 @@ from pipeline.embed.fingerprint import Fingerprint, find_fingerprint
 from pipeline.errors import WrongUse
 from pipeline.evaluate.calibration import fit_temperature, log_loss
 from pipeline.settings import Settings
+from pipeline.train import train_head
 from pipeline.train.train_head import (
     RATES,
     Recipe,
@@ -184,8 +185,9 @@ def test_each_class_has_pictures_on_both_sides_of_the_split(share: float) -> Non
     assert common == min(max(1, round(share * 40)), 39)
 
 
-def test_what_is_held_out_decides_nothing() -> None:
+def test_what_is_held_out_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other pictures in the hold-out: another accuracy, and the same head to the last bit."""
+    monkeypatch.setattr(train_head, "MAX_EPOCHS", 40)
     data = blobs((20, 20, 20), 0.5)
     recipe = Recipe(auto=True)
     _, held = split(data.truth, recipe.held_out, np.random.default_rng(recipe.seed))
