@@ -77,9 +77,9 @@ $(BACKBONE): | .venv/.installed
 train-mini: setup $(BACKBONE) ## Train models/imgrec-mini again on PHOTOS and drawn products
 	@$(PY) -m tools.imgrec_mini.train --photos $(PHOTOS) --backbone $(BACKBONE)
 
-# Two more than there are cores, as tests often wait; each takes up to 2 GB of memory.
+# Three more than there are cores, as tests often wait; each takes up to 2 GB of memory.
 TEST_PROCESSES ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); \
-	[ "$$cores" -lt 6 ] && echo $$((cores + 2)) || echo 8)
+	[ "$$cores" -lt 6 ] && echo $$((cores + 3)) || echo 8)
 
 test: setup weights ## The test suite
 	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"

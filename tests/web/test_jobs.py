@@ -228,6 +228,11 @@ def test_a_folder_that_cannot_be_used_is_the_command_lines_sentence(
 
 
 def test_a_rollback_publishes_the_version_before(web: WebServer) -> None:
+    changing = web.stack.products / "changing.jpg"
+    for seed in (901, 902):
+        draw_product(changing, seed)
+        web.stack.rebuild()
+    changing.unlink()
     before = web.get("/v1/index/versions").json
     names = [version["version"] for version in before["versions"]]
     assert before["current"] == names[-1]
