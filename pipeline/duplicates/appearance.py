@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
-from skimage.feature import match_template
 
 from pipeline.duplicates.pairs import Kind
 from pipeline.images.decode import Decoded
@@ -104,6 +103,9 @@ def is_crop(part: NDArray[np.uint8], whole: NDArray[np.uint8]) -> bool:
     The part is laid on the whole at several sizes. Where it correlates best, hash and colors of
     what it covers must be its own.
     """
+    # At first use: its import takes half a second, and only crops need it.
+    from skimage.feature import match_template
+
     gray_part, gray_whole = (Image.fromarray(each).convert("L") for each in (part, whole))
     target = np.asarray(gray_whole, np.float32)
     longer = max(target.shape)

@@ -21,7 +21,8 @@ def trained(stack: LiveStack) -> LiveStack:
         "EMBEDDING_MODEL": str(ROOT / "models" / "imgrec-mini"),
         "MODELS_DIR": str(stack.folder / "heads"),
     }
-    write_training(stack.data / "training", per_class=4, categories=("shoe", "mug"), size=128)
+    training = stack.data / "training"
+    write_training(training, 4, categories=("shoe", "mug"), size=128, attributes=("color",))
     return stack
 
 

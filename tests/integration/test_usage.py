@@ -120,7 +120,8 @@ def prepare(folder: Path) -> dict[str, str]:
         next(name for name in names if name.name.startswith("red-vintage-mug")),
         folder / "photo.jpg",
     )
-    write_training(folder / "data" / "training", per_class=8, categories=("mug",), size=160)
+    training = folder / "data" / "training"
+    write_training(training, 8, categories=("mug",), size=160, attributes=("color",))
     (folder / "models").mkdir()
     (folder / "models" / "imgrec-mini").symlink_to(ROOT / "models" / "imgrec-mini")
     passed = {k: v for k, v in os.environ.items() if k in {"HOME", "LANG", "TMPDIR"}}

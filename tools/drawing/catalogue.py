@@ -51,19 +51,23 @@ def balanced(count: int, seed: int) -> list[Product]:
     return [sample_of(CATEGORIES[n % len(CATEGORIES)], colors[n], rng) for n in range(count)]
 
 
+ATTRIBUTES = ("color", "pattern", "style")
+
+
 def write_training(
     folder: Path | str,
     per_class: int = 12,
     seed: int = 1,
     categories: Sequence[str] = TRAINED,
     size: int = 224,
+    attributes: Sequence[str] = ATTRIBUTES,
 ) -> int:
     """Write folder/<category>/<attribute>/<class>/NN.jpg; return how many pictures."""
     root, rng, written = Path(folder), np.random.default_rng(seed), 0
     for category in categories:
         classes = {"color": COLORS, "pattern": PATTERNS, "style": styles_of(category)}
-        for attribute, values in classes.items():
-            for value in values:
+        for attribute in attributes:
+            for value in classes[attribute]:
                 for n in range(per_class):
                     product = sample_of(category, str(rng.choice(COLORS)), rng)
                     chosen = _with(product, attribute, value)
