@@ -37,17 +37,26 @@ FAILPOINTS = ROOT / "tests" / "faults" / "failpoints"  # on PYTHONPATH, it obeys
 PATIENCE_S = 120.0  # a deadline for conditions, never a fixed sleep
 
 
+# Ports for servers, of each process of pytest-xdist its own: below those that clients get on Linux,
+# and no other server takes one while a test has its own restart.
+PORTS_EACH = 700
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+_first_port = 20_000 + PORTS_EACH * _worker
+_next_port = random.randrange(PORTS_EACH)
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
+    return free_ports(1)
 
 
 def free_ports(count: int) -> int:
-    """Return the first of neighboring free ports, below those that clients get on Linux."""
-    for _ in range(1000):
-        first = random.randrange(20_000, 32_000)
+    """Return the first of neighboring free ports; none is given again soon."""
+    global _next_port
+    for _ in range(PORTS_EACH):
+        if _next_port + count > PORTS_EACH:
+            _next_port = 0
+        first = _first_port + _next_port
+        _next_port += count
         with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
