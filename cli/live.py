@@ -49,8 +49,9 @@ def add(
     They are copied into the products folder or store, below the product's id, and queries find them
     within two seconds. The next rebuild includes them.
     """
-    from workers.live_changes import add_image, new_images
+    from workers.live_changes import add_image, new_images, require_product_id
 
+    require_product_id(product)
     resources = wiring.resources
     resources.require_agreement_of_running((QUERY,), "database", "data")
     images = new_images(resources)

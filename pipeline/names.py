@@ -8,6 +8,7 @@ from pathlib import Path
 
 MAX_NAME = 64  # characters
 MAX_NAME_BYTES = 240  # in UTF-8; a file system allows 255
+MAX_PRODUCT_ID = 4096  # characters
 # Control characters, line ends, marks that change the direction of text, lone surrogates. Joiners,
 # which emoji and Persian need, are none.
 CONTROL = re.compile(
@@ -45,6 +46,17 @@ def wrong_name(name: str) -> str | None:
         return "a name is no part of a path: no / or \\, no ~ or drive at its start"
     if CONTROL.search(name):
         return "a name does not contain control characters"
+    return None
+
+
+def wrong_product_id(product_id: str) -> str | None:
+    """Say why an id cannot be a product's; None if it can."""
+    if not product_id.strip():
+        return "it is empty"
+    if len(product_id) > MAX_PRODUCT_ID:
+        return f"an id has up to {MAX_PRODUCT_ID:,} characters"
+    if CONTROL.search(product_id):
+        return "an id does not contain control characters"
     return None
 
 

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.names import MAX_PRODUCT_ID
 from pipeline.search.query import MAX_OFFSET, Query
 from pipeline.settings import Settings
 
 MAX_TEXT = 1000
-MAX_ID = 4096
+MAX_ID = MAX_PRODUCT_ID
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 UrlText = Annotated[str, Field(max_length=2048)]
 ProductId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import NotFound, quote
+from pipeline.errors import NotFound, WrongUse, quote
 from pipeline.images.find import ImageFile
 from pipeline.images.new_images import NewImages, open_new_images
 from pipeline.index.live_changes import (
@@ -15,7 +15,7 @@ from pipeline.index.live_changes import (
     removed_images,
 )
 from pipeline.index.versions import Version
-from pipeline.names import nfc
+from pipeline.names import nfc, wrong_product_id
 from pipeline.vector_bytes import from_base64
 from workers.resources import Resources
 
@@ -30,6 +30,16 @@ def new_images(resources: Resources) -> NewImages:
     return open_new_images(root, resources.settings)
 
 
+def require_product_id(product_id: str) -> None:
+    """Refuse an id that no product can have.
+
+    Raises:
+        WrongUse: naming it, with the reason.
+    """
+    if why := wrong_product_id(product_id):
+        raise WrongUse(f"No product can have the id {quote(product_id)}: {why}.")
+
+
 def add_image(
     resources: Resources, product_id: str, file: ImageFile, answer: dict[str, Any]
 ) -> None:
@@ -37,7 +47,11 @@ def add_image(
 
     Args:
         answer: what `workers.query.image_vector` has returned for it.
+
+    Raises:
+        WrongUse: no product can have this id.
     """
+    require_product_id(product_id)
     resources.live_changes.add(
         AddedImage(
             file.path,

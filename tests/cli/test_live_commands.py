@@ -103,6 +103,17 @@ def test_a_photo_that_no_rebuild_finds_is_not_added(
     assert "rebuild does not find" in done.err or "is not UTF-8" in done.err
 
 
+@pytest.mark.parametrize("product", ["", "  ", "a\nb", "\x1b[2J", "\udc80", "p" * 4097])
+def test_a_photo_that_is_there_is_not_added_to_a_product_without_a_name(
+    shop: InlineWorker, imgrec: Run, product: str
+) -> None:
+    there = next(shop.toy.root.rglob("*.png"))
+    done = imgrec("add", there, "--product", product)
+    assert done.code == 2
+    assert done.err.startswith("Error: No product can have the id ")
+    assert not shop.resources.live_changes.all().images
+
+
 def test_a_running_worker_sees_a_change(shop: InlineWorker, imgrec: Run, photo: Path) -> None:
     data = photo.read_bytes()
     before = query.query_image(shop.resources, data, 1)
@@ -287,7 +298,7 @@ def test_changes_are_found_after_the_database_was_restored_from_an_older_backup(
     assert "kind0/04" not in [product for _, product in ask(shop, file)]
 
 
-@pytest.mark.parametrize("product", ["../lamp", "a/../../b", "/etc", ".hidden/x", "..", ""])
+@pytest.mark.parametrize("product", ["../lamp", "a/../../b", "/etc", ".hidden/x", ".."])
 def test_a_product_names_no_place_outside_of_the_products_folder(
     shop: InlineWorker, imgrec: Run, photo: Path, product: str
 ) -> None:
