@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -26,6 +27,15 @@ CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
 SAFE = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# What proxies add to a request, by default or because their documentation says so.
+PROXY_HEADERS = (
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+)
 LOCAL_CSRF = "local"  # without keys there is no secret to derive one from; `Origin` protects
 
 bearer = HTTPBearer(
@@ -60,7 +70,7 @@ async def find_client(
 
     Raises:
         ServerUnavailable: the database does not answer and no key was read yet.
-        Refusal: without keys, the request is not addressed to the loopback address.
+        Refusal: without keys, the request comes from elsewhere or through a proxy.
     """
     web = web_of(request)
     ring = await asyncio.to_thread(web.resources.key_ring.get)
@@ -200,18 +210,31 @@ def _netloc(url: str) -> str:
         return ""
 
 
-def _is_loopback(host: str) -> bool:
+def _named_loopback(host: str) -> bool:
+    """Tell whether a `Host` header names this machine as only programs on it do."""
     try:
         return (urlsplit(f"//{host}").hostname or "") in LOOPBACK
     except ValueError:
         return False
 
 
-def _require_local(request: Request, web: Web) -> None:
-    """Without keys, answer only who calls this machine by a loopback name.
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
-    A page of another site can point its own name at 127.0.0.1 (DNS rebinding), and a proxy may
-    forward the world.
+
+def _require_local(request: Request, web: Web) -> None:
+    """Without keys, answer only programs on this machine that call it by a loopback name.
+
+    A page of another site can point its own name at 127.0.0.1 (DNS rebinding). A proxy on this
+    machine forwards the world, and may send `Host: 127.0.0.1`, as nginx and Apache do by default.
+    nginx adds no header, but speaks HTTP/1.0, which programs seldom do. A proxy with neither mark
+    cannot be told from a program here.
     """
     if web.public:
         raise Refusal(
@@ -220,10 +243,13 @@ def _require_local(request: Request, web: Web) -> None:
             "There is no API key yet: 'imgrec keys create NAME --scope admin' makes one.",
             {"WWW-Authenticate": 'Bearer realm="imgrec"'},
         )
-    if not _is_loopback(request.headers.get("host", "")):
+    proxied = any(name in request.headers for name in PROXY_HEADERS)
+    proxied = proxied or request.scope["http_version"] == "1.0"
+    from_here = request.client is not None and is_loopback(request.client.host)
+    if proxied or not from_here or not _named_loopback(request.headers.get("host", "")):
         raise Refusal(
             403,
             "forbidden",
-            "Without API keys only this machine is answered, at http://127.0.0.1: 'imgrec keys "
-            "create NAME --scope admin' makes a key.",
+            "Without API keys only this machine is answered, at http://127.0.0.1 and without a "
+            "proxy: 'imgrec keys create NAME --scope admin' makes a key.",
         )

@@ -202,8 +202,19 @@ def test_without_keys_only_this_machines_own_pages_are_served(tmp_path: Path, mo
             {"Host": "evil.example"},
             {"Host": "127.0.0.1.evil.example"},
             {"Host": "[127.0.0.1"},
+            {"X-Forwarded-For": "203.0.113.7"},
+            {"X-Forwarded-For": "127.0.0.1"},
+            {"X-Forwarded-Host": "shop.example"},
+            {"X-Forwarded-Proto": "https"},
+            {"X-Real-IP": "203.0.113.7"},
+            {"Forwarded": "for=203.0.113.7"},
+            {"Via": "1.1 proxy"},
         ):
             refused(server.get("/v1/jobs", headers=headers), 403)
+        # nginx with nothing but proxy_pass.
+        with server.connect() as connection:
+            connection.sendall(b"GET /v1/jobs HTTP/1.0\r\nHost: 127.0.0.1:8000\r\n\r\n")
+            assert connection.recv(1000).split()[1] == b"403"
         for headers in (
             {"Origin": "http://evil.example"},
             {"Origin": "http://["},
