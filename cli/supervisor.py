@@ -16,8 +16,9 @@ from pathlib import Path
 
 import imgrec
 from cli import die_with_parent, redis_server
+from cli.web import SERVING
 from pipeline.cgroup import cores
-from pipeline.errors import ImgrecError
+from pipeline.errors import ImgrecError, WrongUse
 from pipeline.settings import Settings
 from pipeline.store.database import Database
 from pipeline.store.heartbeat import READY, read_reason
@@ -26,6 +27,7 @@ from pipeline.store.jobs import Jobs
 from pipeline.store.redis_client import answers
 from workers.routes import FETCH, QUEUES
 
+WEB = "web"
 STOP_S = 30.0  # a worker gives its shard back after the current image; then it is killed
 SETTLED_S = 60.0  # a child that lived so long starts again without a pause
 MAX_PAUSE_S = 30.0
@@ -53,6 +55,9 @@ class Child:
     last_heartbeat: float = 0.0
     awake: bool = False  # there was a heartbeat since its start
     kill_at: float | None = None
+    relay: threading.Thread | None = None
+    last_line: str = ""
+    served: bool = False  # the web server: it has accepted connections
 
     def look(self) -> float:
         """Look for a new heartbeat; return the seconds since the last, or since the start."""
@@ -96,7 +101,7 @@ class Stack:
             host, port = self.web
             command = [sys.executable, "-P", imgrec.__file__, "web", "--host", host]
             command += ["--port", str(port)]
-            self.children.append(Child("web", command, {"METRICS_PORT": "0"}))
+            self.children.append(Child(WEB, command, {"METRICS_PORT": "0"}))
         for child in self.children:
             if child.process is None:
                 self._spawn(child)
@@ -111,16 +116,21 @@ class Stack:
         Resources(self.settings, dispatcher).require_agreement(QUEUES, *PARTS)
 
     def ready(self) -> bool:
-        """Tell whether every worker has said since its start that it takes messages."""
+        """Tell whether every worker takes messages since its start, and the web server serves."""
         for child in self.children:
             child.look()
         workers = [child for child in self.children if child.heartbeat is not None]
-        return all(child.awake and _said(child.heartbeat) == READY for child in workers)
+        return all(child.awake and _said(child.heartbeat) == READY for child in workers) and all(
+            child.served for child in self.children if child.name == WEB
+        )
 
     def tend(self) -> None:
         """Start again what has died, after a pause that doubles while it keeps dying.
 
         What hangs, or is unhealthy, is asked to end, then killed.
+
+        Raises:
+            WrongUse, ImgrecError: the web server cannot serve at all, e.g. at this address.
         """
         now = time.monotonic()
         if now >= self._look_at:
@@ -136,6 +146,8 @@ class Stack:
                 self._look_after(child)
                 continue
             child.process = None
+            if child.name == WEB and not child.served:
+                _require_restart_to_help(child, code)
             lived = now - child.started
             child.pause_s = 0.0 if lived > SETTLED_S else min(MAX_PAUSE_S, 2 * child.pause_s or 1.0)
             child.next_start = now + child.pause_s
@@ -220,14 +232,17 @@ class Stack:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches this supervisor only, which ends them in order
         )
-        threading.Thread(
-            target=self._relay, args=(child.name, child.process), name=child.name, daemon=True
-        ).start()
+        child.relay = threading.Thread(
+            target=self._relay, args=(child, child.process), name=child.name, daemon=True
+        )
+        child.relay.start()
 
-    def _relay(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def _relay(self, child: Child, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None  # it was opened as a pipe
         for line in process.stdout:
-            self.say(f"{name:8} | {line.decode(errors='replace').rstrip()}")
+            child.last_line = line.decode(errors="replace").rstrip()
+            child.served = child.served or child.last_line.startswith(SERVING)
+            self.say(f"{child.name:8} | {child.last_line}")
 
     def _worker_children(self) -> list[Child]:
         shares = share_threads(cores(), self.embed_workers)
@@ -270,6 +285,20 @@ def share_threads(total: int, embed_workers: int) -> dict[str, int]:
     query = max(1, min(total // 4, total - index - embed_workers))
     embed = max(1, (total - index - query) // embed_workers)
     return {"index": index, "query": query, "embed": embed}
+
+
+def _require_restart_to_help(child: Child, code: int) -> None:
+    """Refuse to start a web server again that has said why it cannot serve.
+
+    Raises:
+        WrongUse, ImgrecError: with its sentence.
+    """
+    if code not in (WrongUse.exit_code, ImgrecError.exit_code):
+        return  # a server that it needs does not answer, or it was killed
+    if child.relay is not None:
+        child.relay.join(5.0)  # it reads what was said last
+    message = child.last_line.removeprefix("Error: ")
+    raise WrongUse(message) if code == WrongUse.exit_code else ImgrecError(message)
 
 
 def _mtime_ns(file: Path | None) -> int:

@@ -145,9 +145,9 @@ def _detach(run: Path, options: list[str]) -> None:
     while not _read(run).get("ready"):
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            away = process.returncode == ServerUnavailable.exit_code
             message = f"Start failed: {lines[-1].removeprefix('Error: ')}"
-            raise ServerUnavailable(message) if away else ImgrecError(message)
+            kinds = {each.exit_code: each for each in (WrongUse, ServerUnavailable)}
+            raise kinds.get(process.returncode, ImgrecError)(message)
         if time.monotonic() > deadline:
             process.terminate()
             process.wait()

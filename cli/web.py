@@ -10,6 +10,8 @@ from cli.output import echo_err
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import SetupError
 
+SERVING = "Serving "  # begins the line by which 'imgrec up' knows that connections are accepted
+
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -36,4 +38,4 @@ def web(wiring: Wiring, host: str, port: int) -> None:
             f"{error.name} is not installed: run `pip install 'imgrec[web]'`."
         ) from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    serve(wiring.resources, host, port, lambda url: echo_err(f"Serving {url}. Ctrl-C stops it."))
+    serve(wiring.resources, host, port, lambda url: echo_err(f"{SERVING}{url}. Ctrl-C stops it."))

@@ -19,7 +19,7 @@ from live_stack import free_port, until
 from cli import redis_server
 from cli import supervisor as stack_module
 from cli.supervisor import Child, Stack
-from pipeline.errors import ServerUnavailable, SetupError
+from pipeline.errors import ImgrecError, ServerUnavailable, SetupError, WrongUse
 from pipeline.settings import Settings
 from pipeline.store.database import Database
 from pipeline.store.jobs import Jobs
@@ -119,6 +119,39 @@ def test_a_child_that_lived_long_is_started_again_at_once(up: Up) -> None:
     assert child.process is not None
     assert child.process.pid != first
     assert up.says("query ended (killed by SIGKILL)")
+
+
+def test_the_stack_is_ready_when_the_web_server_serves(up: Up) -> None:
+    serve = "import time; time.sleep(.2); print('Serving http://x', flush=True); time.sleep(600)"
+    child = up.add("web", [sys.executable, "-c", serve])
+    assert not up.stack.ready()
+    until(up.stack.ready, "it serves", 20)
+    # Later it is started again like the others: its workers go on.
+    assert child.process is not None
+    child.process.kill()
+    until(lambda: ended(child), "it ends", 20)
+    up.stack.tend()
+    assert up.says("web ended (killed by SIGKILL)")
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, WrongUse), (1, ImgrecError)])
+def test_a_web_server_that_cannot_serve_ends_the_stack_with_its_reason(
+    up: Up, code: int, kind: type[ImgrecError]
+) -> None:
+    refuse = f"import sys; print('one'); print('Error: port in use'); sys.exit({code})"
+    child = up.add("web", [sys.executable, "-c", refuse])
+    until(lambda: ended(child), "it ends", 20)
+    with pytest.raises(kind, match="^port in use$") as raised:
+        up.stack.tend()
+    assert raised.value.exit_code == code
+    assert not up.stack.ready()
+
+
+def test_a_web_server_that_waits_for_another_server_is_started_again(up: Up) -> None:
+    child = up.add("web", [sys.executable, "-c", "raise SystemExit(4)"])
+    until(lambda: ended(child), "it ends", 20)
+    up.stack.tend()
+    assert up.says("web ended (exit code 4)")
 
 
 def test_a_wall_clock_set_back_delays_no_restart(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import urllib3
@@ -21,11 +22,16 @@ def test_up_serves_the_api_and_each_workers_metrics(tmp_path: Path, model: Path)
     stack.folder.mkdir()
     port, metrics = free_port(), free_ports(3)
     stack.environment["METRICS_PORT"] = str(metrics)
-    done = stack.imgrec("up", "--detach", "--web", "--port", str(port))
+    command = ("up", "--detach", "--web", "--port", str(port))
+    with socket.create_server(("127.0.0.1", port)):
+        refused = stack.imgrec(*command)
+    assert refused.returncode == 2
+    assert f"Start failed: Cannot listen on 127.0.0.1:{port}" in refused.stderr
+    done = stack.imgrec(*command)
     try:
         assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{port}"
-        until(lambda: get(f"{url}/healthz") == b'{"status":"ok"}', "it serves", 60)
+        assert get(f"{url}/healthz") == b'{"status":"ok"}'
         assert json.loads(get(f"{url}/readyz"))["missing"] == ["index"]
         for number in range(3):
             address = f"http://127.0.0.1:{metrics + number}/metrics"
