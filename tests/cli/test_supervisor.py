@@ -141,7 +141,7 @@ def test_a_web_server_that_cannot_serve_ends_the_stack_with_its_reason(
     refuse = f"import sys; print('one'); print('Error: port in use'); sys.exit({code})"
     child = up.add("web", [sys.executable, "-c", refuse])
     until(lambda: ended(child), "it ends", 20)
-    with pytest.raises(kind, match="^port in use$") as raised:
+    with pytest.raises(kind, match=r"^port in use$") as raised:
         up.stack.tend()
     assert raised.value.exit_code == code
     assert not up.stack.ready()
