@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 PROMPT = "imgrec> "
 ENDS = ("exit", "quit")
 WAITS = frozenset({"query", "classify", "enqueue-rebuild"})
-LOCAL = frozenset({*WAITS, "train"})  # commands that have --local
-ARGUMENTS = frozenset({"--image", "--products_dir", "--products-dir"})  # once options, no longer
+RENAMED = {"rebuild": "enqueue-rebuild"}
+# Arguments that were options once, by command.
+ARGUMENTS = {
+    "classify": ("--image",),
+    "enqueue-rebuild": ("--products_dir", "--products-dir"),
+}
 HELP = """\
   query IMAGE                show the most similar products
   classify IMAGE             show category and attributes
@@ -41,46 +45,47 @@ def serve(wiring: Wiring, local: bool) -> None:
     """Open an interactive shell with these commands.
 
     Running workers do the work. With --local, this process does it, and loads its models once.
+    Reading from a pipe, it ends with exit code 1 if a line failed.
     """
     if not local:
         _look_for_workers(wiring)
     echo_err("Type 'help' for a list of commands, 'exit' to leave.")
-    reader = _reader(wiring.settings)
+    reader, failed = _reader(wiring.settings), False
     while True:
         try:
             line = reader()
         except KeyboardInterrupt:
             continue  # an unfinished line is given up, as in any shell
         except EOFError:
-            return
+            break
         if line.strip() in ENDS:
-            return
-        run_line(line, local, wiring)
+            break
+        failed = run_line(line, local, wiring) != 0 or failed
+    if failed and not sys.stdin.isatty():
+        sys.exit(1)
 
 
-def run_line(line: str, local: bool, wiring: Wiring) -> None:
-    """Run one line; whatever is wrong with it is a sentence on stderr."""
+def run_line(line: str, local: bool, wiring: Wiring) -> int:
+    """Run one line and return its exit code; whatever is wrong with it is a sentence on stderr."""
     from cli.main import COMMANDS, run
 
     try:
         words = translate(line, local, wiring.settings)
     except ValueError as error:
         echo_err(f"Error: invalid syntax: {error}.")
-        return
+        return 2
     if not words:
-        return
-    if words[0] == "help" and len(words) == 1:
+        return 0
+    if words == ["help"]:
         click.echo(HELP)
-        return
-    if words[0] == "help":
-        words = [*words[1:], "--help"]
+        return 0
     if words[0] == "serve":
         echo_err("Error: this already is the imgrec shell.")
-        return
+        return 2
     if words[0] not in COMMANDS and not words[0].startswith("-"):
         echo_err(f"Error: unknown command '{words[0]}'. Type 'help' for a list of commands.")
-        return
-    run(words, wiring)
+        return 2
+    return run(words, wiring)
 
 
 def translate(line: str, local: bool, settings: Settings) -> list[str]:
@@ -89,20 +94,31 @@ def translate(line: str, local: bool, settings: Settings) -> list[str]:
     Raises:
         ValueError: a quotation mark is not closed.
     """
-    words = shlex.split(line, comments=True)
-    if not words:
-        return []
-    name, arguments = words[0], words[1:]
-    arguments = [part for word in arguments for part in _spelled_now(word)]
-    if name == "rebuild":
-        name = "enqueue-rebuild"
-        if not _names_folder(arguments):
-            arguments = [str(settings.data_dir / "products"), *arguments]
-    if name in WAITS and "--wait" not in arguments and "--help" not in arguments:
+    words = [] if line.lstrip().startswith("#") else shlex.split(line)
+    if not words or words == ["help"]:
+        return words
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
+    name, arguments = RENAMED.get(words[0], words[0]), words[1:]
+    arguments = [part for word in arguments for part in _spelled_now(name, word)]
+    if "--help" in arguments:
+        return [name, *arguments]
+    if words[0] == "rebuild" and not _names_folder(arguments):
+        arguments = [str(settings.data_dir / "products"), *arguments]
+    if name in WAITS and "--wait" not in arguments:
         arguments.append("--wait")
-    if local and name in LOCAL and "--local" not in arguments:
+    if local and "--local" not in arguments and _takes_local(name, arguments):
         arguments.append("--local")
     return [name, *arguments]
+
+
+def _takes_local(name: str, arguments: list[str]) -> bool:
+    """Tell whether a command has --local; some have it for --wait only."""
+    from cli.main import imgrec
+
+    command = imgrec.get_command(click.Context(imgrec), name)
+    options = {each.name for each in command.params} if command else set[str | None]()
+    return "local" in options and ("wait" not in options or "--wait" in arguments)
 
 
 def _names_folder(arguments: list[str]) -> bool:
@@ -117,9 +133,9 @@ def _names_folder(arguments: list[str]) -> bool:
     )
 
 
-def _spelled_now(word: str) -> list[str]:
+def _spelled_now(command: str, word: str) -> list[str]:
     option, is_pair, value = word.partition("=")
-    if option in ARGUMENTS:
+    if option in ARGUMENTS.get(command, ()):
         return [value] if is_pair else []
     return [word]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from inline_worker import InlineWorker
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from cli.completion import LineCompleter
-from cli.shell import run_line, translate
+from cli.main import COMMANDS, imgrec
+from cli.shell import run_line, serve, translate
 from cli.wiring import Wiring
 from pipeline.cgroup import cores
 from pipeline.settings import Settings, load_settings
@@ -22,8 +25,9 @@ from workers.resources import Resources
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("query --image a.jpg", "query a.jpg --wait"),
-        ("query --image=a.jpg --top-k 3", "query a.jpg --top-k 3 --wait"),
+        ("query a.jpg --image b.jpg", "query a.jpg --image b.jpg --wait"),
+        ("remove lamp --image lamp/a.jpg", "remove lamp --image lamp/a.jpg"),
+        ("query a#1.jpg --text #1", "query a#1.jpg --text #1 --wait"),
         ("query a.jpg --wait", "query a.jpg --wait"),
         ("classify --image a.jpg --use-trained", "classify a.jpg --use-trained --wait"),
         ("rebuild --products_dir d", "enqueue-rebuild d --wait"),
@@ -35,6 +39,11 @@ from workers.resources import Resources
         ("rebuild --timeout=60 --full d", "enqueue-rebuild --timeout=60 --full d --wait"),
         ("cache list", "cache list"),
         ("query --help", "query --help"),
+        ("help query", "query --help"),
+        ("help rebuild", "enqueue-rebuild --help"),
+        ("rebuild --help", "enqueue-rebuild --help"),
+        ("help index list", "index list --help"),
+        ("help", "help"),
         ("", ""),
         ("# nothing", ""),
     ],
@@ -45,8 +54,28 @@ def test_old_and_new_spellings_become_commands(line: str, words: str, settings: 
 
 
 def test_local_is_handed_on_to_those_that_have_it(settings: Settings) -> None:
-    assert translate("query a.jpg", True, settings)[-1] == "--local"
-    assert "--local" not in translate("index list", True, settings)
+    """Each command is given it, or does not know it; `status` knows it with --wait."""
+    for name in COMMANDS:
+        command = imgrec.get_command(click.Context(imgrec), name)
+        assert command is not None
+        known = any("--local" in each.opts for each in command.params)
+        handed_on = "--local" in translate(f"{name} --wait", True, settings)
+        assert handed_on == known, name
+    for line in ("query a.jpg", "classify a.jpg", "rebuild", "add a.jpg --product b", "duplicates"):
+        assert translate(line, True, settings)[-1] == "--local"
+        assert "--local" not in translate(line, False, settings)
+    for line in ("status", "index list", "help query"):
+        assert "--local" not in translate(line, True, settings)
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"), [("help\n# nothing\n", 0), ("nonsense\nhelp\n", 1), ("query 'a\nexit\n", 1)]
+)
+def test_a_line_of_a_pipe_that_fails_is_told_by_the_exit_code(
+    lines: str, code: int, settings: Settings
+) -> None:
+    wiring = Wiring(Resources(settings, CeleryDispatcher(settings.redis_url)))
+    assert CliRunner().invoke(serve, ["--local"], obj=wiring, input=lines).exit_code == code
 
 
 def complete(text: str) -> list[str]:
