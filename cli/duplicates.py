@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.html_page import PageFile
 from cli.output import (
     counted,
     echo_err,
@@ -63,7 +64,7 @@ SEND_AGAIN_S = 15.0  # a worker that merges an index has no time meanwhile; sent
 @json_option
 @click.option(
     "--html",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PageFile(),
     help="Write an HTML page with the images of the groups.",
 )
 @local_option
@@ -101,15 +102,14 @@ def duplicates(
     if search.error or search.open:
         raise ImgrecError(search.error or f"Another process works on the search {search.id}.")
     answer = _answer(resources, search, keep is not None)
-    if html:
-        from cli.duplicates_report import write_duplicates
-
-        write_duplicates(wiring, html, answer, local)
-        echo_err(f"Wrote {html}.")
     if as_json:
         print_json(answer)
     else:
         _show(answer)
+    if html:
+        from cli.duplicates_report import write_duplicates
+
+        write_duplicates(wiring, html, answer, local)
 
 
 def _threshold(value: float | str) -> float | None:

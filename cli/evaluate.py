@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.html_page import PageFile
 from cli.output import echo_err, print_json, print_table
 from cli.progress import image_bar
 from cli.wiring import Wiring, pass_wiring
@@ -71,7 +72,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option("--index", "of_index", is_flag=True, help="Deprecated: use evaluate-index.")
 @click.option(
     "--html",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PageFile(),
     help="Write a page that shows the worst confusions to this file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -137,16 +138,15 @@ def evaluate(
             as_json,
         )
     ]
+    reports = [judged.report for judged in measured]
+    if as_json:
+        print_json(reports[0] if len(reports) == 1 else {"reports": reports})
+    else:
+        _show(reports, folder, against, ks)
     if html:
         from cli.evaluation_report import write_evaluation
 
         write_evaluation(html, measured, folder, against)
-        echo_err(f"Wrote {html}.")
-    reports = [judged.report for judged in measured]
-    if as_json:
-        print_json(reports[0] if len(reports) == 1 else {"reports": reports})
-        return
-    _show(reports, folder, against, ks)
 
 
 def _measure(

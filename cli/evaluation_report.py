@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.atomic_files import write_atomic
+from cli.html_page import write_html
 from pipeline.errors import BadImage
 from pipeline.images.decode import Limits, decode, encode_jpeg, read_image
 from pipeline.settings import load_settings
@@ -49,21 +49,16 @@ class Judged:
 
 
 def write_evaluation(file: Path, judged: list[Judged], folder: Path, against: Path | None) -> None:
-    """Write the page; no script, no request to anywhere."""
+    """Write the page."""
     parts = "\n".join(_part(each) for each in judged)
     title = f"Evaluation on {folder}"
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>{STYLE}</style>
-<h1>{escape(title)}</h1>
+    body = f"""<h1>{escape(title)}</h1>
 <p>{judged[0].report["queries"]} queries against
 {escape(str(against) if against else "the other images of the folder")}, exact search,
 {time.strftime("%Y-%m-%d %H:%M")}. In brackets: bootstrap 95 % intervals.</p>
 {_summary(judged)}
-{parts}
-</html>
-"""
-    write_atomic(file, page.encode())
+{parts}"""
+    write_html(file, title, body, STYLE)
 
 
 def _summary(judged: list[Judged]) -> str:

@@ -10,6 +10,7 @@ import click
 from cli import query_client
 from cli.classify import show_classes
 from cli.facts import shown_facts
+from cli.html_page import PageFile, thumbnails
 from cli.output import (
     echo,
     echo_err,
@@ -28,7 +29,7 @@ from pipeline.images.decode import Limits, decode, encode_jpeg
 from pipeline.images.message_image import message_images
 from pipeline.search.query import Box, Query
 from pipeline.settings import Settings
-from workers.routes import PICTURES, QUERY_IMAGE
+from workers.routes import QUERY_IMAGE
 
 SHOWN_FACTS = 5  # columns of the catalogue in the table
 
@@ -109,7 +110,7 @@ SHOWN_FACTS = 5  # columns of the catalogue in the table
 @json_option
 @click.option(
     "--html",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PageFile(),
     help="Write an HTML page with the images of the matches. Implies --wait.",
 )
 @local_option
@@ -177,14 +178,13 @@ def query(
             echo_err(f"'imgrec result {pending.query_id}' shows the result.")
         return
     answer = pending.answer()
+    _show(answer, as_json)
     if html:
         from cli.query_report import write_page
 
-        pictures = _pictures(wiring, answer, timeout, local)
+        jpegs = _thumbnails(wiring, answer, timeout, local)
         thumbnail = _shown(data[0], settings) if data else None
-        write_page(html, _subject(images, question), thumbnail, answer, pictures)
-        echo_err(f"Wrote {html}.")
-    _show(answer, as_json)
+        write_page(html, _subject(images, question), thumbnail, answer, jpegs)
 
 
 @click.command()
@@ -212,17 +212,16 @@ def result(wiring: Wiring, query_id: str, wait: bool, timeout: float, as_json: b
         raise NotFound(f"The ID {query_id} is not that of a query or a classification.")
 
 
-def _pictures(
+def _thumbnails(
     wiring: Wiring, answer: dict[str, Any], timeout: float, local: bool
 ) -> dict[str, str]:
     """Return small JPEGs of an answer's matches, base64, by file name."""
     names = [match["filename"] for match in answer["matches"]]
-    args = (answer["index_version"], names)
     try:
-        return query_client.PendingQuery(wiring, PICTURES, args, timeout, local).answer()
+        return thumbnails(wiring, answer["index_version"], names, timeout, local, quiet=False)
     except TimedOut as error:
         raise TimedOut(
-            "The matches were found, but their images did not arrive in time."
+            "The page was not written: the images of the matches did not arrive in time."
         ) from error
 
 
@@ -235,11 +234,12 @@ def _subject(images: tuple[Path, ...], question: Query) -> str:
 
 
 def _shown(data: bytes, settings: Settings) -> bytes:
-    """Return the query's image in a format that a browser shows, which TIFF is not."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
+    """Return the query's image in a format that browsers draw."""
+    from cli.query_report import media_type
+
+    if media_type(data):
         return data
-    limits = Limits.of(settings)
-    return encode_jpeg(decode(data, limits, settings.preprocess_bg_color))
+    return encode_jpeg(decode(data, Limits.of(settings), settings.preprocess_bg_color))
 
 
 def _show(answer: dict[str, Any], as_json: bool) -> None:

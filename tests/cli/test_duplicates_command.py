@@ -142,7 +142,7 @@ def test_without_an_index_or_a_worker_it_says_so(
 def test_the_page_shows_the_groups_with_their_names_escaped(
     shop: InlineWorker, imgrec: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cli import duplicates_report
+    from cli import duplicates_report, html_page
 
     answer = imgrec("duplicates", "--threshold", "0.98", "--json").object
     answer["groups"][0]["images"][0]["filename"] = "<script>.jpg"
@@ -155,7 +155,7 @@ def test_the_page_shows_the_groups_with_their_names_escaped(
         def answer(self) -> dict[str, str]:
             return {"<script>.jpg": "AAAA"}
 
-    monkeypatch.setattr(duplicates_report, "PendingQuery", Pending)
+    monkeypatch.setattr(html_page, "PendingQuery", Pending)
     file = tmp_path / "page.html"
     duplicates_report.write_duplicates(None, file, answer, local=False)  # type: ignore[arg-type]
     page = file.read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import errno
 import io
 import sys
 from collections import Counter
@@ -16,7 +18,7 @@ from inline_worker import InlineWorker
 from live_stack import draw_product
 from PIL import Image
 
-from cli import query_client
+from cli import html_page, query_client
 from cli.main import run
 from pipeline.errors import FingerprintMismatch, IndexMissing, Overloaded, ServerUnavailable
 from pipeline.images.decode import WORK_SIDE
@@ -360,6 +362,53 @@ def test_the_result_of_an_earlier_query_is_shown_or_its_absence_explained(
     assert queue.sent == []  # asking for a result never asks the question again
 
 
+def test_a_page_has_the_images_of_all_matches(
+    imgrec: Run, queue: Queue, photo: Path, tmp_path: Path
+) -> None:
+    names = [f"kind0/{number}.png" for number in range(250)]
+    matches = [{**ANSWER["matches"][0], "filename": name} for name in names]  # type: ignore[index]
+    parts = [names[:100], names[100:200], names[200:]]
+    queue.answers = iter([{**ANSWER, "matches": matches}, *(dict.fromkeys(p, "AA") for p in parts)])
+    assert imgrec("query", photo, "--html", tmp_path / "page.html").code == 0
+    assert [sent["args"][1] for sent in queue.sent[1:]] == parts  # a worker takes a hundred at once
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg;base64,AA") == 250
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("file/page.html", "file' is not a folder"),
+        ("file/new/page.html", "file' is not a folder"),
+        ("x" * 300, "File name too long"),
+        (".", "is a directory"),
+        ("/dev/null", "is not a regular file"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    imgrec: Run, queue: Queue, photo: Path, tmp_path: Path, name: str, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    for command in (("query", photo), ("duplicates",), ("evaluate", tmp_path)):
+        done = imgrec(*command, "--html", tmp_path / name)
+        assert done.code == 2, done.err
+        assert words in done.err
+    assert not queue.sent
+
+
+def test_a_page_that_cannot_be_written_after_all_loses_no_match(
+    imgrec: Run, queue: Queue, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: Path, data: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(html_page, "write_atomic", fail)
+    queue.answers = iter([ANSWER, {}])
+    done = imgrec("query", photo, "--html", tmp_path / "page.html")
+    assert done.code == 1
+    assert "kind0/04" in done.out
+    assert "page.html' cannot be written: Input/output error." in done.err
+
+
 def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
     imgrec: Run, queue: Queue, photo: Path, tmp_path: Path
 ) -> None:
@@ -375,7 +424,7 @@ def test_a_page_is_written_with_the_pictures_that_a_worker_sends(
 @pytest.mark.parametrize(
     ("trouble", "code", "words"),
     [
-        (None, 1, "their images did not arrive"),
+        (None, 1, "the images of the matches did not arrive"),
         (ServerUnavailable("Redis is gone."), 4, "Redis is gone"),
         (Overloaded("Too many queries."), 1, "Too many queries"),
     ],
@@ -394,17 +443,34 @@ def test_pictures_that_do_not_come_are_a_sentence(
     done = imgrec("query", photo, "--html", tmp_path / "page.html", *wait)
     assert done.code == code
     assert words in done.err
+    assert "kind0/04" in done.out  # what was found is shown all the same
+    assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "BMP", "PNG", "GIF", "WEBP", "JPEG"])
-def test_the_page_shows_a_query_of_any_format_that_a_browser_knows(
-    imgrec: Run, queue: Queue, tmp_path: Path, kind: str
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("BMP", "bmp"),
+        ("PNG", "png"),
+        ("GIF", "gif"),
+        ("WEBP", "webp"),
+        ("JPEG", "jpeg"),
+        ("TIFF", "jpeg"),
+        ("AVIF", "jpeg"),
+        ("JPEG2000", "jpeg"),
+    ],
+)
+def test_the_page_shows_a_query_of_any_format_as_one_that_browsers_draw(
+    imgrec: Run, queue: Queue, tmp_path: Path, kind: str, shown: str
 ) -> None:
-    file = tmp_path / f"photo.{kind.lower()[:4]}"
+    file = tmp_path / "photo"
     Image.new("RGB", (32, 32), "red").save(file, kind)
     queue.answers = iter([ANSWER, {}])
     assert imgrec("query", file, "--html", tmp_path / "page.html").code == 0
-    shown = "JPEG" if kind == "TIFF" else kind  # no browser but one draws a TIFF
-    assert f'src="data:image/{shown.lower()};base64,' in (tmp_path / "page.html").read_text()
-    if kind == "TIFF":
-        assert "base64,/9j/" in (tmp_path / "page.html").read_text()  # and really is a JPEG
+    page = (tmp_path / "page.html").read_text()
+    code = page.partition(f'src="data:image/{shown};base64,')[2].partition('"')[0]
+    with Image.open(io.BytesIO(base64.b64decode(code))) as image:
+        assert image.format is not None
+        assert image.format.lower() == shown
+        red, _, blue = image.convert("RGB").getpixel((16, 16))
+        assert red > 200 > 50 > blue
