@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.output import duration, echo, echo_err, json_option, print_json, print_table
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import ImgrecError
+from pipeline.errors import IndexMissing, SetupError
 
 if TYPE_CHECKING:
     from workers.resources import Resources
@@ -83,31 +84,39 @@ def warm(wiring: Wiring, as_json: bool) -> None:
 
     resources = wiring.resources
     resources.shared_cache.describe()  # one that is unavailable must be an error, not a warning
-    vectors = _warm_vectors(resources)
+    vectors = _warm_vectors(resources, as_json)
     labels, texts = load_labels(resources.settings.labels_file), 0
     prompt_sets = [labels.category_prompts()]
     for category in (None, *labels.categories):
         for attribute in labels.attributes_of(category):
             prompt_sets.append(labels.attribute_prompts(category, attribute))
-    for prompts in prompt_sets:
-        texts += len(text_matrix(prompts, resources.clip, resources.known_texts))
+    clip = resources.clip
+    try:
+        with work_bar("texts", len(prompt_sets), as_json) as report:
+            for number, prompts in enumerate(prompt_sets, 1):
+                texts += len(text_matrix(prompts, clip, resources.known_texts))
+                report(number)
+    except SetupError as error:  # a model of images alone, which an index needs no other for
+        echo_err(f"No texts were cached: {error}")
     if as_json:
         print_json({"vectors": vectors, "texts": texts})
     else:
         echo(f"The cache holds {vectors} vectors of the index and {texts} texts of labels.")
 
 
-def _warm_vectors(resources: Resources) -> int:
+def _warm_vectors(resources: Resources, quiet: bool) -> int:
     try:
         version = resources.versions.current()
-    except ImgrecError as error:
+    except IndexMissing as error:
         echo_err(f"No vectors were cached: {error}")
         return 0
     digests = [digest.decode() for digest in version.sha256]
-    for start in range(0, len(digests), ROWS_AT_ONCE):
-        names = digests[start : start + ROWS_AT_ONCE]
-        rows = version.vectors[start : start + ROWS_AT_ONCE]
-        resources.cache.put_vectors(version.fingerprint, dict(zip(names, rows, strict=True)))
+    with work_bar("vectors", len(digests), quiet) as report:
+        for start in range(0, len(digests), ROWS_AT_ONCE):
+            names = digests[start : start + ROWS_AT_ONCE]
+            rows = version.vectors[start : start + ROWS_AT_ONCE]
+            resources.cache.put_vectors(version.fingerprint, dict(zip(names, rows, strict=True)))
+            report(start + len(names))
     return len(set(digests))
 
 

@@ -7,6 +7,7 @@ import click
 from cli.checks.row import CheckContext, Row
 from cli.checks.table import NAME_WIDTH, rows
 from cli.output import echo, json_option, print_json, write
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.names import printable
 
@@ -24,8 +25,12 @@ def check(wiring: Wiring, no_model: bool, as_json: bool) -> int:
     Prints one row for each thing that can be wrong: its state, its name, what was seen and, where
     it is not ok, what to do.
     """
-    table = []
-    for row in rows(CheckContext(wiring, load_models=not no_model)):
+    table, checks = [], rows(CheckContext(wiring, load_models=not no_model))
+    while True:
+        with work_bar("checking", None, as_json):
+            row = next(checks, None)
+        if row is None:
+            break
         table.append(row)
         if not as_json:  # at once: the rows of the models take seconds
             _print(row)

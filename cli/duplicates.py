@@ -18,7 +18,7 @@ from cli.output import (
     print_json,
     print_table,
 )
-from cli.progress import image_bar
+from cli.progress import work_bar
 from cli.query_options import Score
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError, NotFound, ServerUnavailable, TimedOut, WrongUse
@@ -163,7 +163,7 @@ def _decide(
 def _wait(resources: Resources, search: Search, timeout: float, quiet: bool) -> Search:
     """Wait for a search; send it again where nobody works at it."""
     deadline, send_at = time.monotonic() + timeout, 0.0
-    with image_bar("comparing", None, quiet) as show:
+    with work_bar("comparing", None, quiet) as show:
         while search.open:
             now = time.monotonic()
             if search.is_stale and now >= send_at:

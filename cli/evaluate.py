@@ -9,7 +9,7 @@ import click
 
 from cli.html_page import PageFile
 from cli.output import echo_err, print_json, print_table
-from cli.progress import image_bar
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import SetupError, WrongUse
 
@@ -179,7 +179,7 @@ def _measure(
         variant = settings.model_copy(update={"use_bg_removal": removal})
         embedder = Resources(variant, dispatcher, clip=clip).embedder
         name = f"{settings.embedding_model}, background removal {'on' if removal else 'off'}"
-        with image_bar(name, sum(sizes.values()), quiet) as advance:
+        with work_bar(name, sum(sizes.values()), quiet) as advance:
             queries = embed_labelled(folder, embedder, advance)
             catalogue = None
             if against:
@@ -189,7 +189,8 @@ def _measure(
         for labelled in (queries, *([catalogue] if catalogue else [])):
             for failure in labelled.failures:
                 echo_err(f"{labelled.root}/{failure.path}: {failure.reason}")
-        retrieval = retrieve(queries, catalogue, ks)
+        with work_bar("ranking", None, quiet):
+            retrieval = retrieve(queries, catalogue, ks)
         try:
             shot = zero_shot(queries, clip.embed_texts, prompts)
         except SetupError as error:

@@ -9,7 +9,7 @@ import click
 
 from cli.evaluate import Numbers, figure
 from cli.output import echo_err, json_option, print_json, print_table
-from cli.progress import image_bar
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import BadImage
 
@@ -52,7 +52,8 @@ def measure_index(
         queries, source = noisy_queries(vectors, INDEX_QUERIES), "stored vectors with noise"
     else:
         queries, source = _embed_queries(resources, folder, version, as_json), str(folder)
-    recall = recall_of_index(lambda block, k: index.search(block, k)[1], vectors, queries, ks)
+    with work_bar("searching", None, as_json):
+        recall = recall_of_index(lambda block, k: index.search(block, k)[1], vectors, queries, ks)
     factory = version.manifest["index"]["factory"]
     answer = {
         "index_version": version.name,
@@ -81,7 +82,7 @@ def _embed_queries(
 
     fingerprint = resources.fingerprint
     version.require(fingerprint.id, fingerprint.summary)
-    with image_bar(str(folder), 0, quiet) as advance:
+    with work_bar(str(folder), 0, quiet) as advance:
         _, vectors, failures = embed_folder(folder, resources.embedder, advance)
     for failure in failures:
         echo_err(f"{folder}/{failure.path}: {failure.reason}")

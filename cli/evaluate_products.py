@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.output import echo_err, print_json, print_table
-from cli.progress import image_bar
+from cli.progress import work_bar
 from pipeline.errors import IndexMissing, WrongUse
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def evaluate_products(
             variant = chosen.model_copy(update={"use_bg_removal": removal})
             embedder = Resources(variant, wiring.dispatcher, clip=clip).embedder
             name = f"{model}, background removal {'on' if removal else 'off'}"
-            with image_bar(name, len(photos) + len(images), as_json) as advance:
+            with work_bar(name, len(photos) + len(images), as_json) as advance:
                 ranks, bad = measure(photos, folder, images, products, embedder, advance)
             for failure in bad:
                 echo_err(f"{failure.path}: {failure.reason}")

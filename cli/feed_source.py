@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cli.progress import work_bar
 
 if TYPE_CHECKING:
     from pipeline.store.feeds import Origin
@@ -30,12 +32,18 @@ class FileOrAddress(click.ParamType[str]):
 
 @contextmanager
 def opened(
-    resources: Resources, source: str, name: str, how: dict[str, Any], dry_run: bool
+    resources: Resources,
+    source: str,
+    name: str,
+    how: dict[str, Any],
+    dry_run: bool,
+    quiet: bool,
 ) -> Iterator[tuple[Path, Origin] | None]:
     """Yield the file to read and where it comes from; None for a feed that has not changed.
 
     Args:
         name: of the feed.
+        quiet: show no progress bar.
         how: the options by which it is read: with others, an unchanged feed is imported again.
     """
     from pipeline.fetch.feed_file import download_feed, is_feed_address, unpacked
@@ -50,7 +58,11 @@ def opened(
     if known is not None and known.digest != digest:  # another address, or read otherwise
         known = None
     etag, last_modified = (known.etag, known.last_modified) if known else ("", "")
-    with download_feed(source, resources.settings, etag=etag, last_modified=last_modified) as feed:
+    with ExitStack() as stack:
+        with work_bar("downloading", None, quiet):
+            feed = stack.enter_context(
+                download_feed(source, resources.settings, etag=etag, last_modified=last_modified)
+            )
         if feed is None or (known is not None and known.sha256 == feed.sha256):
             yield None
             return

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cli.output import echo_err
-from cli.progress import image_bar
+from cli.progress import work_bar
 from cli.query_client import PendingQuery
 from cli.wiring import Wiring
 from pipeline.atomic_files import write_atomic
@@ -100,7 +100,7 @@ def thumbnails(
         ImgrecError: see `PendingQuery`.
     """
     found: dict[str, str] = {}
-    with image_bar("thumbnails", len(filenames), quiet) as show:
+    with work_bar("thumbnails", len(filenames), quiet) as show:
         for start in range(0, len(filenames), IMAGES_AT_ONCE):
             args = (version, filenames[start : start + IMAGES_AT_ONCE])
             found |= PendingQuery(wiring, PICTURES, args, timeout, local).answer()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from cli.output import counted, date, echo_err, json_option, print_fields, print_json, print_table
-from cli.progress import step_bar
+from cli.progress import step_bar, work_bar
 from cli.wiring import Wiring, pass_wiring
-from pipeline.errors import Conflict
+from pipeline.errors import Conflict, IndexBroken
 from workers.routes import QUERY
+
+if TYPE_CHECKING:
+    from pipeline.index.versions import Version
 
 ENGINES = ("faiss", "pgvector", "milvus")
 
@@ -23,10 +28,19 @@ def index() -> None:
 @pass_wiring
 def list_versions(wiring: Wiring, as_json: bool) -> None:
     """List the index versions."""
+    store = wiring.resources.versions
+    versions = store.versions()
+    try:
+        current = store.current_name()
+    except IndexBroken:  # its advice is to publish one of the versions, so they are listed
+        _show_versions(versions, None, as_json)
+        raise
+    _show_versions(versions, current, as_json)
+
+
+def _show_versions(versions: list[Version], current: str | None, as_json: bool) -> None:
     from pipeline.index.version_object import version_object
 
-    store = wiring.resources.versions
-    current, versions = store.current_name(), store.versions()
     if as_json:
         objects = [version_object(version, current) for version in versions]
         print_json({"current": current, "versions": objects})
@@ -63,8 +77,9 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
 
     store = wiring.resources.versions
     opened = store.open(version) if version else store.current()
-    store.verify(opened)
-    wiring.resources.engines.verify(opened)
+    with work_bar("comparing digests", None, as_json):
+        store.verify(opened)
+        wiring.resources.engines.verify(opened)
     answer = version_object(opened, store.current_name())
     if as_json:
         print_json(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ from cli.output import (
     print_json,
     timeout_option,
 )
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import BadImage, Conflict, WrongUse, quote
 from pipeline.images.decode import Limits, read_image, sha256
@@ -61,13 +62,19 @@ def add(
     read = [source.read(photo) for photo in photos]
     if len({each.path for each in read}) < len(read):
         raise WrongUse("Two of the photos have the same name: rename one.")
-    answers = [
-        query_client.PendingQuery(wiring, IMAGE_VECTOR, (each.message,), timeout, local).answer()
-        for each in read
-    ]
-    for photo, answer in zip(read, answers, strict=True):
-        echo_warnings(answer)
-        add_image(resources, product, images.put(photo.path, source.data(photo)), answer)
+    answers = list[dict[str, Any]]()
+    with work_bar("embedding", len(read), as_json) as report:
+        for each in read:
+            args = (each.message,)
+            answers.append(
+                query_client.PendingQuery(wiring, IMAGE_VECTOR, args, timeout, local).answer()
+            )
+            report(len(answers))
+    with work_bar("adding", len(read), as_json) as report:
+        for number, (photo, answer) in enumerate(zip(read, answers, strict=True), 1):
+            echo_warnings(answer)
+            add_image(resources, product, images.put(photo.path, source.data(photo)), answer)
+            report(number)
     paths, version = [each.path for each in read], answers[0]["index_version"]
     if as_json:
         print_json({"product_id": nfc(product), "index_version": version, "added": paths})

@@ -8,6 +8,7 @@ import click
 
 from cli.feed_source import FileOrAddress, opened
 from cli.output import counted, echo, echo_err, json_option, print_json
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import ImgrecError
 from pipeline.feeds.columns import Type
@@ -111,16 +112,20 @@ def import_catalogue(
     reading = {"form": form, "encoding": encoding, "identified_by": id_column}
     how = {**reading, "types": dict(types), "replace": replace}
     hosts = AllowedHosts.parse(wiring.settings.fetch_hosts, star=True)
-    with opened(resources, source, name, how, dry_run) as found, Staging() as staging:
+    with opened(resources, source, name, how, dry_run, as_json) as found, Staging() as staging:
         if found is None:
             _tell_unchanged(name, as_json)
             return
         file, origin = found
         shown = origin.source
-        feed = read_feed(file, staging, shown=shown, private=hosts.networks, **reading)
-        outcome = resources.products.update(
-            feed, dict(types), replace=replace, dry_run=dry_run, origin=origin
-        )
+        with work_bar("reading", None, as_json) as report:
+            feed = read_feed(
+                file, staging, shown=shown, private=hosts.networks, report=report, **reading
+            )
+        with work_bar("importing", feed.n_items, as_json) as report:
+            outcome = resources.products.update(
+                feed, dict(types), replace=replace, dry_run=dry_run, origin=origin, report=report
+            )
         indexed, stranger = (None, "") if dry_run else _count_indexed(resources, staging)
     if as_json:
         print_json({**_summary(feed, outcome, indexed, dry_run), "feed": name, "unchanged": False})

@@ -55,20 +55,26 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
 
 
 @contextmanager
-def image_bar(name: str, total: int | None, quiet: bool) -> Iterator[Callable[..., None]]:
-    """Show a bar on a terminal; yield what is told how many images are done, and of how many.
+def work_bar(name: str, total: int | None, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal; yield what is told how much is done, and of how much.
 
-    The second number is needed only where it was not known at first, or changes.
+    The second number is needed only where it was not known at first, or changes. While no total is
+    known, the bar moves to and fro.
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
-    name = escape(printable(name))
     console = Console(stderr=True)
-    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda done, total=None: bar.update(task, completed=done, total=total)
+    hidden = quiet or not console.is_terminal
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task(escape(printable(name)), total=total, count="")
+
+        def report(done: int, total: int | None = None) -> None:
+            bar.update(task, completed=done, total=total, count=f"{done:,}")
+
+        yield report
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from cli.output import json_option, print_fields, print_json
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 
 
@@ -22,7 +23,8 @@ def prune(wiring: Wiring, dry_run: bool, as_json: bool) -> None:
     """
     from workers.prune import prune as delete_old
 
-    pruned = delete_old(wiring.resources, dry_run=dry_run)
+    with work_bar("looking" if dry_run else "deleting", None, as_json):
+        pruned = delete_old(wiring.resources, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **asdict(pruned)})
         return

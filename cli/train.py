@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from cli.output import echo_err, json_option, print_fields, print_json, print_table
-from cli.progress import image_bar
+from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_readable, require_writable
 from pipeline.errors import HeadBroken, WrongUse
@@ -115,7 +115,8 @@ def train(
     from pipeline.train.train_head import train as fit
 
     recipe = Recipe(epochs, lr, batch_size, val, seed, auto)
-    training = fit(examples, recipe, resources.fingerprint)
+    with work_bar("training", None, as_json):
+        training = fit(examples, recipe, resources.fingerprint)
     head = resources.heads.save(name, training.head, training.loss_curve())
     resources.identifier.create_folder("models")
     if not training.temperature_fitted:
@@ -131,7 +132,8 @@ def train(
         "fingerprint": head.fingerprint,
     }
     if not auto:
-        answer |= _compare(examples, recipe, resources.fingerprint, training)
+        with work_bar("training with --auto", None, as_json):
+            answer |= _compare(examples, recipe, resources.fingerprint, training)
     if as_json:
         print_json(answer)
     else:
@@ -231,7 +233,7 @@ def _embedded(listing: Listing, name: HeadName, resources: Resources, quiet: boo
     """Embed the training images, with a progress bar; say what was left out."""
     from pipeline.train.training_set import embed_training
 
-    with image_bar(name.folder.as_posix(), len(listing.images), quiet) as advance:
+    with work_bar(name.folder.as_posix(), len(listing.images), quiet) as advance:
         reusable = resources.reusable_vectors()
         examples = embed_training(listing, resources.embedder, reusable, advance)
     for failure in examples.failures:

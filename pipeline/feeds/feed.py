@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,11 +14,21 @@ from pipeline.feeds.staging import Staging
 from pipeline.images.path_length import too_long
 
 JOINING = ("shopify",)  # formats in which several rows make one product as a matter of course
+REPORT_EVERY = 1000  # items
 CURRENCY = "{}_currency"  # the column beside one of money
+
+Report = Callable[[int], None]
+
+
+def no_report(count: int) -> None:
+    """Tell nobody how far a long piece of work is."""
 
 
 class Feed:
     """What was understood of a file.
+
+    Args:
+        report: told now and then how many items were read.
 
     Attributes:
         finders: what was seen of each column.
@@ -26,8 +36,9 @@ class Feed:
         decimal_comma: it is of a kind that writes 12,99.
     """
 
-    def __init__(self, staging: Staging) -> None:
+    def __init__(self, staging: Staging, report: Report = no_report) -> None:
         self.staging = staging
+        self._report = report
         self.problems = Problems()
         self.finders: dict[str, TypeFinder] = {}
         self.format = "csv"
@@ -41,7 +52,9 @@ class Feed:
 
     def read(self, items: Iterable[Item]) -> None:
         """Stage items, and look at their values."""
-        for item in items:
+        for number, item in enumerate(items, 1):
+            if number % REPORT_EVERY == 0:
+                self._report(number)
             if size := too_long(item.item_id) or too_long(item.parent):
                 self.problems.refuse(item.line, f"its id has {size}")
                 continue

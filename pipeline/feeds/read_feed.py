@@ -10,7 +10,7 @@ from pipeline.allowed_hosts import Network
 from pipeline.errors import WrongUse, quote
 from pipeline.feeds.columns import TypeFinder
 from pipeline.feeds.encoding import encoding_name, open_text, valid_text
-from pipeline.feeds.feed import Feed
+from pipeline.feeds.feed import Feed, Report, no_report
 from pipeline.feeds.google_xml import xml_rows
 from pipeline.feeds.json_lines import json_rows
 from pipeline.feeds.names import ID_NAMES, PRODUCT_ID, normalize
@@ -41,6 +41,7 @@ def read_feed(
     identified_by: str = "",
     shown: str = "",
     private: tuple[Network, ...] = (),
+    report: Report = no_report,
 ) -> Feed:
     """Read a file into a staging area.
 
@@ -49,13 +50,14 @@ def read_feed(
         encoding: of the text, in place of the one that is found.
         identified_by: the column that identifies a product, in place of the one that is found.
         shown: what sentences call the file, in place of its path.
+        report: told now and then how many items were read.
         private: networks whose addresses may be fetched although they are private.
 
     Raises:
         WrongUse: nothing of it can be imported.
         SetupError: a library that its format needs is not installed.
     """
-    feed, shown = Feed(staging), shown or str(file)
+    feed, shown = Feed(staging, report), shown or str(file)
     feed.problems.private = private
     try:
         _read(feed, staging.regular(file), form, encoding, identified_by)

@@ -12,7 +12,7 @@ from itertools import islice
 
 from pipeline.errors import ImgrecError, WrongUse, quote
 from pipeline.feeds.columns import Column, Type, Value
-from pipeline.feeds.feed import Feed
+from pipeline.feeds.feed import Feed, Report, no_report
 from pipeline.feeds.names import IMAGE
 from pipeline.feeds.records import MAX_LISTED, Product, Variant
 from pipeline.store.backend import Transaction, placeholders
@@ -57,6 +57,7 @@ def import_feed(
     replace: bool = False,
     dry_run: bool = False,
     origin: Origin | None = None,
+    report: Report = no_report,
 ) -> Outcome:
     """Update the columns that a file has; leave other columns and other products as they are.
 
@@ -64,6 +65,7 @@ def import_feed(
         types: of columns, named by the user.
         replace: the file takes the place of the whole catalogue.
         dry_run: write nothing.
+        report: told now and then how many products were compared with those that are stored.
         origin: the feed that the file is; the addresses of images are listed under its name.
 
     Raises:
@@ -80,7 +82,7 @@ def import_feed(
         with database.transaction(read_only=True) as tx:
             planned_on = revision(tx, NAME)  # first: what changes while the plan is made spoils it
             plan = _Plan(tx, feed, types, replace)
-            outcome = plan.make()
+            outcome = plan.make(report)
         if replace and feed.problems.bad_rows:
             raise WrongUse(
                 f"--replace would remove the products of bad rows ({feed.problems.bad_rows}, e.g. "
@@ -131,7 +133,7 @@ class _Plan:
         for name in self._names - set(columns):
             self.stored_columns.setdefault(name, Column(name))
 
-    def make(self) -> Outcome:
+    def make(self, report: Report) -> Outcome:
         """Stage what is to be written."""
         feed, outcome = self._feed, self._outcome
         feed.staging.begin_plan()
@@ -140,6 +142,7 @@ class _Plan:
         products = feed.products(outcome.columns)
         while batch := list(islice(products, BATCH)):
             self._plan(batch)
+            report(outcome.products)
         before = int(self._tx.rows("SELECT COUNT(*) AS n FROM products")[0]["n"])
         if self._replace:
             for ids in _ids(self._tx):

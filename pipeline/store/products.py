@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.feeds.columns import Type
-from pipeline.feeds.feed import Feed
+from pipeline.feeds.feed import Feed, Report, no_report
 from pipeline.names import nfc
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.store.backend import placeholders
@@ -29,10 +29,17 @@ class Products:
         replace: bool = False,
         dry_run: bool = False,
         origin: Origin | None = None,
+        report: Report = no_report,
     ) -> Outcome:
         """Import a file, all or nothing, see `import_feed`."""
         return import_feed(
-            self._database, feed, types or {}, replace=replace, dry_run=dry_run, origin=origin
+            self._database,
+            feed,
+            types or {},
+            replace=replace,
+            dry_run=dry_run,
+            origin=origin,
+            report=report,
         )
 
     def revision(self) -> int:

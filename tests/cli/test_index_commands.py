@@ -49,6 +49,18 @@ def test_versions_are_listed_and_the_published_one_is_marked(
     assert all(set(version) == VERSION for version in found["versions"])
 
 
+def test_versions_are_listed_although_the_pointer_is_broken(two: InlineWorker, imgrec: Run) -> None:
+    (two.toy.settings.index_dir / "CURRENT").write_text("nonsense")
+    done = imgrec("index", "list")
+    assert done.code == 1
+    assert "v0001" in done.out
+    assert "v0002" in done.out
+    assert "run 'imgrec index rollback VERSION'" in done.err
+    done = imgrec("index", "list", "--json")
+    assert (done.code, done.object["current"]) == (1, None)
+    assert len(done.object["versions"]) == 2
+
+
 def test_without_a_version_the_list_is_empty_and_says_what_makes_one(imgrec: Run) -> None:
     done = imgrec("index", "list")
     assert (done.code, done.out) == (0, "")

@@ -257,8 +257,8 @@ def test_another_import_in_between_is_taken_into_account(
     import_text(products, "product_id,title\na,Hat\n")
     make, times = catalogue_import._Plan.make, []
 
-    def interrupted(plan: Any) -> Any:
-        outcome = make(plan)
+    def interrupted(plan: Any, report: Any) -> Any:
+        outcome = make(plan, report)
         times.append(1)
         if len(times) == 1:
             import_text(products, "product_id,color\na,red\n")
@@ -270,8 +270,8 @@ def test_another_import_in_between_is_taken_into_account(
     assert facts(products) == {"a": {"title": "Hat", "color": "red", "price": 5}}
     assert feed.problems.n_warnings == 1
 
-    def always(plan: Any) -> Any:
-        outcome = make(plan)
+    def always(plan: Any, report: Any) -> Any:
+        outcome = make(plan, report)
         with products._database.transaction() as tx:
             catalogue_import.count_change(tx, catalogue_import.NAME)
         return outcome
@@ -287,8 +287,8 @@ def test_two_imports_at_once_lose_nothing(
     planned, written = threading.Barrier(2), threading.Barrier(2)
     make, write, times = catalogue_import._Plan.make, catalogue_import._write, []
 
-    def make_together(plan: Any) -> Any:
-        outcome = make(plan)
+    def make_together(plan: Any, report: Any) -> Any:
+        outcome = make(plan, report)
         times.append(1)
         if len(times) <= 2:
             planned.wait(30)
