@@ -11,6 +11,7 @@ import click
 
 from cli.html_page import PageFile
 from cli.output import (
+    Seconds,
     counted,
     echo_err,
     json_option,
@@ -58,7 +59,7 @@ SEND_AGAIN_S = 15.0  # a worker that merges an index has no time meanwhile; sent
     "--timeout",
     default=3600.0,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Seconds,
     help="Seconds to wait; the search itself is not limited.",
 )
 @json_option

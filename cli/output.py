@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; NaN, which compares with none, is not in it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+Seconds = FiniteRange(0, 31_536_000)  # a year: what is longer does not fit a date
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
@@ -26,7 +40,7 @@ timeout_option = click.option(
     "--timeout",
     default=60.0,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Seconds,
     help="Seconds to wait; the work itself is not limited.",
 )
 local_option = click.option(

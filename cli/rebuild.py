@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import echo, echo_err, json_option, local_option, print_json, print_table
+from cli.output import Seconds, echo, echo_err, json_option, local_option, print_json, print_table
 from cli.watch import show_job, wait_for_job
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_data_dir
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--wait", is_flag=True, help="Show the progress and wait until the index is published."
 )
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job continues.")
+@click.option("--timeout", type=Seconds, help="Seconds to wait; the job continues.")
 @json_option
 @local_option
 @pass_wiring
@@ -111,7 +111,7 @@ def enqueue_rebuild(
 @click.command()
 @click.argument("job")
 @click.option("--wait", is_flag=True, help="Show the progress and wait until the job ends.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job continues.")
+@click.option("--timeout", type=Seconds, help="Seconds to wait; the job continues.")
 @json_option
 @click.option("--local", is_flag=True, help="With --wait: do the remaining work in this process.")
 @pass_wiring

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cli.output import echo_err, json_option, print_fields, print_json, print_table
+from cli.output import FiniteRange, echo_err, json_option, print_fields, print_json, print_table
 from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.access import require_readable, require_writable
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "--lr",
     default=1e-4,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="Learning rate of Adam.",
 )
 @click.option(
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     "--val",
     default=0.2,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     help="Fraction of each class that is held out to measure the accuracy.",
 )
 @click.option(

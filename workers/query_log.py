@@ -68,7 +68,8 @@ class QueryLog:
             try:
                 self._feedback.put_queries(batch)
             except ServerUnavailable:
-                self._waiting.extendleft(reversed(batch[-MOST:]))
+                room = MOST - len(self._waiting)  # beyond it, the newest would be dropped
+                self._waiting.extendleft(reversed(batch[max(0, len(batch) - room) :]))
                 raise
             if time.monotonic() >= self._forget_at:
                 self._forget_at = time.monotonic() + FORGET_EVERY_S

@@ -30,8 +30,10 @@ def refuse(resources: Resources, job_id: str, queue: str, reason: str) -> bool:
         return False
     # By their names: one that is started again and again refuses under a new name each time.
     present = {name for name, queues in dispatcher.worker_queues().items() if queue in queues}
-    nobody_left = present <= refusals.workers
-    return nobody_left and resources.jobs.fail_refused(job_id, reason)
+    # A look that does not even find this worker, on a busy machine, does not show that no other is.
+    if resources.worker_name not in present or not present <= refusals.workers:
+        return False
+    return resources.jobs.fail_refused(job_id, reason)
 
 
 @contextmanager

@@ -88,6 +88,16 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e12", "-1"])
+@pytest.mark.parametrize(
+    "command", ["query --text a", "result x", "enqueue-rebuild .", "status x", "duplicates"]
+)
+def test_a_wait_without_end_is_refused(imgrec: Run, command: str, seconds: str) -> None:
+    done = imgrec(*command.split(), "--timeout", seconds)
+    assert done.code == 2
+    assert "--timeout" in done.err
+
+
 def test_without_wait_only_the_id_is_on_stdout(imgrec: Run, queue: Queue, photo: Path) -> None:
     done = imgrec("query", photo)
     assert done.code == 0

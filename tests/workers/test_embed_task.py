@@ -349,6 +349,20 @@ def test_a_job_that_every_live_worker_refuses_fails_with_the_reason_of_the_last(
     assert "64x64" in str(job.error)
 
 
+def test_a_look_for_workers_that_finds_nobody_fails_no_job(
+    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that is too busy to answer in a second."""
+    job_id = inline_worker.toy.plan()
+    inline_worker.start_again(preprocess_size=(64, 64))
+    with monkeypatch.context() as patch:
+        patch.setattr(inline_worker, "worker_queues", dict)
+        embed(inline_worker.resources, job_id, 0)
+        assert inline_worker.job(job_id).open
+    embed(inline_worker.resources, job_id, 0)
+    assert inline_worker.job(job_id).state == "failed"
+
+
 def test_a_job_at_which_a_worker_is_at_work_is_not_failed_by_those_that_refuse_it(
     inline_worker: InlineWorker,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from live_stack import until
@@ -24,8 +26,10 @@ class Fragile(FeedbackLog):
     """A log whose database goes away and comes back, and that cannot store one query."""
 
     away = False
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
     def put_queries(self, queries: list[LoggedQuery]) -> None:  # type: ignore[override]
+        self.meanwhile()
         if self.away:
             raise ServerUnavailable("The database does not answer.")
         if any(query.query_id == "q13" for query in queries):
@@ -64,6 +68,25 @@ def test_an_outage_of_the_database_loses_nothing_and_keeps_the_order(
     assert [query.query_id for query in fragile.queries()] == ["q0", "q1"]
     log.flush()
     assert len(fragile.queries()) == 2
+
+
+def test_a_long_outage_loses_the_oldest_queries(
+    fragile: Fragile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueryLog, "_run", lambda self: None)
+    monkeypatch.setattr(query_log, "MOST", 3)
+    log = query_log_of(fragile, days=1)
+    fragile.away = True
+    for number in (0, 1, 2):
+        log.put(shown(number))
+    fragile.meanwhile = lambda: [log.put(shown(number)) for number in (3, 4)]
+    with pytest.raises(ServerUnavailable):
+        log.flush()
+    fragile.meanwhile = lambda: None
+    log.put(shown(5))
+    fragile.away = False
+    log.flush()
+    assert [query.query_id for query in fragile.queries()] == ["q3", "q4", "q5"]
 
 
 def test_a_query_that_cannot_be_stored_does_not_block_the_others(
