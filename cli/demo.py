@@ -61,6 +61,7 @@ def main(serve: bool, port: int) -> None:
     except KeyboardInterrupt:
         if not serve:
             raise
+        return
     finally:
         _run(environment, "down")
     pages = " and ".join(str(DATA / f"query-{number + 1}.html") for number in range(QUERIES))

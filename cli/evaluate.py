@@ -55,7 +55,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--bg-removal",
     type=click.Choice(["on", "off", "both"]),
-    help="Remove backgrounds, or compare both. Default USE_BG_REMOVAL.",
+    help="Remove backgrounds, or compare both. Default USE_BG_REMOVAL; with --products both.",
 )
 @click.option(
     "--prompt",

@@ -234,11 +234,10 @@ def _show_remote_traceback(error: Exception) -> bool:
     """Show the traceback of an error in a worker; False where the error is this process's own."""
     from cli.output import echo_err
     from pipeline.urls import without_password
-    from workers.query_messages import RemoteError
 
-    if not isinstance(error, RemoteError) or not error.traceback:
+    if not _is_remote(error) or not (lines := str(getattr(error, "traceback", ""))):
         return False
-    for line in error.traceback.splitlines():
+    for line in lines.splitlines():
         echo_err(without_password(line))
     return True
 
@@ -264,9 +263,8 @@ def _explain(error: Exception) -> int:
         echo_err(f"Error: {trouble}")
         return trouble.exit_code
     from pipeline.urls import without_password
-    from workers.query_messages import RemoteError
 
-    if isinstance(error, RemoteError):
+    if _is_remote(error):
         echo_err(
             f"Error: the worker failed unexpectedly: {without_password(str(error))} (this is a "
             "bug: run 'imgrec --debug ...' and report the worker's traceback)."
@@ -277,6 +275,12 @@ def _explain(error: Exception) -> int:
         "run 'imgrec --debug ...' and report the traceback)."
     )
     return 1
+
+
+def _is_remote(error: Exception) -> bool:
+    """Tell whether a worker raised an error; without an import, which may be what failed."""
+    messages = sys.modules.get("workers.query_messages")
+    return messages is not None and isinstance(error, messages.RemoteError)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,16 @@ from cli.output import echo_err
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import SetupError
 
+# What `pip install 'imgrec[web]'` adds, by the names of its modules.
+EXTRA = (
+    "fastapi",
+    "h11",
+    "jinja2",
+    "prometheus_client",
+    "python_multipart",
+    "starlette",
+    "uvicorn",
+)
 SERVING = "Serving "  # begins the line by which 'imgrec up' knows that connections are accepted
 
 
@@ -32,7 +42,7 @@ def web(wiring: Wiring, host: str, port: int) -> None:
     try:
         from web.server import serve
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("web", "cli", "workers", "pipeline"):
+        if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         raise SetupError(
             f"{error.name} is not installed: run `pip install 'imgrec[web]'`."

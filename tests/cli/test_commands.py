@@ -28,6 +28,23 @@ def one_line(command: click.Command) -> str:
     return command.get_short_help_str(limit=200)
 
 
+def test_a_damaged_installation_is_one_sentence(shop: LiveStack) -> None:
+    broken = shop.folder / "redis"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('a file is missing')")
+    code = f"import sys; sys.path.insert(0, {str(shop.folder)!r}); from cli.main import main; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}main(['jobs'])"],
+        env=shop.env(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: unexpected ImportError: a file is missing")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_the_help_that_the_list_shows(name: str) -> None:
     command = imgrec.get_command(click.Context(imgrec), name)
