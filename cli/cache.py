@@ -11,6 +11,7 @@ from cli.output import duration, echo, echo_err, json_option, print_json, print_
 from cli.progress import work_bar
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import IndexMissing, SetupError
+from pipeline.images.decode import DECODING
 
 if TYPE_CHECKING:
     from workers.resources import Resources
@@ -109,6 +110,13 @@ def _warm_vectors(resources: Resources, quiet: bool) -> int:
         version = resources.versions.current()
     except IndexMissing as error:
         echo_err(f"No vectors were cached: {error}")
+        return 0
+    if version.decoding < DECODING:
+        echo_err(
+            f"No vectors were cached: index {version.name} has vectors of an earlier release, "
+            "which decoded some images otherwise. 'imgrec enqueue-rebuild FOLDER --full' makes new "
+            "ones."
+        )
         return 0
     digests = [digest.decode() for digest in version.sha256]
     with work_bar("vectors", len(digests), quiet) as report:

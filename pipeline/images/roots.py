@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import WrongUse
+from pipeline.errors import WrongUse, quote
 from pipeline.images.fetched import FetchedImages, feed_name, fetched_store
 from pipeline.images.source import ImageFolder, ImageReader, ImageSource
 from pipeline.settings import Settings
@@ -43,6 +43,16 @@ def open_reader(root: str | Path | Address, settings: Settings) -> ImageReader:
     return open_source(root, settings)
 
 
+def _require_utf8(folder: Path) -> None:
+    """Refuse a folder whose path no database and no JSON can hold."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise WrongUse(
+            f"The name of the folder {quote(str(folder))} is not UTF-8: rename it."
+        ) from None
+
+
 def open_source(root: str | Path | Address, settings: Settings) -> ImageSource:
     """Return the images below a folder or an address, where IMAGE_ROOTS allows it.
 
@@ -52,6 +62,7 @@ def open_source(root: str | Path | Address, settings: Settings) -> ImageSource:
     place = parse_root(root)
     if isinstance(place, Path):
         place = place.resolve()
+        _require_utf8(place)
     _require_allowed(place, settings)
     if isinstance(place, Path):
         return ImageFolder(place)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import redis
 
+from pipeline.images.decode import DECODING
 from pipeline.store.redis_client import PREFIX, trouble
 from pipeline.vector_bytes import Vector, from_bytes, to_bytes
 
@@ -65,11 +66,12 @@ class Cache:
 
     def get_vector(self, fingerprint: str, digest: str) -> Vector | None:
         """Return the (d,) float32 vector of a content hash, or None."""
-        return _vector(self._get("vectors", f"{fingerprint}:{digest}"))
+        return _vector(self._get("vectors", _vector_key(fingerprint, digest)))
 
     def put_vectors(self, fingerprint: str, vectors: Mapping[str, Vector]) -> None:
         """Keep vectors by content hash."""
-        self._put("vectors", {f"{fingerprint}:{key}": to_bytes(v) for key, v in vectors.items()})
+        rows = {_vector_key(fingerprint, key): to_bytes(row) for key, row in vectors.items()}
+        self._put("vectors", rows)
 
     def get_text(self, fingerprint: str, digest: str) -> Vector | None:
         """Return the (d,) float32 vector of a text's digest, or None."""
@@ -236,6 +238,11 @@ class Cache:
             self._away_until = time.monotonic() + PAUSE_S
             log.warning("Working without the cache. %s", trouble(self._url, error, SETTING))
             return otherwise
+
+
+def _vector_key(fingerprint: str, digest: str) -> str:
+    """Name a vector by what it was made with: older releases decoded some images otherwise."""
+    return f"{fingerprint}:decoding{DECODING}:{digest}"
 
 
 class NoCache:

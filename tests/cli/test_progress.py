@@ -95,6 +95,17 @@ def test_a_model_without_words_warms_the_vectors(
     assert "No texts were cached: The model has no words." in done.err
 
 
+def test_vectors_of_an_older_decoding_are_not_cached(
+    shop: InlineWorker, imgrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.memory.vectors.clear()
+    monkeypatch.setattr("cli.cache.DECODING", 1_000)
+    done = imgrec("cache", "warm", "--json")
+    assert done.object["vectors"] == 0
+    assert not shop.memory.vectors
+    assert "--full' makes new ones." in done.err
+
+
 def test_a_broken_index_is_no_success_of_warming(shop: InlineWorker, imgrec: Run) -> None:
     (shop.toy.settings.index_dir / "CURRENT").write_text("nonsense")
     done = imgrec("cache", "warm")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from inline_worker import InlineWorker
+from live_stack import draw_product
 
 from cli import watch
 from pipeline.embed.stage_times import STAGES
@@ -17,6 +20,21 @@ from workers import reconcile
 from workers.resources import Resources
 
 Run = Callable[..., Any]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(
+    inline_worker: InlineWorker, imgrec: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"bad\xff")
+    folder.mkdir()
+    draw_product(folder / "a.jpg", 1)
+    (tmp_path / "link").symlink_to(folder)
+    for name in (folder, tmp_path / "link"):
+        for local in ((), ("--local",)):
+            done = imgrec("enqueue-rebuild", name, *local)
+            assert done.code == 2
+            assert "bad\\udcff' is not UTF-8: rename it." in done.err
+
 
 CONTRACT = {
     *("job_id", "state", "images", "embedded", "reused", "skipped", "warnings"),

@@ -106,7 +106,18 @@ def test_what_belongs_together_is_kept_in_one_trip_even_after_an_error(server: i
 def test_bytes_that_are_no_unit_vector_are_no_vector(server: int, value: bytes) -> None:
     cache, client = make_cache(server), redis.Redis(port=server)
     cache.put_vectors("kind", {"digest": VECTOR})
-    client.set("imgrec:cache:vectors:kind:digest", value)
+    (key,) = client.keys("imgrec:cache:vectors:kind:*:digest")
+    client.set(key, value)
+    assert cache.get_vector("kind", "digest") is None
+
+
+def test_a_vector_of_another_decoding_is_not_found(
+    server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache(server)
+    cache.put_vectors("kind", {"digest": VECTOR})
+    assert cache.get_vector("kind", "digest") is not None
+    monkeypatch.setattr("pipeline.store.cache.DECODING", 1_000)
     assert cache.get_vector("kind", "digest") is None
 
 
