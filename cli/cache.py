@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from pipeline.errors import IndexMissing, SetupError
 from pipeline.images.decode import DECODING
 
 if TYPE_CHECKING:
+    from pipeline.store.cache import KindFacts
     from workers.resources import Resources
 
 ROWS_AT_ONCE = 1000
@@ -46,7 +48,7 @@ def list_kinds(wiring: Wiring, as_json: bool) -> None:
             "-" if kind.oldest_s is None else duration(kind.oldest_s),
             kind.hits,
             kind.misses,
-            f"{kind.hits / lookups:.1%}" if (lookups := kind.hits + kind.misses) else "-",
+            "-" if kind.hit_rate is None else f"{kind.hit_rate:.1%}",
         ]
         for kind in kinds
     ]
@@ -128,15 +130,5 @@ def _warm_vectors(resources: Resources, quiet: bool) -> int:
     return len(set(digests))
 
 
-def _object(kind: Any) -> dict[str, Any]:
-    lookups = kind.hits + kind.misses
-    return {
-        "kind": kind.kind,
-        "keys": kind.keys,
-        "bytes": kind.bytes,
-        "oldest_s": kind.oldest_s,
-        "newest_s": kind.newest_s,
-        "hits": kind.hits,
-        "misses": kind.misses,
-        "hit_rate": round(kind.hits / lookups, 4) if lookups else None,
-    }
+def _object(kind: KindFacts) -> dict[str, Any]:
+    return {**asdict(kind), "hit_rate": None if kind.hit_rate is None else round(kind.hit_rate, 4)}

@@ -48,6 +48,11 @@ class KindFacts:
     hits: int
     misses: int
 
+    @property
+    def hit_rate(self) -> float | None:
+        """The share of lookups that were answered; None where there were none."""
+        return self.hits / lookups if (lookups := self.hits + self.misses) else None
+
 
 class Cache:
     """A Redis that holds what can be computed again."""
