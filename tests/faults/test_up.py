@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import redis
-from live_stack import LiveStack, draw_folder, until
+import urllib3
+from live_stack import LiveStack, draw_folder, free_port, free_ports, until
 
 pytestmark = pytest.mark.long
 
@@ -24,18 +27,39 @@ def processes_below(folder: Path) -> list[int]:
     return found
 
 
+def get(url: str) -> bytes:
+    try:
+        return bytes(urllib3.request("GET", url, retries=False, timeout=10).data)
+    except urllib3.exceptions.HTTPError:
+        return b""
+
+
 def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing_running(
     stack: LiveStack,
 ) -> None:
+    """With --web it serves beside the workers, each of which serves its metrics."""
     good = draw_folder(stack.products, 24)
     poison = good[10]
     stack.kill_redis()  # `up` brings its own, here on a socket
     url = f"unix://{stack.folder}/run/r.sock?db=1"
     stack.environment["REDIS_URL"] = url
     switches = {"IMGREC_FAILPOINT": f"image:{poison}", "SHARD_MAX_ATTEMPTS": "1"}
+    port, metrics = free_port(), free_ports(3)
+    stack.environment["METRICS_PORT"] = str(metrics)
+    command = ("up", "--detach", "--web", "--port", str(port))
+    with socket.create_server(("127.0.0.1", port)):
+        refused = stack.imgrec(*command)
+    assert refused.returncode == 2
+    assert f"Start failed: Cannot listen on 127.0.0.1:{port}" in refused.stderr
+    assert not processes_below(stack.data)
     try:
-        done = stack.imgrec("up", "--detach", **switches)
+        done = stack.imgrec(*command, **switches)
         assert done.returncode == 0, done.stderr
+        assert get(f"http://127.0.0.1:{port}/healthz") == b'{"status":"ok"}'
+        assert json.loads(get(f"http://127.0.0.1:{port}/readyz"))["missing"] == ["index"]
+        for number in range(3):
+            address = f"http://127.0.0.1:{metrics + number}/metrics"
+            until(lambda a=address: b"imgrec_worker_" in get(a), "a worker serves metrics", 60)
         second = stack.imgrec("up", "--detach")
         assert second.returncode == 2
         assert "is already running" in second.stderr
@@ -51,6 +75,7 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
         stopped = stack.imgrec("down")
     assert stopped.returncode == 0, stopped.stderr
     until(lambda: not processes_below(stack.data), "nothing is left running", 10)
+    assert get(f"http://127.0.0.1:{port}/healthz") == b""
     with pytest.raises(redis.ConnectionError):
         redis.Redis.from_url(url).ping()
 
