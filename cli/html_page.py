@@ -14,7 +14,7 @@ from cli.progress import work_bar
 from cli.query_client import PendingQuery
 from cli.wiring import Wiring
 from pipeline.atomic_files import write_atomic
-from pipeline.errors import ImgrecError, quote
+from pipeline.errors import ImgrecError
 from workers.routes import PICTURES
 
 IMAGES_AT_ONCE = 100  # that a worker makes small for one message
@@ -45,14 +45,14 @@ class PageFile(click.Path):
         file = Path(os.fsdecode(super().convert(value, param, ctx)))
         try:
             if file.exists() and not file.is_file():
-                self.fail(f"{quote(str(file))} is not a regular file.", param, ctx)
+                self.fail(f"'{file}' is not a regular file.", param, ctx)
             folder = next(each for each in file.absolute().parents if each.exists())
         except OSError as error:  # e.g. a name that is too long
-            self.fail(f"{quote(str(file))} cannot be written: {error.strerror}.", param, ctx)
+            self.fail(f"'{file}' cannot be written: {error.strerror}.", param, ctx)
         if not folder.is_dir():
-            self.fail(f"{quote(str(folder))} is not a folder.", param, ctx)
+            self.fail(f"'{folder}' is not a folder.", param, ctx)
         if not os.access(folder, os.W_OK | os.X_OK):
-            self.fail(f"The folder {quote(str(folder))} cannot be written to.", param, ctx)
+            self.fail(f"The folder '{folder}' cannot be written to.", param, ctx)
         return file
 
 
@@ -72,9 +72,7 @@ def write_html(file: Path, title: str, body: str, style: str = STYLE) -> None:
     try:
         write_atomic(file, page.encode())
     except OSError as error:
-        raise ImgrecError(
-            f"The page {quote(str(file))} cannot be written: {error.strerror}."
-        ) from error
+        raise ImgrecError(f"The page '{file}' cannot be written: {error.strerror}.") from error
     echo_err(f"Wrote {file}.")
 
 

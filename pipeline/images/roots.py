@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import WrongUse, quote
+from pipeline.errors import WrongUse
 from pipeline.images.fetched import FetchedImages, feed_name, fetched_store
 from pipeline.images.source import ImageFolder, ImageReader, ImageSource
 from pipeline.settings import Settings
@@ -48,9 +48,7 @@ def _require_utf8(folder: Path) -> None:
     try:
         str(folder).encode()
     except UnicodeEncodeError:
-        raise WrongUse(
-            f"The name of the folder {quote(str(folder))} is not UTF-8: rename it."
-        ) from None
+        raise WrongUse(f"The name of the folder '{folder}' is not UTF-8: rename it.") from None
 
 
 def open_source(root: str | Path | Address, settings: Settings) -> ImageSource:

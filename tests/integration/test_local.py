@@ -177,7 +177,7 @@ def test_the_shell_answers_lines_in_old_and_new_spelling_and_no_line_ends_it(
         "query after the end",
     ]
     done = laptop.imgrec("serve", "--local", typed="\n".join(lines) + "\n")
-    assert done.returncode == 0
+    assert done.returncode == 1  # as lines failed
     assert done.stdout.count("Matches in index v0001") == 2
     assert "Category: mug" in done.stdout
     assert "published" in done.stdout
