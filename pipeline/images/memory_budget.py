@@ -76,7 +76,7 @@ def format_bytes(size: int) -> str:
 class MemoryBudget:
     """Memory for images: a thread waits until what its image may need is free.
 
-    Without limit until `narrow` is called: what the models leave is known once they are loaded.
+    Without limit until `set_limit` is called: what the models leave is known once they are loaded.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class MemoryBudget:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold all budget, once no other thread holds any; this thread may still `take`."""
+        """Hold all budget, once no other thread holds any; this thread may still `reserve`."""
         with self._changed:
             self._changed.wait_for(lambda: self._taken == 0 and self._alone is None)
             self._alone = threading.get_ident()

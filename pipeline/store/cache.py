@@ -162,10 +162,10 @@ class Cache:
                 pipe.memory_usage(key)
                 pipe.pttl(key)
             answers = pipe.execute()
-            for idle_s, left_ms in zip(answers[::2], answers[1::2], strict=True):
-                if idle_s is None:
+            for n_bytes, left_ms in zip(answers[::2], answers[1::2], strict=True):
+                if n_bytes is None:
                     continue  # gone meanwhile
-                count, size = count + 1, size + int(idle_s)
+                count, size = count + 1, size + int(n_bytes)
                 ages.append(max(0.0, self._ttl_s[kind] - max(0, left_ms) / 1000))
         hits, misses = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
         oldest, newest = max(ages, default=None), min(ages, default=None)
