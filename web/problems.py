@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline import errors
 from pipeline.errors import ImgrecError, first_invalid, quote
+from pipeline.names import printable
 from pipeline.urls import without_password
 from workers.query_messages import RemoteError
 
@@ -66,7 +67,7 @@ def problem_response(
         "type": f"urn:imgrec:problem:{kind}",
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": detail,
+        "detail": printable(detail),  # it may quote a lone surrogate, which UTF-8 cannot write
     }
     headers = dict(headers or {})
     if status == 503:

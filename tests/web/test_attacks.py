@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import struct
 import time
@@ -339,6 +340,35 @@ def test_a_body_that_makes_no_sense_is_a_sentence(
 ) -> None:
     answer = web.post("/v1/search", body=body, headers={"Content-Type": content_type})
     refused(answer, status)
+
+
+SURROGATE = "\ud800"  # half of a character: JSON may name it, UTF-8 cannot write it
+REQUIRED = {
+    "SearchBody": {"text": "shoe"},
+    "FeedbackBody": {"query_id": "x", "product_id": "y", "action": "like"},
+    "JobBody": {"folder": "x"},
+}
+
+
+def test_half_a_character_is_refused_wherever_a_text_is_taken(web: WebServer) -> None:
+    document = web.get("/openapi.json").json
+    models = set()
+    for path, item in document["paths"].items():
+        content = item.get("post", {}).get("requestBody", {}).get("content", {})
+        if "application/json" not in content:
+            continue
+        text = json.dumps(content["application/json"]["schema"])
+        (model,) = re.findall(r"#/components/schemas/(\w+)", text)
+        models.add(model)
+        required = REQUIRED.get(model, {})
+        bodies: list[dict[str, Any]] = [{**required, SURROGATE: 1}]
+        for name in document["components"]["schemas"][model]["properties"]:
+            for value in (SURROGATE, [SURROGATE], {SURROGATE: 1}, f"price={SURROGATE}"):
+                bodies.append({**required, name: value})
+        for body in bodies:
+            answer = web.post(path.replace("{product_id}", "x"), json=body)
+            refused(answer, 404, 422)
+    assert models >= {*REQUIRED, "ClassifyBody", "ImageBody", "RollbackBody"}
 
 
 # -- images ----------------------------------------------------------------------------------------
