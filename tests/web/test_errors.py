@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,6 +103,32 @@ def test_a_bug_tells_nothing_of_itself(
     assert caplog.text.count("Traceback") == 1
     seen = {key[1:] for key in web.metrics.requests._metrics}
     assert (path, "500") in seen
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_used_is_a_sentence_and_no_bug(
+    served: tuple[HttpClient, Web], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    client, web = served
+    file = web.settings.data_dir / "current"
+    file.touch()
+
+    def fail(*args: Any) -> None:
+        raise OSError(code, os.strerror(code), str(file))
+
+    for name in ("current", "current_name", "is_published"):
+        monkeypatch.setattr(web.resources.versions, name, fail)
+    monkeypatch.setattr("web.health.has_heads", fail)
+    answer = client.get("/v1/index")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.json["type"] == "urn:imgrec:problem:folder-unavailable"
+    assert "DATA_DIR (data) cannot be" in answer.detail
+    assert os.strerror(code) in answer.detail
+    assert str(web.settings.data_dir.parent) not in answer.detail
+    assert "<h1>Not available</h1>" in page(client, "/index", 503)
+    ready = client.get("/readyz")
+    assert ready.status == 503
+    assert {"same_data", "index"} <= set(ready.json["missing"])
 
 
 KINDS = [

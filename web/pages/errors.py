@@ -10,8 +10,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError
 from web.access import Client, find_client
+from web.context import web_of
 from web.pages.view import is_fragment, render
 from web.problems import Refusal, problem_of
 
@@ -27,6 +29,8 @@ def add_handlers(app: FastAPI) -> None:
 
 async def respond(request: Request, error: Exception) -> Response:
     """Answer a request that has raised an error."""
+    if isinstance(error, OSError) and is_unavailable(error):
+        error = explain(error, web_of(request).settings)
     problem = problem_of(request, error)
     if not wants_page(request):
         return problem
