@@ -40,17 +40,16 @@ def versions(request: Request, client: Admin) -> dict[str, Any]:
     responses=problems(400, 404, 408, 409, 413, 415, 422, 503),
 )
 async def rollback(request: Request, body: schemas.RollbackBody, client: Admin) -> dict[str, Any]:
-    """Publish an earlier version again."""
-    old, new = await roll_back(web_of(request), body.version)
-    return {"from": old, "to": new.name}
+    """Publish an earlier version again, as its rebuild made it."""
+    old, new, undone = await roll_back(web_of(request), body.version)
+    return {"from": old, "to": new.name, "undone": undone}
 
 
-async def roll_back(web: Web, version: str | None) -> tuple[str | None, Version]:
-    """Publish another version, by default the one before; return the name of the old and the new.
+async def roll_back(web: Web, version: str | None) -> tuple[str | None, Version, int]:
+    """Publish another version, by default the one before; see `workers.rollback.roll_back`.
 
     Raises:
         SettingsDiffer: query workers have another data folder. ImgrecError: it cannot be published.
     """
     await web.agreement.require_of_running((QUERY,), "data")
-    old, new, _ = await asyncio.to_thread(rollbacks.roll_back, web.resources, version)
-    return old, new
+    return await asyncio.to_thread(rollbacks.roll_back, web.resources, version)

@@ -291,6 +291,10 @@ class RollbackBody(Body):
 class RollbackAnswer(BaseModel):
     from_: str | None = Field(alias="from")
     to: str
+    undone: int = Field(
+        description="Images added or removed since the rebuild of that version: these changes are "
+        "undone."
+    )
 
 
 class Health(BaseModel):

@@ -46,7 +46,7 @@ def test_versions_are_shown_compared_and_rolled_back(here: Resources, tmp_path: 
         changes = client.get("/v1/index/changes?from=v0001&to=v0002").json
         assert changes["added"] == {"total": 1, "paths": ["new.png"]}
         answer = client.post("/v1/index/rollback", json={})
-        assert answer.json == {"from": "v0002", "to": "v0001"}
+        assert answer.json == {"from": "v0002", "to": "v0001", "undone": 0}
         assert client.get("/v1/index").json["version"] == "v0001"
     assert not list((tmp_path / "web").rglob("index.bin"))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from live_stack import LiveStack, draw_product, until
@@ -89,6 +91,39 @@ def test_one_image_of_several_is_removed(web: WebServer, tmp_path: Path) -> None
     missing = delete(web, "/v1/products/pair/images?filename=nothing.jpg")
     assert "has no image 'nothing.jpg'" in missing.detail
     assert delete(web, "/v1/products/pair/images").status == 422
+
+
+def test_a_rollback_tells_how_many_changes_it_undoes(
+    web: WebServer, stack: LiveStack, keys: dict[str, str], tmp_path: Path
+) -> None:
+    draw_product(stack.products / "rolled.jpg", 7010)
+    stack.rebuild()
+    draw_product(stack.products / "rolled.jpg", 7011)
+    stack.rebuild()
+    admin = {"Authorization": f"Bearer {keys['admin']}"}
+    cookie = {"Cookie": f"imgrec_key={keys['admin']}"}
+    names = [
+        each["version"] for each in web.get("/v1/index/versions", headers=admin).json["versions"]
+    ]
+
+    added(web, "undone", drawn(tmp_path, 7012))
+    page = web.get("/index", key="", headers=cookie).body.decode()
+    assert "This undoes 1 change:" in page
+    added(web, "undone", drawn(tmp_path, 7013))
+    page = web.get("/index", key="", headers=cookie).body.decode()
+    assert "This undoes 2 changes:" in page
+    answer = web.post("/v1/index/rollback", json={}, headers=admin)
+    assert answer.json == {"from": names[-1], "to": names[-2], "undone": 2}
+
+    added(web, "undone", drawn(tmp_path, 7012))
+    token = re.search(r'name="csrf-token" content="(\w+)"', page)
+    assert token is not None
+    form = urlencode({"version": names[-1], "csrf_token": token[1]})
+    headers = {**cookie, "Content-Type": "application/x-www-form-urlencoded"}
+    answer = web.post("/index/rollback", body=form, key="", headers=headers)
+    assert (answer.status, answer.headers["Location"]) == (303, "/index?undone=1")
+    page = web.get("/index?undone=1", key="", headers=cookie).body.decode()
+    assert "Undone: 1 change of images" in page
 
 
 def test_only_the_scope_of_the_catalogue_may_change_it(

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pipeline.classify.head_store import list_heads
-from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.errors import DatabaseFailed, ImgrecError, ServerUnavailable
 from pipeline.index.changes import changes
+from pipeline.index.live_changes import later_changes
 from pipeline.index.version_object import version_object
 from pipeline.store.heartbeat import READY, read_heartbeats
 from web.access import Client
@@ -50,11 +51,13 @@ async def _index_page(
             difference = await asyncio.to_thread(_difference, web, old, new)
         except ImgrecError as problem:
             _, difference_error = sentence_of(problem)
+    undone = request.query_params.get("undone", "")
     return render(
         request,
         "index.html",
         client,
         status,
+        undone=int(undone) if undone.isdecimal() and len(undone) < 10 else 0,
         versions=versions,
         current=current,
         old=old,
@@ -68,10 +71,21 @@ async def _index_page(
 
 
 def _versions(web: Web) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the versions, newest first, and the published one's name."""
+    """Return the versions, newest first, and the published one's name.
+
+    `undoes` of a version: how many images were added or removed since its rebuild.
+    """
     store = web.resources.versions
     current = store.current_name()
-    return [version_object(each, current) for each in reversed(store.versions())], current
+    try:
+        images = web.resources.live_changes.all().images
+    except (ServerUnavailable, DatabaseFailed):
+        images = ()  # the versions can be shown without the database; a rollback says so
+    rows = [
+        {**version_object(each, current), "undoes": sum(map(later_changes(each), images))}
+        for each in reversed(store.versions())
+    ]
+    return rows, current
 
 
 def _difference(web: Web, old: str, new: str) -> list[tuple[str, int, list[str]]]:
@@ -90,11 +104,11 @@ async def rollback(request: Request, client: AdminVisitor) -> Response:
     """Publish another version, and show the versions."""
     texts, _ = await fields(request)
     try:
-        await roll_back(web_of(request), texts.get("version") or None)
+        _, _, undone = await roll_back(web_of(request), texts.get("version") or None)
     except ImgrecError as problem:
         status, error = sentence_of(problem)
         return await _index_page(request, client, error, status)
-    return RedirectResponse("/index", 303)
+    return RedirectResponse(f"/index?undone={undone}" if undone else "/index", 303)
 
 
 @dataclass(frozen=True)
