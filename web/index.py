@@ -18,6 +18,8 @@ from workers.routes import QUERY
 
 router = APIRouter(prefix="/v1/index")
 
+NO_FIELDS = schemas.RollbackBody(version=None)
+
 
 @router.get("", response_model=schemas.Version, responses=problems(503))
 def current(request: Request, client: Searcher) -> dict[str, Any]:
@@ -39,7 +41,9 @@ def versions(request: Request, client: Admin) -> dict[str, Any]:
     response_model=schemas.RollbackAnswer,
     responses=problems(400, 404, 408, 409, 413, 415, 422, 503),
 )
-async def rollback(request: Request, body: schemas.RollbackBody, client: Admin) -> dict[str, Any]:
+async def rollback(
+    request: Request, client: Admin, body: schemas.RollbackBody = NO_FIELDS
+) -> dict[str, Any]:
     """Publish an earlier version again, as its rebuild made it."""
     old, new, undone = await roll_back(web_of(request), body.version)
     return {"from": old, "to": new.name, "undone": undone}

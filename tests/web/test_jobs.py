@@ -236,10 +236,12 @@ def test_a_rollback_publishes_the_version_before(web: WebServer) -> None:
     before = web.get("/v1/index/versions").json
     names = [version["version"] for version in before["versions"]]
     assert before["current"] == names[-1]
-    answer = web.post("/v1/index/rollback", json={})
+    answer = web.post("/v1/index/rollback")
     assert (answer.status, answer.json) == (200, {"from": names[-1], "to": names[-2], "undone": 0})
     back = web.post("/v1/index/rollback", json={"version": names[-1]})
     assert back.json == {"from": names[-2], "to": names[-1], "undone": 0}
+    assert web.post("/v1/index/rollback", json={}).json["to"] == names[-2]
+    assert web.post("/v1/index/rollback", json={"version": names[-1]}).status == 200
     assert web.post("/v1/index/rollback", json={"version": "v9999"}).status == 404
     old = web.search(text="shoe", index_version=names[-2], limit=2)
     assert (old.status, old.json["index_version"]) == (200, names[-2])
