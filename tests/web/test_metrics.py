@@ -25,6 +25,8 @@ def samples(text: str) -> dict[str, dict[tuple[str, ...], float]]:
 
 def test_a_scrape_says_what_there_is(web: WebServer, stack: LiveStack) -> None:
     assert web.search(text="shoe", limit=2).status == 200
+    assert web.send("DELETE", "/v1/products/nothing").status == 404
+    assert web.send("INVENTED", "/v1/jobs").status == 405
     answer = web.get("/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/plain")
@@ -40,6 +42,8 @@ def test_a_scrape_says_what_there_is(web: WebServer, stack: LiveStack) -> None:
     assert values["imgrec_query_seconds_count"][("imgrec.query_image",)] == 1
     requests = values["imgrec_http_request_seconds_count"]
     assert requests[("POST", "/v1/search", "200")] == 1
+    assert requests[("DELETE", "/v1/products/{product_id}", "404")] == 1
+    assert requests[("other", "/v1/jobs", "405")] == 1
 
 
 def test_the_age_of_a_message_that_nobody_takes_grows(web: WebServer, stack: LiveStack) -> None:
