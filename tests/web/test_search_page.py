@@ -1,0 +1,28 @@
+"""The search page without a browser: what its forms mean, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from web_stand import HttpClient, serve_here
+
+from pipeline.settings import Settings
+from web.context import Web
+from workers.dispatch import CeleryDispatcher
+from workers.resources import Resources
+
+
+@pytest.fixture
+def served(settings: Settings) -> Iterator[tuple[HttpClient, Web]]:
+    settings.data_dir.mkdir()
+    with serve_here(Resources(settings, CeleryDispatcher(settings.redis_url))) as served:
+        yield served
+
+
+def test_without_product_data_the_page_names_the_command_that_imports_it(
+    served: tuple[HttpClient, Web],
+) -> None:
+    answer = served[0].get("/")
+    assert answer.status == 200
+    assert "<code>imgrec import-catalogue FILE</code>" in answer.body.decode()
