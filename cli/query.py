@@ -9,7 +9,6 @@ import click
 
 from cli import query_client
 from cli.classify import show_classes
-from cli.facts import shown_facts
 from cli.html_page import PageFile, thumbnails
 from cli.output import (
     echo,
@@ -28,6 +27,7 @@ from pipeline.errors import NotFound, TimedOut
 from pipeline.images.decode import Limits, decode, encode_jpeg
 from pipeline.images.message_image import message_images
 from pipeline.search.query import Box, Query
+from pipeline.search.shown_facts import shown_facts
 from pipeline.settings import Settings
 from workers.routes import QUERY_IMAGE
 

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cli.facts import shown_facts
 from cli.html_page import STYLE, thumbnail_of, write_html
+from pipeline.search.shown_facts import shown_facts
 
 QUERY_STYLE = """
 .query { display: flex; gap: 1.2rem; align-items: center; margin-bottom: 1.6rem }

@@ -9,6 +9,7 @@ from web_stand import HttpClient, serve_here
 
 from pipeline.settings import Settings
 from web.context import Web
+from web.pages.view import facts_of
 from workers.dispatch import CeleryDispatcher
 from workers.resources import Resources
 
@@ -26,3 +27,18 @@ def test_without_product_data_the_page_names_the_command_that_imports_it(
     answer = served[0].get("/")
     assert answer.status == 200
     assert "<code>imgrec import-catalogue FILE</code>" in answer.body.decode()
+
+
+def test_a_match_shows_what_its_variants_differ_in_and_booleans_as_words() -> None:
+    match = {
+        "product_id": "shirt",
+        "product": {"Title": "Shirt", "size": "S", "price": 9.5, "sale": True, "new": False},
+        "variants": {"size": ["S", "M"], "price": [9.5, 12], "new": [False, True]},
+    }
+    assert facts_of(match) == [
+        ("size", "S, M"),
+        ("price", "9.50 to 12"),
+        ("sale", "yes"),
+        ("new", "no, yes"),
+    ]
+    assert facts_of({"product_id": "shirt"}) == []

@@ -12,6 +12,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.search.shown_facts import shown_facts
 from web.access import Client, csrf_token
 from web.product_urls import product_url
 
@@ -60,9 +61,9 @@ def title_of(match: dict[str, Any]) -> str:
     return str(match["product_id"]).rpartition("/")[2] or str(match["product_id"])
 
 
-def facts_of(match: dict[str, Any]) -> list[tuple[str, Any]]:
+def facts_of(match: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the facts of a product that are not its title."""
-    facts = match.get("product") or {}
+    facts = shown_facts(match)
     return [(name, value) for name, value in facts.items() if name.casefold() not in TITLES]
 
 

@@ -16,7 +16,7 @@ def shown_facts(match: dict[str, Any]) -> dict[str, str]:
 
 def _several(values: list[Any]) -> str:
     numbers = [value for value in values if isinstance(value, int | float)]
-    if len(numbers) == len(values):
+    if len(numbers) == len(values) and not any(isinstance(value, bool) for value in values):
         return f"{_one(min(numbers))} to {_one(max(numbers))}"
     return ", ".join(map(_one, values))
 
