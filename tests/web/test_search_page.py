@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 from web_stand import HttpClient, serve_here
 
+from pipeline.search.product_catalogue import Condition
 from pipeline.settings import Settings
 from web.context import Web
+from web.pages.question import Question
 from web.pages.view import facts_of
 from workers.dispatch import CeleryDispatcher
 from workers.resources import Resources
@@ -42,3 +44,16 @@ def test_a_match_shows_what_its_variants_differ_in_and_booleans_as_words() -> No
         ("new", "no, yes"),
     ]
     assert facts_of({"product_id": "shirt"}) == []
+
+
+@pytest.mark.parametrize("value", ["=L", "<5", ">=2", "!x", '"L"', '"', "a=b", "M"])
+@pytest.mark.parametrize("column", ["size", "a<b", 'in "quotes"'])
+def test_a_filter_means_the_value_that_was_chosen(column: str, value: str) -> None:
+    body = Question.of({"text": "shirt", f"f.{column}": value}).body("local")
+    assert [Condition.parse(text) for text in body.where] == [Condition(column, "=", value)]
+
+
+def test_a_range_keeps_its_bounds() -> None:
+    fields = {"text": "shirt", "min.price": "5", "max.price": "7.5"}
+    conditions = [Condition.parse(text) for text in Question.of(fields).body("local").where]
+    assert conditions == [Condition("price", ">=", "5"), Condition("price", "<=", "7.5")]

@@ -47,7 +47,9 @@ class Filter:
         sign, _ = SIGNS[self.name[: self.name.index(".") + 1]]
         if sign != "=" and read_number(self.value) is None:
             raise WrongUse(f"Invalid bound of {self.column} {quote(self.value)}: enter a number.")
-        return f"{self.column}{sign}{self.value}"
+        # In quotes, as either may contain a sign of its own; a name with quotes cannot be quoted.
+        column = self.column if '"' in self.column else f'"{self.column}"'
+        return f'{column}{sign}"{self.value}"'
 
 
 @dataclass(frozen=True)
