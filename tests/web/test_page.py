@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from browser import new_context, open_browser, open_page, watch
 from live_stack import LiveStack, draw_folder, draw_product, until
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from web_stand import WebServer, start_web
 
 from pipeline.store.database import Database
@@ -358,6 +358,26 @@ def test_a_rebuild_that_nobody_works_on_says_so_and_can_be_cancelled(
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
     finally:
         os.killpg(embed.pid, signal.SIGCONT)
+
+
+def test_a_part_of_a_page_that_takes_long_holds_up_no_other(page: Page) -> None:
+    waiting: list[Route] = []
+    page.route("**/index/workers", lambda route: waiting.append(route))
+    page.goto("/index")
+    page.get_by_text("Count what the cache holds").click()
+    expect(page.get_by_role("region", name="Cached entries")).to_be_visible()
+    waiting[0].continue_()
+    expect(page.get_by_role("heading", name="embed 1")).to_be_visible()
+
+
+def test_a_part_that_is_opened_before_the_script_runs_is_loaded(page: Page) -> None:
+    waiting: list[Route] = []
+    page.route("**/static/page.js", lambda route: waiting.append(route))
+    page.goto("/index", wait_until="commit")
+    page.get_by_text("Count what the cache holds").click()
+    expect(page.get_by_text("Counting; a large cache takes some seconds")).to_be_visible()
+    waiting[0].continue_()
+    expect(page.get_by_role("region", name="Cached entries")).to_be_visible()
 
 
 def test_a_folder_that_cannot_be_used_is_explained_beside_its_field(

@@ -71,10 +71,12 @@ for (const place of document.querySelectorAll("[data-load]")) {
       target.innerHTML = notice("The server does not answer.");
     }
   };
+  // Nothing is awaited here: one part that takes long must not hold up the others.
   if (place.tagName === "DETAILS") {
     place.addEventListener("toggle", () => place.open && load());
+    if (place.open) load(); // opened before this script ran
   } else {
-    await load();
+    load();
     if (place.dataset.every) {
       setInterval(() => document.hidden || load(), 1000 * Number(place.dataset.every));
     }
