@@ -57,3 +57,14 @@ def test_a_range_keeps_its_bounds() -> None:
     fields = {"text": "shirt", "min.price": "5", "max.price": "7.5"}
     conditions = [Condition.parse(text) for text in Question.of(fields).body("local").where]
     assert conditions == [Condition("price", ">=", "5"), Condition("price", "<=", "7.5")]
+
+
+def test_an_empty_image_is_refused_with_its_name(served: tuple[HttpClient, Web]) -> None:
+    client, _ = served
+    answer = client.upload("/results", b"", "shoe.jpg", csrf_token="local")
+    assert answer.status == 422
+    assert "The image &#39;shoe.jpg&#39; cannot be used: the file is empty" in answer.body.decode()
+    # A form sends a field without a name of a file where none was chosen.
+    none_chosen = client.upload("/results", b"", "", csrf_token="local")
+    assert none_chosen.status == 200
+    assert "Find products that look alike" in none_chosen.body.decode()

@@ -46,12 +46,12 @@ async def results(request: Request, client: SearchVisitor) -> Response:
     web = web_of(request)
     texts, image = await fields(request)
     question = Question.of(texts)
-    data, name = b"", "of the request"
-    if image is not None:
+    data, name = None, "of the request"
+    if image is not None and (image.filename or image.size):
         data = await image.read()
         name = f"'{image.filename}'" if image.filename else name
     outcome = await _outcome(web, client, question, texts.get("box", ""), data, name)
-    return _render(request, client, "results.html", question, outcome, uploaded=bool(data))
+    return _render(request, client, "results.html", question, outcome)
 
 
 def _render(
@@ -73,7 +73,7 @@ def _render(
         error=outcome.error,
         page_size=PAGE,
         max_body=int(web.settings.web_max_body),
-        **{"uploaded": False, "facets": [], **context},
+        **{"facets": [], **context},
     )
 
 
@@ -89,17 +89,17 @@ async def _outcome(
     client: Client,
     question: Question,
     box: str = "",
-    data: bytes = b"",
+    data: bytes | None = None,
     name: str = "",
 ) -> Outcome:
-    start = time.perf_counter()
+    start, images = time.perf_counter(), list[bytes]()
     try:
-        if data:
-            data = await verified(web, data, name)
+        if data is not None:
+            images.append(await verified(web, data, name))
         elif not question.has_subject:
             return Outcome()
-        query = question.body(client.name, box if data else "").query(web.settings)
-        return Outcome(await find_matches(web, query, [data] if data else (), start))
+        query = question.body(client.name, box if images else "").query(web.settings)
+        return Outcome(await find_matches(web, query, images, start))
     except ImgrecError as error:
         status, sentence = sentence_of(error)
         return Outcome(error=sentence, status=status)
