@@ -64,6 +64,7 @@ class Web:
             min(int(self.settings.max_image_bytes), int(self.settings.web_max_body)),
         )
         self.planners = ThreadPoolExecutor(PLANNERS, "plan")
+        self.free_planners = asyncio.Semaphore(PLANNERS)
         self.limits = Limits.of(self.settings)
 
     async def ask(

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pipeline.errors import DatabaseFailed, ServerUnavailable, WrongUse
+from pipeline.errors import DatabaseFailed, Overloaded, ServerUnavailable, WrongUse
 from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.rebuild.plan_feed import check_feed, plan_fetch
@@ -24,7 +24,7 @@ from pipeline.store.job import AlreadyRequested, Job, JobRequest, Progress
 from pipeline.store.job_object import job_object, to_object
 from web import schemas
 from web.access import Admin
-from web.context import Web, web_of
+from web.context import PLANNERS, Web, web_of
 from web.responses import problems
 from workers.dispatch import require_names
 from workers.reconcile import advance, queues_of_rebuild
@@ -35,6 +35,7 @@ router = APIRouter(prefix="/v1/jobs")
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+PLANNER_WAIT_S = 10.0  # for a thread that lists a folder to be free
 
 
 def _object(job: Job, progress: Progress) -> dict[str, Any]:
@@ -286,8 +287,16 @@ async def start_plan(web: Web, write_plan: Callable[..., str]) -> str:
         write_plan: calls `created` with the id before it lists a folder.
 
     Raises:
+        Overloaded: no thread is free for it in time.
         ImgrecError: it cannot be planned.
     """
+    try:
+        await asyncio.wait_for(web.free_planners.acquire(), PLANNER_WAIT_S)
+    except TimeoutError:
+        raise Overloaded(
+            f"The web server already lists {PLANNERS} folders for rebuilds: try again when it has "
+            "listed one."
+        ) from None
     loop = asyncio.get_running_loop()
     created: asyncio.Future[str] = loop.create_future()
     resources = web.resources
@@ -306,7 +315,8 @@ async def start_plan(web: Web, write_plan: Callable[..., str]) -> str:
             log.warning("A job could not be planned: %s", error)
             fail(error)
 
-    web.planners.submit(plan)
+    planned = loop.run_in_executor(web.planners, plan)
+    planned.add_done_callback(lambda _: web.free_planners.release())
     return await created
 
 
