@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pipeline.errors import DatabaseFailed, Overloaded, ServerUnavailable, WrongUse
+from pipeline.images.failure import Failure
 from pipeline.images.fetched import feed_name
 from pipeline.rebuild.plan import check_source, plan_rebuild
 from pipeline.rebuild.plan_feed import check_feed, plan_fetch
@@ -34,6 +35,7 @@ router = APIRouter(prefix="/v1/jobs")
 
 log = logging.getLogger(__name__)
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how one begins, by OWASP's "CSV injection"
 POLL_S = 0.5
 PLANNER_WAIT_S = 10.0  # for a thread that lists a folder to be free
 
@@ -201,7 +203,9 @@ def failures(
     rows = jobs.failures(job_id)
     if format == "csv":
         headers = {"Content-Disposition": f'attachment; filename="failures-{job_id}.csv"'}
-        return StreamingResponse(_csv(rows), headers=headers, media_type="text/csv; charset=utf-8")
+        return StreamingResponse(
+            failures_csv(rows), headers=headers, media_type="text/csv; charset=utf-8"
+        )
     shown = [
         {"path": row.path, "stage": row.stage, "reason": row.reason, "warning": row.warning}
         for row in rows[offset : offset + limit]
@@ -209,17 +213,24 @@ def failures(
     return {"job_id": job_id, "total": len(rows), "failures": shown}
 
 
-def _csv(rows: Any) -> Iterator[str]:
+def failures_csv(rows: Iterable[Failure]) -> Iterator[str]:
+    """Yield a table of failures in pieces; no cell begins a formula of a spreadsheet."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(["path", "stage", "reason", "warning"])
     for row in rows:
-        writer.writerow([row.path, row.stage, row.reason, int(row.warning)])
+        texts = map(_cell, (row.path, row.stage, row.reason))
+        writer.writerow([*texts, int(row.warning)])
         if buffer.tell() > 65_536:
             yield buffer.getvalue()
             buffer.seek(0)
             buffer.truncate()
     yield buffer.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Return a text that spreadsheets take for no formula: files are named by strangers, too."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 async def _followed(request: Request, job_id: str, client: Admin) -> AsyncIterator[str]:

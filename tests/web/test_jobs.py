@@ -20,6 +20,9 @@ from feed_server import NETWORK, FeedServer, picture
 from live_stack import LiveStack, draw_product, until
 from web_stand import WebServer, start_web
 
+from pipeline.images.failure import Failure
+from web.jobs import failures_csv
+
 SECRET = "a secret of more than 24 characters"
 
 
@@ -102,7 +105,17 @@ def test_a_rebuild_is_started_watched_and_its_failures_are_listed(web: WebServer
     assert table.headers["Content-Type"].startswith("text/csv")
     assert table.headers["Content-Disposition"].startswith("attachment")
     rows = list(csv.DictReader(io.StringIO(table.body.decode())))
-    assert [row["path"] for row in rows] == ['=cmd,"x".jpg', "broken.jpg"]
+    # No spreadsheet takes the first for a formula.
+    assert [row["path"] for row in rows] == ['\'=cmd,"x".jpg', "broken.jpg"]
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_of_the_failures_is_a_formula(sign: str) -> None:
+    row = Failure(f"{sign}a.jpg", "decode", f"{sign}b")
+    text = "".join(failures_csv([row]))
+    assert list(csv.reader(io.StringIO(text, newline="")))[1:] == [
+        [f"'{sign}a.jpg", "decode", f"'{sign}b", "0"]
+    ]
 
 
 def test_the_same_request_creates_one_job(web: WebServer) -> None:
