@@ -131,6 +131,35 @@ def test_a_folder_that_cannot_be_used_is_a_sentence_and_no_bug(
     assert {"same_data", "index"} <= set(ready.json["missing"])
 
 
+@pytest.mark.parametrize(
+    ("referer", "link"),
+    [
+        ("{url}/jobs/x?offset=50", "/jobs/x?offset=50"),
+        ("", "/"),
+        ("http://evil.example/jobs", "/"),
+        ("{url}//evil.example/", "/"),
+        ("http://[", "/"),
+    ],
+)
+def test_after_a_form_failed_the_page_that_it_is_on_is_tried_again(
+    served: tuple[HttpClient, Web], monkeypatch: pytest.MonkeyPatch, referer: str, link: str
+) -> None:
+    client, web = served
+
+    def fail(job_id: str) -> None:
+        raise errors.ServerUnavailable("The database does not answer.")
+
+    monkeypatch.setattr(web.resources.jobs, "get", fail)
+    body = b"csrf_token=local"
+    headers = {**BROWSER, "Content-Type": "application/x-www-form-urlencoded"}
+    headers["Referer"] = referer.format(url=client.url)
+    answer = client.post("/jobs/x/cancel", body=body, headers=headers)
+    assert answer.status == 503
+    assert f'href="{link}">Try again</a>' in answer.body.decode()
+    text = page(client, "/jobs/x?offset=50", 503)
+    assert 'href="">Try again</a>' in text  # the address itself
+
+
 KINDS = [
     kind
     for kind in vars(errors).values()

@@ -12,9 +12,10 @@ from starlette.exceptions import HTTPException
 
 from pipeline.access import explain, is_unavailable
 from pipeline.errors import ImgrecError
-from web.access import Client, find_client
+from web.access import SAFE, Client, find_client
 from web.context import web_of
 from web.pages.view import is_fragment, render
+from web.pages.visit import address_of_page
 from web.problems import Refusal, problem_of
 
 API = ("/v1", "/openapi.json")
@@ -56,7 +57,8 @@ def wants_page(request: Request) -> bool:
 def error_page(request: Request, client: Client | None, status: int, sentence: str) -> Response:
     """Return an error as a page, or as a part of one."""
     template = "error_panel.html" if is_fragment(request) else "error.html"
-    return render(request, template, client, status, code=status, sentence=sentence)
+    again = address_of_page(request) if request.method not in SAFE else ""  # the address itself
+    return render(request, template, client, status, code=status, sentence=sentence, again=again)
 
 
 async def _visitor(request: Request) -> Client | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
@@ -55,7 +55,9 @@ class PageRoute(APIRoute):
             except LoginNeeded:
                 if is_fragment(request):
                     return Response(status_code=401)
-                return RedirectResponse(f"/login?next={quote(_address(request), safe='')}", 303)
+                return RedirectResponse(
+                    f"/login?next={quote(address_of_page(request), safe='')}", 303
+                )
 
         return handle
 
@@ -152,9 +154,15 @@ def own_address(text: str) -> str:
     return text
 
 
-def _address(request: Request) -> str:
-    """Return where to come back to: the page, not what a form has sent."""
-    if request.method not in SAFE:
+def address_of_page(request: Request) -> str:
+    """Return where to come back to: the page, or after a form was sent, the page that it is on."""
+    if request.method in SAFE:
+        query = request.url.query
+        return f"{request.url.path}?{query}" if query else request.url.path
+    try:
+        page = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
         return "/"
-    query = request.url.query
-    return f"{request.url.path}?{query}" if query else request.url.path
+    if page.netloc != request.headers.get("host"):
+        return "/"
+    return own_address(urlunsplit(("", "", page.path, page.query, "")))
