@@ -18,16 +18,17 @@ from live_stack import LiveStack, draw_product, until
 from PIL import Image
 from web_stand import Answer, WebServer, start_web
 
-from pipeline.store.api_keys import ApiKeys
+from pipeline.store.api_keys import SCOPES, ApiKeys
 from pipeline.store.database import Database
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 @pytest.fixture(scope="module")
 def keys(stack: LiveStack) -> dict[str, str]:
     """One key of each scope, and one that is revoked."""
     created = {
-        scope: stack.answer("keys", "create", scope, "--scope", scope)["key"]
-        for scope in ("search", "feedback", "admin")
+        scope: stack.answer("keys", "create", scope, "--scope", scope)["key"] for scope in SCOPES
     }
     created["revoked"] = stack.answer("keys", "create", "gone", "--scope", "admin")["key"]
     stack.answer("keys", "revoke", "gone")
@@ -49,6 +50,12 @@ def web(stack: LiveStack, keys: dict[str, str]) -> Iterator[WebServer]:
 def photo(tmp_path: Path) -> bytes:
     draw_product(tmp_path / "photo.jpg", 3)
     return (tmp_path / "photo.jpg").read_bytes()
+
+
+def requests_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the method and the path of each request of the OpenAPI document."""
+    paths = document["paths"].items()
+    return [(method.upper(), path) for path, item in paths for method in item]
 
 
 def refused(answer: Answer, *statuses: int) -> str:
@@ -120,24 +127,31 @@ def test_only_a_valid_key_gets_in(web: WebServer, keys: dict[str, str]) -> None:
     assert web.get("/v1/jobs").status == 200
 
 
-ADMIN = [
-    ("GET", "/v1/jobs"),
-    ("POST", "/v1/jobs"),
-    ("GET", "/v1/jobs/x"),
-    ("GET", "/v1/jobs/x/failures"),
-    ("GET", "/v1/jobs/x/events"),
-    ("POST", "/v1/jobs/x/cancel"),
-    ("GET", "/v1/index/versions"),
-    ("POST", "/v1/index/rollback"),
-]
+def documented_scopes() -> dict[tuple[str, str], str]:
+    """Return the scope of each request of the reference."""
+    rows = re.findall(r"^\| `([A-Z]+) (/\S+)` \| (\w+) \|", REFERENCE.read_text(), re.MULTILINE)
+    return {(method, path): scope for method, path, scope in rows}
 
 
 def test_no_scope_reaches_beyond_itself(web: WebServer, keys: dict[str, str]) -> None:
-    for method, path in ADMIN:
-        for scope in ("search", "feedback"):
-            body = {"json": {"folder": "/"}} if method == "POST" else {}
-            detail = refused(web.send(method, path, key=keys[scope], **body), 403)
-            assert "needs 'admin'" in detail
+    document = web.get("/openapi.json").json
+    needed = documented_scopes()
+    names = {(method, re.sub(r"{\w+}", "{id}", path)) for method, path in requests_of(document)}
+    assert needed.keys() == names
+    for (method, path), needs in needed.items():
+        if needs == "none":
+            continue
+        for scope in SCOPES:
+            # A field that there is not: what is allowed must not do anything.
+            body = {"json": {"nonsense": 1}} if method == "POST" else {}
+            answer = web.send(method, path.replace("{id}", "x"), key=keys[scope], **body)
+            if SCOPES.index(scope) < SCOPES.index(needs):
+                assert f"needs '{needs}'" in refused(answer, 403)
+            else:
+                assert answer.status in (200, 404, 422), (method, path, scope, answer.body)
+
+
+def test_feedback_needs_its_own_scope(web: WebServer, keys: dict[str, str]) -> None:
     body = {"query_id": "x", "product_id": "y", "action": "like"}
     refused(web.post("/v1/feedback", json=body, key=keys["search"]), 403)
     refused(web.post("/v1/feedback", json=body, key=keys["feedback"]), 404)
@@ -146,13 +160,13 @@ def test_no_scope_reaches_beyond_itself(web: WebServer, keys: dict[str, str]) ->
 def test_every_documented_request_needs_a_key(web: WebServer) -> None:
     public = {"/healthz", "/readyz"}
     document = web.get("/openapi.json", key="").json
-    requests = [(method, path) for path, item in document["paths"].items() for method in item]
+    requests = requests_of(document)
     assert len(requests) > 12
     for method, path in requests:
         if path in public:
             continue
         path = re.sub(r"{\w+}", "x", path)
-        refused(web.send(method.upper(), path, key="", json={}), 401)
+        refused(web.send(method, path, key="", json={}), 401)
 
 
 def test_a_revoked_key_is_refused_from_then_on(web: WebServer, stack: LiveStack) -> None:
