@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.names import MAX_PRODUCT_ID
 from pipeline.search.query import MAX_OFFSET, Query
 from pipeline.settings import Settings
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")  # PostgreSQL cannot store one
+    return text
+
 
 MAX_TEXT = 1000
 MAX_ID = MAX_PRODUCT_ID
@@ -182,10 +189,10 @@ class Classes(BaseModel):
 
 
 class FeedbackBody(Body):
-    query_id: str = Field(min_length=1, max_length=100)
+    query_id: Annotated[str, AfterValidator(_no_nul)] = Field(min_length=1, max_length=100)
     product_id: ProductId
     action: Literal["like", "dislike", "click", "purchase"]
-    user: Text = ""
+    user: Annotated[Text, AfterValidator(_no_nul)] = ""
 
 
 class FeedbackAnswer(BaseModel):

@@ -190,6 +190,9 @@ def test_feedback_is_recorded_for_the_rank_that_was_shown(web: WebServer) -> Non
     answer = web.post("/v1/feedback", json={**body, "action": "like", "user": "ann"})
     assert (answer.status, answer.json["rank"]) == (201, 6)
     assert web.post("/v1/feedback", json={**body, "action": "hate"}).status == 422
+    for nul in ({"user": "a\0b"}, {"query_id": "a\0b"}):
+        refused = web.post("/v1/feedback", json={**body, "action": "like", **nul})
+        assert (refused.status, "must not contain a NUL" in refused.detail) == (422, True)
     other = {**body, "product_id": "nothing", "action": "like"}
     assert web.post("/v1/feedback", json=other).status == 422
 
