@@ -68,3 +68,9 @@ def test_an_empty_image_is_refused_with_its_name(served: tuple[HttpClient, Web])
     none_chosen = client.upload("/results", b"", "", csrf_token="local")
     assert none_chosen.status == 200
     assert "Find products that look alike" in none_chosen.body.decode()
+
+
+def test_a_sentence_on_the_page_holds_no_control_character(served: tuple[HttpClient, Web]) -> None:
+    answer = served[0].get("/?text=shoe&min.price=%00%E2%80%AE1")
+    assert answer.status == 422
+    assert r"price &#39;\x00\u202e1&#39;: enter a number" in answer.body.decode()

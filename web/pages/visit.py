@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import UploadFile
 
 from pipeline.errors import ImgrecError
+from pipeline.names import printable
 from web.access import (
     CSRF_FIELD,
     CSRF_HEADER,
@@ -39,7 +40,7 @@ class LoginNeeded(Exception):
 def sentence_of(error: ImgrecError, values: str = "") -> tuple[int, str]:
     """Return the status and the sentence of an error; see `problems.describe`."""
     status, _, sentence = describe(error, values)
-    return status, sentence
+    return status, printable(sentence)
 
 
 class PageRoute(APIRoute):
