@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from web_stand import HttpClient, serve_here
 
+from pipeline.errors import DatabaseFailed
 from pipeline.search.product_catalogue import Condition
 from pipeline.settings import Settings
 from web.context import Web
@@ -74,3 +75,17 @@ def test_a_sentence_on_the_page_holds_no_control_character(served: tuple[HttpCli
     answer = served[0].get("/?text=shoe&min.price=%00%E2%80%AE1")
     assert answer.status == 422
     assert r"price &#39;\x00\u202e1&#39;: enter a number" in answer.body.decode()
+
+
+def test_the_page_searches_while_the_database_refuses_to_tell_what_can_be_filtered_by(
+    served: tuple[HttpClient, Web], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, web = served
+
+    def fail() -> None:
+        raise DatabaseFailed("The database has no room.")
+
+    monkeypatch.setattr(web.resources.facets, "get", fail)
+    answer = client.get("/")
+    assert answer.status == 200
+    assert "Find products that look alike" in answer.body.decode()

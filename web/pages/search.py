@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from pipeline.errors import ImgrecError, ServerUnavailable
+from pipeline.errors import DatabaseFailed, ImgrecError, ServerUnavailable
 from pipeline.search.facets import Facet
 from web.access import Client
 from web.context import Web, web_of
@@ -80,8 +80,8 @@ def _render(
 async def _facets(web: Web) -> list[Facet]:
     try:
         return await asyncio.to_thread(web.resources.facets.get)
-    except ServerUnavailable:
-        return []  # the search itself says so
+    except (ServerUnavailable, DatabaseFailed):
+        return []  # a search needs no database, but for its filters
 
 
 async def _outcome(
