@@ -39,6 +39,12 @@ STATUS: dict[type[BaseException], int] = {
 # that of an SQLite file.
 SERVER_PATH = re.compile(r"(?:(?<![\w/:.])|(?<=sqlite:///))(?:/[^\s/'\",;:()]+){2,}/?")
 
+# Parts of the place of an invalid value that no client knows: where a request holds it, and which
+# of several types pydantic has tried.
+NO_NAME = re.compile(
+    r"body|query|path|header|constrained-str|str|int|float|\[key\]|(list|tuple|literal)\[.*\]"
+)
+
 
 class Problem(BaseModel):
     """Problem details, RFC 9457."""
@@ -122,7 +128,7 @@ def invalid_sentence(error: ValidationError | RequestValidationError) -> str:
     path, reason, value = (
         first_invalid(first) if isinstance(error, ValidationError) else _first(error)
     )
-    name = ".".join(str(part) for part in path if part not in ("body", "query", "path", "header"))
+    name = ".".join(str(part) for part in path if not NO_NAME.fullmatch(str(part)))
     shown = f" {quote(value)}" if isinstance(value, str | int | float | bool) else ""
     return f"Invalid {name or 'request'}{shown}: {reason}."
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from web_stand import HttpClient, serve_here
 
 from pipeline import errors
@@ -15,7 +17,8 @@ from pipeline.settings import Settings
 from pipeline.store.api_keys import ApiKeys
 from pipeline.store.database import Database
 from web.context import Web
-from web.problems import describe, public_sentence
+from web.problems import describe, invalid_sentence, public_sentence
+from web.schemas import SearchBody
 from workers.dispatch import CeleryDispatcher
 from workers.resources import Resources
 
@@ -158,6 +161,30 @@ def test_after_a_form_failed_the_page_that_it_is_on_is_tried_again(
     assert f'href="{link}">Try again</a>' in answer.body.decode()
     text = page(client, "/jobs/x?offset=50", 503)
     assert 'href="">Try again</a>' in text  # the address itself
+
+
+@pytest.mark.parametrize(
+    ("values", "beginning"),
+    [
+        ({"min_score": "x"}, "Invalid min_score 'x': "),
+        ({"box": "x"}, "Invalid box 'x': "),
+        ({"box": [0, 0, "x", 1]}, "Invalid box.2 'x': "),
+        ({"image_url": 5}, "Invalid image_url 5: "),
+        ({"image_base64": [5]}, "Invalid image_base64"),
+        ({"products": {"": 1}}, "Invalid products. '': "),
+        ({"products": {"shoe": "x"}}, "Invalid products.shoe 'x': "),
+        ({"where": ["a=b", 5]}, "Invalid where.1 5: "),
+        ({"colour": "red"}, "Invalid colour 'red': unknown name"),
+    ],
+)
+def test_an_invalid_value_is_named_as_the_client_knows_it(
+    values: dict[str, Any], beginning: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        SearchBody.model_validate(values)
+    sentence = invalid_sentence(caught.value)
+    assert sentence.startswith(beginning)
+    assert not re.search(r"\[|constrained", sentence)
 
 
 KINDS = [
