@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.feeds.columns import Type, Value
+from pipeline.feeds.columns import Type, Value, text_of
 from pipeline.search.product_catalogue import Catalogue
 
 MAX_CHOICES = 50  # of a column whose values are listed
@@ -57,6 +57,6 @@ def columns(catalogue: Catalogue) -> list[dict[str, Any]]:
             )
             continue
         few = len(count) <= MAX_CHOICES
-        choices = [str(value) for value, _ in count.most_common()] if few else None
+        choices = [text_of(value) for value, _ in count.most_common()] if few else None
         described.append({"name": name, "kind": "text", "values": choices})
     return described

@@ -23,6 +23,14 @@ def test_choices_are_told_apart_without_regard_to_case_as_filters_do() -> None:
     assert columns == [Facet("color", choices=("blue", "Red"))]
 
 
+def test_choices_are_written_as_a_file_has_them() -> None:
+    columns = of({"sale": True, "size": 38.5}, {"sale": False, "size": "XL"})
+    assert columns == [
+        Facet("sale", choices=("false", "true")),
+        Facet("size", choices=("38.5", "XL")),
+    ]
+
+
 def test_a_column_of_many_texts_or_of_one_value_is_no_filter() -> None:
     rows = [{"title": f"Title {n}", "shop": "mine"} for n in range(MAX_CHOICES + 1)]
     assert of(*rows) == []
