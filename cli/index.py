@@ -105,7 +105,7 @@ def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
     if undone:
         echo_err(f"Undone: {counted(undone, 'change')} of 'imgrec add' and 'imgrec remove'.")
     if as_json:
-        print_json({"from": old, "to": new.name})
+        print_json({"from": old, "to": new.name, "undone": undone})
     else:
         place = old or "an unreadable pointer"
         echo_err(f"Published {new.name} in place of {place}. New queries use it.")

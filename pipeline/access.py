@@ -181,7 +181,7 @@ def _denied(path: Path, name: str, folder: Path, reason: str) -> str:
 def _missing_right(path: Path) -> tuple[Path, str, str]:
     """Find what stands in the way: (where, the right that is missing there, read or write)."""
     for parent in reversed(path.parents):
-        if not _may(parent, os.X_OK):
+        if parent.exists() and not _may(parent, os.X_OK):
             return parent, "enter the folder", "read"
     while not path.exists() and path != path.parent:
         path = path.parent

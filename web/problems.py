@@ -39,6 +39,21 @@ STATUS: dict[type[BaseException], int] = {
 # that of an SQLite file.
 SERVER_PATH = re.compile(r"(?:(?<![\w/:.])|(?<=sqlite:///))(?:/[^\s/'\",;:()]+){2,}/?")
 
+# Options of 'imgrec query' in sentences about a query, by the names that HTTP has for them.
+FIELDS = {
+    "exclude-text": "not",
+    "product": "products",
+    "top-k": "limit",
+    "min-score": "min_score",
+    "demote-disliked": "demote_disliked",
+    "diversity": "diverse",
+    "index-version": "index_version",
+    **{name: name for name in ("text", "where", "user", "box", "sort", "offset", "weight")},
+    "collapse": "collapse",
+}
+OPTION = re.compile(rf"(?<!\S)--({'|'.join(FIELDS)})(?![\w-])")
+COMMAND = re.compile(r"('imgrec [^']*')")
+
 # Parts of the place of an invalid value that no client knows: where a request holds it, and which
 # of several types pydantic has tried.
 NO_NAME = re.compile(
@@ -113,7 +128,14 @@ def describe(error: ImgrecError, request_values: str = "") -> tuple[int, str, st
 
 
 def public_sentence(sentence: str, request_values: str = "") -> str:
-    """Return a sentence without this server's paths: of each, the last part stays."""
+    """Return a sentence as a client of HTTP reads it.
+
+    It names fields of a query in place of the command line's options, and of this server's paths
+    the last part alone.
+    """
+    parts = COMMAND.split(sentence)  # every second part is a command of ours
+    parts[::2] = [OPTION.sub(lambda match: f"'{FIELDS[match[1]]}'", part) for part in parts[::2]]
+    sentence = "".join(parts)
 
     def hide(match: re.Match[str]) -> str:
         path = match[0]

@@ -10,7 +10,7 @@ from pipeline.feeds.columns import Type, Value, text_of
 from pipeline.search.product_catalogue import Catalogue
 
 MAX_CHOICES = 50  # of a column whose values are listed
-SIGNS = frozenset("<>=!")  # no condition can name a column with one of them
+SIGNS = frozenset("<>=!")  # of a condition: a column with one of them is named in quotes
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ def facets(catalogue: Catalogue) -> list[Facet]:
     """Return the columns that tell products apart, by name; choices without regard to case."""
     usable = []
     for column in columns(catalogue):
-        if SIGNS & set(column["name"]):
-            continue
+        if '"' in column["name"] and SIGNS & set(column["name"]):
+            continue  # no condition can name it
         if column["kind"] == "number":
             if column["min"] < column["max"]:
                 usable.append(Facet(column["name"], column["min"], column["max"]))

@@ -77,7 +77,7 @@ def test_versions_are_listed_described_and_rolled_back(
     listing = answer(run, here, "index", "list")
     assert [each["version"] for each in listing["versions"]] == ["v0001", "v0002"]
     assert listing["current"] == "v0002"
-    assert answer(run, here, "index", "rollback") == {"from": "v0002", "to": "v0001"}
+    assert answer(run, here, "index", "rollback") == {"from": "v0002", "to": "v0001", "undone": 0}
     assert not list((tmp_path / "host").rglob("index.bin"))  # nothing was fetched for that
     assert answer(run, elsewhere(inline_worker, tmp_path), "index", "info")["images"] == 20
 

@@ -82,13 +82,21 @@ def test_info_reads_every_file_against_its_digest(two: InlineWorker, imgrec: Run
 def test_a_rollback_names_both_versions_and_can_mend_a_broken_pointer(
     two: InlineWorker, imgrec: Run
 ) -> None:
-    assert imgrec("index", "rollback", "--json").object == {"from": "v0002", "to": "v0001"}
+    assert imgrec("index", "rollback", "--json").object == {
+        "from": "v0002",
+        "to": "v0001",
+        "undone": 0,
+    }
     assert "Published v0002 in place of v0001" in imgrec("index", "rollback", "v0002").err
     (two.toy.settings.index_dir / "CURRENT").write_text("nonsense")
     done = imgrec("index", "rollback")
     assert done.code == 1
     assert "imgrec index rollback VERSION" in done.err
-    assert imgrec("index", "rollback", "v0001", "--json").object == {"from": None, "to": "v0001"}
+    assert imgrec("index", "rollback", "v0001", "--json").object == {
+        "from": None,
+        "to": "v0001",
+        "undone": 0,
+    }
     assert imgrec("index", "info").code == 0
 
 

@@ -176,7 +176,7 @@ def test_hosts_that_share_a_store_rebuild_search_classify_and_roll_back(
         return str(asked["index_version"])
 
     until(lambda: served() == "v0002", "the new version answers")
-    assert two.answer("index", "rollback") == {"from": "v0002", "to": "v0001"}
+    assert two.answer("index", "rollback") == {"from": "v0002", "to": "v0001", "undone": 0}
     until(lambda: served() == "v0001", "the version before answers again")
 
     # The store goes away for 20 s: queries go on, a rebuild waits.

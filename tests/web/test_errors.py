@@ -216,9 +216,15 @@ def test_every_error_has_the_status_of_its_exit_code(kind: type[errors.ImgrecErr
         ("See http://cdn.example/a/b/c.jpg.", "See http://cdn.example/a/b/c.jpg."),
         ("The product kind0/a/b is unknown.", "The product kind0/a/b is unknown."),
         ("postgresql://me:pw@db/shop", "postgresql://me:***@db/shop"),
+        ("Name an image, or query with --text.", "Name an image, or query with 'text'."),
+        ("--min-score auto: not with --exclude-text", "'min_score' auto: not with 'not'"),
+        ("'imgrec query --text hat' and --full", "'imgrec query --text hat' and --full"),
+        ("a--text, --texts, '--text'", "a--text, --texts, '--text'"),
     ],
 )
-def test_a_sentence_tells_no_path_and_no_password(sentence: str, public: str) -> None:
+def test_a_sentence_is_about_the_request_and_tells_no_path_and_no_password(
+    sentence: str, public: str
+) -> None:
     assert public_sentence(sentence) == public
 
 

@@ -179,7 +179,7 @@ def test_several_images_of_one_product_are_averaged(web: WebServer, stack: LiveS
     assert web.search(image_base64=texts * 5).status == 422
     assert web.search(image_base64=texts, box=[0, 0, 0.5, 1]).status == 422
     off = web.search(files[0], box="auto")
-    assert (off.status, "--box auto needs background removal" in off.detail) == (422, True)
+    assert (off.status, "'box' auto needs background removal" in off.detail) == (422, True)
     unknown = web.search(files[0], collapse="duplicates")
     assert (unknown.status, "run 'imgrec duplicates'" in unknown.detail) == (409, True)
 

@@ -44,6 +44,11 @@ def test_a_text_among_many_numbers_leaves_a_range_and_one_of_two_does_not() -> N
     assert of({"size": 38}, {"size": "XL"}) == [Facet("size", choices=("38", "XL"))]
 
 
+def test_a_column_of_any_name_that_stands_in_quotes_is_a_filter() -> None:
+    columns = of({"a<b": 1, "a=b": 1, '"b"': 1}, {"a<b": 2, "a=b": 2, '"b"': 2})
+    assert columns == [Facet('"b"', 1, 2), Facet("a<b", 1, 2), Facet("a=b", 1, 2)]
+
+
 def test_a_column_that_no_condition_can_name_is_no_filter() -> None:
-    assert of({"a<b": 1, "a=b": 1, "b!": 1}, {"a<b": 2, "a=b": 2, "b!": 2}) == []
+    assert of({'"a"<b': 1}, {'"a"<b': 2}) == []
     assert facets(Catalogue()) == []
