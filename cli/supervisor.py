@@ -19,6 +19,7 @@ from cli import die_with_parent, redis_server
 from cli.web import SERVING
 from pipeline.cgroup import cores
 from pipeline.errors import ImgrecError, WrongUse
+from pipeline.listener import listen
 from pipeline.settings import Settings
 from pipeline.store.database import Database
 from pipeline.store.heartbeat import READY, read_reason
@@ -86,9 +87,12 @@ class Stack:
         """Start everything; Redis first.
 
         Raises:
+            WrongUse: another server listens where the web server shall.
             ServerUnavailable: a foreign Redis does not answer. SetupError: no server binary here.
             SettingsDiffer: workers with another database or folder listen there already.
         """
+        if self.web is not None:
+            listen(*self.web).close()
         if not answers(self.settings.redis_url):
             server = Child("redis", redis_server.command(self.settings), {})
             self._spawn(server)

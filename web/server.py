@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Callable
 from types import FrameType
 
@@ -14,6 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.errors import WrongUse
+from pipeline.listener import listen
 from web.access import is_loopback
 from web.app import create_app
 from web.context import Web
@@ -91,7 +91,7 @@ def serve(
             f"Without an API key only this machine may be served, not {host}: 'imgrec keys create "
             "NAME --scope admin' makes one."
         )
-    listener = _listen(host, port)
+    listener = listen(host, port)
     server = make_server(Web(resources, public=public))
     name = f"[{host}]" if ":" in host else host
     tell(f"http://{name}:{listener.getsockname()[1]}")
@@ -115,20 +115,3 @@ def make_server(web: Web) -> Server:
         lifespan="on",
     )
     return Server(config, web)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise WrongUse(
-            f"Cannot listen on {host}:{port}: {reason}. Choose another with --host and --port."
-        ) from error
-    return listener
