@@ -6,7 +6,7 @@ import gc
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 # Before any import of huggingface_hub: a missing model must fail at once, not after retries.
@@ -15,7 +15,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # each other on a full CPU take many times as long as one thread alone.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
+from demo_catalogue import write_demo_vectors
+from filelock import FileLock
 from inline_worker import InlineWorker
 from preloaded import start_server
 from s3_server import S3Server
@@ -29,6 +32,8 @@ from pipeline.store.database import Database
 
 # Collecting imports a million objects that stay; looking for garbage among them took a fifth of it.
 gc.disable()
+
+Once = Callable[[str, Callable[[Path], object]], Path]  # the fixture `once`
 
 WAITING, LONG = {"faults"}, {"integration", "web"}
 
@@ -74,8 +79,34 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Return what makes a folder that all processes of this run share, at its first use."""
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, unfinished = run / "once" / name, run / "once" / f"{name}.unfinished"
+        with FileLock(run / f"{name}.lock"):
+            if not folder.exists():
+                unfinished.mkdir(parents=True)
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def model(once: Once) -> Path:
+    return once("tiny-clip", make_tiny_clip)
+
+
+@pytest.fixture(scope="session")
+def demo_vectors(once: Once) -> Mapping[str, np.ndarray]:
+    """The vectors of the demo catalogue by the bundled model, by product; backgrounds are kept."""
+    with np.load(once("demo", write_demo_vectors) / "vectors.npz") as vectors:
+        return dict(vectors)
 
 
 @pytest.fixture

@@ -8,13 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.models.bit import BitImageProcessorPil
-from transformers.models.chinese_clip import ChineseCLIPImageProcessorPil
-from transformers.models.clip import CLIPImageProcessorPil
-from transformers.models.convnext import ConvNextImageProcessorPil
-from transformers.models.siglip import SiglipImageProcessorPil
-from transformers.models.siglip2 import Siglip2ImageProcessorPil
-from transformers.models.vit import ViTImageProcessorPil
 
 SIZES = {
     "hidden_size": 32,
@@ -26,7 +19,7 @@ SIZES = {
 VISION = {**SIZES, "image_size": 64, "patch_size": 16}
 TEXT = {**SIZES, "vocab_size": 300, "max_position_embeddings": 32}
 SQUARE = {"height": 64, "width": 64}
-T: Any = transformers
+T: Any = transformers  # it imports what is asked of it, when it is asked
 
 Made = tuple[Any, Any]  # a model, and its image processor
 
@@ -35,14 +28,14 @@ def siglip(folder: Path) -> Made:
     text = {**TEXT, "projection_size": 32}
     config = T.SiglipConfig(text_config=text, vision_config=VISION)
     gemma_tokenizer(folder)
-    return T.SiglipModel(config), SiglipImageProcessorPil(size=SQUARE)
+    return T.SiglipModel(config), T.SiglipImageProcessorPil(size=SQUARE)
 
 
 def siglip2_naflex(folder: Path) -> Made:
     vision = {**SIZES, "patch_size": 16, "num_patches": 16}
     config = T.Siglip2Config(text_config={**TEXT, "projection_size": 32}, vision_config=vision)
     gemma_tokenizer(folder)
-    return T.Siglip2Model(config), Siglip2ImageProcessorPil(patch_size=16, max_num_patches=16)
+    return T.Siglip2Model(config), T.Siglip2ImageProcessorPil(patch_size=16, max_num_patches=16)
 
 
 def metaclip2(folder: Path) -> Made:
@@ -55,7 +48,7 @@ def metaclip2(folder: Path) -> Made:
     T.XLMRobertaTokenizer(
         vocab=[(word, -float(place)) for place, word in enumerate(words)], model_max_length=32
     ).save_pretrained(folder)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=SQUARE)
+    processor = T.CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=SQUARE)
     return T.MetaClip2Model(config), processor
 
 
@@ -71,12 +64,13 @@ def chinese_clip(folder: Path) -> Made:
     words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    return T.ChineseCLIPModel(config), ChineseCLIPImageProcessorPil(size=SQUARE, crop_size=SQUARE)
+    return T.ChineseCLIPModel(config), T.ChineseCLIPImageProcessorPil(size=SQUARE, crop_size=SQUARE)
 
 
 def dinov2(folder: Path) -> Made:
     config = T.Dinov2Config(**SIZES, image_size=64, patch_size=16)
-    return T.Dinov2Model(config), BitImageProcessorPil(size={"shortest_edge": 72}, crop_size=SQUARE)
+    processor = T.BitImageProcessorPil(size={"shortest_edge": 72}, crop_size=SQUARE)
+    return T.Dinov2Model(config), processor
 
 
 def dinov2_with_registers(folder: Path) -> Made:
@@ -95,20 +89,20 @@ def dinov3_convnext(folder: Path) -> Made:
 
 def vit(folder: Path) -> Made:
     # As google/vit-base-patch16-224 is: fine-tuned, so that the file has no pooler.
-    return T.ViTForImageClassification(T.ViTConfig(**VISION)), ViTImageProcessorPil(size=SQUARE)
+    return T.ViTForImageClassification(T.ViTConfig(**VISION)), T.ViTImageProcessorPil(size=SQUARE)
 
 
 def vit_msn(folder: Path) -> Made:
-    return T.ViTMSNModel(T.ViTMSNConfig(**VISION)), ViTImageProcessorPil(size=SQUARE)
+    return T.ViTMSNModel(T.ViTMSNConfig(**VISION)), T.ViTImageProcessorPil(size=SQUARE)
 
 
 def ijepa(folder: Path) -> Made:
-    return T.IJepaModel(T.IJepaConfig(**VISION)), ViTImageProcessorPil(size=SQUARE)
+    return T.IJepaModel(T.IJepaConfig(**VISION)), T.ViTImageProcessorPil(size=SQUARE)
 
 
 def convnext(folder: Path) -> Made:
     config = T.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
-    return T.ConvNextModel(config), ConvNextImageProcessorPil(size={"shortest_edge": 64})
+    return T.ConvNextModel(config), T.ConvNextImageProcessorPil(size={"shortest_edge": 64})
 
 
 def convnextv2(folder: Path) -> Made:
@@ -120,19 +114,18 @@ def swin(folder: Path) -> Made:
     config = T.SwinConfig(
         image_size=64, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
     )
-    return T.SwinModel(config), ViTImageProcessorPil(size=SQUARE)
+    return T.SwinModel(config), T.ViTImageProcessorPil(size=SQUARE)
 
 
 def resnet(folder: Path) -> Made:
     config = T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
-    return T.ResNetModel(config), ConvNextImageProcessorPil(size={"shortest_edge": 64})
+    return T.ResNetModel(config), T.ConvNextImageProcessorPil(size={"shortest_edge": 64})
 
 
 def mobilenet_v2(folder: Path) -> Made:
-    from transformers.models.mobilenet_v2 import MobileNetV2ImageProcessorPil
 
     config = T.MobileNetV2Config(depth_multiplier=0.1, min_depth=8, initializer_range=0.5)
-    return T.MobileNetV2Model(config), MobileNetV2ImageProcessorPil(
+    return T.MobileNetV2Model(config), T.MobileNetV2ImageProcessorPil(
         size={"shortest_edge": 72}, crop_size=SQUARE
     )
 
