@@ -112,7 +112,8 @@ def _noise(rng: random.Random, form: str, data: bytes) -> bytes:
 
 
 def _text(rng: random.Random, form: str, data: bytes) -> bytes:
-    return rng.choice((b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", b"<html>"))
+    texts = (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", b"<html>")
+    return rng.choice((*texts, b"<!---->" * 73))
 
 
 def _huge(rng: random.Random, form: str, data: bytes) -> bytes:

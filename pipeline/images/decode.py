@@ -40,11 +40,12 @@ from pipeline.settings import Settings
 # Raise it when the pixels of some files change. It is no part of the fingerprint: most files have
 # no color profile, and their vectors, an old index and trained heads stay good.
 DECODING = 2  # 2: color profiles, inverted CMYK, 16 bits, WhiteIsZero
-# Errors of a process without descriptors or memory, and of a file server that is away.
+# Errors of a process without descriptors or memory, and of a disk or file server that is away.
 NO_IMAGE_TO_BLAME = frozenset(
     {
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO, errno.ENODEV),
         *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ECONNRESET, errno.ECONNREFUSED),
     }
 )
 MIN_SIDE = 8  # below this there is no product to see, only a tracking pixel
@@ -69,6 +70,13 @@ SETTING_LIKE = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b")
 # darkest and its brightest part; a blank JPEG or a scanned sheet has 0 to 6.
 BLANK_SIDE, BLANK_RANGE = 64, 10
 BLANK = "the image is blank, all of one color: it will be similar to any other blank image only"
+
+# Formats whose decoders take a part that was never written for gray or green. In their coded pixels
+# so many zeros do not follow each other.
+COMPRESSED, MANY_ZEROS = ("WEBP", "AVIF", "HEIF"), 4096
+ENDS_IN_ZEROS = (
+    "the file ends in zeros, as after an interrupted copy: a part of the image may be missing"
+)
 
 # Text and profiles of a PNG: Photoshop writes profiles and histories of 1 MiB and more. What is
 # larger is cut away, see `without_metadata`.
@@ -116,12 +124,24 @@ def read_image(path: Path, limits: Limits) -> bytes:
                 f"the file has {what} than MAX_IMAGE_BYTES ({limits.max_bytes:,})", "read"
             )
     except OSError as error:
-        if error.errno in NO_IMAGE_TO_BLAME:
+        if error.errno in NO_IMAGE_TO_BLAME or (error.errno == errno.EIO and _is_away(path)):
             raise
         raise BadImage(f"the file cannot be read: {error.strerror}", "read") from error
     if not data:
         raise BadImage("the file is empty (0 bytes)", "read")
     return data
+
+
+def _is_away(path: Path) -> bool:
+    """Tell whether a whole file system cannot be read, in place of one file on a bad sector.
+
+    A soft mount of NFS says EIO for each file while its server is away. `statvfs` asks the server.
+    """
+    try:
+        os.statvfs(path.parent)
+    except OSError:
+        return True
+    return False
 
 
 def sha256(data: bytes) -> str:
@@ -246,6 +266,8 @@ def _decode(
         except Exception as error:  # as above
             raise _broken(error, data) from error
     warnings = [warning] if warning else []
+    if image.format in COMPRESSED and not data[-MANY_ZEROS:].strip(b"\0"):
+        warnings.append(ENDS_IN_ZEROS)
     if _is_blank(rgb):
         warnings.append(BLANK)
     return Decoded(rgb, tuple(warnings), (width, height))
@@ -285,11 +307,10 @@ def _whole_blocks(image: Image.Image, width: int, height: int) -> Image.Image:
     """
     if image.format != "JPEG":
         return image
-    scale = round(width / image.width)
-    whole = (width // scale, height // scale)
-    if whole == image.size:
-        return image
-    return image.crop((0, 0, *whole))
+    for scale in (2, 4, 8):  # of libjpeg's, those that Pillow asks for
+        if (math.ceil(width / scale), math.ceil(height / scale)) == image.size:
+            return image.crop((0, 0, max(1, width // scale), max(1, height // scale)))
+    return image
 
 
 def _broken(error: Exception, data: bytes) -> Exception:
@@ -336,6 +357,8 @@ def _to_rgb(
     """Return the image in sRGB with its alpha laid on the background, and a warning or None."""
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image, gray)
+    elif image.mode == "La":  # Pillow converts premultiplied gray to this alone
+        image = image.convert("LA")
     if _is_transparent(image):
         image = image.convert("RGBA")
     elif image.mode in ("RGBA", "RGBX", "P", "PA"):

@@ -42,7 +42,11 @@ OTHERS = (
     (RAW, "a camera's raw file"),
     (re.compile(rb"FUJIFILMCCD-RAW|IIRO|IIU\0"), "a camera's raw file"),
     (
-        re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE svg[^>]*>\s*)?<svg\b"),
+        # A comment ends at its first -->, or the time would double with each that follows.
+        re.compile(
+            rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?:[^-]|-(?!->))*-->\s*)*"
+            rb"(?:<!DOCTYPE svg[^>]*>\s*)?<svg\b"
+        ),
         "SVG",
     ),
     (re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE), "an HTML page"),

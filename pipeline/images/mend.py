@@ -14,7 +14,9 @@ PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Two ways to go on with a JPEG that ends too early. Where a pixel is missing, they give two images.
 FILLERS = (b"\0" * 64, b"\x5a\xa6" * 32)
-MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # behind the bits of a scan; not a restart
+# Behind the bits of a scan; not a restart. Bytes 0xFF that fill before it count as bits: a search
+# for all of them would start anew at each byte of erased memory.
+MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 SCAN, END, INTERVAL = 0xDA, 0xD9, 0xDD
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the kinds of JPEG

@@ -122,6 +122,19 @@ def test_a_large_picture_is_reduced_to_the_working_size() -> None:
     assert image.size == (1024, 512)
 
 
+@pytest.mark.parametrize("width", [1, 7, 9, 49, 97, 104])
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_long_strip_that_is_decoded_at_a_smaller_scale_is_whole(
+    width: int, upright: bool
+) -> None:
+    """A chain or a belt: no black rows, and no half of it."""
+    limits = Limits(max_pixels=10_000_000, max_bytes=1_000_000, min_side=1)
+    size = (width, 8300) if upright else (8300, width)
+    image = decode(encoded(Image.new("RGB", size, (220, 10, 10)), "JPEG"), limits, BLUE, 448)
+    assert max(image.size) >= 448
+    assert np.asarray(image)[..., 0].min() > 200
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header promises any number of pixels."""
 
@@ -180,6 +193,8 @@ def test_paths_ascend_so_that_a_listing_and_a_version_can_be_read_side_by_side(
         (errno.EIO, BadImage),
         (errno.EACCES, BadImage),
         (errno.ESTALE, OSError),
+        (errno.ECONNRESET, OSError),
+        (errno.ENXIO, OSError),
         (errno.EMFILE, OSError),
     ],
 )
@@ -192,6 +207,21 @@ def test_no_image_is_blamed_for_a_server_that_is_away_or_a_process_without_descr
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(error, match=os.strerror(number)):
         read_image(tmp_path / "a.jpg", LIMITS)
+
+
+def test_no_image_is_blamed_where_a_whole_disk_fails_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a soft mount of NFS does while its server is away."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(os, "statvfs", fail)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        read_image(tmp_path / "a.jpg", LIMITS)
+    assert raised.value.errno == errno.EIO
 
 
 def test_folders_are_walked_in_order_and_strangers_left_out(tmp_path: Path) -> None:

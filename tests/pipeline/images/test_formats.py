@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ from PIL import Image
 
 from pipeline.errors import BadImage
 from pipeline.images import formats
-from pipeline.images.decode import Limits, decode
+from pipeline.images.decode import Limits, decode, decode_with_warnings
 
 LIMITS = Limits(max_pixels=1_000_000, max_bytes=1_000_000)
 WHITE = (255, 255, 255)
+ROOT = Path(__file__).parents[3]
 HEIC = Path(__file__).with_name("two_halves.heic").read_bytes()
 
 
@@ -70,6 +73,53 @@ def test_without_its_decoder_a_heic_image_names_what_brings_it(
     monkeypatch.setattr(formats, "readable", lambda: ("JPEG", "PNG"))
     with pytest.raises(BadImage, match="HEIC image: 'pip install pi-heif'"):
         decode(HEIC, LIMITS, WHITE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<!---->" * 70 + b"x",
+        encoded("JPEG")[:-10] + b"\xff" * 5_000_000,  # a photo from a card, with erased memory
+    ],
+    ids=["comments", "erased memory"],
+)
+def test_no_bytes_hold_up_a_process(tmp_path: Path, data: bytes) -> None:
+    """The time grows with their number, not with its square or faster."""
+    (tmp_path / "image").write_bytes(data)
+    code = "import sys; from pathlib import Path; from pipeline.images.decode import *; "
+    code += "decode(Path(sys.argv[1]).read_bytes(), Limits(10**6, 10**7), (0, 0, 0))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "image")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "BadImage" in done.stderr or "UnsupportedImage" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_a_file_whose_second_half_was_never_written_is_warned_about(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    noise = Image.fromarray(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    noise.save(buffer, kind, quality=90)
+    whole = buffer.getvalue()
+    assert decode_with_warnings(whole, LIMITS, WHITE).warnings == ()
+    half = whole[: len(whole) // 2].ljust(len(whole), b"\0")
+    (warning,) = decode_with_warnings(half, LIMITS, WHITE).warnings
+    assert "ends in zeros" in warning
+
+
+def test_gray_with_premultiplied_alpha_is_read() -> None:
+    buffer = io.BytesIO()
+    Image.new("LA", (40, 40), (60, 255)).save(buffer, "TIFF")
+    extra_samples = struct.pack("<HHI", 338, 3, 1)  # a tag with one number: 1 is premultiplied
+    data = buffer.getvalue()
+    data = data.replace(extra_samples + b"\2\0", extra_samples + b"\1\0")
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "La"
+    assert decode(data, LIMITS, WHITE).getpixel((20, 20)) == (60, 60, 60)
 
 
 @pytest.mark.parametrize(
