@@ -17,15 +17,22 @@ from pipeline.index.versions import Stamp, Version, VersionStore
 log = logging.getLogger(__name__)
 
 LOAD_AT_ONCE = 4 << 20  # bytes of vectors; a query waits 10 ms for it, 45 for 61 MB
-RETRY_S = 10.0  # after a large version could not be loaded
+RETRY_S = 10.0  # after a version could not be loaded or compared with its digests
 
 
 @dataclass(frozen=True)
 class Serving:
-    """This index answers; a newer one that failed to load is tried again at `retry_at`."""
+    """This index answers; a newer one that failed to load is tried again at `retry_at`.
+
+    `failed` is the stamp of the pointer that named it: another one is tried at once.
+    """
 
     index: OpenIndex
     retry_at: float = 0.0
+    failed: Stamp | None = None
+
+    def waits(self, stamp: Stamp) -> bool:
+        return self.failed == stamp and time.monotonic() < self.retry_at
 
 
 @dataclass(frozen=True)
@@ -96,14 +103,16 @@ class PublishedIndex:
             index = self._usable(stamp)  # another query may have loaded it meanwhile
             if index and index.version.name == name and index.version.is_current:
                 return index
+            state = self._state
+            if index and isinstance(state, Serving) and state.waits(stamp):
+                return index
             try:
                 return self._serve(self._load(name), stamp)
-            except ImgrecError:
+            except ImgrecError as error:
                 if index is None or name is None:
                     raise
-                log.exception(
-                    "Index %s cannot be loaded; %s stays in use.", name, index.version.name
-                )
+                log.error("%s", _stays(name, index, error))
+                self._state = Serving(index, time.monotonic() + RETRY_S, stamp)
                 return index
 
     def version(self, name: str) -> OpenIndex:
@@ -153,9 +162,10 @@ class PublishedIndex:
         return index
 
     def _verify_digests(self, index: OpenIndex, stamp: Stamp) -> None:
-        """Take 1 s a gigabyte, beside the queries."""
+        """Take 1 s a gigabyte, beside the queries; wait for a store that is away."""
         try:
-            self._versions.verify(index.version)
+            while not self._compared(index):
+                time.sleep(RETRY_S)
         except IndexBroken as error:
             log.critical("%s", error)
             with self._lock:
@@ -165,6 +175,22 @@ class PublishedIndex:
                     self._state = None if is_copy else Broken(index, stamp, str(error))
         except OSError:
             log.info("Index %s was deleted while it was read.", index.version.name)
+
+    def _compared(self, index: OpenIndex) -> bool:
+        """Compare an index with its digests; False where that has to be tried again.
+
+        Raises:
+            IndexBroken: it does not match. OSError: its files are gone.
+        """
+        try:
+            self._versions.verify(index.version)
+        except IndexBroken:
+            raise
+        except ImgrecError as error:
+            name, state = index.version.name, self._state
+            log.warning("%s Index %s is compared with its digests later.", error, name)
+            return state is None or state.index is not index  # then it serves no more
+        return True
 
     def _takes_long(self, name: str) -> bool:
         try:
@@ -179,7 +205,7 @@ class PublishedIndex:
             state = self._state
             if not isinstance(state, Serving) or state.index is not index:
                 return  # it is being loaded, or another query has changed the state
-            if time.monotonic() >= state.retry_at:
+            if not state.waits(stamp):
                 self._state = Loading(index)
                 threading.Thread(
                     target=self._load_in_background,
@@ -193,12 +219,12 @@ class PublishedIndex:
         try:
             fresh = self._load(name)
             fresh.warm()
-        except Exception:
+        except Exception as error:
             # Whatever it was: the state must not stay `Loading`, or no version is loaded again.
-            log.exception("Index %s cannot be loaded; %s stays in use.", name, index.version.name)
+            log.error("%s", _stays(name, index, error), exc_info=not isinstance(error, ImgrecError))
             with self._lock:
                 if isinstance(self._state, Loading):
-                    self._state = Serving(index, time.monotonic() + RETRY_S)
+                    self._state = Serving(index, time.monotonic() + RETRY_S, stamp)
             return
         try:
             self._warm(fresh.version)
@@ -208,3 +234,7 @@ class PublishedIndex:
         with self._lock:
             self._serve(fresh, stamp)
         log.info("Index %s is loaded (%.1f s).", name, time.monotonic() - start)
+
+
+def _stays(name: str, index: OpenIndex, error: Exception) -> str:
+    return f"Index {name} cannot be loaded; {index.version.name} stays in use: {error}"

@@ -41,7 +41,7 @@ from pipeline.index.versions import (
     sealed,
 )
 from pipeline.storage.follower import Follower
-from pipeline.storage.object_store import ObjectStore, StoredObject
+from pipeline.storage.object_store import ObjectStore, TooLarge
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class RemoteVersions(VersionStore):
         self._store = store
         self._copies = VersionCopies(store, folder)
         self._current = VersionPointer(store)
-        self._manifests: dict[tuple[str, str], CopiedVersion] = {}  # by key and ETag
+        self._manifests: dict[tuple[str, str], CopiedVersion] = {}  # by name and ETag
         self._turn = threading.Lock()
         self._is_published = False
         self._followed: CopiedVersion | None = None
@@ -114,16 +114,10 @@ class RemoteVersions(VersionStore):
             return followed
         if not NAME.fullmatch(name):
             raise self._not_found(name)
-        key = _key(name)
         try:
-            version = self._read(key, self._store.get(key, MAX_JSON_BYTES))
+            version = self._manifest(name)
         except ObjectMissing:
             raise self._not_found(name) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise IndexBroken(
-                f"The manifest {key} of the store {self._store.name} cannot be used ({error}): "
-                "roll back with 'imgrec index rollback VERSION' or rebuild."
-            ) from error
         self._copies.open(version)
         if followed is not None and followed.build == version.build:
             self._followed = version
@@ -201,22 +195,35 @@ class RemoteVersions(VersionStore):
     def _all(self) -> list[CopiedVersion]:
         """Return every version whose manifest can be read, oldest first."""
         versions = []
-        keys = [_key(name) for name in sorted(self._names(), key=number)]
-        for key in keys:
+        names = sorted(self._names(), key=number)
+        for name in names:
             try:
-                versions.append(self._read(key, self._store.get(key, MAX_JSON_BYTES)))
-            except (ObjectMissing, ValueError, KeyError, TypeError) as error:
-                log.info("The manifest %s is left out: %s", key, error)
+                versions.append(self._manifest(name))
+            except (ObjectMissing, IndexBroken) as error:
+                log.info("Version %s is left out: %s", name, error)
         for known in list(self._manifests):
-            if known[0] not in keys:
+            if known[0] not in names:
                 self._manifests.pop(known, None)
         return versions
 
-    def _read(self, key: str, stored: StoredObject) -> CopiedVersion:
-        version = self._manifests.get((key, stored.etag))
-        if version is None:
-            name = key.removeprefix(f"{VERSIONS}/").removesuffix(".json")
-            version = self._manifests[key, stored.etag] = self._copies.version(name, stored.data)
+    def _manifest(self, name: str) -> CopiedVersion:
+        """Read a version's manifest.
+
+        Raises:
+            ObjectMissing: there is none. IndexBroken: it is damaged.
+        """
+        key = _key(name)
+        try:
+            stored = self._store.get(key, MAX_JSON_BYTES)
+            version = self._manifests.get((name, stored.etag))
+            if version is None:
+                version = self._copies.version(name, stored.data)
+                self._manifests[name, stored.etag] = version
+        except (TooLarge, ValueError, KeyError, TypeError) as error:
+            raise IndexBroken(
+                f"The manifest {key} of the store {self._store.name} cannot be used ({error}): "
+                "roll back with 'imgrec index rollback VERSION' or rebuild."
+            ) from error
         # A value of its own: a version keeps the files that it maps, and they may be given up.
         return replace(version)
 
@@ -262,8 +269,7 @@ class RemoteVersions(VersionStore):
         pointer = self._current.read()
         if pointer.version is None or pointer.stamp == self._followed_stamp:
             return
-        stored = self._store.get(_key(pointer.version), MAX_JSON_BYTES)
-        version = self._read(_key(pointer.version), stored)
+        version = self._manifest(pointer.version)
         self._copies.fetch(version)
         self._copies.record(version)
         self._followed, self._followed_stamp = version, pointer.stamp

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import IndexBroken, ObjectConflict, ObjectMissing
 from pipeline.index.versions import NAME
-from pipeline.storage.object_store import ObjectStore, StoredObject
+from pipeline.storage.object_store import ObjectStore, StoredObject, TooLarge
 
 POINTER = "CURRENT"
 MAX_JSON_BYTES = 1 << 20
@@ -81,6 +81,8 @@ class VersionPointer:
             return self._store.get(POINTER, MAX_JSON_BYTES)
         except ObjectMissing:
             return None
+        except TooLarge:  # whatever it is, it can be replaced
+            return StoredObject(b"", self._store.info(POINTER).etag)
 
 
 def put_once(store: ObjectStore, key: str, data: bytes, etag: str | None) -> None:

@@ -53,8 +53,10 @@ class Follower:
                 log.warning("%s What is here stays in use.", error)
             self._problem = str(error)
             return isinstance(error, IndexBroken)
-        except Exception:
-            log.exception("The look at the store failed; it is repeated.")
+        except Exception as error:
+            if str(error) != self._problem:
+                log.exception("The look at the store failed; it is repeated.")
+            self._problem = str(error)
         else:
             if self._problem:
                 log.info("The store can be read again.")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from toy_pipeline import ToyPipeline
 
-from pipeline.errors import IndexBroken
+from pipeline.errors import IndexBroken, ServerUnavailable
+from pipeline.index import live_index
 from pipeline.index.live_index import PublishedIndex
-from pipeline.index.versions import VersionStore
+from pipeline.index.versions import Version, VersionStore
 
 FILES = (
     *("index.bin", "id_to_filename.json", "manifest.json", "vectors.npy", "sha256.npy"),
@@ -79,8 +82,52 @@ def test_a_damaged_file_of_a_version_is_named_with_the_way_out(
     DAMAGES[damage](folder / file)
     sentence = answer_until_refused(PublishedIndex(VersionStore(toy.settings.index_dir)))
     assert folder.name in sentence
-    assert file in sentence or "index.bin" in sentence
+    assert file in sentence
     assert "imgrec index rollback" in sentence
+
+
+def test_a_small_version_that_is_broken_is_tried_again_now_and_then_and_at_once_after_another(
+    toy: ToyPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each query waited for a load that failed, and wrote a traceback."""
+    toy.rebuild()
+    index = PublishedIndex(VersionStore(toy.settings.index_dir))
+    assert index.current().version.name == "v0001"
+    toy.draw("more.png", seed=99)
+    toy.rebuild()
+    whole = (toy.settings.index_dir / "v0002" / "paths.bin").read_bytes()
+    flip(toy.settings.index_dir / "v0002" / "paths.bin")
+    for _ in range(50):
+        assert index.current().version.name == "v0001"
+    (record,) = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert "v0002 cannot be loaded; v0001 stays in use: " in record.getMessage()
+    assert record.exc_info is None
+    (toy.settings.index_dir / "v0002" / "paths.bin").write_bytes(whole)
+    toy.versions.rollback("v0002")  # the pointer is written again
+    assert index.current().version.name == "v0002"
+
+
+def test_digests_are_compared_later_where_a_store_is_away(
+    toy: ToyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_index, "RETRY_S", 0.0)
+    toy.rebuild()
+    versions, looks = VersionStore(toy.settings.index_dir), list[int]()
+
+    def away_at_first(version: Version, only: Collection[str] | None = None) -> None:
+        if only is not None:
+            return
+        looks.append(1)
+        if len(looks) < 3:
+            raise ServerUnavailable("The store does not answer.")
+        raise IndexBroken("It does not match.")
+
+    monkeypatch.setattr(versions, "verify", away_at_first)
+    index = PublishedIndex(versions)
+    with suppress(IndexBroken):
+        index.current()
+    assert answer_until_refused(index) == "It does not match."
+    assert len(looks) == 3
 
 
 @pytest.mark.parametrize("file", FILES)

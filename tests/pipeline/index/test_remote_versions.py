@@ -327,6 +327,32 @@ def test_a_manifest_with_a_path_in_it_is_refused(host: Host, store: ObjectStore)
     assert host("b").versions() == []
 
 
+@pytest.mark.parametrize("key", ["versions/v0001.json", "CURRENT"])
+@pytest.mark.parametrize("data", [b"not JSON", b"{}", b"[]", b"\xff" * (2 << 20)])
+def test_a_host_without_a_copy_says_what_is_damaged(
+    host: Host, store: ObjectStore, key: str, data: bytes
+) -> None:
+    publish(host("a"), "job1")
+    store.put(key, data)
+    with pytest.raises(IndexBroken, match="imgrec index rollback VERSION"):
+        host("b").current()
+
+
+def test_an_unexpected_error_of_a_look_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Looks:
+        count = 0
+
+        def look(self) -> None:
+            self.count += 1
+            raise ValueError("a bug")
+
+    held = [Looks()]
+    following.Follower("looks", held[0].look, 0.0).start()
+    until(lambda: held[0].count > 20, "it looks again and again")
+    held.clear()  # its thread ends
+    assert len([each for each in caplog.records if each.exc_info]) == 1
+
+
 def test_a_fetch_that_broke_off_goes_on_where_it_was(
     host: Host, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
