@@ -334,8 +334,9 @@ def test_a_host_without_a_copy_says_what_is_damaged(
 ) -> None:
     publish(host("a"), "job1")
     store.put(key, data)
-    with pytest.raises(IndexBroken, match="imgrec index rollback VERSION"):
-        host("b").current()
+    for look in (host("b").current, host("b").followed):
+        with pytest.raises(IndexBroken, match="imgrec index rollback VERSION"):
+            look()
 
 
 def test_an_unexpected_error_of_a_look_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
