@@ -160,7 +160,8 @@ class Client:
             if response.status not in REDIRECTS or not location:
                 return response
             try:
-                url = urljoin(url, _utf8(location))
+                # Browsers, too, send a blank that a server has left as it is.
+                url = urljoin(url, _utf8(location).strip(" ").replace(" ", "%20"))
             except ValueError as error:
                 raise AnswerRefused(f"{_shown(url)} redirects to no valid address.") from error
         raise AnswerRefused(f"{_shown(url)}: more than {self.max_redirects} redirects.")

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
         env_file=".env",
         env_file_encoding="utf-8-sig",  # Windows' editors write a byte order mark
         env_ignore_empty=True,
+        allow_inf_nan=False,
         extra="ignore",
         frozen=True,
     )
@@ -241,6 +242,7 @@ class Settings(BaseSettings):
     hung_after_s: float = Field(
         600,
         gt=0,
+        le=86_400,
         description="Seconds that one image or batch may take before its worker counts as hung "
         "and loses its shard",
     )
@@ -253,6 +255,7 @@ class Settings(BaseSettings):
     reconcile_s: float = Field(
         5,
         gt=0,
+        le=3600,
         description="Seconds between two searches for lost messages and expired leases",
     )
     keep_versions: int = Field(
@@ -284,7 +287,7 @@ class Settings(BaseSettings):
     index_memory: Size | None = Field(
         None,
         description="Memory budget of the index, e.g. 2GiB; larger indexes are compressed (SQ8, "
-        "then PQ); empty: unlimited",
+        "then PQ); empty or 0: unlimited",
     )
 
     # Classify
@@ -374,8 +377,8 @@ class Settings(BaseSettings):
     fetch_hosts: str = Field(
         "*",
         description="Hosts that feeds and their images may be fetched from, as in "
-        "`IMAGE_URL_HOSTS`; `*` is every host with a public address, and `*,10.1.0.0/16` a "
-        "private network as well",
+        "`IMAGE_URL_HOSTS`; `*`, also if empty, is every host with a public address, and "
+        "`*,10.1.0.0/16` a private network as well",
     )
     fetch_connections: int = Field(
         4,
@@ -418,7 +421,7 @@ class Settings(BaseSettings):
         description="Maximum size of a product feed, e.g. 4GiB, both compressed and decompressed",
     )
     feed_timeout_s: float = Field(
-        1800, gt=0, description="Seconds within which a product feed must be downloaded"
+        1800, gt=0, le=86_400, description="Seconds within which a product feed must be downloaded"
     )
     webhook_hosts: str = Field(
         "",
@@ -456,6 +459,12 @@ class Settings(BaseSettings):
         sources = (env_settings, dotenv_settings)
         accept_old_names([each for each in sources if isinstance(each, EnvSettingsSource)])
         return (init_settings, *sources)
+
+    @field_validator("data_dir", "models_dir", "u2net_home", "labels_file", mode="before")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """Read `~` as a shell does: in .env, none does."""
+        return os.path.expanduser(value) if isinstance(value, str) else value
 
     @field_validator("preprocess_size", "preprocess_bg_color", mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from filelock import Timeout
 
 from pipeline.access import explain, is_unavailable
+from pipeline.atomic_files import remove_abandoned
 from pipeline.errors import ImgrecError, WrongUse
 from pipeline.images.fetched import feed_name, fetched_store, prune_fetched
 from pipeline.index.engine import drop_unused
@@ -81,6 +82,8 @@ def prune(resources: Resources, *, dry_run: bool = False) -> Pruned:
             resources.shard_files.delete(job_id)
         if not shared:
             _delete_abandoned_builds(resources)
+        for folder in (settings.index_dir, *settings.fetched_dir.glob("??/??")):
+            remove_abandoned(folder)
     n_bytes = shrink_cache(settings.cutout_dir, settings.cutout_cache_bytes, dry_run=dry_run)
     fetched = (0, 0) if shared else _prune_fetched(resources, dry_run=dry_run)
     return Pruned(versions, list(ended), sum(ended.values()), folders, n_bytes, *fetched)
@@ -122,6 +125,8 @@ def _prune_fetched(resources: Resources, *, dry_run: bool) -> tuple[int, int]:
     ]
 
     def needed(digests: Sequence[str]) -> set[str]:
+        if resources.jobs.any_open_feed():  # one that began meanwhile may store them again
+            return set(digests)
         indexed = {
             digest
             for digest in digests

@@ -18,7 +18,9 @@ def engines(settings: Settings, owner: Callable[[], str]) -> Engines:
         owner: returns the id of the data folder, whose versions the engine keeps.
     """
     choices: dict[str, Engine] = {
-        FAISS: FaissEngine(settings.flat_max_vectors, settings.threads, settings.index_memory)
+        FAISS: FaissEngine(
+            settings.flat_max_vectors, settings.threads, settings.index_memory or None
+        )
     }
     if not settings.vector_url:
         if settings.vector_read_urls:
@@ -40,5 +42,5 @@ def engines(settings: Settings, owner: Callable[[], str]) -> Engines:
     from pipeline.engines.pgvector_server import PgvectorServer
 
     server = PgvectorServer(settings.vector_url, vector_addresses(settings.vector_read_urls))
-    engine = PgvectorEngine(server, owner, settings.index_memory)
+    engine = PgvectorEngine(server, owner, settings.index_memory or None)
     return Engines({**choices, engine.name: engine}, engine.name)

@@ -41,7 +41,8 @@ class MilvusServer:
         self.shown = without_password(url)
         parts = urlsplit(url)
         scheme = "https" if parts.scheme == "milvus+tls" else "http"
-        self._uri = f"{scheme}://{parts.hostname}:{parts.port or 19530}"
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        self._uri = f"{scheme}://{host}:{parts.port or 19530}"
         self._database = unquote(parts.path.strip("/"))
         self._token = token
         self._lock = threading.Lock()

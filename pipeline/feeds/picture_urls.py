@@ -58,7 +58,7 @@ def canonical_url(text: str, private: tuple[Network, ...] = ()) -> str:
     if not _PLAIN.fullmatch(path):
         path = quote(_BROKEN_PERCENT.sub("%25", path), safe=_SAFE)
     if not _PLAIN.fullmatch(query):
-        query = quote(_BROKEN_PERCENT.sub("%25", query), safe=_SAFE + "?[]{}|^`\\")
+        query = quote(_BROKEN_PERCENT.sub("%25", query), safe=_SAFE + "?[]{}|^`")
     url = urlunsplit((parts.scheme, netloc, path or "/", query, ""))
     if len(url) > MAX_URL:
         raise ValueError(f"it has more than {MAX_URL:,} characters")

@@ -152,8 +152,12 @@ class FetchedFiles:
                         yield file.name, stat.st_size
 
     def delete(self, digests: Sequence[str]) -> None:
+        newest = time.time() - LEAST_AGE_S
         for digest in digests:
-            self.path(digest).unlink(missing_ok=True)
+            path = self.path(digest)
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < newest:  # or it was stored again meanwhile
+                    path.unlink()
 
 
 class FetchedObjects:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-import uuid
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.access import is_unavailable, user_name
-from pipeline.atomic_files import sync_folder
+from pipeline.atomic_files import remove_abandoned, sync_folder, temporary_beside
 from pipeline.errors import (
     BadImage,
     Conflict,
@@ -209,7 +208,8 @@ class NewFiles:
         if self._is_there(place, path, data):
             return
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{uuid.uuid4().hex[:16]}.tmp")  # hidden: no rebuild lists it
+        remove_abandoned(place.parent)
+        temporary = temporary_beside(place)
         try:
             with temporary.open("xb") as stream:
                 stream.write(data)

@@ -6,9 +6,10 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
 
+from pipeline.access import temporary_failed
 from pipeline.errors import BadImage, ImageTooLarge, ObjectMissing, StoreRefused, WrongUse
 from pipeline.images.decode import Limits
 from pipeline.images.exclude import Exclude
@@ -47,7 +48,7 @@ class ObjectSource:
         Not every store lists in that order, so the keys are sorted in a temporary file.
         """
         images = self._images(exclude or Exclude(), left_out or LeftOut(), alive)
-        with closing(sqlite3.connect("")) as keys:
+        with closing(sqlite3.connect("")) as keys, _told():
             keys.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             keys.execute(
                 "CREATE TABLE keys (path TEXT PRIMARY KEY, size INTEGER, tag INTEGER) WITHOUT ROWID"
@@ -140,6 +141,14 @@ def _reason_to_leave_out(key: str, exclude: Exclude) -> str | None:
     if exclude.matches(key):
         return "excluded by --exclude"
     return None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise temporary_failed("The sorted list of the store's keys", str(error)) from error
 
 
 def tag_number(etag: str) -> int:

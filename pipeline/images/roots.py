@@ -74,6 +74,11 @@ def _require_allowed(place: Path | Address, settings: Settings) -> None:
         roots = [parse_root(root) for root in ROOT.findall(settings.image_roots)]
     except WrongUse as error:
         raise WrongUse(f"The setting IMAGE_ROOTS cannot be used: {error}") from error
+    if not roots and settings.image_roots:
+        raise WrongUse(
+            f"The setting IMAGE_ROOTS ({settings.image_roots!r}) names no folder and no store: "
+            "name one, or leave it empty to allow all."
+        )
     if not roots or any(_lies_in(place, root) for root in roots):
         return
     what = "folder" if isinstance(place, Path) else "store"

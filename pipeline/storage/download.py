@@ -26,7 +26,13 @@ def download(store: ObjectStore, key: str, file: Path, size: int, sha256: str) -
     part = file.with_name(f".{file.name}.part")
     with part.open("ab") as stream:
         if stream.tell() > size:
-            stream.truncate(0)
+            stream.seek(0)
+            stream.truncate()
+        if stream.tell() < size and (stored := store.info(key).size) != size:
+            raise IndexBroken(
+                f"The object {key} of the store {store.name} has {stored:,} bytes, its manifest "
+                f"says {size:,}."
+            )
         while (start := stream.tell()) < size:
             block = store.get_range(key, start, min(CHUNK_BYTES, size - start))
             if not block:

@@ -40,6 +40,7 @@ CONNECT_S, SILENCE_S, TRANSFER_S = 5, 30, 300
 RETRIES = 6
 RETRY_S = 20
 STATUS = re.compile(r"status code: (\d{3})")
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 ENDPOINT = re.compile(r"(?i)https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?")
 CREDENTIALS = {
@@ -287,9 +288,12 @@ def _translated(error: Exception, store: str, key: str) -> Exception:
     from obstore import exceptions
 
     if isinstance(error, ValueError | exceptions.InvalidPathError):
+        # A listing ends at such a key; the library tells which one it is.
+        named = repr(key) if key else (match[0] if (match := QUOTED.search(str(error))) else "")
         return WrongUse(
-            f"A key of the store {store} cannot be used{f', {key!r}' if key else ''}: no part of "
-            "its path may be empty, '.' or '..', or hold a control character."
+            f"A key of the store {store} cannot be used{f', {named}' if named else ''}: no part of "
+            "its path may be empty, '.' or '..', or hold a control character. Rename that object, "
+            "or name a prefix beside it."
         )
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return ObjectConflict(f"The object {key!r} of the store {store} was changed meanwhile.")
@@ -306,11 +310,6 @@ def _translated(error: Exception, store: str, key: str) -> Exception:
     if status in (401, 403) or isinstance(error, exceptions.PermissionDeniedError):
         return StoreRefused(
             f"The store {store} refuses access{code}: check the credentials and their rights."
-        )
-    if "Error parsing Path" in text or "empty path segment" in text:
-        return WrongUse(
-            f"The store {store} has a key that cannot be used, with an empty part, '.' or '..' in "
-            "its path: rename that object, or name a prefix beside it."
         )
     if status in (409, 412):
         return ObjectConflict(f"The object {key!r} of the store {store} was changed meanwhile.")

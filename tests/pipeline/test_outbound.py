@@ -226,6 +226,7 @@ def test_redirects_are_followed_a_few_times(serve: Callable[..., Server]) -> Non
         ("/café/é.jpg?ü=1".encode(), "/caf%C3%A9/%C3%A9.jpg?%C3%BC=1"),
         ("/café.jpg".encode("latin-1"), "/caf%E9.jpg"),
         (b"/caf%C3%A9.jpg", "/caf%C3%A9.jpg"),
+        (b"/a b.jpg?c d", "/a%20b.jpg?c%20d"),
     ],
 )
 def test_a_redirect_beyond_ascii_is_followed_as_browsers_do(

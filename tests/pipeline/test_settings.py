@@ -112,6 +112,11 @@ def test_settings_are_read_once_and_cannot_be_changed(monkeypatch: pytest.Monkey
         ("USE_BG_REMOVAL", "perhaps"),
         ("KEEP_VERSIONS", "1"),
         ("LEASE_S", "0"),
+        ("RECONCILE_S", "inf"),
+        ("RECONCILE_S", "1e10"),
+        ("FEED_TIMEOUT_S", "1e10"),
+        ("HUNG_AFTER_S", "nan"),
+        ("RATE_LIMIT", "inf"),
         ("MAX_IMAGE_BYTES", "1023"),
         ("WORKER_MAX_MEMORY", "-1"),
         ("DATABASE_URL", "mysql://shop:secret@host/db"),
@@ -132,6 +137,20 @@ def test_a_value_that_cannot_work_is_refused_with_its_name_and_without_a_secret(
     assert caught.value.exit_code == 2
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_begins_at_home_where_it_begins_with_a_tilde(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """A shell replaces it in a variable, and nobody does in .env."""
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    lines = ["DATA_DIR=~/data", "MODELS_DIR=~/heads", "U2NET_HOME=~/u2net", "LABELS_FILE=~/l.toml"]
+    (folder / ".env").write_text("\n".join(lines))
+    settings = load_settings()
+    assert settings.data_dir == folder / "home" / "data"
+    assert settings.models_dir == folder / "home" / "heads"
+    assert settings.u2net_home == str(folder / "home" / "u2net")
+    assert settings.labels_file == str(folder / "home" / "l.toml")
 
 
 @pytest.mark.parametrize(

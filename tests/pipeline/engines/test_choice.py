@@ -95,3 +95,16 @@ def test_somebodys_copy_of_a_collection_is_not_ours() -> None:
     assert age_s(name) < 60
     for other in (f"{name}_old", "imgrec_index_backup", f"my_{name}", ""):
         assert not is_own_name(other)
+
+
+@pytest.mark.parametrize(
+    ("url", "uri"),
+    [("milvus://h", "http://h:19530"), ("milvus+tls://[::1]:9/shop", "https://[::1]:9")],
+)
+def test_a_milvus_is_addressed_by_its_name_or_number(url: str, uri: str) -> None:
+    assert MilvusServer(url, "")._uri == uri
+
+
+def test_no_budget_of_memory_is_none(settings: Settings) -> None:
+    engine = engines(settings.model_copy(update={"index_memory": 0}), str).current
+    assert vars(engine)["_budget"] is None

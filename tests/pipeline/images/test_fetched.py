@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from obstore.store import MemoryStore
 
+from pipeline.atomic_files import TEMPORARY, remove_abandoned, temporary_beside
 from pipeline.errors import BadImage, ImageTooLarge
 from pipeline.images import fetched as module
 from pipeline.images.decode import Limits, sha256
@@ -89,6 +90,19 @@ def test_only_what_is_old_and_unused_is_deleted(
     assert prune_fetched(store, lambda some: {used}, dry_run=False) == (0, 0)
 
 
+def test_a_content_that_is_stored_again_while_others_are_pruned_stays(tmp_path: Path) -> None:
+    files = FetchedFiles(tmp_path)
+    digest = files.put(b"one")
+    os.utime(files.path(digest), (1, 1))
+
+    def stored_meanwhile(digests: list[str]) -> set[str]:
+        files.put(b"one")
+        return set()
+
+    prune_fetched(files, stored_meanwhile, dry_run=False)
+    assert files.has(digest)
+
+
 def test_a_content_that_is_stored_again_is_new(tmp_path: Path) -> None:
     files = FetchedFiles(tmp_path)
     digest = files.put(b"one")
@@ -102,3 +116,15 @@ def test_the_root_of_a_feed_is_told_from_folders() -> None:
     assert feed_name("feed:shop") == "shop"
     assert feed_name("./feed:shop") is None
     assert feed_name("/data/products") is None
+
+
+def test_only_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    names = (".0123456789abcdef.tmp", ".fedcba9876543210.tmp", ".notes.tmp", "a.jpg")
+    for name in names:
+        (tmp_path / name).touch()
+        if name != ".fedcba9876543210.tmp":  # that one is being written
+            os.utime(tmp_path / name, (1, 1))
+    assert not temporary_beside(tmp_path / "a.jpg").exists()
+    assert TEMPORARY.fullmatch(temporary_beside(tmp_path / "a.jpg").name)
+    remove_abandoned(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 from s3_server import READER, READER_SECRET, S3Server
 from toy_pipeline import ToyPipeline
 
-from pipeline.errors import BadImage, ServerUnavailable, StoreRefused, WrongUse
+from pipeline.errors import BadImage, ImgrecError, ServerUnavailable, StoreRefused, WrongUse
 from pipeline.images import fetch_ahead
 from pipeline.images.decode import Limits
 from pipeline.images.failure import Failure
@@ -213,6 +214,26 @@ def test_image_roots_name_folders_and_stores(
     else:
         with pytest.raises(WrongUse, match="outside of IMAGE_ROOTS"):
             open_source(root, settings)
+
+
+@pytest.mark.parametrize("roots", [":", "::"])
+def test_image_roots_of_nothing_allow_nothing(settings: Settings, roots: str) -> None:
+    """As a template such as ${A}:${B} leaves it."""
+    with pytest.raises(WrongUse, match=r"IMAGE_ROOTS .* names no folder and no store"):
+        open_source("/data", settings.model_copy(update={"image_roots": roots}))
+
+
+def test_a_full_disk_of_temporary_files_is_told(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(sqlite3.Connection):
+        def executemany(self, *_: object) -> sqlite3.Cursor:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda name: connect(name, factory=Full))
+    with pytest.raises(ImgrecError, match=r"cannot be written to .* Free some space there"):
+        list(source_of(store).find())
 
 
 def test_a_file_address_of_another_host_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -37,6 +38,7 @@ from pipeline.settings import Settings
 from pipeline.storage import download as downloading
 from pipeline.storage import follower as following
 from pipeline.storage.address import Address
+from pipeline.storage.download import download
 from pipeline.storage.object_store import ObjectStore
 
 FACTS: dict[str, Any] = {
@@ -377,6 +379,18 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(
     assert not (there.current().folder / "index.bin").exists()
     assert host("b").current().file("index.bin").read_bytes() == content
     assert starts == [0, 10, 20, 30, 40, 40, 50, 60, 70, 80, 90]
+
+
+def test_an_object_or_a_part_of_another_size_is_told(
+    host: Host, store: ObjectStore, tmp_path: Path
+) -> None:
+    store.put("large", b"0123456789")
+    digest = hashlib.sha256(b"0123456789").hexdigest()
+    (tmp_path / ".file.part").write_bytes(b"x" * 99)  # of an object that was larger
+    download(store, "large", tmp_path / "file", 10, digest)
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+    with pytest.raises(IndexBroken, match=r"large of the store .* has 10 bytes, its manifest says"):
+        download(store, "large", tmp_path / "other", 11, digest)
 
 
 def test_an_object_that_changed_is_not_used(host: Host, store: ObjectStore) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from live_stack import free_port
-from obstore.exceptions import PreconditionError
+from obstore.exceptions import InvalidPathError, PreconditionError
 from s3_server import READER, READER_SECRET, SECRET, S3Server
 
 from pipeline.errors import (
@@ -291,3 +291,10 @@ def test_google_s_store_compares_generations() -> None:
     assert (first, second) == ("1", "2")
     with pytest.raises(ObjectConflict):
         store.put_if("CURRENT", b"late", first)
+
+
+def test_a_key_that_ends_a_listing_is_named_with_the_way_out() -> None:
+    error = InvalidPathError('Path "p/a//b.jpg" contained empty path segment')
+    sentence = str(object_store._translated(error, "s3://shop", ""))
+    assert '"p/a//b.jpg"' in sentence
+    assert "Rename that object, or name a prefix beside it." in sentence
