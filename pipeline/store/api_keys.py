@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import Conflict, NotFound, WrongUse
 from pipeline.store.backend import Row
-from pipeline.store.database import Database, count_change
+from pipeline.store.database import count_change
+from pipeline.store.repository import Repository
 
 SCOPES = ("search", "feedback", "catalogue", "admin")  # each includes the ones before it
 NAME = "api_keys"  # of the revision
@@ -61,11 +62,8 @@ class KeyRing:
         return key if key and key.revoked_at is None else None
 
 
-class ApiKeys:
+class ApiKeys(Repository):
     """The rows of `api_keys`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def create(self, name: str, scope: str) -> tuple[ApiKey, str]:
         """Create a key; return it with the text that a client sends, which nothing stores.
@@ -97,8 +95,7 @@ class ApiKeys:
 
     def all(self) -> list[ApiKey]:
         """Return every key, revoked ones too, oldest first."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows("SELECT * FROM api_keys ORDER BY created_at, id")
+        rows = self._read("SELECT * FROM api_keys ORDER BY created_at, id")
         return [ApiKey.from_row(row) for row in rows]
 
     def key_ring(self) -> KeyRing:

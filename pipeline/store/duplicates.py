@@ -9,7 +9,8 @@ from pipeline.duplicates.pairs import pair_key
 from pipeline.duplicates.result import Published, SearchResult
 from pipeline.errors import NotFound
 from pipeline.store.backend import Row
-from pipeline.store.database import Database, count_change, revision
+from pipeline.store.database import count_change, revision
+from pipeline.store.repository import Repository
 
 NAME = "duplicates"  # of the revision
 KEEP = 5  # finished searches
@@ -55,11 +56,8 @@ class Search:
         return self.state in (PLANNED, RUNNING)
 
 
-class Duplicates:
+class Duplicates(Repository):
     """The rows of `duplicate_searches` and `not_duplicates`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def plan(self, index_version: str, threshold: float | None) -> Search:
         """Return the search of this version and threshold that is open or done, or add one.
@@ -94,44 +92,38 @@ class Duplicates:
         Raises:
             NotFound: there is none.
         """
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(
-                f"SELECT {_columns()} FROM duplicate_searches WHERE id = ?", (search_id,)
-            )
+        rows = self._read(f"SELECT {_columns()} FROM duplicate_searches WHERE id = ?", (search_id,))
         if not rows:
             raise NotFound(f"There is no search for duplicates {search_id[:50]!r}.")
         return Search.from_row(rows[0])
 
     def newest(self) -> Search | None:
         """Return the search that was begun last, whatever became of it."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(
-                f"SELECT {_columns()} FROM duplicate_searches ORDER BY created_at DESC, id LIMIT 1"
-            )
+        rows = self._read(
+            f"SELECT {_columns()} FROM duplicate_searches ORDER BY created_at DESC, id LIMIT 1"
+        )
         return Search.from_row(rows[0]) if rows else None
 
     def claim(self, search_id: str, owner: str, lease_s: float) -> Search | None:
         """Take a search that nobody works at; None for any other."""
-        with self._database.transaction() as tx:
-            rows = tx.rows(
-                "UPDATE duplicate_searches SET state = 'running', owner = ?, looked_at = 0, "
-                "attempts = attempts + 1, lease_until = now_s() + ? WHERE id = ? "
-                f"AND (state = 'planned' OR (state = 'running' AND {LEFT})) "
-                f"RETURNING {_columns()}",
-                (owner, lease_s, search_id),
-            )
+        rows = self._write(
+            "UPDATE duplicate_searches SET state = 'running', owner = ?, looked_at = 0, "
+            "attempts = attempts + 1, lease_until = now_s() + ? WHERE id = ? "
+            f"AND (state = 'planned' OR (state = 'running' AND {LEFT})) "
+            f"RETURNING {_columns()}",
+            (owner, lease_s, search_id),
+        )
         return Search.from_row(rows[0]) if rows else None
 
     def renew(
         self, search_id: str, owner: str, lease_s: float, looked_at: int, images: int
     ) -> bool:
         """Renew the lease and note the progress; False where another process has it."""
-        with self._database.transaction() as tx:
-            rows = tx.rows(
-                "UPDATE duplicate_searches SET lease_until = now_s() + ?, looked_at = ?, "
-                "images = ? WHERE id = ? AND owner = ? AND state = 'running' RETURNING id",
-                (lease_s, looked_at, images, search_id, owner),
-            )
+        rows = self._write(
+            "UPDATE duplicate_searches SET lease_until = now_s() + ?, looked_at = ?, "
+            "images = ? WHERE id = ? AND owner = ? AND state = 'running' RETURNING id",
+            (lease_s, looked_at, images, search_id, owner),
+        )
         return bool(rows)
 
     def finish(self, search_id: str, owner: str, result: SearchResult) -> bool:
@@ -154,21 +146,19 @@ class Duplicates:
 
     def fail(self, search_id: str, owner: str, error: str) -> None:
         """Record why a search ended without a result."""
-        with self._database.transaction() as tx:
-            tx.rows(
-                "UPDATE duplicate_searches SET state = 'failed', error = ?, finished_at = now_s() "
-                "WHERE id = ? AND owner = ? AND state = 'running'",
-                (error, search_id, owner),
-            )
+        self._write(
+            "UPDATE duplicate_searches SET state = 'failed', error = ?, finished_at = now_s() "
+            "WHERE id = ? AND owner = ? AND state = 'running'",
+            (error, search_id, owner),
+        )
 
     def release(self, search_id: str, owner: str) -> None:
         """Give a search back, for another worker to begin it anew; the attempt does not count."""
-        with self._database.transaction() as tx:
-            tx.rows(
-                "UPDATE duplicate_searches SET state = 'planned', lease_until = 0, "
-                "attempts = attempts - 1 WHERE id = ? AND owner = ? AND state = 'running'",
-                (search_id, owner),
-            )
+        self._write(
+            "UPDATE duplicate_searches SET state = 'planned', lease_until = 0, "
+            "attempts = attempts - 1 WHERE id = ? AND owner = ? AND state = 'running'",
+            (search_id, owner),
+        )
 
     def published(self, search_id: str | None = None) -> Published:
         """Return a finished search, by default the newest, with the decisions."""

@@ -11,7 +11,8 @@ from pipeline.errors import NotFound, WrongUse
 from pipeline.names import nfc
 from pipeline.search.relevance_feedback import DISLIKE, Feedback, LoggedQuery
 from pipeline.store.backend import Row
-from pipeline.store.database import Database, count_change
+from pipeline.store.database import count_change
+from pipeline.store.repository import Repository
 from pipeline.vector_bytes import from_bytes, to_bytes
 
 NAME = "feedback"  # of the revision
@@ -31,11 +32,8 @@ def not_logged(query_id: str) -> NotFound:
     )
 
 
-class FeedbackLog:
+class FeedbackLog(Repository):
     """What was shown, and what people made of it."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def put_queries(self, queries: Sequence[LoggedQuery]) -> None:
         """Log answered queries; one that is there already stays as it is."""
@@ -62,18 +60,15 @@ class FeedbackLog:
 
     def forget_queries(self, days: float) -> None:
         """Delete what was asked so many days ago or earlier, by the database's clock."""
-        with self._database.transaction() as tx:
-            tx.rows("DELETE FROM queries WHERE asked_at < now_s() - ?", (days * 86_400,))
+        self._write("DELETE FROM queries WHERE asked_at < now_s() - ?", (days * 86_400,))
 
     def now(self) -> float:
         """Return the database's time in seconds since the epoch: hosts need not agree on theirs."""
-        with self._database.transaction(read_only=True) as tx:
-            return float(tx.rows("SELECT now_s() AS now")[0]["now"])
+        return float(self._read("SELECT now_s() AS now")[0]["now"])
 
     def query(self, query_id: str) -> LoggedQuery | None:
         """Return a logged query, or None."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows("SELECT * FROM queries WHERE query_id = ?", (query_id,))
+        rows = self._read("SELECT * FROM queries WHERE query_id = ?", (query_id,))
         return _shown(rows[0]) if rows else None
 
     def wait_for_query(self, query_id: str) -> LoggedQuery:
@@ -92,11 +87,10 @@ class FeedbackLog:
     def queries(self, fingerprint: str | None = None) -> list[LoggedQuery]:
         """Return the newest `NEWEST` of the log, oldest first; of a fingerprint, or all."""
         where, values = _of(fingerprint)
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(
-                f"SELECT * FROM queries {where} ORDER BY asked_at DESC, query_id DESC LIMIT ?",
-                (*values, NEWEST),
-            )
+        rows = self._read(
+            f"SELECT * FROM queries {where} ORDER BY asked_at DESC, query_id DESC LIMIT ?",
+            (*values, NEWEST),
+        )
         return [_shown(row) for row in reversed(rows)]
 
     def add(
@@ -155,11 +149,9 @@ class FeedbackLog:
     def newest(self, fingerprint: str | None = None) -> list[Feedback]:
         """Return the newest `NEWEST` verdicts, on queries of a fingerprint or on all."""
         where, values = _of(fingerprint)
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(
-                f"SELECT * FROM feedback {where} ORDER BY given_at DESC LIMIT ?",
-                (*values, NEWEST),
-            )
+        rows = self._read(
+            f"SELECT * FROM feedback {where} ORDER BY given_at DESC LIMIT ?", (*values, NEWEST)
+        )
         return [_given(row) for row in rows]
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipeline.errors import NotFound, quote
 from pipeline.store.backend import Row, Transaction, placeholders
-from pipeline.store.database import Database
+from pipeline.store.repository import Repository
 
 BATCH = 500
 Outcome = Literal["fetched", "unchanged", "failed", "delayed"]
@@ -69,11 +69,8 @@ class FeedImage:
     fetched: FetchedUrl | None
 
 
-class Feeds:
+class Feeds(Repository):
     """The tables `feeds` and `fetched`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, name: str) -> Origin:
         """Return the last import of a feed.
@@ -84,8 +81,7 @@ class Feeds:
         origin = self.find(name)
         if origin is not None:
             return origin
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows("SELECT name FROM feeds ORDER BY name LIMIT 20")
+        rows = self._read("SELECT name FROM feeds ORDER BY name LIMIT 20")
         names = ", ".join(row["name"] for row in rows) or "none yet"
         raise NotFound(
             f"There is no feed {quote(name)}: 'imgrec import-catalogue FILE --name {name}' imports "
@@ -94,25 +90,22 @@ class Feeds:
 
     def find(self, name: str) -> Origin | None:
         columns = ", ".join(field.name for field in fields(Origin))
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(f"SELECT {columns} FROM feeds WHERE name = ?", (name,))
+        rows = self._read(f"SELECT {columns} FROM feeds WHERE name = ?", (name,))
         return Origin(**rows[0]) if rows else None
 
     def any_urls(self) -> bool:
         """Tell whether any feed lists addresses of images."""
-        with self._database.transaction(read_only=True) as tx:
-            return bool(tx.rows("SELECT 1 AS one FROM product_urls WHERE feed <> '' LIMIT 1"))
+        return bool(self._read("SELECT 1 AS one FROM product_urls WHERE feed <> '' LIMIT 1"))
 
     def urls(self, name: str) -> Iterator[str]:
         """Yield the addresses of a feed, each once."""
         last = ""
         while True:
-            with self._database.transaction(read_only=True) as tx:
-                rows = tx.rows(
-                    "SELECT DISTINCT url FROM product_urls WHERE feed = ? AND url > ?"
-                    f" ORDER BY url LIMIT {BATCH}",
-                    (name, last),
-                )
+            rows = self._read(
+                "SELECT DISTINCT url FROM product_urls WHERE feed = ? AND url > ?"
+                f" ORDER BY url LIMIT {BATCH}",
+                (name, last),
+            )
             if not rows:
                 return
             yield from (row["url"] for row in rows)
@@ -123,15 +116,14 @@ class Feeds:
         last = ("", -1)
         columns = ", ".join(f"fetched.{c}" for c in _STORED if c != "url")
         while True:
-            with self._database.transaction(read_only=True) as tx:
-                rows = tx.rows(
-                    f"SELECT product_id, position, product_urls.url AS url, {columns},"
-                    " now_s() - checked_at AS age_s"
-                    " FROM product_urls LEFT JOIN fetched ON fetched.url = product_urls.url"
-                    " WHERE (product_id, position) > (?, ?) AND feed = ?"
-                    f" ORDER BY product_id, position LIMIT {BATCH}",
-                    (*last, name),
-                )
+            rows = self._read(
+                f"SELECT product_id, position, product_urls.url AS url, {columns},"
+                " now_s() - checked_at AS age_s"
+                " FROM product_urls LEFT JOIN fetched ON fetched.url = product_urls.url"
+                " WHERE (product_id, position) > (?, ?) AND feed = ?"
+                f" ORDER BY product_id, position LIMIT {BATCH}",
+                (*last, name),
+            )
             if not rows:
                 return
             for row in rows:
@@ -156,29 +148,25 @@ class Feeds:
     def record(self, fetched: FetchedUrl) -> None:
         """Note what came of an address."""
         update = ", ".join(f"{name} = excluded.{name}" for name in (*_STORED[1:], "checked_at"))
-        with self._database.transaction() as tx:
-            tx.rows(
-                f"INSERT INTO fetched ({', '.join(_STORED)}, checked_at)"
-                f" VALUES ({placeholders(_STORED)}, now_s())"
-                f" ON CONFLICT (url) DO UPDATE SET {update}",
-                tuple(getattr(fetched, name) for name in _STORED),
-            )
+        self._write(
+            f"INSERT INTO fetched ({', '.join(_STORED)}, checked_at)"
+            f" VALUES ({placeholders(_STORED)}, now_s())"
+            f" ON CONFLICT (url) DO UPDATE SET {update}",
+            tuple(getattr(fetched, name) for name in _STORED),
+        )
 
     def forget_unlisted(self) -> None:
         """Drop what is known of addresses that no feed lists any more."""
-        with self._database.transaction() as tx:
-            tx.rows(
-                "DELETE FROM fetched WHERE NOT EXISTS"
-                " (SELECT 1 FROM product_urls WHERE product_urls.url = fetched.url)"
-            )
+        self._write(
+            "DELETE FROM fetched WHERE NOT EXISTS"
+            " (SELECT 1 FROM product_urls WHERE product_urls.url = fetched.url)"
+        )
 
     def needed(self, sha256: Sequence[str]) -> set[str]:
         """Return those of some files that an address still leads to."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(
-                f"SELECT DISTINCT sha256 FROM fetched WHERE sha256 IN ({placeholders(sha256)})",
-                sha256,
-            )
+        rows = self._read(
+            f"SELECT DISTINCT sha256 FROM fetched WHERE sha256 IN ({placeholders(sha256)})", sha256
+        )
         return {row["sha256"] for row in rows}
 
 

@@ -32,16 +32,17 @@ from pipeline.store.job import (
     Refusals,
 )
 from pipeline.store.queries import QUERIES
+from pipeline.store.repository import Repository
 from pipeline.store.shards import UNLISTED, PlanLost, Shards, StageTimings
 
 Written = TypeVar("Written")
 
 
-class Jobs:
+class Jobs(Repository):
     """The rows of `jobs`; those of `shards` are below `shards`."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         self.shards = Shards(database)
 
     @property
@@ -118,8 +119,7 @@ class Jobs:
         Raises:
             AlreadyRequested, Conflict: see `create`.
         """
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(QUERIES["get_job_request"], asdict(request))
+        rows = self._read(QUERIES["get_job_request"], asdict(request))
         if rows:
             raise _repeated(request, rows[0])
 
@@ -146,13 +146,11 @@ class Jobs:
 
     def start_fetching(self, job_id: str) -> None:
         """Release the addresses of a feed to the fetch workers; the plan of the images follows."""
-        with self._database.transaction() as tx:
-            tx.rows(QUERIES["start_fetching"], {"job_id": job_id})
+        self._write(QUERIES["start_fetching"], {"job_id": job_id})
 
     def ready_to_plan(self, job_id: str) -> bool:
         """Tell whether everything of a feed was fetched and nobody plans the images yet."""
-        with self._database.transaction(read_only=True) as tx:
-            return bool(tx.rows(QUERIES["ready_to_plan"], {"job_id": job_id}))
+        return bool(self._read(QUERIES["ready_to_plan"], {"job_id": job_id}))
 
     def claim_plan(self, job_id: str, owner: str, lease_s: float) -> PlanClaim | None:
         """Take the planning of a feed's images, from its beginning; None if it is not to be done.
@@ -174,8 +172,7 @@ class Jobs:
         """Give the planning back unfinished; False when it is not ours any more."""
         uncounted = 0 if count_attempt else 1
         values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
-        with self._database.transaction() as tx:
-            return bool(tx.rows(QUERIES["release_plan"], values))
+        return bool(self._write(QUERIES["release_plan"], values))
 
     def set_base_version(self, claim: PlanClaim, version: str) -> None:
         """Name the version whose vectors the plan reuses.
@@ -184,25 +181,21 @@ class Jobs:
             PlanLost: another process has taken the plan over, or the job has ended.
         """
         values = {"job_id": claim.job.id, "base_version": version, "owner": claim.owner}
-        with self._database.transaction() as tx:
-            if not tx.rows(QUERIES["set_base_version"], values):
-                raise PlanLost(claim.job.id)
+        if not self._write(QUERIES["set_base_version"], values):
+            raise PlanLost(claim.job.id)
 
     def any_open_feed(self) -> bool:
         """Tell whether an open job is about the images of a feed."""
-        with self._database.transaction(read_only=True) as tx:
-            return bool(tx.rows(QUERIES["any_open_feed"]))
+        return bool(self._read(QUERIES["any_open_feed"]))
 
     def any_fetching(self) -> bool:
         """Tell whether an open job fetches."""
-        with self._database.transaction(read_only=True) as tx:
-            return bool(tx.rows(QUERIES["any_fetching"]))
+        return bool(self._read(QUERIES["any_fetching"]))
 
     def fail_abandoned_plans(self) -> None:
         """End jobs whose planner died before the plan was whole."""
         error = "The command that listed the folder was interrupted: run it again."
-        with self._database.transaction() as tx:
-            tx.rows(QUERIES["fail_abandoned_plans"], {"error": error})
+        self._write(QUERIES["fail_abandoned_plans"], {"error": error})
 
     # -- look ------------------------------------------------------------------------------------
 
@@ -212,8 +205,7 @@ class Jobs:
         Raises:
             UnknownJob: there is none with this id.
         """
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(QUERIES["get_job"], {"job_id": job_id})
+        rows = self._read(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
             raise UnknownJob(
                 f"There is no job {job_id!r}: 'imgrec jobs' lists the newest KEEP_JOBS of them."
@@ -222,25 +214,21 @@ class Jobs:
 
     def list_with_progress(self, limit: int = 50) -> list[tuple[Job, Progress]]:
         """Return the newest jobs first, each with its counts."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(QUERIES["list_jobs_with_progress"], {"limit": limit})
+        rows = self._read(QUERIES["list_jobs_with_progress"], {"limit": limit})
         return [(Job.from_row(row), Progress.from_row(row)) for row in rows]
 
     def open_jobs(self) -> list[Job]:
         """Return the jobs that have not ended, oldest first."""
-        with self._database.transaction(read_only=True) as tx:
-            return [Job.from_row(row) for row in tx.rows(QUERIES["list_open_jobs"])]
+        return [Job.from_row(row) for row in self._read(QUERIES["list_open_jobs"])]
 
     def progress(self, job_id: str) -> Progress:
         """Count a job's images by what became of them."""
-        with self._database.transaction(read_only=True) as tx:
-            (row,) = tx.rows(QUERIES["get_progress"], {"job_id": job_id})
+        (row,) = self._read(QUERIES["get_progress"], {"job_id": job_id})
         return Progress.from_row(row)
 
     def failures(self, job_id: str) -> list[Failure]:
         """Return a job's failures and warnings, by path."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(QUERIES["list_failures"], {"job_id": job_id})
+        rows = self._read(QUERIES["list_failures"], {"job_id": job_id})
         return [
             Failure(row["path"], row["stage"], row["reason"], bool(row["warning"])) for row in rows
         ]
@@ -256,8 +244,7 @@ class Jobs:
 
     def timings(self, job_id: str) -> StageTimings:
         """Sum the time of a job's finished shards by stage."""
-        with self._database.transaction(read_only=True) as tx:
-            (row,) = tx.rows(QUERIES["sum_timings"], {"job_id": job_id})
+        (row,) = self._read(QUERIES["sum_timings"], {"job_id": job_id})
         return StageTimings.from_row(row)
 
     def known(self, job_ids: Collection[str]) -> set[str]:
@@ -265,20 +252,17 @@ class Jobs:
         ids = list(job_ids)
         if not ids:
             return set()
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(f"SELECT id FROM jobs WHERE id IN ({placeholders(ids)})", ids)
+        rows = self._read(f"SELECT id FROM jobs WHERE id IN ({placeholders(ids)})", ids)
         return {row["id"] for row in rows}
 
     def created_after(self, job_id: str) -> dict[str, str | None]:
         """Return the jobs that were created after this one: id, and the version it published."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(QUERIES["list_jobs_created_after"], {"job_id": job_id})
+        rows = self._read(QUERIES["list_jobs_created_after"], {"job_id": job_id})
         return {row["id"]: row["index_version"] for row in rows}
 
     def referenced_versions(self) -> set[str]:
         """Return the versions that open jobs still reuse vectors of."""
-        with self._database.transaction(read_only=True) as tx:
-            rows = tx.rows(QUERIES["list_referenced_versions"])
+        rows = self._read(QUERIES["list_referenced_versions"])
         return {row["base_version"] for row in rows}
 
     def statistics(self) -> dict[str, dict[str, int]]:
@@ -313,12 +297,8 @@ class Jobs:
 
     def set_waiting_reason(self, job_id: str, reason: str) -> None:
         """Tell those who watch what an open job waits for; its next finished shard clears it."""
-
-        def write(text: str) -> None:
-            with self._database.transaction() as tx:
-                tx.rows(QUERIES["set_waiting_reason"], {"job_id": job_id, "reason": text})
-
-        _with_any_text(write, reason)
+        sql = QUERIES["set_waiting_reason"]
+        _with_any_text(lambda text: self._write(sql, {"job_id": job_id, "reason": text}), reason)
 
     def add_refusal(self, job_id: str, worker: str, reason: str, within_s: float) -> Refusals:
         """Note that a worker cannot do a job, and tell those who watch.
@@ -339,12 +319,10 @@ class Jobs:
 
     def fail_refused(self, job_id: str, error: str) -> bool:
         """End a job that no worker can do; False when one is at work on it, or it has ended."""
-
-        def write(text: str) -> bool:
-            with self._database.transaction() as tx:
-                return bool(tx.rows(QUERIES["fail_refused_job"], {"job_id": job_id, "error": text}))
-
-        return _with_any_text(write, error)
+        sql = QUERIES["fail_refused_job"]
+        return bool(
+            _with_any_text(lambda text: self._write(sql, {"job_id": job_id, "error": text}), error)
+        )
 
     def renew_leases(
         self, shards: Mapping[str, int], merges: Collection[str], lease_s: float
@@ -371,8 +349,7 @@ class Jobs:
 
     def ready_to_merge(self, job_id: str) -> bool:
         """Tell whether every shard of a planned job is done and no indexer holds it."""
-        with self._database.transaction(read_only=True) as tx:
-            return bool(tx.rows(QUERIES["ready_to_merge"], {"job_id": job_id}))
+        return bool(self._read(QUERIES["ready_to_merge"], {"job_id": job_id}))
 
     def claim_merge(self, job_id: str, owner: str, lease_s: float) -> MergeClaim | None:
         """Take the merge of a job whose shards are all done; None when there is nothing to do."""
@@ -396,8 +373,7 @@ class Jobs:
         uncounted = 0 if count_attempt else 1
         values = {"job_id": claim.job.id, "owner": claim.owner, "uncounted": uncounted}
         values["pause_s"] = pause_s
-        with self._database.transaction() as tx:
-            return bool(tx.rows(QUERIES["release_merge"], values))
+        return bool(self._write(QUERIES["release_merge"], values))
 
     def reopen_shards(self, claim: MergeClaim, numbers: Sequence[int]) -> bool:
         """Have shards done again whose files did not survive; the job goes back to running.
@@ -422,9 +398,8 @@ class Jobs:
         """
         if self._end(job_id, "published", version, None):
             return True
-        with self._database.transaction() as tx:
-            values = {"job_id": job_id, "version": version}
-            return not tx.rows(QUERIES["record_late_publication"], values)
+        values = {"job_id": job_id, "version": version}
+        return not self._write(QUERIES["record_late_publication"], values)
 
     def fail(self, job_id: str, error: str) -> bool:
         """End a job with the sentence that explains why; False when it had ended before."""
@@ -436,13 +411,11 @@ class Jobs:
 
     def _end(self, job_id: str, state: str, version: str | None, error: str | None) -> bool:
         values = {"job_id": job_id, "state": state, "version": version, "error": error}
-        with self._database.transaction() as tx:
-            return bool(tx.rows(QUERIES["end_job"], values))
+        return bool(self._write(QUERIES["end_job"], values))
 
     def drop_items(self) -> None:
         """Drop the lists of images of jobs that have ended; their counts and failures stay."""
-        with self._database.transaction() as tx:
-            tx.rows(QUERIES["drop_items"])
+        self._write(QUERIES["drop_items"])
 
     def prunable(self, keep: int, keep_rows: int, protect: Collection[str]) -> dict[str, int]:
         """Return the ended jobs beyond the newest ones, and the rows of each.
@@ -453,8 +426,7 @@ class Jobs:
                 stays whole.
             protect: ids of jobs that stay in any case.
         """
-        with self._database.transaction(read_only=True) as tx:
-            ended = tx.rows(QUERIES["list_ended_jobs"])
+        ended = self._read(QUERIES["list_ended_jobs"])
         beyond, total = {}, 0
         for place, row in enumerate(ended):
             total += row["n_rows"]

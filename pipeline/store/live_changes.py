@@ -9,17 +9,15 @@ from pipeline.index.versions import Version
 from pipeline.names import nfc
 from pipeline.store.backend import Row
 from pipeline.store.catalogue_import import NAME as PRODUCTS
-from pipeline.store.database import Database, count_change, revision
+from pipeline.store.database import count_change, revision
+from pipeline.store.repository import Repository
 from pipeline.vector_bytes import from_bytes, to_bytes
 
 NAME = "live changes"  # of the revision
 
 
-class LiveChanges:
+class LiveChanges(Repository):
     """The changes since the last rebuilds, in the database that all workers share."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def revision(self) -> int:
         """Return a number that every change changes."""
@@ -78,8 +76,7 @@ class LiveChanges:
     def forget_added(self, version: Version) -> None:
         """Forget the images that were added before a version's rebuild, which has taken them in."""
         column, last = _last_seen(version)
-        with self._database.transaction() as tx:
-            tx.rows(f"DELETE FROM live_changes WHERE {column} <= ? AND vector IS NOT NULL", (last,))
+        self._write(f"DELETE FROM live_changes WHERE {column} <= ? AND vector IS NOT NULL", (last,))
 
 
 def _last_seen(version: Version) -> tuple[str, float]:

@@ -11,15 +11,13 @@ from pipeline.search.product_catalogue import Catalogue
 from pipeline.store.backend import placeholders
 from pipeline.store.catalogue_columns import column_of
 from pipeline.store.catalogue_import import NAME, Outcome, import_feed
-from pipeline.store.database import Database, revision
+from pipeline.store.database import revision
 from pipeline.store.feeds import Origin
+from pipeline.store.repository import Repository
 
 
-class Products:
+class Products(Repository):
     """Imported products and their facts."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def update(
         self,

@@ -11,8 +11,9 @@ from pipeline.errors import Conflict
 from pipeline.images.failure import Failure
 from pipeline.images.find import ImageFile
 from pipeline.store.backend import Row, Transaction
-from pipeline.store.database import Database, count_change
+from pipeline.store.database import count_change
 from pipeline.store.queries import QUERIES
+from pipeline.store.repository import Repository
 
 SHARDS_AT_ONCE = 64  # rows of the plan that are read at a time
 LEASE_EXPIRIES = "lease_expiries"  # of the revision that counts them
@@ -78,11 +79,8 @@ class PlanLost(Conflict):
         super().__init__(f"Job {job_id} was ended, or is planned by another process.")
 
 
-class Shards:
+class Shards(Repository):
     """The rows of `shards`, with the failures that came with them."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     # -- plan ------------------------------------------------------------------------------------
 
@@ -194,35 +192,25 @@ class Shards:
             "owner": claim.owner,
             "uncounted": 0 if count_attempt else 1,
         }
-        with self._database.transaction() as tx:
-            return bool(tx.rows(QUERIES["release_shard"], values))
+        return bool(self._write(QUERIES["release_shard"], values))
 
     def mark_started(self, claim: Claim, position: int) -> int:
         """Note that one image of a suspicious shard runs alone now; return its starts so far."""
-        with self._database.transaction() as tx:
-            (row,) = tx.rows(
-                QUERIES["mark_started"],
-                {"job_id": claim.job_id, "n": claim.n, "position": position},
-            )
+        values = {"job_id": claim.job_id, "n": claim.n, "position": position}
+        (row,) = self._write(QUERIES["mark_started"], values)
         return int(row["starts"])
 
     def clear_suspect(self, claim: Claim, position: int) -> None:
         """Clear an image that ran alone and left the worker alive."""
-        with self._database.transaction() as tx:
-            tx.rows(
-                QUERIES["clear_suspect"],
-                {"job_id": claim.job_id, "n": claim.n, "position": position},
-            )
+        values = {"job_id": claim.job_id, "n": claim.n, "position": position}
+        self._write(QUERIES["clear_suspect"], values)
 
     def done(self, job_id: str) -> Iterator[DoneShard]:
         """Yield all finished shards of a job, by number, a few in memory at a time."""
         after = -1
         while True:
-            with self._database.transaction(read_only=True) as tx:
-                rows = tx.rows(
-                    QUERIES["list_done_shards"],
-                    {"job_id": job_id, "after": after, "limit": SHARDS_AT_ONCE},
-                )
+            values = {"job_id": job_id, "after": after, "limit": SHARDS_AT_ONCE}
+            rows = self._read(QUERIES["list_done_shards"], values)
             yield from map(DoneShard.from_row, rows)
             if len(rows) < SHARDS_AT_ONCE:
                 return
@@ -240,15 +228,13 @@ class Shards:
 
     def count_queued(self, kind: Literal["embed", "fetch"]) -> int:
         """Return how many shards of a kind, of all open jobs, wait in the queue."""
-        with self._database.transaction(read_only=True) as tx:
-            (row,) = tx.rows(QUERIES["count_queued_shards"], {"kind": kind})
+        (row,) = self._read(QUERIES["count_queued_shards"], {"kind": kind})
         return int(row["count"])
 
     def requeue_lost(self, job_id: str, older_than_s: float) -> list[int]:
         """Queue shards anew whose message nobody took for so long; return their numbers."""
         values = {"job_id": job_id, "older_than_s": older_than_s}
-        with self._database.transaction() as tx:
-            return _numbers(tx.rows(QUERIES["requeue_lost_shards"], values))
+        return _numbers(self._write(QUERIES["requeue_lost_shards"], values))
 
 
 def _numbers(rows: Sequence[Row]) -> list[int]:
