@@ -36,6 +36,8 @@ from pipeline.store.repository import Repository
 from pipeline.store.shards import UNLISTED, PlanLost, Shards, StageTimings
 
 Written = TypeVar("Written")
+# What belongs to a job; rows that refer to others come first.
+TABLES = ("suspects", "shard_timings", "failures", "shards", "refusals", "job_requests", "webhooks")
 
 
 class Jobs(Repository):
@@ -436,16 +438,10 @@ class Jobs(Repository):
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job with everything that is known of it."""
-        values = {"job_id": job_id}
         with self._database.transaction() as tx:
-            tx.rows(QUERIES["delete_suspects_of_job"], values)
-            tx.rows(QUERIES["delete_timings_of_job"], values)
-            tx.rows(QUERIES["delete_failures_of_job"], values)
-            tx.rows(QUERIES["delete_shards_of_job"], values)
-            tx.rows(QUERIES["delete_refusals"], values)
-            tx.rows(QUERIES["delete_request_of_job"], values)
-            tx.rows(QUERIES["delete_webhook_of_job"], values)
-            tx.rows(QUERIES["delete_job"], values)
+            for table in TABLES:
+                tx.rows(f"DELETE FROM {table} WHERE job_id = ?", (job_id,))
+            tx.rows("DELETE FROM jobs WHERE id = ?", (job_id,))
 
 
 class _ShardReopened(Exception):

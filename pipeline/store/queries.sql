@@ -168,27 +168,6 @@ WHERE finished_at IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM webhooks WHERE job_id = jobs.id AND state = 'pending')
 ORDER BY sequence DESC, created_at DESC, id DESC;
 
--- name: delete_suspects_of_job
-DELETE FROM suspects WHERE job_id = :job_id;
-
--- name: delete_timings_of_job
-DELETE FROM shard_timings WHERE job_id = :job_id;
-
--- name: delete_failures_of_job
-DELETE FROM failures WHERE job_id = :job_id;
-
--- name: delete_shards_of_job
-DELETE FROM shards WHERE job_id = :job_id;
-
--- name: delete_request_of_job
-DELETE FROM job_requests WHERE job_id = :job_id;
-
--- name: delete_webhook_of_job
-DELETE FROM webhooks WHERE job_id = :job_id;
-
--- name: delete_job
-DELETE FROM jobs WHERE id = :job_id;
-
 -- name: count_images
 SELECT (SELECT COALESCE(SUM(embedded), 0) FROM shards WHERE kind <> 'fetch') AS embedded,
        (SELECT COALESCE(SUM(reused), 0) FROM shards WHERE kind <> 'fetch') AS reused,
