@@ -171,7 +171,7 @@ def _result_key(query: Query, searched: _Searched, digests: Sequence[str]) -> st
     several = len(digests) > 1
     image = sha256(" ".join(sorted(digests)).encode()) if several else "".join(digests)
     facts = {
-        "query": query.key(),
+        "query": query.model_dump_json(),
         "catalogue": searched.catalogue.catalogue.revision,
         "ranking": RANKING_VERSION,
         "groups": searched.duplicates.key if searched.duplicates else "",

@@ -89,8 +89,9 @@ class Table:
         settings = SETTINGS | {"hnsw.ef_search": str(step.ef_search)}
         if not step.exact:
             settings |= {"enable_seqscan": "off", "enable_sort": "off"}
+        set_local = "SELECT " + ", ".join(["set_config(?, ?, true)"] * len(settings))
         return (
-            (_set_local(settings), [part for pair in settings.items() for part in pair]),
+            (set_local, [part for pair in settings.items() for part in pair]),
             (
                 f"SELECT id FROM {self.name} {where} ORDER BY {order} LIMIT ?",
                 [*values, _text(vector), step.depth],
@@ -149,11 +150,6 @@ class PgvectorIndex:
     def _rows(self, vector: Vectors, step: Step, allowed: NDArray[np.bool_] | None) -> list[int]:
         statements = self.table.search(vector, step, allowed)
         return [row["id"] for row in self.server.read_at_once(*statements)]
-
-
-def _set_local(settings: dict[str, str]) -> str:
-    """Return a statement that sets some settings until the transaction ends."""
-    return "SELECT " + ", ".join(["set_config(?, ?, true)"] * len(settings))
 
 
 def _text(vector: Vectors) -> str:

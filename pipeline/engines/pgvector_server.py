@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pipeline.errors import DatabaseFailed, ServerUnavailable, SetupError
+from pipeline.errors import DatabaseFailed, ServerUnavailable, SetupError, one_line
 from pipeline.store.backend import Row, Values
 from pipeline.store.postgresql import Postgresql, PostgresTransaction
 from pipeline.urls import without_password
@@ -130,8 +130,8 @@ class PgvectorServer:
             except DatabaseFailed as error:
                 raise SetupError(
                     f"The extension pgvector cannot be made in the database {self.shown} "
-                    f"({_cause(error)}): install pgvector on the server and have an administrator "
-                    "run CREATE EXTENSION vector."
+                    f"({one_line(error.__cause__ or error)}): install pgvector on the server and "
+                    "have an administrator run CREATE EXTENSION vector."
                 ) from error
         numbers = tuple(int(part) for part in str(version).split("."))
         if numbers < MIN_VERSION:
@@ -170,7 +170,3 @@ class Replica:
 def _extension(tx: PostgresTransaction) -> str | None:
     rows = tx.rows("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
     return str(rows[0]["extversion"]) if rows else None
-
-
-def _cause(error: Exception) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[0]

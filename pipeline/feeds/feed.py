@@ -110,9 +110,8 @@ class Feed:
         convert = _Conversion(self, columns, self._currencies(columns))
         for rows in self.staging.products():
             items = [self._without_others_images(item) for item in rows]
-            product = (
-                self._grouped(items, convert) if _is_group(items) else self._one(items, convert)
-            )
+            is_group = any(item.parent for item in items)
+            product = self._grouped(items, convert) if is_group else self._one(items, convert)
             if self.has_urls and not self.update_only and not (product.urls or product.images):
                 self.problems.warn(
                     product.line, f"product {quote(product.product_id)} has no image"
@@ -212,10 +211,6 @@ class Feed:
 
 def _add_facts(facts: dict[str, str], item: Item) -> None:
     facts |= {name: text for name, text in item.facts.items() if text or name not in facts}
-
-
-def _is_group(items: list[Item]) -> bool:
-    return any(item.parent for item in items)
 
 
 class _Conversion:

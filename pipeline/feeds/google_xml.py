@@ -25,6 +25,7 @@ _BLOCKS = (
     "tbody td th thead tr ul"
 )
 BLOCKS = frozenset(_BLOCKS.split())
+HTML = INLINE | BLOCKS
 MAX_ITEM = 1 << 20  # characters
 MAX_DEPTH = 50
 
@@ -44,8 +45,9 @@ class _Value:
 
     def begin(self, name: str) -> None:
         self._depth += 1
-        self._may_have_parts &= _space(name) == self.space and not _is_html(name)
-        self._pieces.append((_local(name), True, ""))
+        local = _local(name)
+        self._may_have_parts &= _space(name) == self.space and local not in HTML
+        self._pieces.append((local, True, ""))
 
     def end(self, name: str) -> None:
         self._depth -= 1
@@ -164,10 +166,6 @@ def _local(name: str) -> str:
 
 def _space(name: str) -> str:
     return name.rpartition(" ")[0]
-
-
-def _is_html(name: str) -> bool:
-    return _local(name) in INLINE or _local(name) in BLOCKS
 
 
 def _refuse(*declaration: Any) -> None:

@@ -174,7 +174,9 @@ class Staging:
 
     def holds(self, product_ids: Sequence[str]) -> set[str]:
         """Return those of some ids that are products of this file."""
-        return self._select("SELECT DISTINCT product FROM items WHERE product IN", product_ids)
+        marks = ",".join("?" * len(product_ids))
+        sql = f"SELECT DISTINCT product FROM items WHERE product IN ({marks})"
+        return {row[0] for row in self._connection.execute(sql, product_ids)}
 
     def owner(self, path: str) -> str:
         """Return the product of the first item that names an image, "" for an image of none."""
@@ -252,10 +254,6 @@ class Staging:
         rows = self._connection.execute("SELECT product_id FROM planned_products")
         while batch := rows.fetchmany(BATCH):
             yield batch
-
-    def _select(self, sql: str, values: Sequence[str]) -> set[str]:
-        marks = ",".join("?" * len(values))
-        return {row[0] for row in self._connection.execute(f"{sql} ({marks})", values)}
 
     def _flush(self) -> None:
         self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", self._batch)

@@ -173,7 +173,7 @@ class FetchedObjects:
         if not DIGEST.fullmatch(digest):
             return False
         try:
-            self._store.size(_key(digest))
+            self._store.info(_key(digest))
         except ObjectMissing:
             return False
         return True

@@ -229,8 +229,8 @@ class _Walk:
                         self._left_out.add(f"system folder {name}")
                     else:
                         entries.append(f"{prefix}{name}/")
-                elif is_image or _is_broken(entry):
-                    entries.append(prefix + name)
+                elif is_image or (entry.is_symlink() and not os.path.exists(entry.path)):
+                    entries.append(prefix + name)  # a link that leads nowhere may be a folder's
                 elif name.casefold() in SYSTEM_FILES:
                     self._left_out.add(f"system file {name}")
                 else:
@@ -299,11 +299,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         if error.errno not in ONE_PLACE:
             raise
         return False
-
-
-def _is_broken(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a link that leads nowhere: it may have been a folder's."""
-    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _readable(entry: os.DirEntry[str]) -> bool:

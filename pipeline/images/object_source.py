@@ -116,7 +116,7 @@ class ObjectSource:
         """Tell whether other objects can be read: then this one alone is refused."""
         for each in islice((item for item in self._store.objects() if item.key != path), PROBES):
             try:
-                self._store.size(each.key)
+                self._store.info(each.key)
             except (StoreRefused, ObjectMissing):
                 continue
             return True

@@ -172,10 +172,6 @@ class Query(BaseModel, frozen=True, strict=True, extra="forbid"):
     def uses_feedback(self) -> bool:
         return self.feedback or bool(self.user)
 
-    def key(self) -> str:
-        """Return a string that is equal for equal queries, as part of a cache key."""
-        return self.model_dump_json()
-
     @property
     def own_products(self) -> frozenset[str]:
         """The products that the query is made of, which are no matches of it."""

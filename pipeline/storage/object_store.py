@@ -119,10 +119,6 @@ class ObjectStore:
         with _mapped(self.name, key):
             return _info(self._library.head(key))
 
-    def size(self, key: str) -> int:
-        """Return an object's bytes."""
-        return self.info(key).size
-
     def get(self, key: str, max_bytes: int | None = None) -> StoredObject:
         """Return an object's content.
 

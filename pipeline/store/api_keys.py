@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.errors import Conflict, NotFound, WrongUse
-from pipeline.store.backend import Row
 from pipeline.store.database import count_change
 from pipeline.store.repository import Repository
 
@@ -30,10 +29,6 @@ class ApiKey:
     sha256: str = field(repr=False)
     created_at: float
     revoked_at: float | None
-
-    @classmethod
-    def from_row(cls, row: Row) -> ApiKey:
-        return cls(**row)
 
     def allows(self, scope: str) -> bool:
         if self.scope not in SCOPES:  # of a later release
@@ -91,12 +86,12 @@ class ApiKeys(Repository):
                 f"There is a key {name!r} already: choose another name, or revoke it with "
                 f"'imgrec keys revoke {name}'."
             )
-        return ApiKey.from_row(rows[0]), f"imgrec_{key_id}_{secret}"
+        return ApiKey(**rows[0]), f"imgrec_{key_id}_{secret}"
 
     def all(self) -> list[ApiKey]:
         """Return every key, revoked ones too, oldest first."""
         rows = self._read("SELECT * FROM api_keys ORDER BY created_at, id")
-        return [ApiKey.from_row(row) for row in rows]
+        return [ApiKey(**row) for row in rows]
 
     def key_ring(self) -> KeyRing:
         return KeyRing({key.id: key for key in self.all()})
@@ -116,7 +111,7 @@ class ApiKeys(Repository):
             count_change(tx, NAME)
         if not rows:
             raise NotFound(f"There is no active key {name[:80]!r}: 'imgrec keys list' shows all.")
-        return ApiKey.from_row(rows[0])
+        return ApiKey(**rows[0])
 
     def revision(self) -> int:
         """Return a number that every change changes."""

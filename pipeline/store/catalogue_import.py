@@ -227,7 +227,10 @@ class _Plan:
         stated = {variant.item_id: variant.facts for variant in product.variants}
         if not product.variants:  # about the product as a whole
             stated = {product.product_id: product.facts}
-        known = {variant.item_id: _present(variant.facts) for variant in before}
+        known: dict[str, Facts] = {
+            variant.item_id: {name: v for name, v in variant.facts.items() if v is not None}
+            for variant in before
+        }
         names = list(stated) if self._feed.whole else list(dict.fromkeys([*known, *stated]))
         if product.product_id in names:  # what is said of all variants comes first
             names.remove(product.product_id)
@@ -356,10 +359,6 @@ def _combined(variants: Sequence[Variant]) -> dict[str, Value | None]:
             if facts.get(name) is None:
                 facts[name] = value
     return facts
-
-
-def _present(facts: Nullable) -> Facts:
-    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _json(facts: Nullable) -> str:

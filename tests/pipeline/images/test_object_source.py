@@ -129,15 +129,15 @@ def test_one_object_that_is_refused_is_a_bad_image_and_a_store_that_refuses_all_
 ) -> None:
     for path in ("a.jpg", "b.jpg"):
         store.put(path, b"1")
-    get, size = ObjectStore.get, ObjectStore.size
+    get, info = ObjectStore.get, ObjectStore.info
 
     def denied(self: ObjectStore, key: str, *more: object) -> object:
         if key in refused:
             raise StoreRefused("refused")
-        return (get if more else size)(self, key, *more)
+        return (get if more else info)(self, key, *more)
 
     monkeypatch.setattr(ObjectStore, "get", denied)
-    monkeypatch.setattr(ObjectStore, "size", denied)
+    monkeypatch.setattr(ObjectStore, "info", denied)
     refused = {"a.jpg"}
     with pytest.raises(BadImage, match="refuses to give this object"):
         read(source_of(store), "a.jpg")
