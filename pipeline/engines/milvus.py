@@ -24,9 +24,9 @@ from pipeline.index.engine import (
     Hits,
     Migration,
     OpenIndex,
+    QueryByQuery,
     Vectors,
     age_s,
-    first_hits,
     is_own_name,
     new_name,
 )
@@ -46,7 +46,7 @@ SPARE = 2  # an answer that is filtered afterwards is so many times as long as n
 
 
 @dataclass(frozen=True)
-class MilvusIndex:
+class MilvusIndex(QueryByQuery):
     """A version whose vectors are in a collection; scores are computed here."""
 
     version: Version
@@ -61,12 +61,6 @@ class MilvusIndex:
     @property
     def n_vectors(self) -> int:
         return int(self.version.manifest["images"])
-
-    def search(
-        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Return (scores, rows), see `OpenIndex`."""
-        return first_hits(self, queries, k, allowed)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
@@ -86,10 +80,6 @@ class MilvusIndex:
         if limit > MAX_LIMIT:
             return f"exact search in this process, {within}"
         return f"HNSW, {within}" + ("" if allowed is None else ", filtered afterwards")
-
-    def warm(self) -> None:
-        """Search once."""
-        self.search(np.asarray(self.version.vectors[:1]), 10)
 
     @cached_property
     def _ef_search(self) -> int:

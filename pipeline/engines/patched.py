@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.access import is_unavailable
 from pipeline.engines.scores import tune
 from pipeline.errors import IndexBroken
-from pipeline.index.engine import Base, Hits, OpenIndex, Vectors, engine_of, first_hits
+from pipeline.index.engine import Base, Hits, OpenIndex, QueryByQuery, Vectors, engine_of
 from pipeline.index.faiss_index import SELF_SCORE
 from pipeline.index.versions import Version
 
@@ -180,7 +180,7 @@ class _ById:
 
 
 @dataclass(frozen=True)
-class PatchedIndex:
+class PatchedIndex(QueryByQuery):
     """An index on the server whose rows are those of an earlier version, and rows beside it."""
 
     version: Version
@@ -193,12 +193,6 @@ class PatchedIndex:
     @property
     def n_vectors(self) -> int:
         return len(self.ids)
-
-    def search(
-        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Return (scores, rows), see `OpenIndex`."""
-        return first_hits(self, queries, k, allowed)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
@@ -244,10 +238,6 @@ class PatchedIndex:
         """Tell how the server is searched, and how many rows are compared beside it."""
         mask = None if allowed is None else self._mask(allowed)
         return f"{self.server.plan(first, mask)}; {len(self._beside[0])} rows beside it"
-
-    def warm(self) -> None:
-        """Search once."""
-        self.search(np.asarray(self.version.vectors[:1]), 10)
 
     @cached_property
     def _beside(self) -> tuple[NDArray[np.int64], Vectors]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.engines.pgvector_server import PgvectorServer, Statement
 from pipeline.engines.scores import deepening, scored
-from pipeline.index.engine import Hits, Vectors, first_hits
+from pipeline.index.engine import Hits, QueryByQuery, Vectors
 from pipeline.index.versions import Version
 
 MAX_EF = 1000  # pgvector's limit of hnsw.ef_search
@@ -100,7 +100,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class PgvectorIndex:
+class PgvectorIndex(QueryByQuery):
     """A version whose vectors are in a table; scores are computed here, in float32."""
 
     version: Version
@@ -117,12 +117,6 @@ class PgvectorIndex:
     def n_vectors(self) -> int:
         return self.table.n_rows
 
-    def search(
-        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Return (scores, rows), see `OpenIndex`."""
-        return first_hits(self, queries, k, allowed)
-
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
     ) -> Iterator[Hits]:
@@ -135,10 +129,6 @@ class PgvectorIndex:
     def plan(self, first: int, allowed: NDArray[np.bool_] | None) -> str:
         """Tell whether the graph or every row is searched."""
         return str(self.table.step(first, allowed))
-
-    def warm(self) -> None:
-        """Search once, which reads the upper layers of the graph."""
-        self.search(np.asarray(self.version.vectors[:1]), 10)
 
     def _hits(self, vector: Vectors, step: Step, allowed: NDArray[np.bool_] | None) -> Hits:
         rows = self._rows(vector, step, allowed)

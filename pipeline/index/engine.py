@@ -39,16 +39,6 @@ def as_arrays(hits_of_queries: Collection[Hits], k: int) -> tuple[Vectors, NDArr
     return scores, rows
 
 
-def first_hits(
-    index: OpenIndex, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None
-) -> tuple[Vectors, NDArray[np.int64]]:
-    """Search query by query, for an index that has no quicker way; see `OpenIndex.search`."""
-    k = min(k, index.n_vectors)
-    return as_arrays(
-        [next(index.search_deepening(query, k, allowed), [])[:k] for query in queries], k
-    )
-
-
 class OpenIndex(Protocol):
     """A version that is ready to be searched."""
 
@@ -90,6 +80,23 @@ class OpenIndex(Protocol):
 
     def warm(self) -> None:
         """Make ready what the first searches need."""
+
+
+class QueryByQuery:
+    """Search and warm an index that has no quicker way for several queries."""
+
+    def search(
+        self: OpenIndex, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Return (scores, rows), see `OpenIndex`."""
+        k = min(k, self.n_vectors)
+        return as_arrays(
+            [next(self.search_deepening(query, k, allowed), [])[:k] for query in queries], k
+        )
+
+    def warm(self: OpenIndex) -> None:
+        """Search once, which e.g. reads the upper layers of a graph."""
+        self.search(np.asarray(self.version.vectors[:1]), 10)
 
 
 @dataclass(frozen=True)

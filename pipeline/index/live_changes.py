@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images.find import ImageFile
-from pipeline.index.engine import Hits, OpenIndex, Vectors, first_hits
+from pipeline.index.engine import Hits, OpenIndex, QueryByQuery, Vectors
 from pipeline.index.segments import StackedVectors
 from pipeline.index.versions import Version
 
@@ -198,7 +198,7 @@ class _Paths(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class ChangedIndex:
+class ChangedIndex(QueryByQuery):
     """An index whose removed rows are masked, and a few rows that are searched beside it."""
 
     version: ChangedVersion
@@ -223,12 +223,6 @@ class ChangedIndex:
     def n_vectors(self) -> int:
         n_kept = self._n_base if self.kept is None else int(self.kept.sum())
         return n_kept + len(self.vectors)
-
-    def search(
-        self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Return (scores, rows), see `OpenIndex`."""
-        return first_hits(self, queries, k, allowed)
 
     def search_deepening(
         self, vector: Vectors, first: int, allowed: NDArray[np.bool_] | None = None
