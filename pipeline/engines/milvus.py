@@ -97,8 +97,8 @@ class MilvusIndex(QueryByQuery):
         rows = self._found(vector, depth, n_allowed, allowed)
         if len(rows) < depth:  # Milvus cannot tell more at once, or the allowed rows are far away
             among = np.arange(self.n_vectors) if allowed is None else np.flatnonzero(allowed)
-            taken: Any = _Taken(self.version.vectors, among)
-            _, best = exact(taken, vector[None, :], depth)
+            allowed_vectors: Any = patched.SelectedVectors(self.version.vectors, among)
+            _, best = exact(allowed_vectors, vector[None, :], depth)
             rows = among[best[0]].tolist()
         return scored(self.version.vectors, rows, vector)
 
@@ -125,19 +125,6 @@ class MilvusIndex(QueryByQuery):
             with self.server.client() as client:
                 client.load_collection(self.collection, timeout=BUILD_S)
                 return _search(client, self.collection, vector, limit, self._ef_search, condition)
-
-
-class _Taken:
-    """Some rows of a mapped array, taken a block at a time."""
-
-    def __init__(self, vectors: Vectors, rows: NDArray[np.int64]) -> None:
-        self._vectors, self._rows = vectors, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, block: slice) -> Vectors:
-        return np.asarray(self._vectors[self._rows[block]])
 
 
 class MilvusEngine:

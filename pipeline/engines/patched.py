@@ -155,7 +155,7 @@ class ServerVersion(Version):
         known = np.flatnonzero(ids >= 0)
         row_of[ids[known]] = known
         # Not `self.x = x`: a version is frozen, and its cached properties are entries here.
-        vars(self).update(row_of=row_of, vectors=_ById(version.vectors, row_of))
+        vars(self).update(row_of=row_of, vectors=SelectedVectors(version.vectors, row_of))
 
     @property
     def rows_by_id(self) -> NDArray[np.int64]:
@@ -164,18 +164,18 @@ class ServerVersion(Version):
         return rows
 
 
-class _ById:
-    """The vectors of a version, by their ids on the server; of what has gone, any others."""
+class SelectedVectors:
+    """Some rows of a mapped array, read like one; any vector stands for a row of -1."""
 
-    def __init__(self, vectors: Vectors, row_of: NDArray[np.int64]) -> None:
-        self._vectors, self._row_of = vectors, row_of
-        self.shape = (len(row_of), vectors.shape[1])
+    def __init__(self, vectors: Vectors, rows: NDArray[np.int64]) -> None:
+        self._vectors, self._rows = vectors, rows
+        self.shape = (len(rows), vectors.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, ids: Any) -> Vectors:
-        vectors: Vectors = self._vectors[np.maximum(self._row_of[ids], 0)]
+    def __getitem__(self, places: Any) -> Vectors:
+        vectors: Vectors = self._vectors[np.maximum(self._rows[places], 0)]
         return vectors
 
 
