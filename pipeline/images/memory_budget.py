@@ -92,7 +92,7 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, n_bytes: int) -> Iterator[None]:
-        """Hold room for one image.
+        """Reserve memory for one image.
 
         Raises:
             BadImage: it would not even fit alone.
