@@ -16,7 +16,7 @@ from pipeline.errors import BadImage, ImageTooLarge, ObjectMissing, SetupError
 from pipeline.images.decode import Limits, read_image, sha256
 from pipeline.images.fetch_ahead import fetch_ahead
 from pipeline.images.find import ImageFile
-from pipeline.images.source import Read, is_empty
+from pipeline.images.source import ImageReader, Read, is_empty
 from pipeline.settings import Settings
 from pipeline.storage.artifacts import artifacts_address
 
@@ -43,24 +43,14 @@ def content_number(digest: str) -> int:
     return int(digest[:15], 16)
 
 
-class FetchedStore(Protocol):
-    """Where fetched images are kept."""
-
-    def require(self) -> None:
-        """Refuse to begin where they cannot be read.
-
-        Raises:
-            ImgrecError.
-        """
+class FetchedStore(ImageReader, Protocol):
+    """Where fetched images are kept; they are known by the hashes of their content."""
 
     def has(self, digest: str) -> bool:
         """Tell whether a content is there."""
 
     def put(self, data: bytes) -> str:
         """Store a content; return its hash. Storing it again makes it new, and whole if damaged."""
-
-    def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
-        """See `ImageReader.reading`."""
 
     def old(self) -> Iterator[tuple[str, int]]:
         """Yield the hash and the bytes of what was stored more than a day ago."""
@@ -211,24 +201,6 @@ class FetchedObjects:
 
     def delete(self, digests: Sequence[str]) -> None:
         self._store.delete([_key(digest) for digest in digests])
-
-
-class FetchedImages:
-    """Reads the images of a feed, which are known by the hashes of their content."""
-
-    def __init__(self, name: str, store: FetchedStore) -> None:
-        self._name = name
-        self._store = store
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    def require(self) -> None:
-        self._store.require()
-
-    def reading(self, images: Sequence[ImageFile], limits: Limits) -> AbstractContextManager[Read]:
-        return self._store.reading(images, limits)
 
 
 def _key(digest: str) -> str:

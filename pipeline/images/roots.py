@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import WrongUse
-from pipeline.images.fetched import FetchedImages, feed_name, fetched_store
+from pipeline.images.fetched import feed_name, fetched_store
 from pipeline.images.source import ImageFolder, ImageReader, ImageSource
 from pipeline.settings import Settings
 from pipeline.storage.address import Address, is_address
@@ -39,7 +39,7 @@ def open_reader(root: str | Path | Address, settings: Settings) -> ImageReader:
         WrongUse: see `open_source`.
     """
     if isinstance(root, str) and feed_name(root) is not None:
-        return FetchedImages(root, fetched_store(settings))
+        return fetched_store(settings)
     return open_source(root, settings)
 
 

@@ -20,10 +20,6 @@ Read = Callable[[ImageFile], bytes]
 class ImageReader(Protocol):
     """Reads images below one root that were listed before."""
 
-    @property
-    def name(self) -> str:
-        """The root as the job table and the manifest name it, e.g. /data/products or s3://b/p."""
-
     def require(self) -> None:
         """Refuse to begin where the root cannot be used from this host.
 
@@ -43,7 +39,7 @@ class ImageLister(Protocol):
 
     @property
     def name(self) -> str:
-        """See `ImageReader`."""
+        """The root as the job table and the manifest name it, e.g. /data/products or s3://b/p."""
 
     def find(
         self,
