@@ -47,7 +47,6 @@ from pipeline.preprocess.prepare import (
 from pipeline.search.catalogue_filter import IndexedCatalogues
 from pipeline.search.duplicate_rows import DuplicateRows
 from pipeline.search.facets import Facet, facets
-from pipeline.search.product_catalogue import Catalogue
 from pipeline.search.relevance_feedback import FeedbackIndex
 from pipeline.settings import Settings, load_settings
 from pipeline.storage.artifacts import (
@@ -56,7 +55,7 @@ from pipeline.storage.artifacts import (
     require_conditional_puts,
 )
 from pipeline.storage.object_store import ObjectStore
-from pipeline.store.api_keys import ApiKeys, KeyRing
+from pipeline.store.api_keys import ApiKeys
 from pipeline.store.cache import Cache, NoCache
 from pipeline.store.database import Database
 from pipeline.store.duplicates import Duplicates
@@ -92,8 +91,10 @@ class Once(Generic[Value]):
 
     def __init__(self, make: Callable[[Any], Value]) -> None:
         self._make = make
-        self._name = make.__name__
         self.__doc__ = make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
 
     @overload
     def __get__(self, instance: None, owner: type) -> Once[Value]: ...
@@ -112,8 +113,8 @@ class Once(Generic[Value]):
             return value
 
 
-def once(make: Callable[[Any], Value]) -> Once[Value]:
-    """Make a method a property that is made once, see `Once`."""
+def once(make: Callable[[Resources], Value]) -> Once[Value]:
+    """Return a property of `Resources` that is made once, see `Once`."""
     return Once(make)
 
 
@@ -158,13 +159,19 @@ class Resources:
 
     # What outlives the process
 
-    @once
-    def database(self) -> Database:
-        return Database(self.settings.database_url)
-
-    @once
-    def identifier(self) -> Identifier:
-        return Identifier(self.settings, self.database)
+    database = once(lambda self: Database(self.settings.database_url))
+    identifier = once(lambda self: Identifier(self.settings, self.database))
+    jobs = once(lambda self: Jobs(self.database))
+    webhooks = once(lambda self: Webhooks(self.database))
+    api_keys = once(lambda self: ApiKeys(self.database))
+    key_ring = once(lambda self: RevisionCache(self.api_keys.revision, self.api_keys.key_ring))
+    products = once(lambda self: Products(self.database))
+    feeds = once(lambda self: Feeds(self.database))
+    catalogue = once(lambda self: RevisionCache(self.products.revision, self.products.catalogue))
+    indexed_catalogues = once(lambda self: IndexedCatalogues(self.catalogue.get))
+    duplicates = once(lambda self: Duplicates(self.database))
+    feedback_log = once(lambda self: FeedbackLog(self.database))
+    live_changes = once(lambda self: LiveChanges(self.database))
 
     def require_agreement(self, queues: Sequence[str], *parts: str) -> None:
         """Compare this process's database and folders with those of the workers on some queues.
@@ -187,10 +194,6 @@ class Resources:
             self.require_agreement(queues, *parts)
 
     @once
-    def jobs(self) -> Jobs:
-        return Jobs(self.database)
-
-    @once
     def leases(self) -> Leases:
         """The leases of the work that this process has claimed."""
         settings = self.settings
@@ -204,47 +207,15 @@ class Resources:
         return serve_metrics(settings.metrics_host, settings.metrics_port)
 
     @once
-    def webhooks(self) -> Webhooks:
-        return Webhooks(self.database)
-
-    @once
-    def api_keys(self) -> ApiKeys:
-        return ApiKeys(self.database)
-
-    @once
-    def key_ring(self) -> RevisionCache[KeyRing]:
-        return RevisionCache(self.api_keys.revision, self.api_keys.key_ring)
-
-    @once
-    def products(self) -> Products:
-        return Products(self.database)
-
-    @once
-    def feeds(self) -> Feeds:
-        return Feeds(self.database)
-
-    @once
-    def catalogue(self) -> RevisionCache[Catalogue]:
-        return RevisionCache(self.products.revision, self.products.catalogue)
-
-    @once
     def facets(self) -> RevisionCache[list[Facet]]:
         """What the products can be filtered by; the catalogue itself is not kept."""
         return RevisionCache(self.products.revision, lambda: facets(self.products.catalogue()))
-
-    @once
-    def duplicates(self) -> Duplicates:
-        return Duplicates(self.database)
 
     @once
     def duplicate_rows(self) -> DuplicateRows:
         """The groups of duplicates as queries collapse them."""
         published = RevisionCache(self.duplicates.revision, self.duplicates.published)
         return DuplicateRows(published.get)
-
-    @once
-    def feedback_log(self) -> FeedbackLog:
-        return FeedbackLog(self.database)
 
     @once
     def feedback_index(self) -> RevisionCache[FeedbackIndex]:
@@ -323,10 +294,6 @@ class Resources:
         return ChangedIndexes(RevisionCache(self.live_changes.revision, self.live_changes.all).get)
 
     @once
-    def live_changes(self) -> LiveChanges:
-        return LiveChanges(self.database)
-
-    @once
     def engines(self) -> Engines:
         """What builds and searches the index."""
         return engines(self.settings, self._owner_of_versions)
@@ -336,10 +303,6 @@ class Resources:
         if self.settings.artifacts_url:
             return self.settings.artifacts_url
         return self.identifier.read("data", create=True).data.id or ""
-
-    @once
-    def indexed_catalogues(self) -> IndexedCatalogues:
-        return IndexedCatalogues(self.catalogue.get)
 
     @once
     def shared_cache(self) -> Cache:
@@ -354,9 +317,7 @@ class Resources:
 
     # Models, and what stands before and behind them
 
-    @once
-    def clip(self) -> Clip:
-        return load_clip(self.settings)
+    clip = once(lambda self: load_clip(self.settings))
 
     @once
     def fingerprint(self) -> Fingerprint:
@@ -439,9 +400,7 @@ class Resources:
 
     # Vectors that need no model
 
-    @once
-    def known_texts(self) -> KnownTexts:
-        return KnownTexts(self.cache, self.fingerprint.id)
+    known_texts = once(lambda self: KnownTexts(self.cache, self.fingerprint.id))
 
     def reusable_vectors(self, *, reuse: bool = True, verify: bool = False) -> KnownVectors:
         """Return what the published version and the cache hold of this process's vectors.

@@ -16,7 +16,7 @@ from pipeline.images.decode import sha256
 from pipeline.settings import Settings
 from workers import resources as module
 from workers.known_vectors import KnownVectors
-from workers.resources import once, process_resources, set_process_resources
+from workers.resources import Once, process_resources, set_process_resources
 
 VECTOR = np.eye(12, dtype=np.float32)[0]
 
@@ -27,11 +27,11 @@ class Model:
     def __init__(self, load: Callable[[], Any]) -> None:
         self.load = load
 
-    @once
+    @Once
     def weights(self) -> Any:
         return self.load()
 
-    @once
+    @Once
     def other(self) -> str:
         return "other"
 
