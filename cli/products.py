@@ -103,6 +103,7 @@ def import_catalogue(
     from pipeline.feeds.read_feed import read_feed
     from pipeline.feeds.staging import Staging
     from pipeline.fetch.feed_file import default_name, require_name
+    from pipeline.store.catalogue_import import import_feed
 
     name = name or default_name(source)
     require_name(name)
@@ -123,8 +124,14 @@ def import_catalogue(
                 file, staging, shown=shown, private=hosts.networks, report=report, **reading
             )
         with work_bar("importing", feed.n_items, as_json) as report:
-            outcome = resources.products.update(
-                feed, dict(types), replace=replace, dry_run=dry_run, origin=origin, report=report
+            outcome = import_feed(
+                resources.database,
+                feed,
+                dict(types),
+                replace=replace,
+                dry_run=dry_run,
+                origin=origin,
+                report=report,
             )
         indexed, stranger = (None, "") if dry_run else _count_indexed(resources, staging)
     if as_json:

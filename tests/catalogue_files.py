@@ -13,7 +13,7 @@ from pipeline.feeds.feed import Feed
 from pipeline.feeds.read_feed import read_feed
 from pipeline.feeds.records import Product
 from pipeline.feeds.staging import Staging
-from pipeline.store.catalogue_import import Outcome
+from pipeline.store.catalogue_import import Outcome, import_feed
 from pipeline.store.products import Products
 
 
@@ -46,7 +46,8 @@ def import_file(
 ) -> tuple[Outcome, Feed]:
     with Staging() as staging:
         feed = read_feed(file, staging, **reading)
-        return products.update(feed, types, replace=replace, dry_run=dry_run), feed
+        database = products._database
+        return import_feed(database, feed, types, replace=replace, dry_run=dry_run), feed
 
 
 def read(file: Path, **reading: Any) -> tuple[list[Product], dict[str, Column], Feed]:

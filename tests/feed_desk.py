@@ -14,6 +14,7 @@ from pipeline.feeds.read_feed import read_feed
 from pipeline.feeds.staging import Staging
 from pipeline.rebuild.plan_feed import plan_fetch
 from pipeline.settings import Settings
+from pipeline.store.catalogue_import import import_feed
 from pipeline.store.feeds import Origin
 from pipeline.store.job import Job
 
@@ -60,7 +61,8 @@ class FeedDesk(InlineWorker):
         with Staging() as staging:
             feed = read_feed(self._file, staging, private=private)
             assert feed.problems.n_warnings == 0, feed.problems.warnings
-            self.resources.products.update(feed, replace=replace, origin=Origin(name, "p.csv"))
+            origin = Origin(name, "p.csv")
+            import_feed(self.resources.database, feed, replace=replace, origin=origin)
 
     def plan_feed(self, name: str = "shop", *, full: bool = False) -> str:
         resources = self.resources

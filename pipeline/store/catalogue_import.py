@@ -52,14 +52,14 @@ class Outcome:
 def import_feed(
     database: Database,
     feed: Feed,
-    types: Mapping[str, Type],
+    types: Mapping[str, Type] | None = None,
     *,
     replace: bool = False,
     dry_run: bool = False,
     origin: Origin | None = None,
     report: Report = no_report,
 ) -> Outcome:
-    """Update the columns that a file has; leave other columns and other products as they are.
+    """Update the columns that a file has, all or nothing; other columns and products stay.
 
     Args:
         types: of columns, named by the user.
@@ -81,7 +81,7 @@ def import_feed(
         feed.problems = copy.deepcopy(problems)  # planning adds to them
         with database.transaction(read_only=True) as tx:
             planned_on = revision(tx, NAME)  # first: what changes while the plan is made spoils it
-            plan = _Plan(tx, feed, types, replace)
+            plan = _Plan(tx, feed, types or {}, replace)
             outcome = plan.make(report)
         if replace and feed.problems.bad_rows:
             raise WrongUse(

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pipeline.feeds.columns import Type
-from pipeline.feeds.feed import Feed, Report, no_report
 from pipeline.names import nfc
 from pipeline.search.product_catalogue import Catalogue
 from pipeline.store.backend import placeholders
 from pipeline.store.catalogue_columns import column_of
-from pipeline.store.catalogue_import import NAME, Outcome, import_feed
+from pipeline.store.catalogue_import import NAME
 from pipeline.store.database import revision
-from pipeline.store.feeds import Origin
 from pipeline.store.repository import Repository
 
 
 class Products(Repository):
-    """Imported products and their facts."""
-
-    def update(
-        self,
-        feed: Feed,
-        types: Mapping[str, Type] | None = None,
-        *,
-        replace: bool = False,
-        dry_run: bool = False,
-        origin: Origin | None = None,
-        report: Report = no_report,
-    ) -> Outcome:
-        """Import a file, all or nothing, see `import_feed`."""
-        return import_feed(
-            self._database,
-            feed,
-            types or {},
-            replace=replace,
-            dry_run=dry_run,
-            origin=origin,
-            report=report,
-        )
+    """Imported products and their facts, see `import_feed`."""
 
     def revision(self) -> int:
         """Return a number that every import changes."""

@@ -98,13 +98,13 @@ def step(name: str, *args: str) -> None:
         from pipeline.feeds.read_feed import read_feed
         from pipeline.feeds.staging import Staging
         from pipeline.fetch.feed_file import download_feed
+        from pipeline.store.catalogue_import import import_feed
         from pipeline.store.feeds import Origin
-        from pipeline.store.products import Products
 
         with download_feed(args[0], settings) as feed, Staging() as staging:
             assert feed is not None
-            outcome = Products(database).update(
-                read_feed(feed.path, staging), origin=Origin("shop", args[0])
+            outcome = import_feed(
+                database, read_feed(feed.path, staging), origin=Origin("shop", args[0])
             )
         assert outcome.urls == 2 * outcome.products
     elif name == "plan_fetch":
