@@ -8,6 +8,7 @@ evaluate` does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 # The card of these weights in another library; the paper's table differs by a few tenths.
 CLIP_CARD = "https://huggingface.co/sentence-transformers/clip-ViT-B-32"
@@ -36,44 +37,30 @@ class KnownModel:
     source: str = ""
 
 
-def _clip(name: str, millions: int, dimension: int, figure: float) -> KnownModel:
-    return KnownModel(
-        name,
-        "CLIP",
-        millions,
-        dimension,
-        True,
-        "English",
-        "MIT",
-        figure,
-        "ImageNet zero-shot top-1",
-        CLIP_CARD,
-    )
-
-
-def _siglip2(name: str, kind: str, millions: int, dimension: int) -> KnownModel:
-    return KnownModel(name, kind, millions, dimension, True, "many", "Apache-2.0")
-
-
-def _dinov2(name: str, millions: int, dimension: int, figure: float) -> KnownModel:
-    return KnownModel(
-        name,
-        "DINOv2",
-        millions,
-        dimension,
-        False,
-        "",
-        "Apache-2.0",
-        figure,
-        "ImageNet k-NN top-1",
-        DINOV2_README,
-    )
-
+_clip = partial(
+    KnownModel,
+    kind="CLIP",
+    has_words=True,
+    languages="English",
+    license="MIT",
+    figure_of="ImageNet zero-shot top-1",
+    source=CLIP_CARD,
+)
+_siglip2 = partial(KnownModel, has_words=True, languages="many", license="Apache-2.0")
+_dinov2 = partial(
+    KnownModel,
+    kind="DINOv2",
+    has_words=False,
+    languages="",
+    license="Apache-2.0",
+    figure_of="ImageNet k-NN top-1",
+    source=DINOV2_README,
+)
 
 KNOWN_MODELS = (
-    _clip("openai/clip-vit-base-patch32", 151, 512, 63.3),
-    _clip("openai/clip-vit-base-patch16", 150, 512, 68.1),
-    _clip("openai/clip-vit-large-patch14", 428, 768, 75.4),
+    _clip("openai/clip-vit-base-patch32", millions_of_weights=151, dimension=512, figure=63.3),
+    _clip("openai/clip-vit-base-patch16", millions_of_weights=150, dimension=512, figure=68.1),
+    _clip("openai/clip-vit-large-patch14", millions_of_weights=428, dimension=768, figure=75.4),
     KnownModel("google/siglip-base-patch16-224", "SigLIP", 203, 768, True, "English", "Apache-2.0"),
     _siglip2("google/siglip2-base-patch16-224", "SigLIP", 375, 768),
     _siglip2("google/siglip2-base-patch16-naflex", "SigLIP 2 NaFlex", 375, 768),
@@ -99,9 +86,9 @@ KNOWN_MODELS = (
         "zero-shot recall@1, products by text (MUGE)",
         CHINESE_CLIP_RESULTS,
     ),
-    _dinov2("facebook/dinov2-small", 22, 384, 79.0),
-    _dinov2("facebook/dinov2-base", 87, 768, 82.1),
-    _dinov2("facebook/dinov2-large", 304, 1024, 83.5),
+    _dinov2("facebook/dinov2-small", millions_of_weights=22, dimension=384, figure=79.0),
+    _dinov2("facebook/dinov2-base", millions_of_weights=87, dimension=768, figure=82.1),
+    _dinov2("facebook/dinov2-large", millions_of_weights=304, dimension=1024, figure=83.5),
     KnownModel(
         "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3 ViT", 86, 768, False, "", "DINOv3"
     ),
