@@ -41,26 +41,16 @@ class Job:
     @classmethod
     def from_row(cls, row: Row) -> Job:
         options = json.loads(row["options"])
-        return cls(
-            id=row["id"],
-            root=row["root"],
-            state=row["state"],
-            stage=row["stage"],
-            plan_done=bool(row["plan_done"]),
-            form=int(options.get("form", FOLDER_FORM)),
-            full=bool(options["full"]),
-            save_preprocessed=bool(options["save_preprocessed"]),
-            left_out=options.get("left_out", {}),  # absent in jobs of older releases
-            fingerprint=row["fingerprint"],
-            fingerprint_summary=row["fingerprint_summary"],
-            base_version=row["base_version"],
-            index_version=row["index_version"],
-            error=row["error"],
-            created_at=row["created_at"],
-            changes_seen=row["changes_seen"],
-            finished_at=row["finished_at"],
-            seconds=max(0.0, row["seconds"]),  # the clock may have been set back meanwhile
-        )
+        facts = {each.name: row[each.name] for each in fields(cls) if each.name in row}
+        facts |= {
+            "plan_done": bool(row["plan_done"]),
+            "form": int(options.get("form", FOLDER_FORM)),
+            "full": bool(options["full"]),
+            "save_preprocessed": bool(options["save_preprocessed"]),
+            "left_out": options.get("left_out", {}),  # absent in jobs of older releases
+            "seconds": max(0.0, row["seconds"]),  # the clock may have been set back meanwhile
+        }
+        return cls(**facts)
 
     @property
     def open(self) -> bool:
