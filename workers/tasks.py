@@ -59,71 +59,64 @@ def find_duplicates(search_id: str) -> None:
 def query_image(
     self: Task, data: bytes, top_k: int, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    resources = process_resources()
-    with _deadline(self, resources), resources.metrics.query("total"):
+    with _deadline(self) as resources, resources.metrics.query("total"):
         return query.query_image(resources, data, top_k, options, query_id=self.request.id)
 
 
 @shared_task(name=routes.CLASSIFY_IMAGE, bind=True, throws=(ImgrecError,))
 def classify_image(self: Task, data: bytes, use_trained: bool = False) -> dict[str, Any]:
-    resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self) as resources:
         return query.classify_image(resources, data, use_trained, query_id=self.request.id)
 
 
 @shared_task(name=routes.IMAGE_VECTOR, bind=True, throws=(ImgrecError,))
 def image_vector(self: Task, data: bytes) -> dict[str, Any]:
-    resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self) as resources:
         return query.image_vector(resources, data, query_id=self.request.id)
 
 
 @shared_task(name=routes.THUMBNAILS, bind=True, throws=(ImgrecError,))
 def thumbnails(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
-    resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self) as resources:
         return product_images.thumbnails(resources, version, filenames)
 
 
 @shared_task(name=routes.PICTURES, bind=True, throws=(ImgrecError,))
 def pictures(self: Task, version: str, filenames: list[str]) -> dict[str, str]:
     """Answer clients that know `thumbnails` by its old name."""
-    resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self) as resources:
         return product_images.thumbnails(resources, version, filenames)
 
 
 @shared_task(name=routes.PRODUCT, bind=True, throws=(ImgrecError,))
 def product(self: Task, product_id: str) -> dict[str, Any]:
-    resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self) as resources:
         return product_images.product(resources, product_id)
 
 
 @shared_task(name=routes.PRODUCT_IMAGE, bind=True, throws=(ImgrecError,))
 def product_image(self: Task, product_id: str, side: int) -> dict[str, Any]:
-    resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self) as resources:
         return product_images.product_image(resources, product_id, side)
 
 
 @shared_task(name=routes.FAILURE_IMAGE, bind=True, throws=(ImgrecError,))
 def failure_image(self: Task, job_id: str, path: str, side: int) -> dict[str, str | None]:
-    resources = process_resources()
-    with _deadline(self, resources):
+    with _deadline(self) as resources:
         return product_images.failure_image(resources, job_id, path, side)
 
 
 @contextmanager
-def _deadline(task: Task, resources: Resources) -> Iterator[None]:
-    """Watch a query, and explain a folder that it may not read.
+def _deadline(task: Task) -> Iterator[Resources]:
+    """Lend the process's resources to a query, watch it, and explain a folder it may not read.
 
     A shard has its lease, a merge no limit, and both the table of `error_policy`.
     """
+    resources = process_resources()
     name = f"{task.name} {task.request.id}"
     with resources.watchdog.deadline(name, resources.settings.hung_after_s):
         try:
-            yield
+            yield resources
         except OSError as error:
             if not is_unavailable(error):
                 raise
