@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.errors import BadImage
 from pipeline.fetch.robots import refused_by
-from pipeline.images.decode_cost import webp_size
+from pipeline.images.decode_cost import require_pixels, webp_size
 from pipeline.images.formats import OTHERS, SUFFIX_OF, readable, unsupported
 from pipeline.outbound import AddressRefused, AnswerRefused, Client, FetchFailed, Response
 
@@ -157,10 +157,10 @@ class _ImageBody:
         if not data:
             raise BadImage("the answer is empty (0 bytes)", "fetch")
         if (size := webp_size(data)) is not None:
-            self._require_pixels(size)
+            require_pixels(size, self._max_pixels)
         try:
             with Image.open(io.BytesIO(data), formats=readable()) as image:
-                self._require_pixels(image.size)
+                require_pixels(image.size, self._max_pixels)
                 return SUFFIX_OF.get(image.format or "", "")
         except BadImage:
             raise
@@ -180,16 +180,7 @@ class _ImageBody:
             except Exception:
                 return  # the header has not come whole, or it stands elsewhere: the end decides
         self._measured = True
-        self._require_pixels(size)
-
-    def _require_pixels(self, size: tuple[int, int]) -> None:
-        width, height = size
-        if width * height > self._max_pixels:
-            raise BadImage(
-                f"the image has {width}x{height} = {width * height:,} pixels, more than "
-                f"MAX_IMAGE_PIXELS ({self._max_pixels:,})",
-                "fetch",
-            )
+        require_pixels(size, self._max_pixels)
 
 
 def _is_iso_image(data: bytes) -> bool:

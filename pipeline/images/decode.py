@@ -30,6 +30,7 @@ from pipeline.images.decode_cost import (
     BYTES_PER_PIXEL,
     decode_cost,
     reject_decompression_bomb,
+    require_pixels,
     webp_size,
 )
 from pipeline.images.formats import readable, unsupported
@@ -196,7 +197,7 @@ def decode_with_warnings(
         return _decode_or_mend(
             data, lambda data: _decode(data, limits, background, side, limits.budget)
         )
-    _require_pixels(declared, limits)
+    require_pixels(declared, limits.max_pixels)
     with limits.budget.reserve(BYTES_PER_PIXEL * declared[0] * declared[1]):
         return _decode_or_mend(
             data, lambda data: _decode(data, limits, background, side, MemoryBudget())
@@ -237,7 +238,7 @@ def _decode(
     except Exception as error:  # Pillow's plugins let through whatever a broken field does to them
         raise _broken(error, data) from error
     with image:
-        _require_pixels(image.size, limits)
+        require_pixels(image.size, limits.max_pixels)
         width, height = image.size
         if min(width, height) < limits.min_side:
             raise BadImage(
@@ -277,15 +278,6 @@ def _is_blank(rgb: Image.Image) -> bool:
     small = rgb.resize((BLANK_SIDE, BLANK_SIDE), Image.Resampling.BOX, reducing_gap=1.0)
     channels = cast(tuple[tuple[int, int], ...], small.getextrema())
     return max(highest - lowest for lowest, highest in channels) <= BLANK_RANGE
-
-
-def _require_pixels(size: tuple[int, int], limits: Limits) -> None:
-    width, height = size
-    if width * height > limits.max_pixels:
-        raise ImageTooLarge(
-            f"the image has {width}x{height} = {width * height:,} pixels, "
-            f"more than MAX_IMAGE_PIXELS ({limits.max_pixels:,})"
-        )
 
 
 def _require_readable_planes(image: Image.Image) -> None:

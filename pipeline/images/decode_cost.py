@@ -7,7 +7,7 @@ import struct
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.errors import BadImage
+from pipeline.errors import BadImage, ImageTooLarge
 
 # Memory at the peak of decoding, measured on files of 21 kinds: 3 to 20 bytes a pixel, the most
 # with alpha, of which five copies are held. Of a progressive JPEG, libjpeg keeps every coefficient
@@ -26,6 +26,20 @@ MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
 MAX_MARKERS = 1000  # before the first scan; a camera writes some twenty
 WITHOUT_LENGTH = bytes([0x00, 0x01, *range(0xD0, 0xDA)])
+
+
+def require_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    """Refuse an image of more pixels.
+
+    Raises:
+        ImageTooLarge.
+    """
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {width}x{height} = {width * height:,} pixels, "
+            f"more than MAX_IMAGE_PIXELS ({max_pixels:,})"
+        )
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
