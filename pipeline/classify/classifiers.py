@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.classify.head import CATEGORY, Head, HeadName, require_features
 from pipeline.classify.head_store import HeadStore
 from pipeline.classify.labels import Labels, Prompts
+from pipeline.embed.embed_images import VectorCache
 from pipeline.embed.fingerprint import Fingerprint
 from pipeline.evaluate.calibration import softmax
 
@@ -41,14 +42,6 @@ class TextEncoder(Protocol):
     def text_warnings(self, texts: Sequence[str]) -> list[str]: ...
 
 
-class TextVectors(Protocol):
-    """Where text vectors are kept by the digest of their prompts; may always be empty."""
-
-    def get(self, digest: str) -> Vectors | None: ...
-
-    def put(self, vectors: dict[str, Vectors]) -> None: ...
-
-
 @dataclass(frozen=True)
 class Guess:
     """The likeliest label and its probability, `certain` from the threshold on."""
@@ -68,7 +61,7 @@ class ZeroShot:
     """Classifies image vectors against labels; asks the model for each text once in its life."""
 
     def __init__(
-        self, encoder: TextEncoder, labels: Labels, cache: TextVectors, min_confidence: float
+        self, encoder: TextEncoder, labels: Labels, cache: VectorCache, min_confidence: float
     ) -> None:
         self._encoder = encoder
         self._labels = labels
@@ -187,7 +180,7 @@ class Trained:
         return best(head.classes, head.confidences(vector), self._min_confidence)
 
 
-def text_matrix(prompts: Prompts, encoder: TextEncoder, cache: TextVectors) -> Vectors:
+def text_matrix(prompts: Prompts, encoder: TextEncoder, cache: VectorCache) -> Vectors:
     """Return one row a label, (n, d) float32: the normalised mean of its prompts' embeddings.
 
     The mean of unit vectors is the prompt ensembling of CLIP (https://arxiv.org/abs/2103.00020,

@@ -54,7 +54,7 @@ class Encoder(Protocol):
 
 
 class VectorCache(Protocol):
-    """Vectors by content hash: those of the published version, then those of the shared cache."""
+    """Vectors by the digest of an image or of prompts; may always be empty."""
 
     def get(self, digest: str) -> Vector | None: ...
 
