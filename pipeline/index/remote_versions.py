@@ -21,7 +21,6 @@ from pipeline.errors import (
     Conflict,
     IndexBroken,
     IndexMissing,
-    NotFound,
     ObjectConflict,
     ObjectMissing,
 )
@@ -182,10 +181,6 @@ class RemoteVersions(VersionStore):
     def _verify_target(self, version: Version) -> None:
         """Leave it to `point_to`, which asks the store: digests are compared by those who fetch."""
 
-    def count(self) -> int:
-        """Count the versions, with those whose manifest cannot be read."""
-        return sum(1 for _ in self._names())
-
     def _names(self) -> Iterator[str]:
         for each in self._store.objects(f"{VERSIONS}/"):
             name = each.key.removeprefix(f"{VERSIONS}/").removesuffix(".json")
@@ -236,10 +231,6 @@ class RemoteVersions(VersionStore):
                     f"The store {self._store.name} lacks the file {name} of {version.name}: roll "
                     "back to another version or rebuild."
                 )
-
-    def _not_found(self, name: str) -> NotFound:
-        names = ", ".join(version.name for version in self.versions()) or "none"
-        return NotFound(f"There is no index version {name!r}. Available versions: {names}.")
 
     # -- what queries of this host use -------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import re
 import shutil
 import uuid
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -325,8 +325,7 @@ class VersionStore:
             NotFound: no such version. IndexBroken: its files do not fit together.
         """
         if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
-            names = ", ".join(version.name for version in self.versions()) or "none"
-            raise NotFound(f"There is no index version {name!r}. Available versions: {names}.")
+            raise self._not_found(name)
         folder = self.folder / name
         try:
             manifest = _manifest(folder)
@@ -348,17 +347,23 @@ class VersionStore:
                 "'imgrec index rollback VERSION' or rebuild."
             ) from error
 
+    def _not_found(self, name: str) -> NotFound:
+        names = ", ".join(version.name for version in self.versions()) or "none"
+        return NotFound(f"There is no index version {name!r}. Available versions: {names}.")
+
     def count(self) -> int:
         """Count the versions, with those whose manifest cannot be read."""
-        return sum(1 for each in self.folder.iterdir() if NAME.fullmatch(each.name))
+        return sum(1 for _ in self._names())
+
+    def _names(self) -> Iterator[str]:
+        return (each.name for each in self.folder.iterdir() if NAME.fullmatch(each.name))
 
     def versions(self) -> list[Version]:
         """Return all versions whose manifest can be read, oldest first."""
         if not self.folder.is_dir():
             return []
-        names = [child.name for child in self.folder.iterdir() if NAME.fullmatch(child.name)]
         versions = []
-        for name in sorted(names, key=number):
+        for name in sorted(self._names(), key=number):
             folder = self.folder / name
             # A damaged one, or one that is being pruned, must not hide the others.
             with contextlib.suppress(OSError, ValueError):
@@ -419,10 +424,8 @@ class VersionStore:
         manifest = sealed(workspace, manifest, shared or {})
         for name, facts in manifest["files"].items():
             self._digests.note(workspace / name, facts["sha256"])
-        reserved = [
-            number(child.name) for child in self.folder.iterdir() if NAME.fullmatch(child.name)
-        ]
-        folder = self.folder / f"v{max(reserved, default=0) + 1:04d}"
+        n = max(map(number, self._names()), default=0) + 1
+        folder = self.folder / f"v{n:04d}"
         workspace.rename(folder)
         sync_folder(self.folder)
         return Version(folder, manifest, _sealed_ns(folder))
