@@ -225,27 +225,22 @@ def _opened(address: Address) -> Library:
         "read_timeout": timedelta(seconds=SILENCE_S),
         "timeout": timedelta(seconds=TRANSFER_S),
     }
+    options: Any = {"client_options": client, "retry_config": retry}
     prefix = address.prefix or None
     match address.scheme:
         case "s3":
-            options = _s3_options()
+            options |= _s3_options()
             client["allow_http"] = options.get("endpoint", "").lower().startswith("http://")
-            return S3Store(
-                address.bucket, prefix=prefix, client_options=client, retry_config=retry, **options
-            )
+            return S3Store(address.bucket, prefix=prefix, **options)
         case "gs":
-            return GCSStore(
-                address.bucket, prefix=prefix, client_options=client, retry_config=retry
-            )
+            return GCSStore(address.bucket, prefix=prefix, **options)
         case "az":
             endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT", "")
             client["allow_http"] = endpoint.startswith("http://")
-            return AzureStore(
-                address.bucket, prefix=prefix, client_options=client, retry_config=retry
-            )
+            return AzureStore(address.bucket, prefix=prefix, **options)
         case _:
             client["allow_http"] = address.scheme == "http"
-            return HTTPStore.from_url(str(address), client_options=client, retry_config=retry)
+            return HTTPStore.from_url(str(address), **options)
 
 
 def _s3_options() -> dict[str, Any]:
