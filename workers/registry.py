@@ -11,10 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-
 from pipeline.store.identity import Identity
-from pipeline.store.redis_client import PREFIX, connect, server_time, trouble
+from pipeline.store.redis_client import PREFIX, connect, explained, server_time
 
 WORKERS = f"{PREFIX}workers"
 UNKNOWN_JOB = f"{PREFIX}unknown-job:"
@@ -71,13 +69,10 @@ class WorkerRegistry:
         Raises:
             ServerUnavailable: Redis does not answer.
         """
-        try:
-            with closing(connect(self._redis_url, TIMEOUT_S)) as client:
-                pipe = client.pipeline(transaction=False)
-                queue_read(pipe)
-                return parse_read(pipe.execute(), limit_s)
-        except redis.RedisError as error:
-            raise trouble(self._redis_url, error) from error
+        with explained(self._redis_url), closing(connect(self._redis_url, TIMEOUT_S)) as client:
+            pipe = client.pipeline(transaction=False)
+            queue_read(pipe)
+            return parse_read(pipe.execute(), limit_s)
 
     def report_unknown_job(self, job_id: str, sentence: str) -> None:
         """Tell whoever waits for a job that a worker does not find it.
@@ -94,11 +89,8 @@ class WorkerRegistry:
         Raises:
             ServerUnavailable: Redis does not answer.
         """
-        try:
-            with closing(connect(self._redis_url, TIMEOUT_S)) as client:
-                sentence: Any = client.get(f"{UNKNOWN_JOB}{job_id}")
-        except redis.RedisError as error:
-            raise trouble(self._redis_url, error) from error
+        with explained(self._redis_url), closing(connect(self._redis_url, TIMEOUT_S)) as client:
+            sentence: Any = client.get(f"{UNKNOWN_JOB}{job_id}")
         return None if sentence is None else sentence.decode(errors="replace")
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import redis
 
 from pipeline.images.decode import DECODING
-from pipeline.store.redis_client import PREFIX, trouble
+from pipeline.store.redis_client import PREFIX, explained, trouble
 from pipeline.vector_bytes import Vector, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Cache:
             ServerUnavailable: the cache's server does not answer.
         """
         self.flush()
-        with _translate_errors(self._url):
+        with explained(self._url, SETTING):
             stats: Any = self._redis.hgetall(STATS)
             since = float(stats[b"since"]) if b"since" in stats else None
             return since, [self._describe(kind, stats) for kind in KINDS]
@@ -126,7 +126,7 @@ class Cache:
         Raises:
             ServerUnavailable: the cache's server does not answer.
         """
-        with _translate_errors(self._url):
+        with explained(self._url, SETTING):
             stats: Any = self._redis.hgetall(STATS)
         return {
             kind: (
@@ -145,7 +145,7 @@ class Cache:
             ServerUnavailable: the cache's server does not answer.
         """
         gone = 0
-        with _translate_errors(self._url):
+        with explained(self._url, SETTING):
             for each in KINDS if kind is None else (kind,):
                 for keys in self._keys(each):
                     gone += int(self._redis.unlink(*keys))
@@ -269,15 +269,6 @@ class NoCache:
 
     def pipelined(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-@contextmanager
-def _translate_errors(url: str) -> Iterator[None]:
-    """Turn what redis raises into the sentence about a cache that does not answer."""
-    try:
-        yield
-    except redis.RedisError as error:
-        raise trouble(url, error, SETTING) from error
 
 
 def result_key(version: str, fingerprint: str, digest: str, parameters: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -175,6 +175,15 @@ def trouble(url: str, error: BaseException | None, setting: str = "REDIS_URL") -
         or f"{what} does not answer at {without_password(url)}: {start}, or correct the address "
         f"in {setting}."
     )
+
+
+@contextmanager
+def explained(url: str, setting: str = "REDIS_URL") -> Iterator[None]:
+    """Raise what redis-py raises as a sentence, see `trouble`."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise trouble(url, error, setting) from error
 
 
 def _sentence(url: str, error: BaseException | None, setting: str) -> str | None:
