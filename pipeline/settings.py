@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     ByteSize,
     Field,
     ValidationError,
@@ -56,6 +57,12 @@ def _parse_size(value: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
 
 
 Size = Annotated[ByteSize, WrapValidator(_parse_size)]
+DatabaseUrl = Annotated[str, AfterValidator(database_address)]
+RedisUrl = Annotated[str, AfterValidator(lambda url: redis_address(url) if url else url)]
+VectorUrl = Annotated[str, AfterValidator(lambda url: vector_address(url) if url else url)]
+VectorUrls = Annotated[
+    str, AfterValidator(lambda urls: ",".join(map(vector_address, vector_addresses(urls))))
+]
 
 
 class Settings(BaseSettings):
@@ -186,12 +193,12 @@ class Settings(BaseSettings):
         description="Folders and stores that workers may read images from, separated by `:`, e.g. "
         "`/data/products:s3://shop/photos`; empty: the folder or store of any job",
     )
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         "sqlite:///./data/app.db",
         description="Database of jobs, product data and feedback: `sqlite:///FILE` or "
         "`postgresql://USER:PASSWORD@HOST/NAME`",
     )
-    vector_url: str = Field(
+    vector_url: VectorUrl = Field(
         "",
         description="Server that searches the vectors: `postgresql://USER:PASSWORD@HOST/NAME`, a "
         "PostgreSQL with pgvector 0.8.4 or later, or `milvus://HOST:19530/DATABASE`, over TLS "
@@ -205,17 +212,17 @@ class Settings(BaseSettings):
         ge=1,
         description="Copies of an index that Milvus holds in the memory of its query nodes",
     )
-    vector_read_urls: str = Field(
+    vector_read_urls: VectorUrls = Field(
         "",
         description="Replicas of the PostgreSQL at `VECTOR_URL` that answer queries in turns, "
         "separated by commas; empty: the primary answers",
     )
-    redis_url: str = Field(
+    redis_url: RedisUrl = Field(
         "redis://127.0.0.1:6379/0",
         description="Redis of the queues and results, which must not evict keys; `rediss://` is "
         "Redis over TLS, where `?ssl_ca_certs=FILE` names your own certificate authority",
     )
-    cache_url: str = Field(
+    cache_url: RedisUrl = Field(
         "", description="Redis of the shared cache; empty: the one at `REDIS_URL`"
     )
 
@@ -486,26 +493,6 @@ class Settings(BaseSettings):
         if not all(0 <= channel <= 255 for channel in value):
             raise ValueError("three numbers from 0 to 255 are required, e.g. 255,255,255")
         return value
-
-    @field_validator("database_url")
-    @classmethod
-    def _known_database(cls, value: str) -> str:
-        return database_address(value)
-
-    @field_validator("vector_url")
-    @classmethod
-    def _known_engine(cls, value: str) -> str:
-        return vector_address(value) if value else value
-
-    @field_validator("vector_read_urls")
-    @classmethod
-    def _known_replicas(cls, value: str) -> str:
-        return ",".join(vector_address(url) for url in vector_addresses(value))
-
-    @field_validator("redis_url", "cache_url")
-    @classmethod
-    def _known_redis(cls, value: str) -> str:
-        return redis_address(value) if value else value
 
     @field_validator("image_url_hosts", "webhook_hosts")
     @classmethod
