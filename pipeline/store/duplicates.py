@@ -15,12 +15,13 @@ from pipeline.store.repository import Repository
 NAME = "duplicates"  # of the revision
 KEEP = 5  # finished searches
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
-FACTS = (
-    "id, index_version, threshold, state, images, looked_at, error, created_at, finished_at, "
-    "attempts"
-)
 # The lease has ended, or is from before the database's clock was set back; see queries.sql.
 LEFT = "(lease_until < now_s() OR lease_until > now_s() + 7200)"
+COLUMNS = (
+    "id, index_version, threshold, state, images, looked_at, error, created_at, finished_at, "
+    f"attempts, CASE WHEN state = 'planned' OR (state = 'running' AND {LEFT}) "
+    "THEN 1 ELSE 0 END AS is_stale"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Duplicates(Repository):
         search_id = f"d{secrets.token_hex(6)}"
         with self._database.transaction() as tx:
             rows = tx.rows(
-                f"SELECT {_columns()} FROM duplicate_searches WHERE index_version = ? "
+                f"SELECT {COLUMNS} FROM duplicate_searches WHERE index_version = ? "
                 "AND state <> 'failed' AND COALESCE(threshold, 9) = ? "
                 "ORDER BY created_at DESC, id LIMIT 1",
                 (index_version, 9.0 if threshold is None else threshold),
@@ -81,7 +82,7 @@ class Duplicates(Repository):
             if not rows:
                 rows = tx.rows(
                     "INSERT INTO duplicate_searches (id, index_version, threshold, state, "
-                    f"created_at) VALUES (?, ?, ?, 'planned', now_s()) RETURNING {_columns()}",
+                    f"created_at) VALUES (?, ?, ?, 'planned', now_s()) RETURNING {COLUMNS}",
                     (search_id, index_version, threshold),
                 )
         return Search.from_row(rows[0])
@@ -92,7 +93,7 @@ class Duplicates(Repository):
         Raises:
             NotFound: there is none.
         """
-        rows = self._read(f"SELECT {_columns()} FROM duplicate_searches WHERE id = ?", (search_id,))
+        rows = self._read(f"SELECT {COLUMNS} FROM duplicate_searches WHERE id = ?", (search_id,))
         if not rows:
             raise NotFound(f"There is no search for duplicates {search_id[:50]!r}.")
         return Search.from_row(rows[0])
@@ -100,7 +101,7 @@ class Duplicates(Repository):
     def newest(self) -> Search | None:
         """Return the search that was begun last, whatever became of it."""
         rows = self._read(
-            f"SELECT {_columns()} FROM duplicate_searches ORDER BY created_at DESC, id LIMIT 1"
+            f"SELECT {COLUMNS} FROM duplicate_searches ORDER BY created_at DESC, id LIMIT 1"
         )
         return Search.from_row(rows[0]) if rows else None
 
@@ -110,7 +111,7 @@ class Duplicates(Repository):
             "UPDATE duplicate_searches SET state = 'running', owner = ?, looked_at = 0, "
             "attempts = attempts + 1, lease_until = now_s() + ? WHERE id = ? "
             f"AND (state = 'planned' OR (state = 'running' AND {LEFT})) "
-            f"RETURNING {_columns()}",
+            f"RETURNING {COLUMNS}",
             (owner, lease_s, search_id),
         )
         return Search.from_row(rows[0]) if rows else None
@@ -194,10 +195,3 @@ class Duplicates(Repository):
     def revision(self) -> int:
         """Return a number that every finished search and every decision changes."""
         return self._database.revision(NAME)
-
-
-def _columns() -> str:
-    return (
-        f"{FACTS}, CASE WHEN state = 'planned' OR (state = 'running' AND {LEFT}) "
-        "THEN 1 ELSE 0 END AS is_stale"
-    )
