@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing, suppress
 
 from redis import RedisError
 
@@ -58,10 +59,6 @@ class ConsumerWatchdog:
 
 
 def _answers(redis_url: str) -> bool:
-    client = connect(redis_url, 3)
-    try:
+    with suppress(RedisError, OSError), closing(connect(redis_url, 3)) as client:
         return bool(client.ping())
-    except (RedisError, OSError):
-        return False
-    finally:
-        client.close()
+    return False
