@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pipeline.duplicates.result import SearchResult
 from pipeline.errors import ImgrecError, JobFailed, NotFound, ServerUnavailable
 from pipeline.images.roots import open_reader
 from pipeline.store.duplicates import Search
-from pipeline.store.heartbeat import HOST
+from pipeline.store.heartbeat import HOST, new_owner
 from workers.dispatch import require_names
 from workers.error_policy import describe
 from workers.lease import LeaseLost, Stopped
@@ -38,7 +37,7 @@ RENEW_S = LEASE_S / 5  # a block of images of a slow store may take longer than 
 def find_duplicates(resources: Resources, search_id: str) -> None:
     """Do a search that nobody works at; harmless to send any number of times."""
     require_names(search_id)
-    owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
+    owner = new_owner()
     search = resources.duplicates.claim(search_id, owner, LEASE_S)
     if search is None:
         return

@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable
 
 from PIL import Image
@@ -21,7 +20,7 @@ from pipeline.failpoints import failpoint
 from pipeline.images.decode import encode_jpeg
 from pipeline.images.formats import SUFFIXES
 from pipeline.images.roots import open_reader
-from pipeline.store.heartbeat import HOST
+from pipeline.store.heartbeat import new_owner
 from pipeline.store.job import Job
 from pipeline.store.shards import Claim, StageTimings
 from workers.after_error import after_shard_error
@@ -78,8 +77,7 @@ def _claim(resources: Resources, job: Job, n: int) -> Claim | None:
     ):
         failpoint("embed.before_claim")
         _load(resources, job)
-        owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
-        claim = resources.jobs.shards.claim(job.id, n, owner, settings.lease_s)
+        claim = resources.jobs.shards.claim(job.id, n, new_owner(), settings.lease_s)
     if claim is not None:
         failpoint("embed.after_claim")
     return claim

@@ -7,7 +7,6 @@ is recorded when its file is stored, so whoever continues a shard begins where t
 from __future__ import annotations
 
 import logging
-import uuid
 from collections import Counter
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from pipeline.fetch.image import download
 from pipeline.fetch.turns import HostLimits
 from pipeline.images.fetched import fetched_store
 from pipeline.store.feeds import FetchedUrl
-from pipeline.store.heartbeat import HOST
+from pipeline.store.heartbeat import new_owner
 from pipeline.store.job import Job
 from pipeline.store.shards import Claim
 from workers.after_error import after_shard_error
@@ -48,7 +47,7 @@ def _fetch_shard(resources: Resources, job: Job, n: int) -> None:
     claim = None
     try:
         job.require_known_form()
-        owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
+        owner = new_owner()
         claim = resources.jobs.shards.claim(job.id, n, owner, resources.settings.lease_s, "fetch")
         if claim is None:
             return

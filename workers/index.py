@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from functools import partial
 
 from filelock import Timeout
@@ -15,7 +14,7 @@ from filelock import Timeout
 from pipeline.errors import ObjectConflict, SetupError
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.merge import Merged, merge
-from pipeline.store.heartbeat import HOST
+from pipeline.store.heartbeat import HOST, new_owner
 from pipeline.store.job import Job, MergeClaim
 from workers.after_error import carry_out
 from workers.dispatch import require_names
@@ -52,8 +51,7 @@ def _claim(resources: Resources, job_id: str) -> MergeClaim | None:
         log.error("The merge of job %s is left alone: %s", job_id, error)
         resources.jobs.set_waiting_reason(job_id, str(error))
         return None
-    owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
-    return resources.jobs.claim_merge(job_id, owner, resources.settings.lease_s)
+    return resources.jobs.claim_merge(job_id, new_owner(), resources.settings.lease_s)
 
 
 def _merge(resources: Resources, claim: MergeClaim) -> None:

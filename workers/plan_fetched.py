@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from functools import partial
 
 from pipeline.errors import ServerUnavailable, UnknownJob
 from pipeline.failpoints import failpoint
 from pipeline.rebuild.plan import PLAN_LEASES
 from pipeline.rebuild.plan_feed import plan_fetched
-from pipeline.store.heartbeat import HOST
+from pipeline.store.heartbeat import HOST, new_owner
 from pipeline.store.job import PlanClaim
 from pipeline.store.shards import PlanLost
 from workers.after_error import carry_out
@@ -30,8 +29,7 @@ def plan(resources: Resources, job_id: str) -> None:
     claim = None
     try:
         jobs.get(job_id).require_known_form()
-        owner = f"{HOST}:{uuid.uuid4().hex[:8]}"
-        claim = jobs.claim_plan(job_id, owner, PLAN_LEASES * resources.settings.lease_s)
+        claim = jobs.claim_plan(job_id, new_owner(), PLAN_LEASES * resources.settings.lease_s)
         if claim is None:
             return
         given_up = give_up(_attempt(resources, claim))

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,11 @@ class HeartbeatStatus:
                 "and it has given none since"
             )
         return f"no heartbeat for {self.age_s:.0f} s" if self.age_s > STALE_S else ""
+
+
+def new_owner() -> str:
+    """Return a name for one claim of work by a process of this host."""
+    return f"{HOST}:{uuid.uuid4().hex[:8]}"
 
 
 def read_heartbeats(folder: Path, host: str = HOST) -> list[HeartbeatStatus]:
