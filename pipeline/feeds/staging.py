@@ -228,14 +228,11 @@ class Staging:
         urls: Sequence[tuple[str, int, str]],
     ) -> None:
         """Note the rows of one product that are to be written."""
-        execute = self._connection.execute
-        execute("INSERT INTO planned_products VALUES (?, ?)", (product_id, facts))
-        for variant in variants:
-            execute("INSERT INTO planned_variants VALUES (?, ?, ?, ?)", variant)
-        for path in paths:
-            execute("INSERT INTO planned_paths VALUES (?, ?)", path)
-        for url in urls:
-            execute("INSERT INTO planned_urls VALUES (?, ?, ?)", url)
+        insert = self._connection.executemany
+        insert("INSERT INTO planned_products VALUES (?, ?)", [(product_id, facts)])
+        insert("INSERT INTO planned_variants VALUES (?, ?, ?, ?)", variants)
+        insert("INSERT INTO planned_paths VALUES (?, ?)", paths)
+        insert("INSERT INTO planned_urls VALUES (?, ?, ?)", urls)
 
     def planned(self, table: str) -> Iterator[list[tuple[Any, ...]]]:
         """Yield the rows that are to be written to a table, some at a time."""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import redis
@@ -128,13 +129,7 @@ class Cache:
         """
         with explained(self._url, SETTING):
             stats: Any = self._redis.hgetall(STATS)
-        return {
-            kind: (
-                int(stats.get(f"{kind}.hits".encode(), 0)),
-                int(stats.get(f"{kind}.misses".encode(), 0)),
-            )
-            for kind in KINDS
-        }
+        return {kind: _hits_and_misses(stats, kind) for kind in KINDS}
 
     def clear(self, kind: str | None = None) -> int:
         """Delete what is kept, of a kind or of all; return the number of keys.
@@ -167,18 +162,12 @@ class Cache:
                     continue  # gone meanwhile
                 count, size = count + 1, size + int(n_bytes)
                 ages.append(max(0.0, self._ttl_s[kind] - max(0, left_ms) / 1000))
-        hits, misses = (int(stats.get(f"{kind}.{n}".encode(), 0)) for n in ("hits", "misses"))
         oldest, newest = max(ages, default=None), min(ages, default=None)
-        return KindFacts(kind, count, size, oldest, newest, hits, misses)
+        return KindFacts(kind, count, size, oldest, newest, *_hits_and_misses(stats, kind))
 
     def _keys(self, kind: str) -> Iterator[list[bytes]]:
-        batch: list[bytes] = []
-        for key in self._redis.scan_iter(match=f"{CACHE}:{kind}:*", count=KEYS_AT_ONCE):
-            batch.append(key)
-            if len(batch) >= KEYS_AT_ONCE:
-                yield batch
-                batch = []
-        if batch:
+        keys = self._redis.scan_iter(match=f"{CACHE}:{kind}:*", count=KEYS_AT_ONCE)
+        while batch := list(islice(keys, KEYS_AT_ONCE)):
             yield batch
 
     def _get(self, kind: str, name: str) -> bytes | None:
@@ -269,6 +258,11 @@ class NoCache:
 
     def pipelined(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def _hits_and_misses(stats: Any, kind: str) -> tuple[int, int]:
+    hits, misses = (int(stats.get(f"{kind}.{name}".encode(), 0)) for name in ("hits", "misses"))
+    return hits, misses
 
 
 def result_key(version: str, fingerprint: str, digest: str, parameters: dict[str, Any]) -> str:
