@@ -8,6 +8,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,20 +47,12 @@ def cut(images: Iterable[Item], shard_size: int) -> Iterator[list[Item]]:
     Holds at most `MIN_SHARDS * shard_size` images at a time.
     """
     stream = iter(images)
-    head: list[Item] = []
-    for image in stream:
-        head.append(image)
-        if len(head) > MIN_SHARDS * shard_size:
-            break
+    head = list(islice(stream, MIN_SHARDS * shard_size + 1))
     size = shard_size
     if len(head) <= MIN_SHARDS * shard_size:
         size = min(shard_size, max(SMALLEST_SHARD, math.ceil(len(head) / MIN_SHARDS)))
-    for start in range(0, len(head), size):
-        piece = head[start : start + size]
-        while len(piece) < size and (image_or_none := next(stream, None)) is not None:
-            piece.append(image_or_none)
-        yield piece
-    while piece := [image for _, image in zip(range(size), stream, strict=False)]:
+    stream = chain(head, stream)
+    while piece := list(islice(stream, size)):
         yield piece
 
 
