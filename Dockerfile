@@ -25,10 +25,10 @@ WORKDIR /app
 # The dependencies alone, so that a change of the code does not install torch again.
 COPY pyproject.toml constraints.txt constraints-cpu.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-e = p['optional-dependencies']; print(*p['dependencies'], *e['$EXTRA'], *e['web'], sep='\n')" > /tmp/needs.txt
+e = p['optional-dependencies']; print(*p['dependencies'], *e['$EXTRA'], *e['web'], *e['milvus'], *e['parquet'], sep='\n')" > /tmp/needs.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     set -- --disable-pip-version-check -r /tmp/needs.txt -c constraints.txt; \
-    if [ -n "$TORCH_INDEX" ]; then set -- "$@" --extra-index-url "$TORCH_INDEX"; fi; \
+    if [ "$EXTRA" = cpu ] && [ -n "$TORCH_INDEX" ]; then set -- "$@" --extra-index-url "$TORCH_INDEX"; fi; \
     if [ "$EXTRA" = cpu ]; then set -- "$@" -c constraints-cpu.txt; fi; \
     pip install "$@" || { \
     echo "The install failed. If pip named an nvidia-... or cuda-... conflict: this platform's default"; \

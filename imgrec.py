@@ -89,7 +89,7 @@ def main() -> None:
         sys.exit(
             f"Error: the file {os.path.join(ROOT, path)} of imgrec was replaced or deleted by "
             f"{others}: install the two into environments of their own, and mend this one with "
-            "'pip install --force-reinstall --no-deps imgrec'."
+            "'pip install --force-reinstall --no-deps FOLDER', where FOLDER is imgrec's checkout."
         )
     if __name__ == "__main__" and sys.argv[1:2] == ["celery"]:
         from workers.celery_app import run_celery

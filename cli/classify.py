@@ -55,7 +55,7 @@ def classify(
         if use_trained and not any(
             attribute["source"] == "trained" for attribute in answer["attributes"]
         ):
-            echo_err(f"No trained models found for category: {answer['category']['label']}")
+            echo_err(f"Error: No trained models found for category: {answer['category']['label']}")
         show_classes(answer, as_json)
     elif as_json:
         print_json({"query_id": pending.query_id})

@@ -41,7 +41,8 @@ SEND_AGAIN_S = 15.0  # a worker that merges an index has no time meanwhile; sent
     type=Score(),
     default=AUTO,
     show_default=True,
-    help="Lowest score of a pair; auto: pairs that are far closer than their other neighbors.",
+    help="Lowest score of a pair; auto: pairs that are much closer to each other than to their "
+    "other neighbors.",
 )
 @click.option(
     "--keep",

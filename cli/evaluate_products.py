@@ -78,8 +78,8 @@ def _published_folder(wiring: Wiring) -> Path:
         ) from error
     if not Path(root).is_dir():
         raise WrongUse(
-            f"The published index was built from {root}, which is no folder of this machine: name "
-            "one, imgrec evaluate FOLDER --products FILE."
+            f"The published index was built from {root}, which is not a folder on this "
+            "machine. Name the catalogue: 'imgrec evaluate FOLDER --products FILE'."
         )
     return Path(root)
 

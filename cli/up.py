@@ -83,7 +83,7 @@ def down(wiring: Wiring) -> None:
     """Stop what 'imgrec up --detach' started."""
     run = wiring.settings.run_dir
     if not _is_running(run):
-        echo_err("Nothing is running here.")
+        echo_err(f"'imgrec up' is not running for {wiring.settings.data_dir}.")
         return
     pid = _pid(run)
     os.kill(pid, signal.SIGTERM)

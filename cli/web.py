@@ -10,7 +10,7 @@ from cli.output import echo_err
 from cli.wiring import Wiring, pass_wiring
 from pipeline.errors import SetupError
 
-# What `pip install 'imgrec[web]'` adds, by the names of its modules.
+# What the extra `web` adds, by the names of its modules.
 EXTRA = (
     "fastapi",
     "h11",
@@ -45,7 +45,8 @@ def web(wiring: Wiring, host: str, port: int) -> None:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         raise SetupError(
-            f"{error.name} is not installed: run `pip install 'imgrec[web]'`."
+            f"{error.name} is not installed: install imgrec with the extra 'web', `pip install "
+            "'.[web]'` in its folder."
         ) from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     serve(wiring.resources, host, port, lambda url: echo_err(f"{SERVING}{url}. Ctrl-C stops it."))

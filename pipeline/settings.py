@@ -6,6 +6,7 @@ from the fields and their descriptions below; a test compares them.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from functools import lru_cache
@@ -56,6 +57,7 @@ def _parse_size(value: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
     return size
 
 
+SECRET_PREFIX = "whsec_"  # of Standard Webhooks, before a key in base64
 Size = Annotated[ByteSize, WrapValidator(_parse_size)]
 DatabaseUrl = Annotated[str, AfterValidator(database_address)]
 RedisUrl = Annotated[str, AfterValidator(lambda url: redis_address(url) if url else url)]
@@ -271,7 +273,7 @@ class Settings(BaseSettings):
     keep_jobs: int = Field(
         1000,
         ge=1,
-        description="Number of ended rebuilds that `imgrec jobs` lists; older ones are deleted",
+        description="Number of ended rebuilds that are kept; older ones are deleted",
     )
     keep_job_rows: int = Field(
         1_000_000,
@@ -384,8 +386,8 @@ class Settings(BaseSettings):
     fetch_hosts: str = Field(
         "*",
         description="Hosts that feeds and their images may be fetched from, as in "
-        "`IMAGE_URL_HOSTS`; `*`, also if empty, is every host with a public address, and "
-        "`*,10.1.0.0/16` a private network as well",
+        "`IMAGE_URL_HOSTS`; `*` or empty: every host with a public address; "
+        "`*,10.1.0.0/16` also allows that private network",
     )
     fetch_connections: int = Field(
         4,
@@ -437,8 +439,8 @@ class Settings(BaseSettings):
     )
     webhook_secret: str = Field(
         "",
-        description="Secret that signs webhooks, at least 24 characters; required with "
-        "`WEBHOOK_HOSTS`",
+        description="Secret that signs webhooks, at least 24 characters, e.g. `whsec_` and the "
+        "base64 of 32 random bytes; required with `WEBHOOK_HOSTS`",
     )
     metrics_host: str = Field(
         "127.0.0.1",
@@ -519,6 +521,11 @@ class Settings(BaseSettings):
     def _long_secret(cls, value: str) -> str:
         if value and len(value) < 24:
             raise ValueError("at least 24 characters are required")
+        if value.startswith(SECRET_PREFIX):
+            try:
+                base64.b64decode(value.removeprefix(SECRET_PREFIX), validate=True)
+            except ValueError:
+                raise ValueError(f"base64 is required behind {SECRET_PREFIX}") from None
         return value
 
     @property

@@ -12,6 +12,7 @@ from pipeline.index.versions import Version
 from web import schemas
 from web.access import Admin, Searcher
 from web.context import Web, web_of
+from web.problems import public_sentence
 from web.responses import problems
 from workers import rollback as rollbacks
 from workers.routes import QUERY
@@ -25,7 +26,7 @@ NO_FIELDS = schemas.RollbackBody(version=None)
 def current(request: Request, client: Searcher) -> dict[str, Any]:
     """Describe the published index version."""
     version = web_of(request).resources.versions.current()
-    return version_object(version, version.name)
+    return _public(version_object(version, version.name))
 
 
 @router.get("/versions", response_model=schemas.VersionList, responses=problems(503))
@@ -33,7 +34,10 @@ def versions(request: Request, client: Admin) -> dict[str, Any]:
     """List the index versions that are kept, oldest first."""
     store = web_of(request).resources.versions
     name = store.current_name()
-    return {"current": name, "versions": [version_object(v, name) for v in store.versions()]}
+    return {
+        "current": name,
+        "versions": [_public(version_object(each, name)) for each in store.versions()],
+    }
 
 
 @router.post(
@@ -47,6 +51,11 @@ async def rollback(
     """Publish an earlier version again, as its rebuild made it."""
     old, new, undone = await roll_back(web_of(request), body.version)
     return {"from": old, "to": new.name, "undone": undone}
+
+
+def _public(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return a version's facts without the folder of a model on this server."""
+    return {**facts, "made_with": public_sentence(str(facts["made_with"]))}
 
 
 async def roll_back(web: Web, version: str | None) -> tuple[str | None, Version, int]:

@@ -105,5 +105,5 @@ def serve_metrics(host: str, port: int) -> NoMetrics:
         reason = error.strerror or str(error)
         log.error("METRICS_PORT: no metrics are served on %s:%d: %s.", host, port, reason)
     except ImportError as error:
-        log.error("METRICS_PORT: %s is not installed: pip install 'imgrec[web]'.", error.name)
+        log.error("METRICS_PORT: %s is not installed, see the extra 'web'.", error.name)
     return NoMetrics()

@@ -15,7 +15,7 @@ import time
 
 from pipeline.allowed_hosts import AllowedHosts
 from pipeline.outbound import AddressRefused, Client, FetchFailed
-from pipeline.settings import Settings
+from pipeline.settings import SECRET_PREFIX, Settings
 from pipeline.store.job_object import job_object
 from workers.dispatch import require_names
 from workers.resources import Resources
@@ -72,9 +72,14 @@ def send_webhook(resources: Resources, job_id: str) -> None:
 
 
 def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """Sign a message as Standard Webhooks does: HMAC-SHA256 of id, time and body."""
+    """Sign a message as Standard Webhooks does: HMAC-SHA256 of id, time and body.
+
+    The key is what a secret encodes in base64 behind `whsec_`, or else the secret itself.
+    """
     signed = f"{message_id}.{timestamp}.".encode() + body
-    digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
+    encoded = secret.removeprefix(SECRET_PREFIX)
+    key = secret.encode() if encoded == secret else base64.b64decode(encoded)
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
 

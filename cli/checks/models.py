@@ -31,13 +31,13 @@ def device(context: CheckContext) -> str:
         if choice == "auto" and shutil.which("nvidia-smi"):
             raise CheckFailed(
                 f"an NVIDIA driver is installed, but torch {version('torch')} finds no GPU",
-                "nvidia-smi and pip install 'imgrec[gpu]', or set DEVICE=cpu in .env",
+                "nvidia-smi, and install imgrec with the extra 'gpu'; or set DEVICE=cpu in .env",
             )
         return f"DEVICE={choice}: no GPU found, {threads}"
     if settings.use_bg_removal and not sees_gpu():
         raise CheckFailed(
             f"{gpu_name()} is used for embeddings, but onnxruntime does not find it",
-            "pip uninstall onnxruntime onnxruntime-gpu && pip install 'imgrec[gpu]'",
+            "pip uninstall onnxruntime onnxruntime-gpu, and install imgrec with the extra 'gpu'",
         )
     return f"{gpu_name()} is used"
 

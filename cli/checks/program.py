@@ -14,6 +14,7 @@ def program(context: CheckContext) -> str:
     if path := imgrec.replaced_file():
         raise CheckFailed(
             f"the file {path} below {imgrec.ROOT} was replaced or deleted by another package",
-            "pip install --force-reinstall --no-deps imgrec, in an environment of its own",
+            "pip install --force-reinstall --no-deps FOLDER, where FOLDER is imgrec's checkout, in "
+            "an environment of its own",
         )
     return f"imgrec {version('imgrec')} in {imgrec.ROOT}, Python {platform.python_version()}"

@@ -37,7 +37,8 @@ CHECKS = (
     Check(
         "background removal",
         models.removal,
-        "make weights, or set USE_BG_REMOVAL=false in .env",
+        "make weights, and set REMBG_MODEL=u2netp and U2NET_HOME=models/u2net in .env; or "
+        "USE_BG_REMOVAL=false",
         applies=models.background_is_removed,
     ),
     Check("index", published_index.index),

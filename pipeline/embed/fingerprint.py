@@ -32,7 +32,9 @@ class Fingerprint:
     @property
     def summary(self) -> str:
         spec = self.description["preprocessing"]
-        removal = f"background removal by {spec['rembg_model']}" if spec["rembg_model"] else "uncut"
+        removal = (
+            f"background removal by {spec['rembg_model']}" if spec["rembg_model"] else "original"
+        )
         size = "x".join(str(side) for side in spec["size"])
         return f"{self.description['model']} on {removal} {size} images [{self.id}]"
 

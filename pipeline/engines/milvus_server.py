@@ -101,8 +101,8 @@ def _pymilvus() -> Any:
         import pymilvus
     except ImportError as error:
         raise SetupError(
-            "pymilvus is not installed: run `pip install 'imgrec[milvus]'`, or leave VECTOR_URL "
-            "empty."
+            "pymilvus is not installed: install imgrec with the extra 'milvus', `pip install "
+            "'.[milvus]'` in its folder, or leave VECTOR_URL empty."
         ) from error
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # each error becomes a sentence
     return pymilvus

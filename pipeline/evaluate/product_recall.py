@@ -182,8 +182,8 @@ def require_products(photos: Sequence[Photo], products: Sequence[str], table: Pa
         if photo.product_id not in known:
             raise WrongUse(
                 f"'{table}', line {photo.line}: no image of the catalogue belongs to product "
-                f"{quote(photo.product_id)}. A product is named like its image without the suffix, "
-                "or as it was imported."
+                f"{quote(photo.product_id)}. A product's id is the path of its image below the "
+                "products folder without the suffix, or the imported id."
             )
 
 

@@ -45,8 +45,9 @@ def _batches(file: Path) -> Iterator[Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise SetupError(
-            "pyarrow, which reads Parquet files, is not installed. Install it with 'pip install "
-            "imgrec[parquet]', or export the table as CSV or JSON Lines."
+            "pyarrow, which reads Parquet files, is not installed: install imgrec with the extra "
+            "'parquet', `pip install '.[parquet]'` in its folder, or export the table as CSV or "
+            "JSON Lines."
         ) from error
     try:
         with pyarrow.parquet.ParquetFile(file) as table:

@@ -489,7 +489,8 @@ def _faiss(threads: int = 0) -> Any:
         import faiss
     except ImportError as error:
         raise SetupError(
-            "faiss is not installed: run `pip install 'imgrec[cpu]'` or `'imgrec[gpu]'`."
+            "faiss is not installed: install imgrec with the extra 'cpu' or 'gpu', `pip install "
+            "'.[cpu]'` in its folder."
         ) from error
     if threads:
         faiss.omp_set_num_threads(threads)

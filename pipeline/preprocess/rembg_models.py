@@ -31,7 +31,7 @@ def session_class(model: str) -> Any:
     Raises:
         SetupError: rembg or onnxruntime is not installed, or rembg does not know the model.
     """
-    for package, install in (("rembg", "rembg"), ("onnxruntime", "'imgrec[cpu]' or 'imgrec[gpu]'")):
+    for package, install in (("rembg", "rembg"), ("onnxruntime", "'.[cpu]' or '.[gpu]'")):
         if find_spec(package) is None:
             raise SetupError(
                 f"{package} is not installed: run `pip install {install}`, {OR_WITHOUT}."

@@ -135,7 +135,7 @@ def _product_vector(product_id: str, indexed: IndexedCatalogue) -> Vector:
     vector = indexed.vector_of(product_id)
     if vector is None:
         raise NotFound(
-            f"Index {indexed.version.name} has no product '{product_id}': a product is named like "
-            "its image without the suffix, or as it was imported."
+            f"Index {indexed.version.name} has no product '{product_id}'. A product's id is the "
+            "path of its image below the products folder without the suffix, or the imported id."
         )
     return vector

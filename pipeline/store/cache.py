@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CACHE = f"{PREFIX}cache"
 STATS = f"{CACHE}:stats"
-SETTING = "CACHE_URL, or in REDIS_URL where that is empty"
+SETTING = "CACHE_URL (if it is empty: REDIS_URL)"
 KINDS = ("vectors", "results", "texts")
 PAUSE_S = 15  # after an error the server is left alone for so long
 KEYS_AT_ONCE = 1000

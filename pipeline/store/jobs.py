@@ -210,7 +210,7 @@ class Jobs(Repository):
         rows = self._read(QUERIES["get_job"], {"job_id": job_id})
         if not rows:
             raise UnknownJob(
-                f"There is no job {job_id!r}: 'imgrec jobs' lists the newest KEEP_JOBS of them."
+                f"There is no job {job_id!r}: 'imgrec jobs --limit 1000' lists the newest."
             )
         return Job.from_row(rows[0])
 

@@ -176,7 +176,7 @@ def test_json_is_one_object_on_stdout(shop: LiveStack) -> None:
 
 
 def test_down_and_health_say_that_nothing_runs(shop: LiveStack) -> None:
-    assert "Nothing is running here" in shop.imgrec("down").stderr
+    assert "'imgrec up' is not running for" in shop.imgrec("down").stderr
     done = shop.imgrec("health", "query")
     assert done.returncode == 1
     assert "No worker of queue 'query'" in done.stderr

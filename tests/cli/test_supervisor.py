@@ -341,7 +341,7 @@ def test_up_runs_once_a_data_folder(inline_worker: InlineWorker, imgrec: Run) ->
             assert done.code == 2
             assert "'imgrec up' is already running" in done.err
             assert "4711" in done.err
-    assert "Nothing is running here" in imgrec("down").err  # a pid file alone means nothing
+    assert "'imgrec up' is not running for" in imgrec("down").err  # a pid file alone means nothing
 
 
 SUPERVISOR = """

@@ -211,7 +211,7 @@ ZERO_SHOT = {"name": "color", "label": "red", "confidence": 0.9, "source": "zero
 @pytest.mark.parametrize(
     ("options", "source", "sentence"),
     [
-        (["--use-trained"], "zero-shot", "No trained models found for category: shoe\n"),
+        (["--use-trained"], "zero-shot", "Error: No trained models found for category: shoe\n"),
         (["--use-trained"], "trained", ""),
         ([], "zero-shot", ""),
     ],

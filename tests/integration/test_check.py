@@ -154,7 +154,7 @@ def test_a_gpu_that_is_there_and_not_used_is_a_failure(
         CheckFailed, match=r"an NVIDIA driver is installed, but torch .* finds no GPU"
     ) as found:
         models.device(context_of(settings))
-    assert "imgrec[gpu]" in found.value.next
+    assert "the extra 'gpu'" in found.value.next
     left_alone = settings.model_copy(update={"device": "cpu"})
     assert models.device(context_of(left_alone)).startswith("DEVICE=cpu: no GPU found")
 

@@ -155,7 +155,7 @@ def test_another_package_that_was_installed_over_ours_is_named(
     assert "the other program" not in done.stdout
     assert f"Error: the file {installed / file} of imgrec was replaced or deleted" in done.stderr
     assert ("click_tools" in done.stderr) == (other == "installed")
-    assert "pip install --force-reinstall --no-deps imgrec" in done.stderr
+    assert "pip install --force-reinstall --no-deps FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
 
 

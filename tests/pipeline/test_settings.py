@@ -153,6 +153,16 @@ def test_a_path_begins_at_home_where_it_begins_with_a_tilde(
     assert settings.labels_file == str(folder / "home" / "l.toml")
 
 
+def test_a_secret_of_standard_webhooks_is_base64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEBHOOK_SECRET", "whsec_hunter2hunter2hunter2!")
+    with pytest.raises(WrongUse, match="base64 is required behind whsec_") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("WEBHOOK_SECRET", "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIy")
+    load_settings.cache_clear()
+    assert load_settings().webhook_secret.startswith("whsec_")
+
+
 @pytest.mark.parametrize(
     "name", ["CUTOUT_CACHE_BYTES", "MAX_IMAGE_BYTES", "WORKER_MAX_MEMORY", "INDEX_MEMORY"]
 )

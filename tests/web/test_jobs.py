@@ -22,6 +22,7 @@ from web_stand import WebServer, start_web
 
 from pipeline.images.failure import Failure
 from web.jobs import failures_csv
+from workers.webhooks import signature
 
 SECRET = "a secret of more than 24 characters"
 
@@ -218,6 +219,13 @@ def test_a_webhook_hears_of_the_end_signed_and_again_after_an_error(
         signed = f"job_{job_id}.{headers['webhook-timestamp']}.".encode() + body
         digest = hmac.new(SECRET.encode(), signed, hashlib.sha256).digest()
         assert headers["webhook-signature"] == f"v1,{base64.b64encode(digest).decode()}"
+
+
+def test_a_webhook_is_signed_with_the_key_that_libraries_read_in_the_secret() -> None:
+    key = bytes(range(32))
+    secret = f"whsec_{base64.b64encode(key).decode()}"
+    digest = hmac.new(key, b"job_1.5.{}", hashlib.sha256).digest()
+    assert signature(secret, "job_1", 5, b"{}") == f"v1,{base64.b64encode(digest).decode()}"
 
 
 @pytest.mark.parametrize(

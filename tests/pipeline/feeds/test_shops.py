@@ -363,5 +363,5 @@ def test_without_pyarrow_a_parquet_file_is_a_sentence(
     from pipeline.errors import SetupError
 
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(SetupError, match=r"pip install imgrec\[parquet\]"):
+    with pytest.raises(SetupError, match=r"pip install '.\[parquet\]'"):
         read(write(tmp_path, "a.parquet", "PAR1"))
