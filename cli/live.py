@@ -28,6 +28,7 @@ from workers.routes import IMAGE_VECTOR, QUERY
 
 if TYPE_CHECKING:
     from pipeline.images.new_images import NewImages
+    from workers.resources import Resources
 
 
 @click.command()
@@ -56,9 +57,7 @@ def add(
     resources = wiring.resources
     resources.require_agreement_of_running((QUERY,), "database", "data")
     images = new_images(resources)
-    settings = wiring.settings
-    limits = Limits.of(settings)
-    source = _Photos(images, product, limits, settings.preprocess_bg_color)
+    source = _Photos(resources, images, product)
     read = [source.read(photo) for photo in photos]
     if len({each.path for each in read}) < len(read):
         raise WrongUse("Two of the photos have the same name: rename one.")
@@ -119,26 +118,31 @@ class _Photo:
 class _Photos:
     """Reads photos of one product, one at a time: they may be many and large."""
 
-    def __init__(
-        self, images: NewImages, product: str, limits: Limits, background: tuple[int, int, int]
-    ) -> None:
-        self._images, self._product = images, product
-        self._limits, self._background = limits, background
+    def __init__(self, resources: Resources, images: NewImages, product: str) -> None:
+        self._resources, self._images, self._product = resources, images, product
+        self._limits = Limits.of(resources.settings)
+        self._background = resources.settings.preprocess_bg_color
 
     def read(self, name: str) -> _Photo:
         """Read and verify a photo.
 
         Raises:
             BadImage: naming the photo. WrongUse: no file can be named after it or its product.
+            Conflict: it shows another product of the index.
         """
         from pipeline.images.new_images import image_path
+        from workers.live_changes import require_owner
 
         try:
             data = self._bytes(name)
             message = message_image(data, self._limits, self._background)
         except BadImage as error:
             raise BadImage(f"The image '{name}' cannot be used: {error}.", error.stage) from error
-        path = self._images.path_of(name) or image_path(self._product, Path(name).name, data)
+        path = self._images.path_of(name)
+        if path is not None:
+            require_owner(self._resources, self._product, path)
+        else:
+            path = image_path(self._product, Path(name).name, data)
         return _Photo(name, path, message, sha256(data))
 
     def data(self, photo: _Photo) -> bytes:

@@ -75,6 +75,8 @@ def up(wiring: Wiring, embed_workers: int, detach: bool, web: bool, host: str, p
         ) from error
     options = ["--embed-workers", str(embed_workers)]
     _detach(run, [*options, *(["--web", "--host", host, "--port", str(port)] if web else [])])
+    if web:
+        echo_err(f"The page: http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 @click.command()

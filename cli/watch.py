@@ -94,7 +94,10 @@ def wait_for_job(
     except (KeyboardInterrupt, SettingsDiffer, TimedOut):
         if work is not None:
             work.stop()
-            echo_err(f"Stopped. 'imgrec status {job_id} --wait --local' continues the job.")
+            echo_err(
+                f"Stopped. 'imgrec status {job_id} --wait --local' continues the job, and so do "
+                f"workers that run; 'imgrec cancel {job_id}' cancels it."
+            )
         else:
             echo_err(
                 f"The job continues. 'imgrec status {job_id}' shows its progress, 'imgrec cancel "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import NotFound, WrongUse, quote
+from pipeline.errors import Conflict, NotFound, WrongUse, quote
 from pipeline.images.find import ImageFile
 from pipeline.images.new_images import NewImages, open_new_images
 from pipeline.index.live_changes import (
@@ -38,6 +38,24 @@ def require_product_id(product_id: str) -> None:
     """
     if why := wrong_product_id(product_id):
         raise WrongUse(f"No product can have the id {quote(product_id)}: {why}.")
+
+
+def require_owner(resources: Resources, product_id: str, path: str) -> None:
+    """Refuse a photo of the index that shows another product.
+
+    Raises:
+        Conflict: naming both, with the way to give it to this one.
+    """
+    current = resources.versions.current()
+    if not _changed(current, resources.live_changes.all()).has_path(path):
+        return
+    catalogue = resources.indexed_catalogues.of(current, at_once=True).catalogue
+    owner = catalogue.product_of(path)
+    if owner != nfc(product_id):
+        raise Conflict(
+            f"The photo {path} shows product {quote(owner)} in the index. To have it show "
+            f"{quote(product_id)}, import a table with the columns product_id and image."
+        )
 
 
 def add_image(

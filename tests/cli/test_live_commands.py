@@ -114,6 +114,22 @@ def test_a_photo_that_is_there_is_not_added_to_a_product_without_a_name(
     assert not shop.resources.live_changes.all().images
 
 
+def test_a_photo_of_another_product_stays_its_own(
+    shop: InlineWorker, imgrec: Run, photo: Path
+) -> None:
+    there = shop.toy.root / "kind0" / "04.png"
+    done = imgrec("add", there, "--product", "lamp")
+    assert done.code == 2
+    assert "kind0/04.png shows product 'kind0/04' in the index" in done.err
+    assert imgrec("add", there, "--product", "kind0/04").code == 0
+    assert imgrec("add", photo, "--product", "lamp").code == 0
+    assert imgrec("add", shop.toy.root / "lamp/photo.png", "--product", "lamp").code == 0
+    done = imgrec("add", shop.toy.root / "lamp/photo.png", "--product", "chair")
+    assert done.code == 2
+    assert "shows product 'lamp'" in done.err
+    assert ask(shop, there)[0] == ("kind0/04.png", "kind0/04")
+
+
 def test_a_running_worker_sees_a_change(shop: InlineWorker, imgrec: Run, photo: Path) -> None:
     data = photo.read_bytes()
     before = query.query_image(shop.resources, data, 1)

@@ -55,6 +55,7 @@ def test_up_starts_again_what_dies_isolates_a_poisonous_image_and_leaves_nothing
     try:
         done = stack.imgrec(*command, **switches)
         assert done.returncode == 0, done.stderr
+        assert f"The page: http://127.0.0.1:{port}\n" in done.stderr
         assert get(f"http://127.0.0.1:{port}/healthz") == b'{"status":"ok"}'
         assert json.loads(get(f"http://127.0.0.1:{port}/readyz"))["missing"] == ["index"]
         for number in range(3):

@@ -156,6 +156,7 @@ def test_a_person_logs_in_is_told_what_is_missing_and_logs_out(
     ):
         page.goto("/?text=shoe")
         expect(page.get_by_label("API key")).to_be_focused()
+        assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_contain_text("not a valid key")
