@@ -31,7 +31,7 @@ HEAD = Head(
     temperature=0.5,
     classes=("red", "blue"),
     fingerprint="f" * 16,
-    made_with="a model on uncut 224x224 images",
+    made_with="a model on original 224x224 images",
     accuracy=0.9,
     images=20,
 )
@@ -259,7 +259,7 @@ def test_a_head_of_another_model_s_features_is_refused_with_both_named() -> None
     mine = Fingerprint("e" * 16, {"model": "another model", "preprocessing": preprocessing})
     with pytest.raises(FingerprintMismatch) as caught:
         require_features(HEAD, NAME, mine, 3)
-    for words in (HEAD.made_with, "another model on uncut", "imgrec train --category shoe"):
+    for words in (HEAD.made_with, "another model on original", "imgrec train --category shoe"):
         assert words in str(caught.value)
     with pytest.raises(HeadBroken, match="takes vectors of 3 dimensions, but the model's have 4"):
         require_features(HEAD, NAME, replace(mine, id=HEAD.fingerprint), 4)

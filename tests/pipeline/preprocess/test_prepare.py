@@ -130,7 +130,7 @@ def test_missing_onnxruntime_names_the_extra_that_brings_it(
     monkeypatch.setattr(
         rembg_models, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
     )
-    with pytest.raises(SetupError, match=r"onnxruntime is not installed.*imgrec\[cpu\]"):
+    with pytest.raises(SetupError, match=r"onnxruntime is not installed.*'\.\[cpu\]'"):
         load_remover(removal("u2net"), threads=1)
 
 
