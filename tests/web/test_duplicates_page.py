@@ -54,8 +54,12 @@ def screenshot(page: Page, name: str) -> None:
 def test_groups_are_searched_for_shown_and_taken_apart(page: Page, web: WebServer) -> None:
     page.goto("/duplicates")
     page.get_by_role("button", name="Search v0001 for duplicates").click()
-    page.get_by_role("link", name="Show the groups").click(timeout=60_000)
-    expect(page.get_by_text(EVIL).first).to_be_visible()
+    # A search that ends at once is over before its page is shown.
+    ended, groups = page.get_by_role("link", name="Show the groups"), page.get_by_text(EVIL)
+    expect(ended.or_(groups).first).to_be_visible(timeout=60_000)
+    if ended.is_visible():
+        ended.click()
+    expect(groups.first).to_be_visible()
     group = page.locator("section", has_text=EVIL)
     expect(group.get_by_text("Identical")).to_be_visible()
     shown = group.locator(".tile img").first
