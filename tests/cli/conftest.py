@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from inline_worker import InlineWorker
 
+from cli import query_client
 from cli.main import main
 from cli.wiring import Wiring
 from pipeline.settings import load_settings
+from workers import query
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,18 @@ def imgrec(
 
     yield run
     load_settings.cache_clear()
+
+
+@pytest.fixture
+def answers_here(inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> InlineWorker:
+    """A worker of this process that answers what `imgrec add` asks a query worker."""
+
+    class Answered:
+        def __init__(self, wiring: Any, task: str, args: tuple[Any, ...], *_: Any) -> None:
+            self._args = args
+
+        def answer(self) -> dict[str, Any]:
+            return query.image_vector(inline_worker.resources, *self._args)
+
+    monkeypatch.setattr(query_client, "PendingQuery", Answered)
+    return inline_worker

@@ -14,7 +14,6 @@ import pytest
 from inline_worker import InlineWorker
 from PIL import Image
 
-from cli import query_client
 from pipeline.rebuild.retry import plan_retry
 from workers import product_images, query
 from workers.live_changes import remove_images
@@ -23,19 +22,11 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def shop(inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch) -> InlineWorker:
+def shop(answers_here: InlineWorker) -> InlineWorker:
     """A published shop whose query worker is this process."""
 
-    class Answered:
-        def __init__(self, wiring: Any, task: str, args: tuple[Any, ...], *_: Any) -> None:
-            self._args = args
-
-        def answer(self) -> dict[str, Any]:
-            return query.image_vector(inline_worker.resources, *self._args)
-
-    monkeypatch.setattr(query_client, "PendingQuery", Answered)
-    inline_worker.rebuild()
-    return inline_worker
+    answers_here.rebuild()
+    return answers_here
 
 
 @pytest.fixture

@@ -12,41 +12,31 @@ import pytest
 from inline_worker import InlineWorker
 from PIL import Image
 
-from cli import query_client
 from pipeline.errors import SetupError
 from pipeline.store.cache import Cache
-from workers import query
 
 Run = Callable[..., Any]
 
 
 @pytest.fixture
 def shop(
-    inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    answers_here: InlineWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> InlineWorker:
     """A published shop, a table of it and a photo; its cache and query worker are this process."""
 
-    class Answered:
-        def __init__(self, wiring: Any, task: str, args: tuple[Any, ...], *_: Any) -> None:
-            self._args = args
-
-        def answer(self) -> dict[str, Any]:
-            return query.image_vector(inline_worker.resources, *self._args)
-
-    monkeypatch.setattr(query_client, "PendingQuery", Answered)
     monkeypatch.setattr(
-        inline_worker.toy,
+        answers_here.toy,
         "embed_texts",
         lambda texts: np.ones((len(texts), 8), np.float32),
         raising=False,
     )
     monkeypatch.setattr(Cache, "describe", lambda self: (None, []))
     monkeypatch.chdir(tmp_path)
-    inline_worker.rebuild()
+    answers_here.rebuild()
     Path("products.csv").write_text("product_id,price\nkind0/04,3\n")
     pixels = np.random.default_rng(9).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.png")
-    return inline_worker
+    return answers_here
 
 
 @pytest.mark.parametrize(
